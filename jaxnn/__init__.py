@@ -1,0 +1,45 @@
+"""Neural networks as pure functions in JAX, with every gradient derived twice: by hand and by `jax.grad`.
+
+The names here are the ones a script needs; the rest is reached by its module: `jaxnn.losses.mse`,
+`jaxnn.initializers`, `jaxnn.schedules`, `jaxnn.metrics`, `jaxnn.data`.
+"""
+
+from jaxnn import data, initializers, losses, metrics, schedules
+from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
+from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
+from jaxnn.combinators import (
+    leaf_layers,
+    map_layers,
+    mlp,
+    named,
+    ordered_leaves,
+    parallel,
+    repeat,
+    residual,
+    serial,
+    share,
+)
+from jaxnn.layers import activation, dense, flatten, reshape, softmax
+from jaxnn.optimizers import adam, apply_updates, sgd
+from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
+from jaxnn.training import DivergenceError, evaluate, fit, predict
+from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
+
+__all__ = [
+    # records
+    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "EpochResult",
+    # layers
+    "dense", "activation", "flatten", "reshape", "softmax",
+    # activations
+    "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
+    # combinators
+    "serial", "mlp", "named", "residual", "parallel", "repeat", "share", "map_layers", "leaf_layers", "ordered_leaves",
+    # gradients
+    "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
+    # optimizers
+    "sgd", "adam", "apply_updates",
+    # training
+    "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError",
+    # modules
+    "data", "initializers", "losses", "metrics", "schedules",
+]  # fmt: skip

@@ -1,0 +1,227 @@
+"""The shared checks and their wording; keys, the stable name hash, input shapes and tree paths.
+
+A message says what, where, what was expected, what came, and what to do. Shapes and dtypes are static, so
+these checks cost nothing under `jit` and always run; values are looked at only where data enters on the host.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.types import DType, InShape, Key, Shape, Tree
+
+MAX_REPORTED = 5  # mismatches listed before "and n more"
+
+
+# ---------------------------------------------------------------- errors that know where they happened
+
+
+class LayerError(ValueError):
+    """A layer's complaint about its input or parameters. Layers do not know their names: combinators add the path."""
+
+    def __init__(self, kind: str, complaint: str, *, about_params: bool = False) -> None:
+        super().__init__(f"{kind} {complaint}")
+        self.complaint, self.about_params = complaint, about_params
+
+
+@contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Puts the layer's path in front of an error that comes from below."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        path = [name, *getattr(error, "layer_path", [])] if name else getattr(error, "layer_path", [])
+        message = getattr(error, "layer_message", None)
+        if message is None:
+            message = f" {error.complaint}" if isinstance(error, LayerError) else f": {error}"
+        if path:
+            error.args = (f"layer '{'/'.join(path)}'{message}",)
+        error.layer_path, error.layer_message = path, message  # type: ignore[union-attr]
+        raise
+
+
+# ---------------------------------------------------------------- numbers given by the user
+
+
+def whole_number(what: str, value: Any, *, least: int) -> int:
+    """Returns value as an int if it is a whole number ≥ least."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{what} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, got {value!r}")
+    return int(value)
+
+
+def number(
+    what: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    below: float = math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> float:
+    """Returns value as a float if it is finite, `least ≤ value < below` and `above < value ≤ most`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number < below and above < number <= most):
+        lower = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
+        upper = f"below {below:g}" if below < math.inf else f"at most {most:g}"
+        limits = [text for text in (lower, upper) if "inf" not in text]
+        raise ValueError(f"{what} must be {' and '.join(limits) or 'finite'}, got {value!r}")
+    return number
+
+
+def as_key(key: Any) -> Key:
+    """A PRNG key from a typed key, a raw `PRNGKey`, or an integer seed, which may be a traced scalar."""
+    if isinstance(key, Integral) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    if isinstance(key, jax.Array):
+        if key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+        if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
+            return jax.random.key(key)
+        if key.dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
+            return jax.random.wrap_key_data(key)
+    shown = f"{key.dtype} array of shape {key.shape}" if hasattr(key, "dtype") else repr(key)
+    raise TypeError(f"key must be jax.random.key(seed) or an integer seed, got {shown}")
+
+
+def name_hash(name: str) -> int:
+    """A 32-bit hash of a name that is the same in every process, for `jax.random.fold_in`."""
+    return zlib.crc32(name.encode())
+
+
+def layer_key(rng: Key | None, name: str) -> Key | None:
+    """The key of the layer called name; None where there is no randomness."""
+    return None if rng is None else jax.random.fold_in(as_key(rng), name_hash(name))
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def is_floating(x: Any) -> bool:
+    """True for a float array, of any precision."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def accumulator(dtype: DType) -> DType:
+    """The dtype in which sums over many values are taken: at least float32."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")
+
+
+def input_spec(in_shape: InShape, dtype: DType, batch: int = 1) -> Tree:
+    """What `forward` will be given: `in_shape` with a batch axis in front, as jax.ShapeDtypeStructs."""
+    if isinstance(in_shape, (tuple, list)) and all(
+        isinstance(size, Integral) and not isinstance(size, bool) for size in in_shape
+    ):
+        for size in in_shape:
+            whole_number(f"each size of in_shape {tuple(in_shape)}", size, least=1)
+        return jax.ShapeDtypeStruct((batch, *(int(size) for size in in_shape)), dtype)
+    specs = jax.tree.leaves(in_shape)
+    if not specs or not all(isinstance(spec, jax.ShapeDtypeStruct) for spec in specs):
+        raise TypeError(
+            "in_shape must be a tuple of sizes without the batch axis, or jax.ShapeDtypeStructs "
+            f"where inputs are not float, got {in_shape!r}"
+        )
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype), in_shape)
+
+
+def example_shape(x: Tree) -> InShape:
+    """The `in_shape` of a batch: without the batch axis; a plain tuple for one float array."""
+    leaves = jax.tree.leaves(x)
+    if len(leaves) == 1 and leaves[0] is x and is_floating(x):
+        return tuple(x.shape[1:])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+
+
+def features(kind: str, x: Any, *, at_least: int = 2) -> Shape:
+    """The shape of x if it is a float array [N, …, D]; errors blame the input."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise LayerError(kind, f"expects one array, got {type(x).__name__}")
+    if x.ndim < at_least:
+        axes = "[N, D]" if at_least == 2 else "with the batch axis first"
+        raise LayerError(
+            kind, f"expects x {axes}, got x of shape {x.shape}: add the batch axis, x[None] for one example"
+        )
+    if not is_floating(x):
+        raise LayerError(kind, f"expects float features, got {x.dtype}: convert with x.astype('float32')")
+    return tuple(x.shape)
+
+
+def static_spec(tree: Tree) -> tuple[Any, Any]:
+    """Structure, shapes and dtypes of a tree, hashable: a key for what depends on nothing else."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def spec_tree(spec: tuple[Any, Any]) -> Tree:
+    """The tree of jax.ShapeDtypeStructs that `static_spec` describes."""
+    structure, leaves = spec
+    return structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+
+
+def batch_size(what: str, tree: Tree) -> int:
+    """N, the size of the first axis of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{what} holds no arrays")
+    sizes = {path_name(path): (leaf.shape[0] if leaf.ndim else None) for path, leaf in leaves}
+    if None in sizes.values():
+        raise ValueError(f"{what} needs a batch axis, got a scalar")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{what}: the leaves differ in batch size: {sizes}")
+    return int(next(iter(sizes.values())) or 0)
+
+
+# ---------------------------------------------------------------- trees
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """`dense_0/w` for a tree path."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def describe(leaf: Any) -> str:
+    """`float32[784, 30]`."""
+    return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" if hasattr(leaf, "dtype") else repr(leaf)
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def same_shapes(what: str, got: Tree, expected: Tree, advice: str) -> None:
+    """Raises ValueError with the first paths at which two trees differ, and both shapes there."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (got, expected)]
+    if structures[0] == structures[1] and _shapes(got) == _shapes(expected):
+        return
+    ours, theirs = named_leaves(expected), named_leaves(got)
+    lines = []
+    for path in dict.fromkeys([*ours, *theirs]):
+        wanted, came = (list(jnp.shape(tree[path])) if path in tree else None for tree in (ours, theirs))
+        where = path or "the array"
+        if came is None:
+            lines.append(f"{where}: expected {wanted}, missing")
+        elif wanted is None:
+            lines.append(f"{where}: not expected, got {came}")
+        elif wanted != came:
+            lines.append(f"{where}: expected {wanted}, got {came}")
+    if not lines:  # the same leaves in other containers
+        lines.append(f"expected {structures[1]}, got {structures[0]}")
+    more = [f"and {len(lines) - MAX_REPORTED} more"] if len(lines) > MAX_REPORTED else []
+    raise ValueError("\n  ".join([f"{what}; {advice}", *lines[:MAX_REPORTED], *more]))
+
+
+def _shapes(tree: Tree) -> list[Shape]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

@@ -1,0 +1,284 @@
+"""Where weights begin: each initialiser keeps the size of signals, or of δs, the same from layer to layer.
+
+Every public name but `fans` is a factory, called with parentheses, that returns an initialiser
+`(key, shape, dtype=float32) -> array`; equal calls give the same one:
+
+    >>> import jax
+    >>> glorot_uniform()(jax.random.key(0), (784, 30)).shape
+    (784, 30)
+
+Kernels are [in, out] (dense) or [*spatial, in, out] (convolution); their entries have mean 0 and
+
+    name                              variance
+    glorot_uniform, glorot_normal     2 / (fan_in + fan_out)
+    he_uniform(λ), he_normal(λ)       2 / ((1 + λ²) fan_in)
+    lecun_uniform, lecun_normal       1 / fan_in
+    uniform(a), normal(σ)             a²/3, σ²
+
+The normal ones are plain normals, not truncated. Draws are made in at least float32 and then cast, so that a
+float16 network begins where its float32 twin does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import as_key, number, whole_number
+from jaxnn.types import Array, DType, Initializer, Key, Shape
+
+__all__ = [
+    "fans",
+    "zeros",
+    "constant",
+    "normal",
+    "uniform",
+    "glorot_uniform",
+    "glorot_normal",
+    "he_uniform",
+    "he_normal",
+    "lecun_uniform",
+    "lecun_normal",
+    "orthogonal",
+]
+
+Draw: TypeAlias = Callable[[Key, Shape, DType, float], Array]  # (key, shape, dtype, scale) -> array
+UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance
+
+
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """(fan_in, fan_out): the inputs that an output of this kernel sees, the outputs that an input reaches.
+
+    Dense [in, out]: (in, out). Convolution [*spatial, in, out]: the same times the number of taps, ∏ spatial.
+
+    Raises:
+        ValueError: if the shape has fewer than two axes, or an empty one.
+
+    >>> fans((784, 30)), fans((5, 5, 3, 20))
+    ((784, 30), (75, 500))
+    """
+    if len(shape) < 2:
+        raise ValueError(
+            f"initializers: a kernel is [in, out] or [*spatial, in, out], got shape {tuple(shape)}, which "
+            "has no fan_in and fan_out; use zeros(), normal(std) or uniform(limit)"
+        )
+    *spatial, n_in, n_out = (whole_number(f"each size of the kernel {tuple(shape)}", n, least=1) for n in shape)
+    taps = math.prod(spatial)
+    return taps * n_in, taps * n_out
+
+
+# ---------------------------------------------------------------- without fans
+
+
+def zeros() -> Initializer:
+    """All zeros, as for biases. The key is not used.
+
+    >>> print(zeros()(None, (3,)))
+    [0. 0. 0.]
+    """
+    return constant(0.0)
+
+
+def constant(value: float) -> Initializer:
+    """All entries equal to `value`. The key is not used.
+
+    Raises:
+        ValueError: if the value is not finite.
+
+    >>> print(constant(0.1)(None, (3,)))
+    [0.1 0.1 0.1]
+    """
+    return _constant(number("initializers.constant: value", value))
+
+
+def normal(std: float = 1.0) -> Initializer:
+    """Independent draws from N(0, std²), not truncated.
+
+    Raises:
+        ValueError: if std is negative or not finite.
+
+    >>> print(f"{normal(0.01)(jax.random.key(0), (100, 100)).std():.3f}")
+    0.010
+    """
+    return _fixed(_normal, number("initializers.normal: std", std, least=0.0))
+
+
+def uniform(limit: float = 1.0) -> Initializer:
+    """Independent draws from U[−limit, limit); the standard deviation is limit/√3.
+
+    Raises:
+        ValueError: if the limit is negative or not finite.
+
+    >>> print(f"{abs(uniform(0.05)(jax.random.key(0), (100, 100))).max():.3f}")
+    0.050
+    """
+    return _fixed(_uniform, number("initializers.uniform: limit", limit, least=0.0))
+
+
+# ---------------------------------------------------------------- with fans
+
+
+def glorot_uniform() -> Initializer:
+    """U[−a, a), a = √(6 / (fan_in + fan_out)), for tanh and sigmoid.
+
+    Keeping the variance of h from layer to layer would need fan_in, keeping that of δ fan_out: their mean.
+
+    Source: Glorot & Bengio (2010), "Understanding the difficulty of training deep feedforward neural
+    networks", eq. 16.
+
+    >>> print(f"{abs(glorot_uniform()(jax.random.key(0), (100, 50))).max():.2f}")  # √(6/150)
+    0.20
+    """
+    return _scaled(_uniform, UNIFORM, both_fans=True)
+
+
+def glorot_normal() -> Initializer:
+    """N(0, 2 / (fan_in + fan_out)), for tanh and sigmoid.
+
+    Source: Glorot & Bengio (2010), eq. 12.
+
+    >>> print(f"{glorot_normal()(jax.random.key(0), (100, 100)).std():.2f}")  # √(2/200)
+    0.10
+    """
+    return _scaled(_normal, 1.0, both_fans=True)
+
+
+def he_uniform(negative_slope: float = 0.0) -> Initializer:
+    """U[−a, a), a = √(6 / ((1 + λ²) fan_in)), for rectifiers of slope λ = `negative_slope` below zero.
+
+    Raises:
+        ValueError: if λ is negative or not finite.
+
+    Source: He, Zhang, Ren & Sun (2015), "Delving deep into rectifiers", eq. 15.
+
+    >>> print(f"{abs(he_uniform()(jax.random.key(0), (150, 100))).max():.2f}")  # √(6/150)
+    0.20
+    """
+    return _scaled(_uniform, UNIFORM * _he_gain(negative_slope), both_fans=False)
+
+
+def he_normal(negative_slope: float = 0.0) -> Initializer:
+    """N(0, 2 / ((1 + λ²) fan_in)), for rectifiers of slope λ = `negative_slope` below zero.
+
+    Half of a symmetric signal's power is lost in a relu; the factor 2 restores it.
+
+    Raises:
+        ValueError: if λ is negative or not finite.
+
+    Source: He, Zhang, Ren & Sun (2015), eq. 10 for λ = 0 and eq. 15.
+
+    >>> print(f"{he_normal()(jax.random.key(0), (200, 100)).std():.2f}")  # √(2/200)
+    0.10
+    """
+    return _scaled(_normal, _he_gain(negative_slope), both_fans=False)
+
+
+def lecun_uniform() -> Initializer:
+    """U[−a, a), a = √(3 / fan_in), for linear units.
+
+    Source: LeCun, Bottou, Orr & Müller (1998), "Efficient BackProp", section 4.6.
+
+    >>> print(f"{abs(lecun_uniform()(jax.random.key(0), (300, 100))).max():.2f}")  # √(3/300)
+    0.10
+    """
+    return _scaled(_uniform, UNIFORM, both_fans=False)
+
+
+def lecun_normal() -> Initializer:
+    """N(0, 1 / fan_in), for linear units.
+
+    Source: LeCun, Bottou, Orr & Müller (1998), section 4.6.
+
+    >>> print(f"{lecun_normal()(jax.random.key(0), (100, 100)).std():.2f}")  # √(1/100)
+    0.10
+    """
+    return _scaled(_normal, 1.0, both_fans=False)
+
+
+def orthogonal(gain: float = 1.0) -> Initializer:
+    """Q times the gain, Q drawn evenly (by Haar's measure) from matrices with orthonormal rows or columns.
+
+    The kernel is read as a matrix [fan_in, out], its leading axes flattened: its columns are orthonormal if
+    it is tall, its rows if it is wide.
+
+    Raises:
+        ValueError: if the gain is not above 0, or the shape has fewer than two axes.
+
+    Source: Saxe, McClelland & Ganguli (2014), "Exact solutions to the nonlinear dynamics of learning in deep
+    linear neural networks"; Mezzadri (2007) for the signs that make QR even.
+
+    >>> w = orthogonal()(jax.random.key(0), (6, 3))
+    >>> print(abs(w.T @ w - jax.numpy.eye(3)).max() < 1e-6)
+    True
+    """
+    return _orthogonal(number("initializers.orthogonal: gain", gain, above=0.0))
+
+
+# ---------------------------------------------------------------- how they are drawn
+
+
+def _normal(key: Key, shape: Shape, dtype: DType, std: float) -> Array:
+    return std * jax.random.normal(as_key(key), shape, dtype)
+
+
+def _uniform(key: Key, shape: Shape, dtype: DType, limit: float) -> Array:
+    return jax.random.uniform(as_key(key), shape, dtype, -limit, limit)
+
+
+def _he_gain(negative_slope: float) -> float:
+    return 2 / (1 + number("initializers.he: negative_slope", negative_slope, least=0.0) ** 2)
+
+
+def _at_least_float32(dtype: DType) -> DType:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"initializers draw floats, got dtype {jnp.dtype(dtype).name}")
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+# Compiled programs are cached by the identity of these functions: hence the caches.
+
+
+@functools.cache
+def _constant(value: float) -> Initializer:
+    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return jnp.full(shape, value, dtype)
+
+    return init
+
+
+@functools.cache
+def _fixed(draw: Draw, scale: float) -> Initializer:
+    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return draw(key, shape, _at_least_float32(dtype), scale).astype(dtype)
+
+    return init
+
+
+@functools.cache
+def _scaled(draw: Draw, numerator: float, *, both_fans: bool) -> Initializer:
+    """Draws of scale √(numerator / fan), where fan is fan_in or the mean of both fans."""
+
+    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        fan_in, fan_out = fans(shape)
+        fan = (fan_in + fan_out) / 2 if both_fans else fan_in
+        return draw(key, shape, _at_least_float32(dtype), math.sqrt(numerator / fan)).astype(dtype)
+
+    return init
+
+
+@functools.cache
+def _orthogonal(gain: float) -> Initializer:
+    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        fan_in, n_out = fans(shape)[0], shape[-1]
+        tall = (max(fan_in, n_out), min(fan_in, n_out))
+        q, r = jnp.linalg.qr(jax.random.normal(as_key(key), tall, _at_least_float32(dtype)))
+        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)  # QR alone prefers some signs
+        w = q if fan_in >= n_out else q.T
+        return (gain * w).reshape(shape).astype(dtype)
+
+    return init

@@ -1,0 +1,52 @@
+"""An elementwise activation as a layer of its own, so that δ at a dense layer's output is the textbook's δˡ."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxnn.checks import features
+from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
+
+
+@cache
+def activation(function: Activation) -> Layer:
+    """A layer that applies an activation to every element.
+
+    Forward, z [N, …] → h [N, …]:  h = σ(z).    Backward, δ = ∂C/∂h:  ∂C/∂z = δ ⊙ σ′(z).
+
+    Args:
+        function: an `Activation` record, `jaxnn.relu`. `serial` and `mlp` accept the record itself.
+
+    Raises:
+        TypeError: if function is not an Activation record.
+        ValueError: if z is not a float array with a batch axis.
+
+    Source: Nielsen (2015), ch. 2, equation BP2.
+
+    >>> from jaxnn.activations import relu
+    >>> h, _, tape = activation(relu).forward({}, (), jnp.array([[-1.0, 2.0]]))
+    >>> delta_in, _ = activation(relu).backward({}, tape, jnp.ones((1, 2)))
+    >>> delta_in.tolist()
+    [[0.0, 1.0]]
+    """
+    if not isinstance(function, Activation):
+        raise TypeError(f"activation: expected an Activation record such as jaxnn.relu, got {function!r}")
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return {}, ()
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        features(function.name, x, at_least=1)
+        h = function.value(x)
+        return h, state, (x, h)
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        z, h = tape
+        return delta * function.slope(z, h), {}
+
+    return Layer(function.name, init, forward, backward)

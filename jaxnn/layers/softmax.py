@@ -1,0 +1,52 @@
+"""The softmax output unit.  N batch, K classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import features
+from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
+
+
+def softmax() -> Layer:
+    """A layer that turns logits into probabilities over the last axis.
+
+    Forward, z [N, …, K] → y [N, …, K]:
+
+        yₖ = exp(zₖ − m) / Σⱼ exp(zⱼ − m),   m = maxⱼ zⱼ
+
+    Backward, the full Jacobian-vector product, ∂yⱼ/∂zₖ = yⱼ (1[j=k] − yₖ):
+
+        ∂C/∂zₖ = yₖ (δₖ − Σⱼ δⱼ yⱼ)
+
+    Training with `losses.softmax_cross_entropy` on the logits is the stabler way to the same gradient;
+    this layer is for networks whose output must be probabilities.
+
+    Raises:
+        ValueError: if z is not a float array [N, …, K].
+
+    Source: Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs".
+
+    >>> y, _, _ = softmax().forward({}, (), jnp.array([[0.0, 0.0, 200.0]]))
+    >>> y.tolist()
+    [[0.0, 0.0, 1.0]]
+    """
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return {}, ()
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        features("softmax", x)
+        y = jax.nn.softmax(x, axis=-1)
+        return y, state, y
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        y = tape
+        return y * (delta - (delta * y).sum(-1, keepdims=True)), {}
+
+    return Layer("softmax", init, forward, backward)

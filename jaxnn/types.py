@@ -1,0 +1,210 @@
+"""The records everything else is written in terms of, and the aliases for arrays and trees.
+
+A record is a NamedTuple of functions or arrays: a value without behaviour, hashable by the identity of its
+functions (compiled programs are cached by it), and made again with `_replace`.
+
+Index letters, here and everywhere: `N` batch, `D` features in, `H` features out, `K` classes, `T` time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import chex
+import jax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(0)`
+Tree: TypeAlias = Any  # any pytree of arrays
+Params: TypeAlias = Any  # a pytree of arrays: {"dense_0": {"w": [D, H], "b": [H]}, …}
+State: TypeAlias = Any  # a pytree of arrays; () where there is none
+Shape: TypeAlias = tuple[int, ...]
+InShape: TypeAlias = Any  # a tuple of ints, or a pytree of jax.ShapeDtypeStruct; never with the batch axis
+DType: TypeAlias = chex.ArrayDType
+Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
+Schedule: TypeAlias = Callable[[Array], Array]  # step, a traced int -> learning rate
+Metric: TypeAlias = Callable[[Array, Array], Array]  # (prediction, target) -> [N]
+
+
+class InitRule(Protocol):
+    """`init(key, in_shape, dtype=float32) -> params, state`."""
+
+    def __call__(self, key: Key, in_shape: InShape, dtype: DType = ...) -> tuple[Params, State]: ...
+
+
+class ForwardRule(Protocol):
+    """`forward(params, state, x, *, train=False, rng=None) -> y, state, tape`."""
+
+    def __call__(
+        self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]: ...
+
+
+class BackwardRule(Protocol):
+    """`backward(params, tape, delta) -> delta_in, grads`."""
+
+    def __call__(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]: ...
+
+
+class Layer(NamedTuple):
+    """A layer, and a network: a map with parameters, and the rule that carries δ back through it (a lens).
+
+    `delta` is ∂C/∂(the layer's output). Composing `backward` functions right to left *is* backpropagation:
+    δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ σ′(zˡ) is `dense.backward`, then `activation.backward`.
+
+    Attributes:
+        kind: the standard name, `"dense"`. Default parameter names count per kind: dense_0, dense_1, …
+        init: `(key, in_shape, dtype=float32) -> (params, state)`; `in_shape` has no batch axis. `{}` and `()`
+            where there is none.
+        forward: `(params, state, x, *, train=False, rng=None) -> (y, state, tape)`, x [N, …], y [N, …]. The
+            tape holds what backward needs: arrays only, private to the layer.
+        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. `()` stands for the δ of
+            an integer input.
+        couples_batch: True where one example's output depends on another's (batch norm).
+        rules: further rules of this layer as (name, function) pairs, such as per-example squared norms.
+        name: a name given by the user (`named`), or None.
+        children: the layers that a combinator is made of; () for a leaf.
+        child_names: the key of each child within params, state and readings; "" where a combinator adds
+            no level of its own (residual, repeat, share).
+        rebuild: `(children) -> Layer`, the same combinator of other children; None for a leaf.
+
+    Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
+    Foundations of Gradient-Based Learning".
+    """
+
+    kind: str
+    init: InitRule
+    forward: ForwardRule
+    backward: BackwardRule
+    couples_batch: bool = False
+    rules: tuple[tuple[str, Callable[..., Tree]], ...] = ()
+    name: str | None = None
+    children: tuple[Layer, ...] = ()
+    child_names: tuple[str, ...] = ()
+    rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
+
+
+class Activation(NamedTuple):
+    """An elementwise non-linearity h = σ(z) and its slope.
+
+    Attributes:
+        name: the standard name, `"relu"`.
+        value: `value(z) -> h`, any shape.
+        slope: `slope(z, h) -> dh/dz`, same shape; uses whichever of z and h is cheaper.
+        leak: the slope at −∞ of a rectifier (0 for relu, λ for leaky_relu(λ)), which He initialisation
+            needs; None for an activation that is not of the relu family.
+        kinks: (z, slope there) wherever the slope jumps.
+    """
+
+    name: str
+    value: Callable[[Array], Array]
+    slope: Callable[[Array, Array], Array]
+    leak: float | None = None
+    kinks: tuple[tuple[float, float], ...] = ()
+
+
+class Loss(NamedTuple):
+    """A cost per example and its hand-derived δ.
+
+    Attributes:
+        name: the standard name, `"mse"`.
+        value: `value(prediction, target) -> [N]`, one cost Cₙ per example.
+        delta: `delta(prediction, target) -> δ`, shaped like prediction: δₙ = ∂Cₙ/∂(predictionₙ).
+        check: `check(prediction, target)` raises ValueError with advice if the *values* of the target (a
+            concrete array) cannot be right; prediction may be a jax.ShapeDtypeStruct. Run once where data
+            enters (`fit`, `evaluate`), never under `jit`, where a bad label turns loss and δ into NaN.
+    """
+
+    name: str
+    value: Callable[[Array, Array], Array]
+    delta: Callable[[Array, Array], Array]
+    check: Callable[[Any, Any], None] | None = None
+
+
+class Penalty(NamedTuple):
+    """A cost on the parameters: `value(params) -> scalar`, `grad(params) ->` a tree like params."""
+
+    name: str
+    value: Callable[[Params], Array]
+    grad: Callable[[Params], Params]
+
+
+class Optimizer(NamedTuple):
+    """A rule for descending: optax's protocol, so that either library's optimizers work in the other.
+
+    Attributes:
+        init: `init(params) -> opt_state`.
+        update: `update(grads, opt_state, params) -> (updates, opt_state)`; apply with `apply_updates`.
+    """
+
+    init: Callable[[Params], Any]
+    update: Callable[..., tuple[Params, Any]]
+
+
+class Reading(NamedTuple):
+    """Something to note at every leaf layer while δ passes.
+
+    Attributes:
+        name: its key in `Pass.readings`.
+        read: `read(layer, params, tape, delta, grads) ->` a pytree of arrays of fixed shape. `delta` is
+            ∂(Σ wₙCₙ)/∂(the layer's output), the textbook's δ; `grads` are those of the mean loss.
+    """
+
+    name: str
+    read: Callable[[Layer, Params, Tree, Any, Params], Tree]
+
+
+class Pass(NamedTuple):
+    """What one forward and backward pass gives.
+
+    Attributes:
+        loss: scalar, Σ wₙCₙ / Σ wₙ plus the penalty.
+        grads: ∂loss/∂params, a tree like params.
+        state: the network's new state.
+        output: the network's output, [N, …].
+        readings: one entry per reading asked for, each keyed like params by layer name.
+    """
+
+    loss: Array
+    grads: Params
+    state: State
+    output: Any
+    readings: dict[str, Tree]
+
+
+class TrainState(NamedTuple):
+    """All that training changes; a pytree of arrays, and all that is needed to go on.
+
+    The key of a step is `fold_in(key, step)`; an epoch's order is drawn from `fold_in(key, epoch)`.
+    """
+
+    params: Params
+    state: State
+    opt_state: Any
+    step: Array
+    key: Key
+
+
+class Fit(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+        train_state: the state after the last epoch; hand it to `fit` again to go on.
+        history: one list per quantity with one float per epoch: loss, seconds, the metrics, and
+            validation_loss, validation_<metric> where there is a validation set.
+    """
+
+    train_state: TrainState
+    history: dict[str, list[float]]
+
+
+class Tagged(NamedTuple):
+    """What an instrumented layer carries in place of its parameters (going in) or gradients (coming out).
+
+    `share` is the one combinator for which the two parts differ: `tied` is the same for, and summed over,
+    all uses of the layer; `own` has an entry for each use.
+    """
+
+    tied: Tree
+    own: Tree

@@ -1,0 +1,99 @@
+"""One row per layer and combinator: a new layer needs a row here and no test of its own."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import jaxnn
+from jaxnn import Layer, dense, flatten, mlp, named, parallel, repeat, reshape, residual, serial, share, softmax
+from jaxnn import activations as act
+
+
+class Case(NamedTuple):
+    """A layer under test.
+
+    Attributes:
+        name: of the row.
+        make: () -> Layer.
+        in_shape: of one example.
+        combinator: True for a combinator, whose own rule needs mutants of its own.
+    """
+
+    name: str
+    make: Callable[[], Layer]
+    in_shape: tuple[int, ...]
+    combinator: bool = False
+
+    def inputs(self, seed, n, dtype):
+        """Signed inputs, a tenth away from the kinks at 0."""
+        x = jax.random.normal(jax.random.key(seed), (n, *self.in_shape), jnp.float32)
+        return (x + 0.1 * jnp.sign(x)).astype(dtype)
+
+
+ACTIVATIONS = {
+    "sigmoid": act.sigmoid,
+    "tanh": act.tanh,
+    "relu": act.relu,
+    "leaky_relu": act.leaky_relu(0.1),
+    "elu": act.elu,
+    "softplus": act.softplus,
+    "silu": act.silu,
+    "gelu": act.gelu,
+    "identity": act.identity,
+}
+
+
+def _block():
+    return serial(dense(4), act.tanh)
+
+
+LEAVES = (
+    Case("dense", lambda: dense(4), (3,)),
+    Case("dense, square", lambda: dense(3), (3,)),
+    Case("dense, no bias", lambda: dense(4, bias=False), (3,)),
+    Case("dense, one in, one out", lambda: dense(1), (1,)),
+    Case("dense over time", lambda: dense(4), (2, 3)),
+    Case("flatten", flatten, (2, 3)),
+    Case("flatten, no features", flatten, ()),
+    Case("reshape", lambda: reshape(3, 2), (2, 3)),
+    Case("reshape, one size open", lambda: reshape(-1, 2), (6,)),
+    Case("softmax", softmax, (4,)),
+    Case("softmax over time", softmax, (2, 3)),
+    *(Case(name, lambda record=record: jaxnn.activation(record), (5,)) for name, record in ACTIVATIONS.items()),
+)
+
+COMBINATORS = (
+    Case("serial", lambda: serial(dense(4), act.tanh, dense(2)), (3,), True),
+    Case("serial of nothing", serial, (3,), True),
+    Case("mlp", lambda: mlp([4, 4, 2]), (3,), True),
+    Case("mlp, sigmoid", lambda: mlp([4, 2], act.sigmoid), (3,), True),
+    Case("mlp, one layer", lambda: mlp([2]), (3,), True),
+    Case("named", lambda: serial(named("encoder", mlp([3])), named("out", dense(2))), (3,), True),
+    Case("residual", lambda: residual(mlp([4, 3], act.tanh)), (3,), True),
+    Case("residual, skip", lambda: residual(mlp([4, 2], act.tanh), skip=dense(2)), (3,), True),
+    Case("residual, skip without parameters", lambda: residual(mlp([4, 3]), skip=act.tanh), (3,), True),
+    Case("parallel", lambda: parallel(dense(2), act.tanh, mlp([3, 1])), (3,), True),
+    Case("parallel, sum", lambda: parallel(dense(3), act.tanh, mlp([2, 3]), join="sum"), (3,), True),
+    Case("repeat", lambda: repeat(_block(), 3), (4,), True),
+    Case("repeat, once", lambda: repeat(_block(), 1), (4,), True),
+    Case("share", lambda: share(_block(), 3), (4,), True),
+    Case("repeat of share", lambda: repeat(share(residual(_block()), 2), 2), (4,), True),
+    Case("share of repeat", lambda: share(repeat(_block(), 2), 2), (4,), True),
+    Case(
+        "everything",
+        lambda: serial(
+            flatten(),
+            parallel(dense(2), named("b", mlp([3, 2], act.sigmoid))),
+            residual(repeat(_block(), 2)),
+            residual(dense(3), skip=dense(3)),
+            share(act.silu, 2),
+            softmax(),
+        ),
+        (2, 2),
+        True,
+    ),
+)
+
+CASES = LEAVES + COMBINATORS

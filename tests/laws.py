@@ -1,0 +1,300 @@
+"""What every layer must satisfy, as functions that raise AssertionError: the tests and the mutants share them.
+
+Tolerances: each leaf's worst element, normalised by the leaf's own maximum; never scaled by an array's size.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jaxnn import as_custom_vjp, autodiff_twin, dense, serial, tanh
+from jaxnn.checks import named_leaves
+
+FLOAT64 = 1e-12  # rounding of a few hundred operations
+FLOAT32 = 1e-5
+DIFFERENCES = 1e-6  # central differences in float64 at a step of 1e-5: truncation 1e-10, rounding 1e-11 of the value
+STEP = 1e-5
+BFLOAT16_FACTOR = 2.0  # the hand rule may be this much further from float32 than jax.grad is,
+BFLOAT16_ROUNDING = 2.0**-8  # beside one rounding of the result
+N = 4
+
+
+class Run(NamedTuple):
+    """One compiled evaluation of a layer, everything in NumPy."""
+
+    y: Any
+    back: Any  # (delta_in, grads) for δ
+    back_other: Any  # for δ′
+    back_mixed: Any  # for 2δ − 3δ′
+    twin: Any  # for δ, by jax.vjp
+    pairing: Any  # ⟨δ, Jv⟩ and ⟨Jᵀδ, v⟩
+
+
+def variables(case, layer, dtype, n=N, seed=0):
+    """Parameters, state, x and two δs."""
+    params, state = layer.init(jax.random.key(seed), case.in_shape, dtype)
+    # zero biases are special: a gradient that forgets them would pass
+    leaves, structure = jax.tree.flatten(params)
+    noise = [jax.random.normal(jax.random.key(10 + i), leaf.shape, jnp.float32) for i, leaf in enumerate(leaves)]
+    leaves = [leaf + (0.1 * e).astype(leaf.dtype) for leaf, e in zip(leaves, noise, strict=True)]
+    params = jax.tree.unflatten(structure, leaves)
+    x = case.inputs(seed + 1, n, dtype)
+    y = jax.eval_shape(lambda p, s, x: layer.forward(p, s, x)[0], params, state, x)
+    deltas = [jax.random.normal(jax.random.key(seed + k), y.shape, jnp.float32).astype(dtype) for k in (2, 3)]
+    return params, state, x, *deltas
+
+
+def _evaluate(layer, params, state, x, delta, other):
+    y, _, tape = layer.forward(params, state, x)
+    back = layer.backward(params, tape, delta)
+    twin = autodiff_twin(layer)
+    _, _, twin_tape = twin.forward(params, state, x)
+    v = jax.tree.map(jnp.cos, (x, params))  # any direction that depends on nothing else
+    _, jv = jax.jvp(lambda x, p: layer.forward(p, state, x)[0], (x, params), v)
+    forwards = jnp.sum(delta * jv)
+    pairs = zip(jax.tree.leaves(back), jax.tree.leaves(v), strict=True)
+    backwards = sum((jnp.sum(a * b) for a, b in pairs), jnp.zeros((), delta.dtype))
+    return Run(
+        y,
+        back,
+        layer.backward(params, tape, other),
+        layer.backward(params, tape, 2 * delta - 3 * other),
+        twin.backward(params, twin_tape, delta),
+        (forwards, backwards),
+    )
+
+
+@lru_cache(maxsize=256)
+def run(case, layer, dtype):
+    """The compiled evaluation, in float64 or below, as NumPy."""
+    with jax.enable_x64(dtype == "float64"):
+        args = variables(case, layer, jnp.dtype(dtype))
+        return jax.tree.map(np.asarray, jax.jit(lambda *args: _evaluate(layer, *args))(*args))
+
+
+def close(got, expected, tolerance, what):
+    """Asserts equal trees, each leaf to tolerance of its own maximum."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected), f"{what}: trees differ"
+    for (path, a), b in zip(named_leaves(got).items(), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape, f"{what}: {path} has shape {a.shape}, expected {b.shape}"
+        scale = max(np.abs(b).max(initial=0), np.finfo(np.float64).tiny)
+        worst = np.abs(a - b).max(initial=0) / scale
+        assert worst <= tolerance, f"{what}: {path} is off by {worst:.1e} of its maximum (allowed {tolerance:.0e})"
+
+
+# ---------------------------------------------------------------- the laws
+
+
+def hand_is_twin_float64(case, layer):
+    """backward = jax.vjp of forward."""
+    result = run(case, layer, "float64")
+    close(result.back, result.twin, FLOAT64, "hand vs twin")
+
+
+def hand_is_twin_float32(case, layer):
+    result = run(case, layer, "float32")
+    close(result.back, result.twin, FLOAT32, "hand vs twin")
+
+
+def hand_is_twin_bfloat16(case, layer):
+    """No further from float32 than jax.grad is, by a stated factor."""
+    result = run(case, layer, "bfloat16")
+    exact = _in_float32(case, layer)
+    rows = zip(*map(jax.tree.leaves, (result.back, result.twin, exact)), strict=True)
+    for hand, auto, reference in rows:
+        hand, auto = (np.asarray(a, np.float32) for a in (hand, auto))
+        scale = np.abs(reference).max(initial=1e-30)
+        off, allowed = (np.abs(a - reference).max(initial=0) / scale for a in (hand, auto))
+        limit = BFLOAT16_FACTOR * allowed + BFLOAT16_ROUNDING
+        assert off <= limit, f"bfloat16: off by {off:.1e}, jax.grad by {allowed:.1e}"
+
+
+@lru_cache(maxsize=256)
+def _in_float32(case, layer):
+    """The twin's answer in float32, at the values that bfloat16 rounds to."""
+    rounded = jax.tree.map(lambda a: a.astype(jnp.float32), variables(case, layer, jnp.bfloat16))
+    params, state, x, delta, _ = rounded
+
+    def twin_backward(params, state, x, delta):
+        twin = autodiff_twin(layer)
+        return twin.backward(params, twin.forward(params, state, x)[2], delta)
+
+    return jax.tree.map(np.asarray, jax.jit(twin_backward)(params, state, x, delta))
+
+
+def backward_is_linear(case, layer):
+    """backward(2δ − 3δ′) = 2 backward(δ) − 3 backward(δ′)."""
+    result = run(case, layer, "float64")
+    mixed = jax.tree.map(lambda a, b: 2 * a - 3 * b, result.back, result.back_other)
+    close(result.back_mixed, mixed, FLOAT64, "linearity")
+
+
+def dot_product(case, layer):
+    """⟨δ, Jv⟩ = ⟨Jᵀδ, v⟩, with J by jax.jvp."""
+    forwards, backwards = run(case, layer, "float64").pairing
+    scale = max(abs(forwards), abs(backwards), np.abs(run(case, layer, "float64").y).max(initial=0))
+    assert abs(forwards - backwards) <= FLOAT64 * scale, f"⟨δ, Jv⟩ = {forwards}, ⟨Jᵀδ, v⟩ = {backwards}"
+
+
+def central_differences(case, layer):
+    """(C(θ+h) − C(θ−h)) / 2h for every coordinate of parameters and input, C = ⟨δ, y⟩."""
+    with jax.enable_x64(True):
+        params, state, x, delta, _ = variables(case, layer, jnp.float64)
+        flat, unravel = ravel_pytree((x, params))
+
+        def cost(flat):
+            x, params = unravel(flat)
+            return jnp.sum(delta * layer.forward(params, state, x)[0])
+
+        def difference(direction):
+            return (cost(flat + STEP * direction) - cost(flat - STEP * direction)) / (2 * STEP)
+
+        slopes = jax.jit(jax.vmap(difference))(jnp.eye(flat.size, dtype=flat.dtype))
+        expected = jax.tree.map(np.asarray, unravel(slopes))
+        close(run(case, layer, "float64").back, expected, DIFFERENCES, "hand vs differences")
+
+
+def serial_associates(case, layer):
+    """(layer, tanh), dense = layer, (tanh, dense)."""
+    with jax.enable_x64(True):
+        params, state, x, delta, _ = variables(case, layer, jnp.float64)
+        out = dense(2)
+        out_params, _ = out.init(jax.random.key(5), (max(delta.shape[-1], 1),) if delta.ndim > 1 else (1,), jnp.float64)
+        left = serial(serial(layer, tanh), out)
+        right = serial(layer, serial(tanh, out))
+        a, b = left.child_names[0], right.child_names[0]
+        key = left.children[0].child_names[0]
+        left_params = {a: {key: params}, left.child_names[1]: out_params}
+        right_params = {b: params, right.child_names[1]: {right.children[1].child_names[1]: out_params}}
+        left_state, right_state = ({a: {key: state}}, {b: state}) if jax.tree.leaves(state) else ((), ())
+
+        def both(left_params, right_params, x):
+            results = []
+            for net, params, state in ((left, left_params, left_state), (right, right_params, right_state)):
+                y, _, tape = net.forward(params, state, x)
+                delta_in, grads = net.backward(params, tape, jnp.cos(y))
+                results.append((y, delta_in, jax.tree.leaves(grads)))
+            return results
+
+        results = jax.tree.map(np.asarray, jax.jit(both)(left_params, right_params, x))
+    # the same arrays in another nesting: compare them in one order
+    (y1, d1, g1), (y2, d2, g2) = results
+    close((y1, d1), (y2, d2), FLOAT64, "associativity")
+    order = lambda grads: sorted(grads, key=lambda g: (g.shape, float(g.sum())))
+    close(order(g1), order(g2), FLOAT64, "associativity, gradients")
+
+
+def eager_is_jit(case, layer):
+    with jax.enable_x64(True):
+        args = variables(case, layer, jnp.float64)
+        params, state, x, delta, _ = args
+        y, _, tape = layer.forward(params, state, x)
+        back = jax.tree.map(np.asarray, layer.backward(params, tape, delta))
+        result = run(case, layer, "float64")
+        close((np.asarray(y), back), (result.y, result.back), FLOAT64, "eager vs jit")
+
+
+def vmap_is_loop(case, layer):
+    """An ensemble under vmap is its members one after another."""
+    with jax.enable_x64(True):
+        members = [variables(case, layer, jnp.float64, seed=seed)[:4] for seed in (0, 7)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+        def step(params, state, x, delta):
+            y, _, tape = layer.forward(params, state, x)
+            return y, layer.backward(params, tape, delta)
+
+        together = jax.tree.map(np.asarray, jax.jit(jax.vmap(step))(*stacked))
+        one = jax.jit(step)
+        for i, member in enumerate(members):
+            alone = jax.tree.map(np.asarray, one(*member))
+            close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, FLOAT64, f"member {i}")
+
+
+def batch_is_two_halves(case, layer):
+    """A batch's outputs and δ are its halves' side by side, its gradients their sum."""
+    if layer.couples_batch:
+        return
+    with jax.enable_x64(True):
+        params, state, x, delta, _ = variables(case, layer, jnp.float64)
+        half = N // 2
+
+        def step(x, delta):
+            y, _, tape = layer.forward(params, state, x)
+            return y, *layer.backward(params, tape, delta)
+
+        step = jax.jit(step)
+        (y1, d1, g1), (y2, d2, g2) = step(x[:half], delta[:half]), step(x[half:], delta[half:])
+        joined = (jnp.concatenate([y1, y2]), (jnp.concatenate([d1, d2]), jax.tree.map(jnp.add, g1, g2)))
+        result = run(case, layer, "float64")
+        close(jax.tree.map(np.asarray, joined), (result.y, result.back), FLOAT64, "two halves")
+
+
+def nan_in_nan_out(case, layer):
+    """A NaN in one example shows in that example's output, and nowhere else unless examples are coupled."""
+    params, state, x, *_ = variables(case, layer, jnp.float32)
+    y, _, _ = layer.forward(params, state, x.at[1].set(jnp.nan))
+    bad = np.isnan(np.asarray(y)).reshape(N, -1)
+    assert bad[1].all(), "NaN in, but not NaN out"
+    assert layer.couples_batch or not bad[[0, 2, 3]].any(), "NaN in another example"
+
+
+def shapes_and_dtypes(case, layer):
+    """Gradients like parameters, δ_in like x, the tape arrays only; init makes what is asked for."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params, state, x, delta, _ = variables(case, layer, dtype)
+        y, new_state, tape = jax.eval_shape(lambda p, s, x: layer.forward(p, s, x), params, state, x)
+        delta_in, grads = jax.eval_shape(layer.backward, params, tape, delta)
+        spec = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        assert spec(grads) == spec(params), "gradients are not like the parameters"
+        assert spec(delta_in) == spec(x), "δ_in is not like x"
+        assert spec(new_state) == spec(state), "the state changed its form"
+        assert y.dtype == dtype, f"{dtype} in, {y.dtype} out"
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tape))
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(params)), "init ignored the dtype"
+
+
+def one_example(case, layer):
+    """N = 1 is the first example of the batch."""
+    with jax.enable_x64(True):
+        params, state, x, delta, _ = variables(case, layer, jnp.float64)
+        y, _, tape = layer.forward(params, state, x[:1])
+        delta_in, _ = layer.backward(params, tape, delta[:1])
+        result = run(case, layer, "float64")
+        assert np.asarray(y).shape == result.y[:1].shape
+        if not layer.couples_batch:
+            close(np.asarray(y), result.y[:1], FLOAT64, "N = 1")
+            close(np.asarray(delta_in), result.back[0][:1], FLOAT64, "N = 1, δ_in")
+
+
+def custom_vjp_is_hand(case, layer):
+    """jax.grad through as_custom_vjp gives the hand-derived gradient."""
+    with jax.enable_x64(True):
+        params, state, x, delta, _ = variables(case, layer, jnp.float64)
+        apply = as_custom_vjp(layer)
+        grad = jax.grad(lambda x, params: jnp.sum(delta * apply(params, state, x)[0]), argnums=(0, 1))
+        got = jax.tree.map(np.asarray, jax.jit(grad)(x, params))
+        close(got, run(case, layer, "float64").back, FLOAT64, "custom_vjp")
+
+
+LAWS = (
+    shapes_and_dtypes,
+    hand_is_twin_float64,
+    hand_is_twin_float32,
+    hand_is_twin_bfloat16,
+    backward_is_linear,
+    dot_product,
+    central_differences,
+    serial_associates,
+    eager_is_jit,
+    vmap_is_loop,
+    batch_is_two_halves,
+    nan_in_nan_out,
+    one_example,
+    custom_vjp_is_hand,
+)

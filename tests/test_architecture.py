@@ -1,0 +1,121 @@
+"""The house has floors: a module imports only from lower ones, and everything public is in one place and documented."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxnn
+
+ROOT = Path(jaxnn.__file__).parent
+FLOORS = (
+    {"types"},
+    {"checks"},
+    {"activations", "initializers", "losses", "metrics", "schedules"},
+    {"layers"},
+    {"combinators", "optimizers"},
+    {"backprop"},
+    {"steps"},
+    {"training"},
+)
+SIDE = {"data"}  # imports types and checks only
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+RUN_TIME = {"jax", "chex", "numpy", "jaxnn"} | set(sys.stdlib_module_names)  # numpy comes with jax
+OPTIONAL = {"sklearn", "tqdm"}  # imported in the function that uses them
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(tree):
+    """(imported module, is at the top of the file) for every import."""
+    top = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            if node.module == "jaxnn":
+                yield from ((f"jaxnn.{alias.name}", node in top) for alias in node.names)
+            else:
+                yield node.module, node in top
+
+
+def room(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    tree = ast.parse(path.read_text())
+    for module, at_top in imports(tree):
+        package = module.split(".")[0]
+        assert package in RUN_TIME or (package in OPTIONAL and not at_top), f"{path.name} imports {module}"
+        if package != "jaxnn" or room(path) == "__init__":
+            continue
+        target = module.split(".")[1]
+        if room(path) in SIDE:
+            assert target in {"types", "checks"}, f"{path.name} imports {module}"
+        elif room(path) == target == "layers":
+            assert path.name == "__init__.py", f"{path.name} imports its sibling {module}"
+        else:
+            assert LEVEL[target] < LEVEL[room(path)], f"{path.name} imports {module}, which is not on a lower floor"
+
+
+def test_every_module_has_a_floor():
+    assert {room(path) for path in MODULES} - {"__init__"} == set(LEVEL) | SIDE
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_are_short_enough_to_read(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert len(path.read_text().splitlines()) <= 700
+
+
+PUBLIC = [name for name in jaxnn.__all__ if not inspect.ismodule(getattr(jaxnn, name))]
+
+
+def test_all_is_what_the_package_offers():
+    assert len(set(jaxnn.__all__)) == len(jaxnn.__all__)
+    for name in jaxnn.__all__:
+        assert hasattr(jaxnn, name)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if not isinstance(getattr(jaxnn, n), tuple)])
+def test_public_names_are_documented(name):
+    thing = getattr(jaxnn, name)
+    doc = inspect.getdoc(thing)
+    assert doc
+    if inspect.isfunction(inspect.unwrap(thing)):
+        assert ">>>" in doc, f"{name} has no example"
+
+
+def test_public_annotations_are_complete():
+    for name in PUBLIC:
+        thing = inspect.unwrap(getattr(jaxnn, name))
+        if inspect.isfunction(thing):
+            parameters = inspect.signature(thing).parameters
+            assert set(parameters) | {"return"} == set(thing.__annotations__), name
+
+
+def test_the_package_says_it_is_typed():
+    assert (ROOT / "py.typed").exists()
+
+
+def test_import_brings_no_optional_package():
+    code = (
+        "import sys, jaxnn; print([m for m in "
+        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before = subprocess.run(
+        [sys.executable, "-c", code.replace("jaxnn;", "jax, chex;")], capture_output=True, text=True, check=True
+    ).stdout
+    assert out == before  # chex may bring some itself
+
+
+def test_every_module_imports_alone():
+    for name in [*LEVEL, *SIDE]:
+        assert importlib.import_module(f"jaxnn.{name}").__doc__

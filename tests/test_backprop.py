@@ -1,0 +1,336 @@
+"""One pass, derived twice: readings, weights, scale, penalties, randomness, twins, and jax.grad through hand rules."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import COMBINATORS
+from laws import FLOAT64, close, variables
+
+from jaxnn import (
+    Layer,
+    Penalty,
+    Reading,
+    as_custom_vjp,
+    autodiff,
+    autodiff_twin,
+    backprop,
+    dense,
+    losses,
+    map_layers,
+    mlp,
+    named,
+    parallel,
+    relu,
+    repeat,
+    residual,
+    serial,
+    share,
+    sigmoid,
+    tanh,
+)
+from jaxnn.combinators import leaf_layers, ordered_leaves
+
+L2 = Penalty(
+    "l2",
+    lambda params: sum(0.5 * jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)),
+    lambda params: params,
+)
+
+
+def numpy_tree(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("case", COMBINATORS, ids=lambda case: case.name)
+def test_backprop_is_autodiff(case, weighted):
+    """Loss, gradients and every δ, by both derivations, with a penalty."""
+    net = case.make()
+    with jax.enable_x64(True):
+        params, state, x, target, _ = variables(case, net, jnp.float64)
+        weights = jnp.array([1.0, 0.0, 3.0, 0.5]) if weighted else None
+        how = {"read": ("deltas",), "penalty": L2}
+        both = jax.jit(lambda *a: [f(net, losses.mse, **how)(*a, weights=weights) for f in (backprop, autodiff)])
+        hand, auto = numpy_tree(both(params, state, x, target))
+    assert jax.tree.structure(hand.grads) == jax.tree.structure(params)
+    close(tuple(hand), tuple(auto), FLOAT64, "hand vs jax.grad")
+    # one array for every leaf layer, those without parameters included
+    assert set(ordered_leaves(net, hand.readings["deltas"])) == {"/".join(path) for path, _ in leaf_layers(net)}
+
+
+def test_the_textbook():
+    """δᴸ = (h − t) ⊙ σ′(zᴸ); δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ σ′(zˡ); ∂C/∂W = δ hᵀ; ∂C/∂b = δ (Nielsen 2015, BP1-BP4)."""
+    net = serial(dense(3), sigmoid, dense(2), sigmoid)
+    with jax.enable_x64(True):
+        params, state = net.init(jax.random.key(0), (4,), jnp.float64)
+        x, t = jnp.sin(jnp.arange(4.0))[None], jnp.array([[0.0, 1.0]])
+        out = backprop(net, losses.half_squared_error, read=("deltas",))(params, state, x, t)
+        w1, w2 = (np.asarray(params[name]["w"]).T for name in ("dense_0", "dense_1"))  # the textbook's, on columns
+        h = lambda z: 1 / (1 + np.exp(-z))
+        z1 = w1 @ np.asarray(x[0])
+        h1 = h(z1)
+        h2 = h(w2 @ h1)
+        delta2 = (h2 - np.asarray(t[0])) * h2 * (1 - h2)
+        delta1 = (w2.T @ delta2) * h1 * (1 - h1)
+        deltas, grads = numpy_tree((out.readings["deltas"], out.grads))
+    close((deltas["dense_1"][0], deltas["dense_0"][0]), (delta2, delta1), FLOAT64, "δ")
+    close(grads["dense_0"]["w"].T, np.outer(delta1, np.asarray(x[0])), FLOAT64, "∂C/∂W")
+    close(grads["dense_1"]["b"], delta2, FLOAT64, "∂C/∂b")
+
+
+def test_deltas_are_not_scaled_by_the_batch():
+    """δₙ = ∂Cₙ/∂zₙ whatever N is; the gradients are of the mean."""
+    net = mlp([3, 2], tanh)
+    params, state = net.init(jax.random.key(0), (4,))
+    x, t = jnp.ones((1, 4)), jnp.ones((1, 2))
+    run = backprop(net, losses.mse, read=("deltas",))
+    one = run(params, state, x, t)
+    many = run(params, state, jnp.tile(x, (8, 1)), jnp.tile(t, (8, 1)))
+    delta = lambda out: np.asarray(out.readings["deltas"]["dense_0"][0])
+    np.testing.assert_allclose(delta(many), delta(one), rtol=1e-6)
+    close(numpy_tree(many.grads), numpy_tree(one.grads), 1e-6, "mean gradients")
+
+
+def test_weights_are_repetitions():
+    """An example of weight 2 counts as two; one of weight 0 not at all, even with a label that cannot be right."""
+    net = mlp([3, 2])
+    params, state = net.init(jax.random.key(0), (4,))
+    x = jax.random.normal(jax.random.key(1), (3, 4))
+    for gradient in (backprop, autodiff):
+        run = jax.jit(gradient(net, losses.softmax_cross_entropy))
+        twice = run(params, state, x[jnp.array([0, 0, 1])], jnp.array([0, 0, 1]))
+        weighted = run(params, state, x, jnp.array([0, 1, -1]), weights=jnp.array([2.0, 1.0, 0.0]))
+        close(numpy_tree((twice.loss, twice.grads)), numpy_tree((weighted.loss, weighted.grads)), 1e-6, "weights")
+
+
+def test_half_precision_does_not_overflow():
+    """In float16 the product of unscaled δs would exceed 65,504; scaled before the recursion it does not."""
+    net = mlp([1], b_init=None)
+    params, state = net.init(jax.random.key(0), (1,), jnp.float16)
+    n = 2048
+    x, t = jnp.full((n, 1), 8.0, jnp.float16), jnp.full((n, 1), -100.0, jnp.float16)
+    out = backprop(net, losses.half_squared_error)(params, state, x, t)
+    assert 8.0 * 100.0 * n > 65_504  # the sum of the products, unscaled
+    assert np.isfinite(np.asarray(out.grads["dense_0"]["w"])).all()
+
+
+def test_own_readings_and_shared_layers():
+    """Gradients of share's uses add; a reading has one entry per use, as repeat's has per pass."""
+    net = serial(share(serial(dense(3), tanh), 2), repeat(dense(3), 4), dense(2))
+    params, state = net.init(jax.random.key(0), (3,))
+    seen = Reading("largest", lambda layer, params, tape, delta, grads: {layer.kind: jnp.abs(delta).max()})
+    out = backprop(net, losses.mse, read=("delta_norms", seen))(params, state, jnp.ones((5, 3)), jnp.ones((5, 2)))
+    assert jax.tree.map(jnp.shape, out.readings) == {
+        "delta_norms": {"share_0": {"dense_0": (2,), "tanh_0": (2,)}, "repeat_0": (4,), "dense_0": ()},
+        "largest": {
+            "share_0": {"dense_0": {"dense": (2,)}, "tanh_0": {"tanh": (2,)}},
+            "repeat_0": {"dense": (4,)},
+            "dense_0": {"dense": ()},
+        },
+    }
+    deltas = backprop(net, losses.mse, read=("deltas",))(params, state, jnp.ones((5, 3)), jnp.ones((5, 2)))
+    norms = jnp.linalg.norm(deltas.readings["deltas"]["repeat_0"], axis=(1, 2))
+    np.testing.assert_allclose(out.readings["delta_norms"]["repeat_0"], norms, rtol=1e-6)
+
+
+def test_what_is_not_asked_for_is_not_there():
+    net = mlp([3, 2])
+    params, state = net.init(jax.random.key(0), (4,))
+    args = (params, state, jnp.ones((5, 4)), jnp.ones((5, 2)))
+    plain, reading = backprop(net, losses.mse), backprop(net, losses.mse, read=("deltas", "delta_norms"))
+    assert plain(*args).readings == {}
+    flops = lambda f: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+    assert flops(lambda *a: reading(*a).grads) == flops(lambda *a: plain(*a).grads)
+
+
+def test_hand_costs_no_more_than_autodiff():
+    """Compiled FLOPs and temporary bytes of a training pass."""
+    net = mlp([64, 64, 10])
+    params, state = net.init(jax.random.key(0), (32,))
+    args = (params, state, jnp.ones((128, 32)), jnp.zeros(128, jnp.int32))
+
+    def cost(gradient):
+        compiled = jax.jit(lambda *a: gradient(net, losses.softmax_cross_entropy)(*a).grads).lower(*args).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    (hand, hand_bytes), (auto, auto_bytes) = cost(backprop), cost(autodiff)
+    assert hand <= auto
+    assert hand_bytes <= auto_bytes
+
+
+# ---------------------------------------------------------------- randomness
+
+
+def noise() -> Layer:
+    """A layer that multiplies by random numbers in training."""
+
+    def forward(params, state, x, *, train=False, rng=None):
+        if train and rng is None:
+            raise ValueError("noise needs rng when train=True")
+        factor = jax.random.uniform(rng, x.shape, x.dtype) if train else jnp.ones_like(x)
+        return x * factor, state, factor
+
+    return Layer("noise", lambda key, in_shape, dtype=jnp.float32: ({}, ()), forward, lambda p, t, d: (d * t, {}))
+
+
+def test_random_layers_draw_from_their_name():
+    """Named layers keep their numbers when others are inserted; every pass of repeat and share draws its own."""
+    x, key = jnp.ones((2, 3)), jax.random.key(3)
+    short = serial(named("noise", noise()))
+    long = serial(tanh, noise(), named("noise", noise()))
+    tape = lambda net: net.forward({}, (), x, train=True, rng=key)[2]
+    assert (tape(short)["noise"] == tape(long)["noise"]).all()
+    assert not (tape(long)["noise"] == tape(long)["noise_0"]).any()
+    for many in (repeat(noise(), 3), share(noise(), 3)):
+        factors = many.forward({}, (), x, train=True, rng=key)[2]
+        assert len(np.unique(np.asarray(factors))) == factors.size
+    assert (serial(noise()).forward({}, (), x)[0] == x).all()  # no key needed in evaluation
+    with pytest.raises(ValueError, match="layer 'noise_0': noise needs rng"):
+        serial(noise()).forward({}, (), x, train=True)
+
+
+def test_random_layers_agree_with_autodiff_and_twins():
+    net = serial(dense(3), noise(), repeat(serial(dense(3), noise()), 2))
+    params, state = net.init(jax.random.key(0), (3,))
+    args = (params, state, jnp.ones((4, 3)), jnp.zeros((4, 3)))
+    key = jax.random.key(1)
+    hand = backprop(net, losses.mse)(*args, rng=key)
+    auto = autodiff(net, losses.mse)(*args, rng=key)
+    twins = backprop(map_layers(autodiff_twin, net), losses.mse)(*args, rng=key)
+    whole = backprop(autodiff_twin(net), losses.mse)(*args, rng=key)
+    for other in (auto, twins, whole):
+        close(numpy_tree(hand.grads), numpy_tree(other.grads), 1e-6, "random layers")
+    calm = backprop(net, losses.mse, train=False)(*args)
+    assert float(calm.loss) != float(hand.loss)
+
+
+def test_the_name_hash_is_the_same_in_every_process():
+    code = "from jaxnn.checks import name_hash; print(name_hash('encoder'), name_hash('dense_0'))"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] == "580179152 2965542851\n"
+
+
+# ---------------------------------------------------------------- trees, integers, state, custom_vjp
+
+
+def table() -> Layer:
+    """A lookup table with an integer input beside a float one: {"index": [N], "x": [N, 3]} -> [N, 3]."""
+
+    def init(key, in_shape, dtype=jnp.float32):
+        return {"rows": jax.random.normal(key, (5, 3), dtype)}, ()
+
+    def forward(params, state, x, *, train=False, rng=None):
+        return params["rows"][x["index"]] * x["x"], state, x
+
+    def backward(params, tape, delta):
+        rows = jnp.zeros_like(params["rows"]).at[tape["index"]].add(delta * tape["x"])
+        return {"index": (), "x": delta * params["rows"][tape["index"]]}, {"rows": rows}
+
+    return Layer("table", init, forward, backward)
+
+
+def test_trees_and_integer_inputs():
+    net = serial(table(), dense(2))
+    x = {"index": jnp.array([0, 3, 3, 1]), "x": jnp.cos(jnp.arange(12.0)).reshape(4, 3)}
+    spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    params, state = net.init(jax.random.key(0), spec)
+    t = jnp.ones((4, 2))
+    hand = backprop(net, losses.mse, read=("deltas",))(params, state, x, t)
+    auto = autodiff(net, losses.mse, read=("deltas",))(params, state, x, t)
+    twins = backprop(map_layers(autodiff_twin, net), losses.mse)(params, state, x, t)
+    close(numpy_tree((hand.grads, hand.readings)), numpy_tree((auto.grads, auto.readings)), 1e-6, "integers")
+    close(numpy_tree(hand.grads), numpy_tree(twins.grads), 1e-6, "integers, twins")
+
+    apply = as_custom_vjp(net)
+    cost = lambda params, x: losses.mse.value(apply(params, state, x)[0], t).mean()
+    close(numpy_tree(jax.jit(jax.grad(cost))(params, x)), numpy_tree(auto.grads), 1e-6, "custom_vjp")
+    to_x = jax.grad(lambda x: cost(params, x), allow_int=True)(x)
+    assert to_x["index"].dtype == jax.dtypes.float0
+    plain = jax.grad(lambda v: losses.mse.value(net.forward(params, state, {**x, "x": v})[0], t).mean())(x["x"])
+    close(np.asarray(to_x["x"]), np.asarray(plain), 1e-6, "δ_in beside an integer")
+
+
+def counter() -> Layer:
+    """A layer whose state counts its uses in training."""
+
+    def forward(params, state, x, *, train=False, rng=None):
+        return x * 2, state + int(train), x[:0]
+
+    return Layer("counter", lambda key, in_shape, dtype=jnp.float32: ({}, jnp.zeros((), jnp.int32)), forward,
+                 lambda p, t, d: (2 * d, {}))  # fmt: skip
+
+
+def test_state_goes_in_and_comes_out():
+    net = serial(counter(), repeat(counter(), 2), share(counter(), 3), residual(counter()),
+                 parallel(counter(), tanh))  # fmt: skip
+    params, state = net.init(jax.random.key(0), (3,))
+    assert params == {}
+    out = backprop(net, losses.mse)(params, state, jnp.ones((2, 3)), jnp.ones((2, 6)))
+    assert jax.tree.map(lambda leaf: leaf.tolist(), out.state) == {
+        "counter_0": 1, "repeat_0": [1, 1], "share_0": 3, "residual_0": 1, "parallel_0": {"counter_0": 1},
+    }  # fmt: skip
+    y, new_state = as_custom_vjp(net)(params, state, jnp.ones((2, 3)), train=True)
+    assert jax.tree.leaves(new_state)[0] == 1
+    assert y.shape == (2, 6)
+
+
+def test_custom_vjp_with_randomness_inside_a_larger_program():
+    net = serial(dense(3), noise(), relu, dense(1))
+    params, state = net.init(jax.random.key(0), (2,))
+    apply, x, key = as_custom_vjp(net), jnp.ones((4, 2)), jax.random.key(5)
+
+    @jax.jit
+    def gradients(params, key):
+        hand = jax.grad(lambda p: jnp.sum(apply(p, state, x, train=True, rng=key)[0] ** 2))(params)
+        auto = jax.grad(lambda p: jnp.sum(net.forward(p, state, x, train=True, rng=key)[0] ** 2))(params)
+        return hand, auto
+
+    close(*numpy_tree(gradients(params, key)), 1e-6, "inside a larger program")
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: apply(params, state, x)[0], (x,), (x,))
+
+
+def test_second_order_through_the_plain_functions():
+    """backward is a plain function: a Hessian-vector product may differentiate through it."""
+    net = mlp([3, 1], tanh)
+    with jax.enable_x64(True):
+        params, state = net.init(jax.random.key(0), (2,), jnp.float64)
+        args = (state, jnp.ones((4, 2)), jnp.zeros((4, 1)))
+        v = jax.tree.map(jnp.cos, params)
+        products = [
+            jax.jvp(lambda p, f=f: f(net, losses.mse)(p, *args).grads, (params,), (v,))[1] for f in (backprop, autodiff)
+        ]
+        close(*numpy_tree(products), 1e-10, "Hessian-vector product")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_refusals():
+    net = mlp([3, 2])
+    params, state = net.init(jax.random.key(0), (4,))
+    x, t = jnp.ones((5, 4)), jnp.ones((5, 2))
+    with pytest.raises(ValueError, match=r"unknown reading 'delta'; known are \['delta_norms', 'deltas'\]"):
+        backprop(net, losses.mse, read=("delta",))
+    with pytest.raises(TypeError, match=r"read=\('deltas',\)"):
+        backprop(net, losses.mse, read="deltas")
+    with pytest.raises(ValueError, match="two readings have one name"):
+        backprop(net, losses.mse, read=("deltas", "deltas"))
+    with pytest.raises(ValueError, match="autodiff: reads 'deltas' only"):
+        autodiff(net, losses.mse, read=("delta_norms",))
+    for gradient in (backprop, autodiff):
+        with pytest.raises(ValueError, match=r"weights must have shape \(5,\)"):
+            gradient(net, losses.mse)(params, state, x, t, weights=jnp.ones((5, 1)))
+    forgetful = serial(dense(2)._replace(backward=lambda p, t, d: (d @ p["w"].T, {"w": p["w"]})))
+    params, state = forgetful.init(jax.random.key(0), (4,))
+    with pytest.raises(ValueError, match=r"backward gave gradients.*\n.*dense_0/b: expected \[2\], missing"):
+        backprop(forgetful, losses.mse)(params, state, x, t)

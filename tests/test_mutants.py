@@ -1,0 +1,241 @@
+"""The checks must bite: wrong rules, planted one at a time, and every one caught by two independent routes."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+from laws import FLOAT64, central_differences, close, hand_is_twin_float64
+from loss_cases import LOSS_CASES
+
+from jaxnn import Layer, autodiff, autodiff_twin, backprop, dense, map_layers, mlp, residual, serial, tanh
+from jaxnn.combinators import leaf_layers
+from jaxnn.losses import mse
+
+ROWS = {case.name: case for case in CASES}
+
+
+class Mutant(NamedTuple):
+    """A wrong rule.
+
+    Attributes:
+        name: what is wrong.
+        row: the row of `cases` whose layer is made wrong.
+        backward: (layer, params, tape, delta) -> delta_in, grads.
+    """
+
+    name: str
+    row: str
+    backward: Callable
+
+    def make(self) -> Layer:
+        layer = ROWS[self.row].make()
+        return layer._replace(backward=lambda params, tape, delta: self.backward(layer, params, tape, delta))
+
+
+def on_grads(change):
+    """A rule whose gradients are changed."""
+
+    def backward(layer, params, tape, delta):
+        delta_in, grads = layer.backward(params, tape, delta)
+        return delta_in, change(grads)
+
+    return backward
+
+
+def on_delta(change):
+    """A rule whose δ_in is changed."""
+
+    def backward(layer, params, tape, delta):
+        delta_in, grads = layer.backward(params, tape, delta)
+        return change(delta_in), grads
+
+    return backward
+
+
+def on_w(change):
+    return on_grads(lambda grads: {**grads, "w": change(grads["w"])})
+
+
+def on_b(change):
+    return on_grads(lambda grads: {**grads, "b": change(grads["b"])})
+
+
+def slope(wrong):
+    """An activation with another slope, wrong(z, h)."""
+
+    def backward(layer, params, tape, delta):
+        return delta * wrong(*tape), {}
+
+    return backward
+
+
+def not_reversed(layer, params, tape, delta):
+    """repeat: the passes walked through from the first to the last."""
+    child = layer.children[0]
+    return jax.lax.scan(lambda delta, args: child.backward(*args, delta), delta, (params, tape))
+
+
+def last_use_only(layer, params, tape, delta):
+    """share: the gradients of the other uses forgotten."""
+    child = layer.children[0]
+    delta_in, _ = layer.backward(params, tape, delta)
+    return delta_in, child.backward(params, jax.tree.map(lambda leaf: leaf[-1], tape), delta)[1]
+
+
+def untouched_by_first_layer(layer, params, tape, delta):
+    """serial: δ handed on past the first layer."""
+    first, *rest = zip(layer.child_names, layer.children, strict=True)
+    grads = {}
+    for name, child in reversed(rest):
+        delta, grads[name] = child.backward(params.get(name, {}), tape[name], delta)
+    delta_in, _ = first[1].backward(params[first[0]], tape[first[0]], delta)
+    grads[first[0]] = first[1].backward(params[first[0]], tape[first[0]], jnp.cos(delta))[1]
+    return delta_in, {name: grads[name] for name in params}
+
+
+def branches_swapped(layer, params, tape, delta):
+    """parallel: the branches' parts of δ cut off in the wrong order."""
+    return layer.backward(params, tape, jnp.roll(delta, 1, axis=-1))
+
+
+def first_branch_only(layer, params, tape, delta):
+    """parallel: δ_in of the first branch alone."""
+    name, child = layer.child_names[0], layer.children[0]
+    _, grads = layer.backward(params, tape, delta)
+    return child.backward(params[name], tape[0][name], delta)[0], grads
+
+
+def fortran(layer, params, tape, delta):
+    return delta.reshape(delta.shape[0], *tape.shape[:0:-1]).swapaxes(1, -1), {}
+
+
+MUTANTS = (
+    Mutant("dense: bias dropped", "dense", on_b(jnp.zeros_like)),
+    Mutant("dense: bias averaged over the batch", "dense", on_b(lambda b: b / 4)),
+    Mutant("dense: factor 2", "dense", on_w(lambda w: 2 * w)),
+    Mutant("dense: missing sum over the batch", "dense", lambda layer, p, x, d: (
+        d @ p["w"].T, {"w": jnp.outer(x[0], d[0]), "b": d.sum(0)})),
+    Mutant("dense: sign", "dense", on_w(jnp.negative)),
+    Mutant("dense: one coordinate zeroed", "dense", on_w(lambda w: w.at[1, 2].set(0))),
+    Mutant("dense: off by one part in 100,000", "dense", on_w(lambda w: w * (1 + 1e-5))),
+    Mutant("dense: gradient transposed", "dense, square", on_w(jnp.transpose)),
+    Mutant("dense: weight not transposed", "dense, square", lambda layer, p, x, d: (
+        d @ p["w"], {"w": x.T @ d, "b": d.sum(0)})),
+    Mutant("dense: δ_in without the weights", "dense, square", lambda layer, p, x, d: (
+        d, {"w": x.T @ d, "b": d.sum(0)})),
+    Mutant("dense over time: only the last step", "dense over time", lambda layer, p, x, d: (
+        d @ p["w"].T, {"w": x[:, -1].T @ d[:, -1], "b": d.sum((0, 1))})),
+    Mutant("sigmoid: without 1 − h", "sigmoid", slope(lambda z, h: h)),
+    Mutant("sigmoid: slope of z", "sigmoid", slope(lambda z, h: z * (1 - z))),
+    Mutant("tanh: 1 − h", "tanh", slope(lambda z, h: 1 - h)),
+    Mutant("relu: no slope", "relu", slope(lambda z, h: jnp.ones_like(z))),
+    Mutant("leaky_relu: leak dropped", "leaky_relu", slope(lambda z, h: jnp.where(z > 0, 1, 0).astype(z.dtype))),
+    Mutant("elu: h for h + 1", "elu", slope(lambda z, h: jnp.where(z > 0, jnp.ones_like(h), h))),
+    Mutant("softplus: σ of h", "softplus", slope(lambda z, h: jax.nn.sigmoid(h))),
+    Mutant("silu: without its second term", "silu", slope(lambda z, h: jax.nn.sigmoid(z))),
+    Mutant("gelu: without the density", "gelu", slope(lambda z, h: jax.scipy.stats.norm.cdf(z))),
+    Mutant("softmax: without its sum term", "softmax", lambda layer, p, y, d: (y * d, {})),
+    Mutant("softmax: sum over the wrong axis", "softmax over time", lambda layer, p, y, d: (
+        y * (d - (d * y).sum(1, keepdims=True)), {})),
+    Mutant("flatten: column-major", "flatten", fortran),
+    Mutant("reshape: rows reversed", "reshape", on_delta(lambda d: d[..., ::-1])),
+    Mutant("serial: a δ changed on its way", "serial", untouched_by_first_layer),
+    Mutant("serial: gradients of the last layer twice", "serial", on_grads(
+        lambda g: {**g, "dense_1": jax.tree.map(lambda leaf: 2 * leaf, g["dense_1"])})),
+    Mutant("residual: without its skip", "residual", lambda layer, p, t, d: layer.children[0].backward(p, t, d)),
+    Mutant("residual: skip twice", "residual", lambda layer, p, t, d: (lambda back: (back[0] + d, back[1]))(
+        layer.backward(p, t, d))),
+    Mutant("residual: projection forgotten", "residual, skip", lambda layer, p, t, d: (
+        layer.children[0].backward(p["body"], t[0]["body"], d)[0], layer.backward(p, t, d)[1])),
+    Mutant("parallel: parts of δ swapped", "parallel", branches_swapped),
+    Mutant("parallel: one branch's δ only", "parallel, sum", first_branch_only),
+    Mutant("parallel: averaged for summed", "parallel, sum", on_delta(lambda d: d / 3)),
+    Mutant("repeat: not reversed", "repeat", not_reversed),
+    Mutant("repeat: gradients in the wrong order", "repeat", on_grads(
+        lambda g: jax.tree.map(lambda leaf: leaf[::-1], g))),
+    Mutant("repeat: δ of the first pass only", "repeat", on_delta(lambda d: d * 0.5)),
+    Mutant("share: the last use only", "share", last_use_only),
+    Mutant("share: averaged for summed", "share", on_grads(lambda g: jax.tree.map(lambda leaf: leaf / 3, g))),
+    Mutant("a fault deep inside", "everything", on_grads(
+        lambda g: {**g, "parallel_0": {**g["parallel_0"], "b": jax.tree.map(jnp.zeros_like, g["parallel_0"]["b"])}})),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_wrong_rule_is_caught(mutant):
+    case, layer = ROWS[mutant.row], mutant.make()
+    with pytest.raises(AssertionError, match="hand vs twin"):
+        hand_is_twin_float64(case, layer)
+    with pytest.raises(AssertionError, match="hand vs differences"):
+        central_differences(case, layer)
+
+
+# ---------------------------------------------------------------- losses
+
+WRONG_DELTAS = {
+    "mse": {"missing 1/D": lambda y, t, d: d * y.shape[-1], "factor 2": lambda y, t, d: d / 2},
+    "mae": {"sign": lambda y, t, d: -d, "size for sign": lambda y, t, d: (y - t) / y.shape[-1]},
+    "huber": {"not clipped": lambda y, t, d: (y - t) / y.shape[-1], "missing 1/D": lambda y, t, d: d * y.shape[-1]},
+    "half_squared_error": {"factor 2": lambda y, t, d: 2 * d, "reversed": lambda y, t, d: t - y},
+    "hinge": {"active everywhere": lambda y, t, d: -t.astype(y.dtype), "sign": lambda y, t, d: -d},
+    "logistic": {"label forgotten": lambda y, t, d: jnp.abs(d)},
+    "binary_cross_entropy": {"p − t": lambda y, t, d: y - t.astype(y.dtype)},
+    "sigmoid_binary_cross_entropy": {"z − t": lambda y, t, d: y - t.astype(y.dtype)},
+    "multiclass_hinge": {"right class forgotten": lambda y, t, d: jnp.maximum(d, 0)},
+    "cross_entropy": {"one coordinate zeroed": lambda y, t, d: d.at[..., 0].set(0)},
+    "softmax_cross_entropy": {
+        "softmax for softmax − t": lambda y, t, d: jax.nn.softmax(y),
+        "averaged over the batch twice": lambda y, t, d: d / y.shape[0],
+    },
+}
+
+
+def loss_name(case):
+    return case.loss.name.split("(")[0]
+
+
+@pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
+def test_wrong_loss_is_caught(case):
+    """Each wrong δ differs from jax.grad of the value, where the right one does not."""
+    with jax.enable_x64(True):
+        prediction, target = case.make(jax.random.key(0), jnp.float64)
+        auto = np.asarray(jax.grad(lambda y: case.loss.value(y, target).sum())(prediction))
+        right = case.loss.delta(prediction, target)
+        close(np.asarray(right), auto, FLOAT64, "δ")
+        for wrong in WRONG_DELTAS[loss_name(case)].values():
+            delta = np.asarray(wrong(prediction, target, right))
+            with pytest.raises(AssertionError, match="δ"):
+                close(delta, auto, FLOAT64, "δ")
+
+
+def test_every_loss_has_a_wrong_one():
+    assert {loss_name(case) for case in LOSS_CASES} == set(WRONG_DELTAS)
+
+
+def test_mutants_are_many():
+    assert len(MUTANTS) >= 25
+
+
+def test_swapping_twins_finds_the_wrong_layer():
+    """With its twin in the place of one leaf at a time, the gradient is right only where the wrong rule was."""
+    wrong = dense(4)
+    wrong = wrong._replace(backward=lambda p, x, d: (d @ p["w"].T, {"w": x.T @ d, "b": jnp.zeros_like(p["b"])}))
+    net = serial(mlp([4, 4], tanh), tanh, residual(wrong), dense(2))
+    paths = ["/".join(path) for path, _ in leaf_layers(net)]
+    with jax.enable_x64(True):
+        params, state = net.init(jax.random.key(0), (3,), jnp.float64)
+        x, target = jnp.cos(jnp.arange(15.0)).reshape(5, 3), jnp.ones((5, 2))
+        expected = autodiff(net, mse)(params, state, x, target).grads
+
+        def mended(i):
+            count = itertools.count()
+            swapped = map_layers(lambda layer: autodiff_twin(layer) if next(count) == i else layer, net)
+            grads = backprop(swapped, mse)(params, state, x, target).grads
+            return all(jnp.allclose(a, b) for a, b in zip(*map(jax.tree.leaves, (grads, expected)), strict=True))
+
+        assert [path for i, path in enumerate(paths) if mended(i)] == ["residual_0"]

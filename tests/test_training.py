@@ -1,0 +1,671 @@
+"""Training held against the same thing done by hand, step by step; what it promises is counted, not believed."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+from contextlib import contextmanager
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnn
+from jaxnn import (
+    DivergenceError,
+    Layer,
+    Penalty,
+    TrainState,
+    apply_updates,
+    autodiff,
+    backprop,
+    dense,
+    evaluate,
+    fit,
+    init_train_state,
+    losses,
+    mlp,
+    named,
+    predict,
+    serial,
+    sgd,
+    tanh,
+    train_epoch,
+    train_step,
+    training,
+)
+
+FLOAT32 = 1e-5  # of a leaf's largest entry: up to a dozen steps of a few roundings each
+FLOAT64 = 1e-12  # likewise
+BFLOAT16 = 2e-2  # a few roundings of 2⁻⁹ each
+N, D, K = 10, 4, 3
+BATCH, STEPS = 4, 3  # an epoch is a batch of 4, one of 4, one of 2
+UNLIT = 2**30
+COMPILED = "/jax/core/compile/backend_compile_duration"
+SEEDING = {"jit(stage)", "jit(_threefry_seed)"}  # what jax.random.key compiles once in a process
+
+
+def probe() -> Layer:
+    """A layer that is random in training, counts its steps, and gives NaN from the step that its fuse says."""
+
+    def init(key, in_shape, dtype=jnp.float32):
+        return {}, {"count": jnp.int32(0), "fuse": jnp.int32(UNLIT), "noise": jnp.asarray(0.5, dtype)}
+
+    def forward(params, state, x, *, train=False, rng=None):
+        if not train:
+            return x, state, jnp.ones_like(x)
+        draw = (jax.random.key_data(rng)[-1] >> 8).astype(x.dtype) / 2**24  # the key is random enough, and quick
+        factor = jnp.where(state["count"] < state["fuse"], 1 + state["noise"] * draw, jnp.nan)
+        factor = jnp.broadcast_to(factor, x.shape)
+        return x * factor, {**state, "count": state["count"] + 1}, factor
+
+    def backward(params, tape, delta):
+        return delta * tape, {}
+
+    return Layer("probe", init, forward, backward)
+
+
+def margin(prediction, target):
+    return prediction.max(axis=-1) - prediction.min(axis=-1)
+
+
+# "zeta" comes first in the network and last in a sorted dict.
+NET = serial(named("zeta", dense(5)), tanh, probe(), named("alpha", dense(K)))
+LOSS, OPTIMIZER = losses.softmax_cross_entropy, sgd(0.2, momentum=0.9)
+METRICS = {"accuracy": jaxnn.metrics.accuracy, "margin": margin}
+X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+LABELS = X[:, :K].argmax(axis=1).astype(np.int32)
+WEIGHTS = np.linspace(0.5, 3, N).astype(np.float32)
+OTHERS = (-X[:7] + 1, LABELS[1:8])  # a validation set, of another size
+
+
+def trained(epochs=2, data=(X, LABELS), **changes):
+    settings = {"key": 0, "epochs": epochs, "batch_size": BATCH, "metrics": METRICS}
+    return fit(NET, LOSS, OPTIMIZER, data, **(settings | changes))
+
+
+def start(*, rate=None, **probe_state):
+    """The state before the first step, of key 0, with another learning rate or another state of the probe."""
+    state = _start(jax.random.key(0))
+    dials = {name: jnp.asarray(value, state.state["probe_0"][name].dtype) for name, value in probe_state.items()}
+    state = state._replace(state={"probe_0": state.state["probe_0"] | dials})
+    if rate is not None:
+        state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.float32(rate)))
+    return state
+
+
+_start = jax.jit(lambda key: init_train_state(NET, OPTIMIZER, key, (D,)))
+one_step = jax.jit(train_step(NET, LOSS, OPTIMIZER))
+one_epoch = jax.jit(train_epoch(NET, LOSS, OPTIMIZER, batch_size=BATCH, metrics=METRICS))
+
+
+def still():
+    """A state in which every step sees the same network, whatever it does: no noise, learning rate 0."""
+    return start(rate=0.0, noise=0.0)
+
+
+def by_hand(state, steps, *, batch=BATCH, shuffle=True, data=(X, LABELS), step=one_step):
+    """The documented order, in a Python loop."""
+    n = len(data[0])
+    passes = []
+    for _ in range(steps):
+        epoch, place = divmod(int(state.step), -(-n // batch))
+        order = jax.random.permutation(jax.random.fold_in(state.key, epoch), n) if shuffle else np.arange(n)
+        rows = np.asarray(order)[place * batch : (place + 1) * batch]
+        state, out = step(state, *(part[rows] for part in data))
+        passes.append((out, rows))
+    return state, passes
+
+
+def arrays(tree):
+    """Every leaf by path, as NumPy; typed keys as their data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return {
+        jax.tree_util.keystr(path): np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        for path, leaf in leaves
+    }
+
+
+def assert_close(ours, theirs, tolerance=FLOAT32):
+    ours, theirs = arrays(ours), arrays(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, a in ours.items():
+        b = theirs[path]
+        assert a.shape == b.shape, path
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        worst = np.abs(a - b).max(initial=0.0) / max(np.abs(b).max(initial=0.0), 1e-30)
+        assert worst <= tolerance, (path, worst)  # false for NaN
+
+
+def assert_same(ours, theirs):
+    ours, theirs = arrays(ours), arrays(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, a in ours.items():
+        assert a.dtype == theirs[path].dtype, path
+        assert a.tobytes() == theirs[path].tobytes(), path
+
+
+def figures(history):
+    """All but the seconds."""
+    return {name: values for name, values in history.items() if name != "seconds"}
+
+
+def whole(params, state, data, train=False):
+    """Loss and metrics of every example at once, the means weighted."""
+    x, target, *weights = data
+    output = NET.forward(params, state, jnp.asarray(x))[0]
+    w = np.asarray(weights[0] if weights else np.ones(len(x)), np.float64)
+    rules = {"loss": LOSS.value, **METRICS}
+    each = {name: np.asarray(rule(output, jnp.asarray(target)), np.float64) for name, rule in rules.items()}
+    return {name: float((w * value).sum() / w.sum()) for name, value in each.items()}
+
+
+@contextmanager
+def compilations():
+    """The names of the programs that XLA compiles inside."""
+    names: list[str] = []
+
+    def listen(event, seconds, **details):
+        if event == COMPILED:
+            names.append(details.get("fun_name", "without a name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@functools.cache
+def two_epochs():
+    """Two epochs with a validation set: what most tests look at."""
+    return trained(2, validation=OTHERS)
+
+
+# ---------------------------------------------------------------- a step
+
+
+def test_step_is_backprop_and_update():
+    @jax.jit
+    def composed(state, x, target):
+        key = jax.random.fold_in(state.key, state.step)
+        out = backprop(NET, LOSS)(state.params, state.state, x, target, rng=key)
+        updates, opt_state = OPTIMIZER.update(out.grads, state.opt_state, state.params)
+        return TrainState(apply_updates(state.params, updates), out.state, opt_state, state.step + 1, state.key), out
+
+    state = start()._replace(step=jnp.int32(5))
+    before = arrays(state)
+    assert_close(one_step(state, X[:4], LABELS[:4]), composed(state, X[:4], LABELS[:4]))
+    after = arrays(state)
+    assert all(np.array_equal(before[path], after[path]) for path in before)
+
+
+def test_step_reads():
+    state = start()
+    _, out = jax.eval_shape(train_step(NET, LOSS, OPTIMIZER, read=("deltas",)), state, X, LABELS)
+    assert {name: delta.shape for name, delta in out.readings["deltas"].items()} == {
+        "zeta": (N, 5),
+        "tanh_0": (N, 5),
+        "probe_0": (N, 5),
+        "alpha": (N, K),
+    }
+
+
+def test_step_draws_another_key_at_every_step():
+    state = still()
+    first, a = one_step(state._replace(state=start().state), X[:4], LABELS[:4])
+    _, b = one_step(first, X[:4], LABELS[:4])
+    assert not np.array_equal(a.output, b.output)  # the rate is 0: only the noise has changed
+
+
+@pytest.mark.parametrize("gradient", [backprop, autodiff])
+def test_penalty_is_part_of_loss_and_gradient(gradient):
+    strength = 0.25
+
+    def value(params):
+        return 0.5 * strength * sum(jnp.square(layer["w"]).sum() for layer in params.values())
+
+    def grad(params):
+        return {name: {"w": strength * p["w"], "b": jnp.zeros_like(p["b"])} for name, p in params.items()}
+
+    net, optimizer = mlp([3, 2], tanh), sgd(0.1)
+    state, x, target = init_train_state(net, optimizer, 0, (D,)), jnp.asarray(X), jnp.asarray(X[:, :2])
+    penalty = Penalty("l2", value, grad)
+    steps = [train_step(net, losses.mse, optimizer, gradient=gradient, penalty=it) for it in (None, penalty)]
+    (_, plain), (after, out) = jax.jit(lambda *args: [step(*args) for step in steps])(state, x, target)
+    assert_close(out.loss, plain.loss + value(state.params))
+    assert_close(out.grads, jax.tree.map(jnp.add, plain.grads, grad(state.params)))
+    if gradient is backprop:
+        result = fit(net, losses.mse, optimizer, (x, target), key=0, epochs=1, batch_size=N, penalty=penalty)
+        assert_close(np.float32(result.history["loss"][0]), out.loss)
+        assert_close(result.train_state.params, after.params)
+
+
+def test_bfloat16_parameters_train():
+    result = trained(8, (jnp.asarray(X, jnp.bfloat16), LABELS))
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.train_state.params)} == {jnp.dtype(jnp.bfloat16)}
+    loss = result.history["loss"]
+    assert loss[0] == pytest.approx(two_epochs().history["loss"][0], rel=BFLOAT16)
+    assert loss[-1] < 0.8 * loss[0]
+
+
+def test_step_lowers_for_every_platform():
+    state = start()
+    exported = jax.export.export(one_step, platforms=["cpu", "cuda", "tpu"])(state, X, LABELS)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert len(exported.out_avals) == len(jax.tree.leaves(jax.eval_shape(one_step, state, X, LABELS)))
+
+
+# ---------------------------------------------------------------- an epoch
+
+
+def test_epoch_is_a_loop_of_steps():
+    first, result = one_epoch(start(), X, LABELS)
+    second, _ = one_epoch(first, X, LABELS)
+    expected, passes = by_hand(start(), 2 * STEPS)
+    assert int(second.step) == int(second.state["probe_0"]["count"]) == 2 * STEPS
+    assert_close(second, expected)
+
+    passes, sizes = passes[:STEPS], [4, 4, 2]
+    assert [len(rows) for _, rows in passes] == sizes
+    assert sorted(np.concatenate([rows for _, rows in passes])) == list(range(N))
+    assert_close(result.losses, np.array([out.loss for out, _ in passes]))
+    assert_close(result.loss, np.average([out.loss for out, _ in passes], weights=sizes))
+    outputs, rows = np.concatenate([out.output for out, _ in passes]), np.concatenate([rows for _, rows in passes])
+    assert_close(result.metrics, {name: metric(outputs, LABELS[rows]).mean() for name, metric in METRICS.items()})
+    assert bool(result.finite)
+
+
+def test_epoch_takes_numpy_arrays():
+    run = train_epoch(NET, LOSS, OPTIMIZER, batch_size=BATCH)
+    _, result = jax.eval_shape(lambda state: run(state, X, LABELS, WEIGHTS), start())  # the data are no tracers here
+    assert result.losses.shape == (STEPS,)
+
+
+def test_epoch_in_the_order_of_the_data():
+    """And of batches whose remainder is not half of them."""
+    result = trained(2, batch_size=7, shuffle=False)
+    expected, passes = by_hand(start(), 4, batch=7, shuffle=False)
+    assert [list(rows) for _, rows in passes[:2]] == [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9]]
+    assert_close(result.train_state, expected)
+
+
+def test_ensemble_is_a_loop():
+    keys = jax.random.split(jax.random.key(3), 3)
+    states = jax.jit(jax.vmap(_start))(keys)
+    together, results = jax.jit(jax.vmap(one_epoch, in_axes=(0, None, None)))(states, X, LABELS)
+    for i in range(3):
+        alone, result = one_epoch(jax.tree.map(lambda leaf: leaf[i], states), X, LABELS)
+        assert_close(jax.tree.map(lambda leaf: leaf[i], together), alone)
+        assert_close(jax.tree.map(lambda leaf: leaf[i], results), result)
+
+
+def test_fit_updates_its_state_in_place(monkeypatch):
+    """The buffers set aside for the result are donated to it; the data are not."""
+    spares = []
+
+    def copy(tree, keep=training._copy):
+        spares.append(keep(tree))
+        return spares[-1]
+
+    monkeypatch.setattr(training, "_copy", copy)
+    x, labels = jnp.asarray(X), jnp.asarray(LABELS)
+    trained(3, (x, labels), train_state=start(), key=None)
+    assert spares
+    assert all(leaf.is_deleted() for spare in spares for leaf in jax.tree.leaves(spare))
+    assert not x.is_deleted()
+    assert not labels.is_deleted()
+
+
+# ---------------------------------------------------------------- fit
+
+
+def test_fit_is_epochs_of_steps():
+    expected, passes = by_hand(start(), 2 * STEPS)
+    result = two_epochs()
+    assert_close(result.train_state, expected)
+    for epoch in range(2):
+        mine = passes[epoch * STEPS : (epoch + 1) * STEPS]
+        loss = np.average([out.loss for out, _ in mine], weights=[len(rows) for _, rows in mine])
+        assert_close(np.float32(result.history["loss"][epoch]), loss)
+
+
+def test_history():
+    history = two_epochs().history
+    names = {"loss", "accuracy", "margin"}
+    assert set(history) == names | {f"validation_{name}" for name in names} | {"seconds"}
+    assert all(len(values) == 2 and all(type(value) is float for value in values) for values in history.values())
+    assert min(history["seconds"]) > 0
+    assert set(trained(1).history) == names | {"seconds"}
+
+
+def test_validation_follows_each_epoch():
+    result = two_epochs()
+    after_one = trained(1).train_state
+    for epoch, state in enumerate((after_one, result.train_state)):
+        expected = whole(state.params, state.state, OTHERS)
+        ours = {name: result.history[f"validation_{name}"][epoch] for name in expected}
+        assert ours == pytest.approx(expected, rel=FLOAT32)
+    assert_same(trained(2).train_state, result.train_state)  # looking changes nothing
+
+
+def test_figures_of_a_ragged_epoch_are_those_of_the_whole_data():
+    state = still()
+    expected = whole(state.params, state.state, (X, LABELS))
+    history = trained(1, train_state=state, key=None).history
+    assert {name: history[name][0] for name in expected} == pytest.approx(expected, rel=FLOAT32)
+    _, passes = by_hand(state, STEPS)
+    assert np.mean([out.loss for out, _ in passes]) != pytest.approx(expected["loss"], rel=1e-3)  # the test bites
+
+
+def test_example_weights():
+    state, data = still(), (X, LABELS, WEIGHTS)
+    expected = whole(state.params, state.state, data)
+    history = trained(1, data, train_state=state, key=None, validation=data).history
+    assert {name: history[name][0] for name in expected} == pytest.approx(expected, rel=FLOAT32)
+    assert {name: history[f"validation_{name}"][0] for name in expected} == pytest.approx(expected, rel=FLOAT32)
+    assert expected["loss"] != pytest.approx(whole(state.params, state.state, data[:2])["loss"], rel=1e-3)
+
+    ones = trained(1, (X, LABELS, np.ones(N, np.float32)), validation=data)
+    assert_close(ones.train_state, trained(1).train_state)
+
+
+def test_batches_without_weight_add_nothing():
+    """All the weight is on one example: two of the three batches have none, and 0/0 must not come of it."""
+    state = still()
+    data = (X, LABELS, np.where(np.arange(N) == 6, 2, 0).astype(np.float32))
+    expected = whole(state.params, state.state, (X[6:7], LABELS[6:7]))
+    scores = evaluate(NET, LOSS, state, data, metrics=METRICS, batch_size=BATCH)
+    assert scores == pytest.approx(expected, rel=FLOAT32)
+    history = trained(1, data, train_state=state, key=None, validation=data).history
+    assert {name: history[name][0] for name in expected} == pytest.approx(expected, rel=FLOAT32)
+
+
+def test_example_of_weight_0_may_be_unlabelled():
+    weights, labels = np.ones(N, np.float32), LABELS.copy()
+    weights[3], labels[3] = 0, -1  # its loss and its accuracy are NaN
+    state, rows = still(), np.arange(N) != 3
+    scores = evaluate(NET, LOSS, state, (X, labels, weights), metrics=METRICS, check_data=False)
+    assert scores == pytest.approx(whole(state.params, state.state, (X[rows], LABELS[rows])), rel=FLOAT32)
+
+
+def test_metrics_by_name_or_in_a_list():
+    expected = trained(1).history
+    with compilations() as programs:
+        listed = trained(1, metrics=[METRICS["accuracy"], margin]).history
+    assert programs == []
+    assert figures(listed) == figures(expected)
+
+
+def test_going_on_is_bit_identical():
+    five = trained(5)
+    three = trained(3)
+    kept = arrays(three.train_state)
+    two = trained(2, train_state=three.train_state, key=None)
+    assert_same(two.train_state, five.train_state)
+    assert kept.keys() == arrays(three.train_state).keys()
+    for name, values in figures(five.history).items():
+        assert three.history[name] + two.history[name] == values
+
+
+def test_same_key_same_bits():
+    first, again, other = trained(2), trained(2, key=jax.random.key(0)), trained(2, key=1)
+    assert_same(first.train_state, again.train_state)
+    assert figures(first.history) == figures(again.history)
+    assert not np.array_equal(first.train_state.params["alpha"]["w"], other.train_state.params["alpha"]["w"])
+
+
+def test_key_given_with_a_state_replaces_its_key():
+    state = start()
+    moved = trained(1, train_state=state, key=5).train_state
+    assert_same(moved.key, jax.random.key(5))
+    assert_close(moved, by_hand(state._replace(key=jax.random.key(5)), STEPS)[0])
+
+
+def test_what_the_caller_gives_is_left_alone():
+    state, key, x, labels = start(), jax.random.key(0), jnp.asarray(X), jnp.asarray(LABELS)
+    given = {"state": state, "key": key, "x": x, "labels": labels}
+    before = arrays(given)
+    first = trained(3, (x, labels), key=key)
+    second = trained(3, (x, labels), train_state=state, key=None)
+    third = trained(3, (x, labels), train_state=state, key=key)
+    kept = arrays(third.train_state)
+    trained(3, (x, labels), train_state=third.train_state, key=None)
+    after = arrays(given)  # whatever has been donated raises here
+    assert all(np.array_equal(before[path], after[path]) for path in before)
+    assert_same(third.train_state, first.train_state)
+    assert_same(third.train_state, second.train_state)
+    assert all(np.array_equal(leaf, kept[path]) for path, leaf in arrays(third.train_state).items())
+
+
+def test_autodiff_trains_to_the_same_parameters():
+    asked = []
+
+    def spied(net, loss, **options):
+        asked.append(net)
+        return autodiff(net, loss, **options)
+
+    assert_close(trained(2, gradient=spied).train_state, trained(2).train_state)
+    assert asked == [NET]
+
+
+def test_learning_rate_is_set_in_the_state():
+    state = trained(1).train_state
+    frozen = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.float32(0)))
+    with compilations() as programs:
+        after = trained(1, train_state=frozen, key=None).train_state
+    assert programs == []
+    assert_same(after.params, state.params)
+    assert int(after.step) == 2 * STEPS
+    slower = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.float32(0.01)))
+    assert_close(trained(1, train_state=slower, key=None).train_state, by_hand(slower, STEPS)[0])
+
+
+def test_float64_data_trains_in_float64():
+    """Linear regression by full batches, beside gradient descent in NumPy."""
+    rate, epochs, net = 0.1, 4, mlp([2])
+    with jax.enable_x64(True):
+        x, target = X.astype(np.float64), np.stack([X @ [1, -2, 0.5, 0], X[:, 0]], axis=1).astype(np.float64)
+        result = fit(net, losses.half_squared_error, sgd(rate), (x, target), key=0, epochs=epochs, batch_size=N)
+        first = init_train_state(net, sgd(rate), 0, (D,), jnp.float64).params["dense_0"]
+        w, b = np.asarray(first["w"]), np.asarray(first["b"])
+        ours = {name: np.asarray(leaf) for name, leaf in result.train_state.params["dense_0"].items()}
+    history = []
+    for _ in range(epochs):
+        error = x @ w + b - target
+        history.append(0.5 * (error**2).sum() / N)
+        w, b = w - rate * x.T @ error / N, b - rate * error.mean(axis=0)
+    assert ours["w"].dtype == np.float64
+    assert result.history["loss"] == pytest.approx(history, rel=FLOAT64)
+    assert ours["w"] == pytest.approx(w, rel=FLOAT64, abs=FLOAT64)
+    assert ours["b"] == pytest.approx(b, rel=FLOAT64, abs=FLOAT64)
+
+
+def test_optax_optimizer_in_fit():
+    optax = pytest.importorskip("optax", reason="optax's optimizers are the other side of the protocol")
+    net, optimizer, batch = mlp([K]), optax.adamw(0.05, weight_decay=0.1), 5
+    with jax.numpy_dtype_promotion("standard"):  # optax counts in int32 and raises floats to that
+        result = fit(net, LOSS, optimizer, (X, LABELS), key=0, epochs=2, batch_size=batch, shuffle=False)
+
+        @jax.jit
+        def step(params, opt_state, x, target):
+            grads = jax.grad(lambda p: LOSS.value(x @ p["dense_0"]["w"] + p["dense_0"]["b"], target).mean())(params)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        params = init_train_state(net, optimizer, 0, (D,)).params
+        opt_state = optimizer.init(params)
+        for rows in [slice(0, 5), slice(5, 10)] * 2:
+            params, opt_state = step(params, opt_state, X[rows], LABELS[rows])
+    assert_close(result.train_state.params, params)
+    assert_close(result.train_state.opt_state, opt_state)
+
+
+def test_examples_may_be_trees():
+    """Two inputs, one of integers; the same network on the two put together is the reference."""
+
+    def join(x):
+        return jnp.concatenate([x["numbers"], x["kind"][:, None].astype(x["numbers"].dtype)], axis=-1)
+
+    def forward(params, state, x, *, train=False, rng=None):
+        return join(x), state, ()
+
+    def backward(params, tape, delta):
+        return {"numbers": delta[:, :-1], "kind": ()}, {}
+
+    layer = Layer("join", lambda key, in_shape, dtype=jnp.float32: ({}, ()), forward, backward)
+    x = {"numbers": X, "kind": LABELS}
+    joined, target, settings = np.asarray(join(x)), X[:, :2], {"key": 0, "epochs": 2, "batch_size": N}
+    net, plain = serial(layer, dense(2)), serial(dense(2))
+    result = fit(net, losses.mse, OPTIMIZER, (x, target), **settings)
+    expected = fit(plain, losses.mse, OPTIMIZER, (joined, target), **settings)
+    assert_close(result.train_state, expected.train_state)
+    output = plain.forward(expected.train_state.params, (), joined)[0]
+    assert_close(predict(net, result.train_state, x, batch_size=BATCH), output)
+    assert evaluate(net, losses.mse, result.train_state, (x, target))["loss"] == pytest.approx(
+        float(losses.mse.value(output, target).mean()), rel=FLOAT32
+    )
+
+
+# ---------------------------------------------------------------- evaluate, predict
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_evaluate_and_predict_do_not_depend_on_the_batch(batch):
+    state = two_epochs().train_state
+    expected = whole(state.params, state.state, (X, LABELS))
+    scores = evaluate(NET, LOSS, state, (X, LABELS), metrics=METRICS, batch_size=batch)
+    assert scores == pytest.approx(expected, rel=FLOAT32)
+    output = NET.forward(state.params, state.state, X)[0]
+    assert_close(predict(NET, state, X, batch_size=batch), output)
+
+
+# ---------------------------------------------------------------- compilations
+
+
+def test_one_program_each_and_none_again():
+    net, optimizer, key = mlp([2]), sgd(0.1), jax.random.key(0)
+    data, validation = (X, X[:, :2]), (X[:7], X[:7, :2])
+
+    def run(key, **changes):
+        settings = {"epochs": 3, "batch_size": BATCH, "validation": validation, "metrics": [losses.mae.value]}
+        return fit(net, losses.mse, optimizer, data, key=key, **(settings | changes))
+
+    with compilations() as programs:
+        result = run(key)
+    assert len(programs) == 3, programs  # initialisation, training (both batch shapes), evaluation
+    assert len(set(programs)) == 3, f"programs in a profile are told apart by their names: {programs}"
+    with compilations() as programs:
+        run(key, epochs=1, check_data=False)
+        run(None, train_state=result.train_state)
+        evaluate(net, losses.mse, result.train_state, validation, metrics=[losses.mae.value])
+    assert programs == []
+    with compilations() as programs:
+        run(1)
+    assert set(programs) <= SEEDING
+    with compilations() as programs:
+        run(2)
+    assert programs == []
+
+
+# ---------------------------------------------------------------- divergence
+
+
+def diverged(state, data=(X, LABELS), **changes):
+    with pytest.raises(DivergenceError) as caught:
+        trained(3, data, train_state=state, key=None, **changes)
+    error = caught.value
+    assert f"step {error.step}" in str(error)
+    assert error.leaf in str(error)
+    assert int(error.train_state.step) == error.step
+    assert all(np.isfinite(leaf).all() for leaf in arrays(error.train_state).values())
+    assert_close(error.train_state, by_hand(state, error.step, data=data)[0])
+    return error
+
+
+def test_divergence_in_a_later_epoch():
+    error = diverged(start(fuse=4))
+    assert (error.step, error.epoch) == (4, 1)
+    assert error.leaf == "grads/zeta/b"  # everything is NaN: the network's first leaf, not the alphabet's
+    assert "(epoch 1)" in str(error)
+    assert figures(error.history) == figures(trained(1).history)
+
+
+def test_divergence_by_data():
+    """The step is the one whose batch holds the row, in the epoch's own order."""
+    x = X.copy()
+    x[7, 2] = np.nan
+    state = start()
+    order = jax.random.permutation(jax.random.fold_in(state.key, 0), N)
+    error = diverged(state, (x, LABELS), check_data=False)
+    assert error.step == int(jnp.argmax(order == 7)) // BATCH
+    assert error.leaf == "grads/zeta/b"
+    assert error.history == {}
+
+
+def test_divergence_by_learning_rate():
+    state = start(rate=1e38)
+    _, passes = by_hand(state, STEPS)
+    finite = [bool(np.isfinite(out.loss)) for out, _ in passes]
+    error = diverged(state)
+    step = finite.index(False)
+    assert error.step == step
+    grads = passes[step][0].grads
+    order = [(layer, leaf) for layer in ("zeta", "alpha") for leaf in "bw"]
+    sick = [f"grads/{layer}/{leaf}" for layer, leaf in order if not np.isfinite(grads[layer][leaf]).all()]
+    assert error.leaf == [*sick, "loss"][0]  # the loss only where no gradient is to blame
+
+
+def test_divergence_can_be_pickled():
+    error = DivergenceError(4, 1, "loss", {"params": np.ones(2)}, {"loss": [1.0]})
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert (copy.step, copy.leaf, copy.history) == (4, "loss", {"loss": [1.0]})
+
+
+# ---------------------------------------------------------------- progress
+
+
+def test_progress_bar(capsys):
+    pytest.importorskip("tqdm", reason="the bar is tqdm's")
+    trained(2, progress=True)
+    shown = capsys.readouterr()
+    assert "2/2" in shown.err
+    assert "loss=" in shown.err
+    assert "accuracy=" in shown.err
+    assert shown.out == ""
+
+
+def test_no_bar_where_there_is_no_terminal(capsys):
+    trained(2)
+    assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_bar_where_there_is_a_terminal(capsys, monkeypatch):
+    pytest.importorskip("tqdm", reason="the bar is tqdm's")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    trained(2)
+    assert "2/2" in capsys.readouterr().err
+    trained(2, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_bar_ends_with_the_training_that_diverges(capsys):
+    pytest.importorskip("tqdm", reason="the bar is tqdm's")
+    with pytest.raises(DivergenceError) as caught:
+        trained(3, train_state=start(fuse=4), key=None, progress=True)
+    assert capsys.readouterr().err.endswith("\n")  # while the error, and with it the frame, is still held
+    assert caught.value.step == 4
+
+
+def test_without_tqdm(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"progress=True needs tqdm: pip install"):
+        trained(2, progress=True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert len(trained(2).history["loss"]) == 2
+    assert capsys.readouterr().err == ""
