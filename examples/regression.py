@@ -63,9 +63,9 @@ def main(epochs=300, seed=0, out="out"):
             trained = jaxnn.fit(NET, loss, OPTIMIZER, (x, y), key=seed, epochs=epochs, batch_size=BATCH)
             fits[case, name] = np.asarray(jaxnn.predict(NET, trained.train_state, grid))
     errors = {key: float(np.sqrt(np.mean((fit - curve(grid)) ** 2))) for key, fit in fits.items()}
-    print(" " * 15, *(f"{case:>12}" for case in targets))
+    print(f"{'distance (RMS)':15}", *(f"{case:>14}" for case in targets))
     for name in LOSSES:
-        print(f"{name:15}", *(f"{errors[case, name]:12.3f}" for case in targets))
+        print(f"{name:15}", *(f"{errors[case, name]:14.3f}" for case in targets))
     Path(out).mkdir(parents=True, exist_ok=True)
     draw(x, targets, grid, fits, Path(out) / "regression.png")
     return errors

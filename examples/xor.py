@@ -66,7 +66,7 @@ def main(seeds=100, out="out"):
     """Trains, prints and draws; returns what `train` does, by the number of hidden units."""
     trained = {hidden: train(net, seeds) for hidden, net in NETS.items()}
     for hidden, (_, losses, right) in trained.items():
-        print(f"{hidden:>2} hidden units: {right.sum():3} of {seeds} seeds right, losses {jnp.unique(losses.round(2))}")
+        print(f"{hidden:>2} hidden units: {right.sum():3} of {seeds}; losses", *sorted({f"{c:.2f}" for c in losses}))
     Path(out).mkdir(parents=True, exist_ok=True)
     draw(trained, Path(out) / "xor.png")
     return trained

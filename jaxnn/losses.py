@@ -227,15 +227,15 @@ def _no_probability(p: Array) -> Array:
     return ~((p >= -slack) & (p <= 1 + slack))
 
 
-def _poisoned(t: Array, wrong: Array) -> Array:
-    """t, with NaN for all of an example that has something wrong in it.
+def _poison(wrong: Array, like: Array) -> Array:
+    """What is added to all of an example's target, [N, 1, …]: NaN where something in the example is wrong, else 0.
 
     In every rule the target multiplies, so that NaN in it reaches value, δ and every entry of `jax.grad`, as a
     value replaced by NaN in the end would not. The sum (for an `any`) and the target (for the prediction) are
     what XLA fuses without slowing the rest down.
     """
-    sick = jnp.where(wrong, jnp.nan, 0.0).astype(t.dtype).sum(axis=tuple(range(1, wrong.ndim)))
-    return t + sick.reshape(-1, *[1] * (t.ndim - 1))
+    sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(1, wrong.ndim)))
+    return sick.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _entrywise(
@@ -260,7 +260,7 @@ def _entrywise(
         work = checks.accumulator(prediction.dtype)
         y, t = prediction.astype(work), target.astype(work)
         if domain.poisons:
-            t = _poisoned(t, domain.wrong(t) if unusable is None else domain.wrong(t) | unusable(y))
+            t = t + _poison(domain.wrong(t) if unusable is None else domain.wrong(t) | unusable(y), t)
         entries = math.prod(y.shape[1:] if mean else y.shape[1:-1])
         return y, t, 1 / entries, {"tiny": _tiny(prediction.dtype)} if clips else {}
 
@@ -303,14 +303,16 @@ def _classwise(
             # A narrow type cannot hold K, a wide one must not be narrowed: 2³² + 3 is not class 3.
             labels = target if target.dtype.itemsize >= 4 else target.astype(jnp.int32)
             wrong = _labels(classes).wrong(labels)
-            # One-hot by comparison: a gather's derivative would be a scatter, slower than all the rest.
-            t = (labels[..., None] == jnp.arange(classes, dtype=labels.dtype)).astype(work)
         else:
-            t = target.astype(work)
-            wrong = _WEIGHTS.wrong(t)
+            wrong = _WEIGHTS.wrong(target.astype(work))
         if unusable is not None:
             wrong = (wrong[..., None] if hard else wrong) | unusable(y)
-        t = _poisoned(t, wrong)
+        poison = _poison(wrong, y)
+        if hard:
+            # One-hot by comparison: a gather's derivative would be a scatter, slower than all the rest.
+            t = jnp.where(labels[..., None] == jnp.arange(classes, dtype=labels.dtype), 1 + poison, poison)
+        else:
+            t = target.astype(work) + poison
         rest: dict[str, Any] = {"total": 1.0 if hard else t.sum(axis=-1, keepdims=True)}
         if clips:
             rest["tiny"] = _tiny(prediction.dtype)
