@@ -20,7 +20,7 @@ from jaxnn.combinators import (
     share,
 )
 from jaxnn.layers import activation, dense, flatten, reshape, softmax
-from jaxnn.optimizers import adam, apply_updates, sgd
+from jaxnn.optimizers import adam, apply_updates, gradient_descent, sgd
 from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.training import DivergenceError, evaluate, fit, predict
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
@@ -37,7 +37,7 @@ __all__ = [
     # gradients
     "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
     # optimizers
-    "sgd", "adam", "apply_updates",
+    "gradient_descent", "sgd", "adam", "apply_updates",
     # training
     "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError",
     # modules

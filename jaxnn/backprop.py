@@ -32,6 +32,7 @@ from jaxnn.checks import (
 )
 from jaxnn.combinators import map_layers
 from jaxnn.types import (
+    Activation,
     Array,
     DType,
     InShape,
@@ -98,7 +99,8 @@ def backprop(
     Args:
         net: the network.
         loss: a Loss record.
-        read: what to note at every leaf layer: names in `READINGS` or Reading records of your own.
+        read: what to note at every leaf layer: "deltas" (δ at its output, [N, …]), "delta_norms" (‖δ‖₂ over the
+            batch, a scalar), or Reading records of your own.
         penalty: a Penalty record; becomes part of loss and grads.
         train: whether layers behave as in training. A Python bool.
 
@@ -121,6 +123,7 @@ def backprop(
     >>> out.readings["deltas"]["dense_1"].shape
     (5, 2)
     """
+    check_records("backprop", net, loss)
     readings = _readings(read)
 
     def run(
@@ -134,17 +137,21 @@ def backprop(
     ) -> Pass:
         _check_arguments(net, params, x, target, weights)
         output, new_state, tape = net.forward(params, state, x, train=train, rng=rng)
-        value = loss.value(output, target)
+        value = cost(loss, output, target)
         share, total = _shares(value, weights)
-        delta = jax.tree.map(lambda d: _weigh(share, d), loss.delta(output, target))
+        delta = loss.delta(output, target)
+        same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, output, "δₙ = ∂Cₙ/∂yₙ:")
+        delta = jax.tree.map(lambda d: _weigh(share, d), delta)
         watched = map_layers(lambda layer: _watch(layer, readings, total), net) if readings else net
         _, noted = watched.backward(params, tape, delta)
         grads = _like(params, _untag(noted, lambda tagged: tagged.tied))
         same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
         mean = _mean(value, share)
         if penalty is not None:
-            mean = mean + jnp.asarray(penalty.value(params), mean.dtype)
-            grads = jax.tree.map(lambda g, p: g + p.astype(g.dtype), grads, penalty.grad(params))
+            mean = mean + _penalty_value(penalty, params).astype(mean.dtype)
+            slopes = penalty.grad(params)
+            same_shapes(f"penalty {penalty.name!r}: its grad is not like the parameters", slopes, params, ZEROS)
+            grads = jax.tree.map(lambda g, p: g + jnp.asarray(p, g.dtype), grads, slopes)
 
         def noted_by(i: int) -> Tree:
             return _untag(noted, lambda tagged: tagged.own[i])
@@ -182,6 +189,7 @@ def autodiff(
     >>> out.grads["dense_1"]["w"].shape
     (3, 2)
     """
+    check_records("autodiff", net, loss)
     readings = _readings(read)
     if any(reading != READINGS["deltas"] for reading in readings):
         names = [reading.name for reading in readings if reading != READINGS["deltas"]]
@@ -201,17 +209,17 @@ def autodiff(
 
         def objective(slotted: Params) -> tuple[Array, tuple[State, Any, Array]]:
             output, new_state, _ = perturbed.forward(slotted, state, x, train=train, rng=rng)
-            value = loss.value(output if weights is None else _without(weights == 0, output), target)
+            value = cost(loss, output if weights is None else _without(weights == 0, output), target)
             share, total = _shares(value, weights)
             mean = _mean(value, share)
             if penalty is not None:
                 plain = _like(params, _untag(slotted, lambda tagged: tagged.tied))
-                mean = mean + jnp.asarray(penalty.value(plain), mean.dtype)
+                mean = mean + _penalty_value(penalty, plain).astype(mean.dtype)
             return mean, (new_state, output, total)
 
         slotted = _with_slots(perturbed, params, x) if readings else params
         (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
-        deltas = jax.tree.map(lambda d: d * total.astype(d.dtype), _untag(grads, lambda tagged: tagged.own))
+        deltas = jax.tree.map(lambda d: _unscaled(d, total), _untag(grads, lambda tagged: tagged.own))
         grads = _like(params, _untag(grads, lambda tagged: tagged.tied))
         return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings})
 
@@ -247,9 +255,10 @@ def autodiff_twin(layer: Layer) -> Layer:
         def output(params: Params, floats: list[Array]) -> Any:
             left = iter(floats)
             x = jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else leaf for leaf in leaves])
-            return layer.forward(params, state, x, train=bool(mode.shape[-1]), rng=rng)[0]
+            y, _, _ = layer.forward(params, state, x, train=bool(mode.shape[-1]), rng=rng)
+            return [leaf for leaf in jax.tree.leaves(y) if is_floating(leaf)]  # δ has () for the others
 
-        grads, back = jax.vjp(output, params, floats)[1](delta)
+        grads, back = jax.vjp(output, params, floats)[1](jax.tree.leaves(delta))
         left = iter(back)
         return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else () for leaf in leaves]), grads
 
@@ -286,6 +295,7 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
         def run_backward(kept: Tree, cotangent: tuple[Any, State]) -> tuple[Any, ...]:
             params, tape, x = kept
             delta_in, grads = net.backward(params, tape, cotangent[0])
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
             return grads, None, _input_cotangent(x, delta_in, jax.tree.leaves(cotangent[0])[0].shape[0]), None
 
         run.defvjp(run_forward, run_backward)
@@ -316,7 +326,7 @@ def _watch(layer: Layer, readings: tuple[Reading, ...], total: Array) -> Layer:
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         delta_in, grads = layer.backward(params, tape, delta)
-        whole = jax.tree.map(lambda d: d * total.astype(d.dtype), delta)
+        whole = jax.tree.map(lambda d: _unscaled(d, total), delta)
         return delta_in, Tagged(grads, tuple(r.read(layer, params, tape, whole, grads) for r in readings))
 
     return layer._replace(backward=backward)
@@ -328,7 +338,8 @@ def _perturb(layer: Layer) -> Layer:
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = layer.init(key, in_shape, dtype)
         y = jax.eval_shape(lambda p, s, x: layer.forward(p, s, x)[0], params, state, input_spec(in_shape, dtype))
-        empty = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), y)
+        slot = lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype) if is_floating(leaf) else ()  # noqa: E731
+        empty = jax.tree.map(slot, y)  # integers have no δ
         return Tagged(params, empty), state
 
     def forward(
@@ -337,7 +348,7 @@ def _perturb(layer: Layer) -> Layer:
         if not isinstance(params, Tagged):
             raise TypeError("autodiff: a layer was given no slot")
         y, state, tape = layer.forward(params.tied, state, x, train=train, rng=rng)
-        add = lambda y, slot: y + slot.astype(y.dtype) if slot.size else y  # noqa: E731
+        add = lambda y, slot: y + slot.astype(y.dtype) if is_floating(y) and slot.size else y  # noqa: E731
         return jax.tree.map(add, y, params.own), state, tape
 
     return layer._replace(init=init, forward=forward)
@@ -396,10 +407,13 @@ def _shares(value: Array, weights: Array | None) -> tuple[Array, Array]:
 
 def _weigh(share: Array, values: Array) -> Array:
     """Values [N, …] times share; an example of weight 0 counts nothing, even if its value is NaN."""
-    if share.ndim == 0:
-        return values * share.astype(values.dtype)
-    share = share.astype(values.dtype).reshape(share.shape + (1,) * (values.ndim - 1))
-    return jnp.where(share == 0, 0, values * share)
+    share = share.reshape(share.shape + (1,) * (values.ndim - 1)) if share.ndim else share
+    weighed = (values.astype(share.dtype) * share).astype(values.dtype)  # 1/N and N may leave float16's range
+    return jnp.where(share == 0, 0, weighed) if share.ndim else weighed
+
+
+def _unscaled(delta: Array, total: Array) -> Array:
+    return (delta.astype(total.dtype) * total).astype(delta.dtype)
 
 
 def _without(left_out: Array, output: Any) -> Any:
@@ -419,9 +433,38 @@ def _input_cotangent(x: Tree, delta_in: Any, n: int) -> Any:
     """δ_in as JAX wants it: float0 zeros for integer leaves, where the library has ()."""
 
     def cotangent(leaf: Array, delta: Any) -> Any:
-        return delta if is_floating(leaf) else np.zeros((n, *leaf.shape[1:]), jax.dtypes.float0)
+        return delta.astype(leaf.dtype) if is_floating(leaf) else np.zeros((n, *leaf.shape[1:]), jax.dtypes.float0)
 
     return jax.tree.map(cotangent, x, delta_in)
+
+
+ZEROS = "a leaf without a penalty has a grad of zeros:"
+
+
+def cost(loss: Loss, output: Any, target: Tree) -> Array:
+    """loss.value(output, target), held to be [N]: a mean over the batch, or a cost per entry, is another loss."""
+    n, value = batch_size("output", output), loss.value(output, target)
+    if jnp.shape(value) != (n,):
+        raise ValueError(
+            f"loss {loss.name!r}: value must give one cost for each example, ({n},), got shape {jnp.shape(value)}"
+        )
+    return value
+
+
+def _penalty_value(penalty: Penalty, params: Params) -> Array:
+    value = jnp.asarray(penalty.value(params))
+    if value.shape:
+        raise ValueError(f"penalty {penalty.name!r}: value must be a scalar, got shape {value.shape}")
+    return value
+
+
+def check_records(where: str, net: Any, loss: Any) -> None:
+    """The net and the loss are records, and not the factories of such."""
+    for what, value, needs in (("net", net, Layer), ("loss", loss, Loss)):
+        if not isinstance(value, needs):
+            hint = "; a factory needs its parentheses, losses.huber()" if callable(value) else ""
+            hint = "; make a layer of it, serial(relu)" if isinstance(value, Activation) else hint
+            raise TypeError(f"{where}: {what} must be a {needs.__name__} record, got {value!r}{hint}")
 
 
 def _check_arguments(net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:

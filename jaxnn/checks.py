@@ -84,6 +84,8 @@ def number(
 def as_key(key: Any) -> Key:
     """A PRNG key from a typed key, a raw `PRNGKey`, or an integer seed, which may be a traced scalar."""
     if isinstance(key, Integral) and not isinstance(key, bool):
+        if not -(2**31) <= int(key) < 2**32:
+            raise ValueError(f"an integer seed must fit 32 bits, or it would be cut to another's, got {key}")
         return jax.random.key(int(key))
     if isinstance(key, jax.Array):
         if key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -150,9 +152,8 @@ def features(kind: str, x: Any, *, at_least: int = 2) -> Shape:
         raise LayerError(kind, f"expects one array, got {type(x).__name__}")
     if x.ndim < at_least:
         axes = "[N, D]" if at_least == 2 else "with the batch axis first"
-        raise LayerError(
-            kind, f"expects x {axes}, got x of shape {x.shape}: add the batch axis, x[None] for one example"
-        )
+        advice = "add the batch axis, x[None] for one example" + ", x[:, None] for N examples of one feature" * x.ndim
+        raise LayerError(kind, f"expects x {axes}, got x of shape {x.shape}: {advice}")
     if not is_floating(x):
         raise LayerError(kind, f"expects float features, got {x.dtype}: convert with x.astype('float32')")
     return tuple(x.shape)

@@ -23,6 +23,7 @@ from jaxnn.checks import (
     describe,
     input_spec,
     inside,
+    is_floating,
     layer_key,
     name_hash,
     named_leaves,
@@ -189,7 +190,7 @@ def repeat(layer: Layer | Activation, n: int) -> Layer:
         def once(delta: Any, args: tuple[Params, Tree]) -> tuple[Any, Params]:
             return child.backward(*args, delta)
 
-        return jax.lax.scan(once, delta, (params, tape), reverse=True)
+        return jax.lax.scan(once, delta, (params, tape), length=n, reverse=True)
 
     return _combinator("repeat", init, forward, backward, (child,), ("",), lambda new: repeat(new[0], n))
 
@@ -249,7 +250,7 @@ def share(layer: Layer | Activation, n: int) -> Layer:
             return (delta, jax.tree.map(jnp.add, total, added)), noted
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), total_spec)
-        (delta, total), noted = jax.lax.scan(once, (delta, zeros), (own, tape), reverse=True)
+        (delta, total), noted = jax.lax.scan(once, (delta, zeros), (own, tape), length=n, reverse=True)
         return delta, join_grads(total, noted)
 
     return _combinator("share", init, forward, backward, (child,), ("",), lambda new: share(new[0], n))
@@ -289,6 +290,9 @@ def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) 
     ) -> tuple[Any, State, Tree]:
         y, state, tape = body.forward(params, state, x, train=train, rng=rng)
         _check_same("residual", x, y, "; give a projection, residual(layer, skip=dense(width))")
+        integers = [describe(leaf) for leaf in jax.tree.leaves(y) if not is_floating(leaf)]
+        if integers:
+            raise LayerError("residual", f"adds x and f(x), which must be floats, got {', '.join(integers)}")
         return jax.tree.map(jnp.add, x, y), state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -409,7 +413,7 @@ def map_layers(f: Callable[[Layer], Layer], net: Layer) -> Layer:
     ('dense_0', 'tanh_0', 'dense_1', 'tanh_1', 'dense_2')
     """
     if net.rebuild is None:
-        new = f(net)
+        (new,) = _layers("map_layers", (f(net),))
     else:
         new = net.rebuild(tuple(map_layers(f, child) for child in net.children))
     return new if new.name is not None or net.name is None else new._replace(name=net.name)

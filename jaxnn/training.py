@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import backprop, check_params
+from jaxnn.backprop import backprop, check_params, check_records, cost
 from jaxnn.checks import (
     accumulator,
     as_key,
@@ -278,7 +278,7 @@ def _compiled_evaluation(
         def one(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
             x, target, weights = rows_of(data, rows)
             output = net.forward(params, state, x)[0]
-            value = loss.value(output, target)
+            value = cost(loss, output, target)
             value = value.astype(accumulator(value.dtype))
             w = jnp.ones_like(value) if weights is None else weights.astype(value.dtype)
             mean = jnp.where(w == 0, 0, w * value).sum() / jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)
@@ -394,10 +394,7 @@ def _enter(what: str, parts: Any) -> tuple[Any, ...]:
 
 def _check_records(net: Any, loss: Any, optimizer: Any) -> None:
     """The first three arguments are records, and not the factories of such."""
-    for what, value, needs in (("net", net, Layer), ("loss", loss, Loss)):
-        if not isinstance(value, needs):
-            hint = "; a factory needs its parentheses, losses.huber()" if callable(value) else ""
-            raise TypeError(f"fit: {what} must be a {needs.__name__} record, got {value!r}{hint}")
+    check_records("fit", net, loss)
     if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
         hint = "; a factory needs its parentheses, adam(1e-3)" if callable(optimizer) else ""
         raise TypeError(f"fit: optimizer must have init and update, as jaxnn.adam(1e-3) has, got {optimizer!r}{hint}")
@@ -433,7 +430,7 @@ def _check_values(
     x, target, *weights = data
     with _about(what):
         output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], train_state.params, train_state.state, x)
-        jax.eval_shape(loss.value, output, target)
+        jax.eval_shape(partial(cost, loss), output, target)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target)
     if not look:

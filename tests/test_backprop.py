@@ -342,3 +342,94 @@ def test_refusals():
     params, state = forgetful.init(jax.random.key(0), (4,))
     with pytest.raises(ValueError, match=r"backward gave gradients.*\n.*dense_0/b: expected \[2\], missing"):
         backprop(forgetful, losses.mse)(params, state, x, t)
+
+
+# ---------------------------------------------------------------- precision and the records' contracts
+
+
+@pytest.mark.parametrize(
+    ("params_dtype", "x_dtype"), [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float32)]
+)
+def test_gradients_have_the_precision_of_what_they_are_of(params_dtype, x_dtype):
+    """Parameters and data of two precisions, where the user lets JAX promote: grads like θ, δ_in like x."""
+    net = serial(dense(3), tanh, dense(2))
+    params, state = net.init(jax.random.key(0), (4,), params_dtype)
+    x, t = jax.random.normal(jax.random.key(1), (5, 4)).astype(x_dtype), jnp.ones((5, 2))
+    apply, spec = as_custom_vjp(net), lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    with jax.numpy_dtype_promotion("standard"):
+        for gradient in (backprop, autodiff):
+            assert spec(gradient(net, losses.mse)(params, state, x, t).grads) == spec(params)
+        twice = lambda p, x: apply(p, state, x)[0].sum() + (2 * x).sum()  # the two cotangents of x are added
+        assert spec(jax.grad(twice, argnums=(0, 1))(params, x)) == (spec(params), spec(x))
+
+
+def test_float16_gradients_and_deltas_of_a_large_batch():
+    """N is beyond float16's largest number and 1/N below its smallest normal one."""
+    n, net = 70_000, mlp([3, 2], tanh)
+    params, state = net.init(jax.random.key(0), (2,), jnp.float16)
+    x = jax.random.normal(jax.random.key(1), (n, 2)).astype(jnp.float16)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, x))
+    t = jnp.zeros(n, jnp.int32)
+    for gradient in (backprop, autodiff):
+        run = gradient(net, losses.softmax_cross_entropy, read=("deltas",))
+        out, exact = run(params, state, x, t), run(wide[0], state, wide[1], t)
+        close(numpy_tree(out.grads), numpy_tree(exact.grads), 1e-3, "float16 gradients")  # two roundings of 2⁻¹¹
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out.readings))
+
+
+def test_losses_and_penalties_of_another_form_are_refused():
+    net = mlp([3, 2])
+    params, state = net.init(jax.random.key(0), (4,))
+    args = (params, state, jnp.ones((5, 4)), jnp.ones((5, 2)))
+    value, delta = losses.mse.value, losses.mse.delta
+    for wrong, shape in ((lambda y, t: value(y, t).mean(), r"\(\)"), (lambda y, t: (y - t) ** 2, r"\(5, 2\)")):
+        for gradient in (backprop, autodiff):
+            with pytest.raises(ValueError, match=rf"loss 'wrong': value must give one cost .* got shape {shape}"):
+                gradient(net, losses.mse._replace(name="wrong", value=wrong))(*args)
+    with pytest.raises(ValueError, match=r"loss 'wrong': its delta .*\n.*expected \[5, 2\], got \[5, 1\]"):
+        backprop(net, losses.mse._replace(name="wrong", delta=lambda y, t: delta(y, t)[:, :1]))(*args)
+    no_biases = lambda params: {name: {"w": leaves["w"]} for name, leaves in params.items()}
+    with pytest.raises(ValueError, match=r"penalty 'l2': its grad .*\n.*dense_0/b: expected \[3\], missing"):
+        backprop(net, losses.mse, penalty=L2._replace(grad=no_biases))(*args)
+    for gradient in (backprop, autodiff):
+        with pytest.raises(ValueError, match=r"penalty 'l2': value must be a scalar, got shape \(3,\)"):
+            gradient(net, losses.mse, penalty=L2._replace(value=lambda params: params["dense_0"]["b"]))(*args)
+        with pytest.raises(TypeError, match=r"loss must be a Loss record.*losses.huber\(\)"):
+            gradient(net, losses.huber)
+        with pytest.raises(TypeError, match=r"net must be a Layer record.*serial\(relu\)"):
+            gradient(relu, losses.mse)
+
+
+@pytest.mark.parametrize("many", [repeat, share])
+def test_nothing_many_times_is_nothing(many):
+    net = serial(dense(3), many(serial(), 2))
+    params, state = net.init(jax.random.key(0), (3,))
+    out = [f(net, losses.mse)(params, state, jnp.ones((2, 3)), jnp.ones((2, 3))).grads for f in (backprop, autodiff)]
+    close(*numpy_tree(out), 1e-6, "an empty serial")
+
+
+def test_integers_that_pass_through():
+    """A mask handed on from layer to layer beside the features: δ is () in its place, and no sum is taken of it."""
+
+    def init(key, in_shape, dtype=jnp.float32):
+        return {}, ()
+
+    def hand_on(params, state, x, *, train=False, rng=None):
+        return {"h": 2 * x["h"], "mask": x["mask"]}, state, ()
+
+    def apply_mask(params, state, x, *, train=False, rng=None):
+        return x["h"] * x["mask"][:, None], state, x["mask"]
+
+    through = Layer("through", init, hand_on, lambda p, t, d: ({"h": 2 * d["h"], "mask": ()}, {}))
+    last = Layer("last", init, apply_mask, lambda p, mask, d: ({"h": d * mask[:, None], "mask": ()}, {}))
+    x = {"h": jnp.cos(jnp.arange(12.0)).reshape(4, 3), "mask": jnp.array([0, 1, 1, 0])}
+    args = ({}, (), x, jnp.ones((4, 3)))
+    net = serial(through, repeat(through, 2), share(through, 2), last)
+    with jax.numpy_dtype_promotion("standard"):  # of float and mask
+        hand, auto = (f(net, losses.mse, read=("deltas",))(*args) for f in (backprop, autodiff))
+        close(numpy_tree(hand.readings), numpy_tree(auto.readings), 1e-6, "δ beside integers")
+        twins = map_layers(autodiff_twin, net)
+        ways = [jax.grad(lambda h, n=n: as_custom_vjp(n)({}, (), x | {"h": h})[0].sum())(x["h"]) for n in (net, twins)]
+        close(*numpy_tree(ways), 1e-6, "twins")
+        with pytest.raises(ValueError, match=r"residual adds x and f\(x\), which must be floats, got int32\[4\]"):
+            residual(through).forward({}, (), x)

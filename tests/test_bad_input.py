@@ -680,3 +680,10 @@ def test_state_is_checked_like_the_rest():
     broadcast = TrainState(params, state.state, state.opt_state, state.step, state.key)
     with refused("dense_1/b: expected [3], got [1]"):
         predict(SCORES, broadcast, X)
+
+
+def test_a_seed_beyond_32_bits():
+    """Without x64 JAX would cut it: the seed 2³² would be the seed 0."""
+    for seed in (2**32, -(2**31) - 1):
+        with refused("an integer seed must fit 32 bits", str(seed)):
+            init_train_state(SCORES, OPTIMIZER, seed, (D,))

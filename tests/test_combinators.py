@@ -164,3 +164,18 @@ def test_forward_works_without_keywords():
     y, state, _ = net.forward(*net.init(KEY, (3,)), jnp.ones((4, 3)))
     assert y.shape == (4, 2)
     assert state == ()
+
+
+def test_map_layers_takes_activations_and_nothing_else():
+    net = serial(named("act", relu), dense(2))
+    assert map_layers(lambda layer: tanh if layer.kind == "relu" else layer, net).child_names == ("act", "dense_0")
+    with pytest.raises(TypeError, match="map_layers: expected layers or Activation records, got None"):
+        map_layers(lambda layer: None, net)
+
+
+def test_initializers_and_activations_keep_to_their_shapes():
+    with pytest.raises(ValueError, match=r"layer 'dense_0' expects w_init to give \(4, 2\), got \(1,\)"):
+        serial(dense(2, w_init=lambda key, shape, dtype: jnp.ones(1))).init(KEY, (4,))
+    total = jaxnn.Activation("total", lambda z: z.sum(-1, keepdims=True), lambda z, h: jnp.ones_like(z))
+    with pytest.raises(ValueError, match=r"layer 'total_0' must act on every element alone, got \(1, 2\) -> \(1, 1\)"):
+        serial(dense(2), total, dense(3)).init(KEY, (4,))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import features
+from jaxnn.checks import LayerError, features
 from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
 
 
@@ -43,6 +43,8 @@ def activation(function: Activation) -> Layer:
     ) -> tuple[Any, State, Tree]:
         features(function.name, x, at_least=1)
         h = function.value(x)
+        if h.shape != x.shape:
+            raise LayerError(function.name, f"must act on every element alone, got {x.shape} -> {h.shape}")
         return h, state, (x, h)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:

@@ -56,13 +56,18 @@ def dense(
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         spec = input_spec(in_shape, dtype)
         if getattr(spec, "shape", None) == (1,):
-            advice = "x is [N, D]; add the batch axis, x[None] for one example"
+            advice = (
+                "x is [N, D]; add the batch axis, x[None] for one example, x[:, None] for N examples of one feature"
+            )
             raise LayerError("dense", f"expects examples of shape [D], got in_shape (): {advice}")
         in_features = features("dense", spec)[-1]
         w_key, b_key = jax.random.split(as_key(key))
         params = {"w": w_init(w_key, (in_features, width), dtype)}
         if bias:
             params["b"] = b_init(b_key, (width,), dtype)
+        for name, shape in (("w", (in_features, width)), ("b", (width,))):
+            if name in params and jnp.shape(params[name]) != shape:
+                raise LayerError("dense", f"expects {name}_init to give {shape}, got {jnp.shape(params[name])}")
         return params, ()
 
     def forward(
@@ -85,6 +90,8 @@ def dense(
         grads = {"w": jnp.tensordot(x, delta, (examples, examples))}
         if bias:
             grads["b"] = delta.sum(examples)
-        return delta @ params["w"].T, grads
+        # Where x and W differ in precision, δ has the higher one; what goes out fits what came in.
+        grads = {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
+        return (delta @ params["w"].T).astype(x.dtype), grads
 
     return Layer("dense", init, forward, backward)
