@@ -51,6 +51,7 @@ def _block():
 
 LEAVES = (
     Case("dense", lambda: dense(4), (3,)),
+    Case("dense, narrow after wide", lambda: dense(2), (40,)),
     Case("dense, square", lambda: dense(3), (3,)),
     Case("dense, no bias", lambda: dense(4, bias=False), (3,)),
     Case("dense, one in, one out", lambda: dense(1), (1,)),

@@ -11,6 +11,8 @@ from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, features, input_spec, whole_number
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
+NARROW = 32  # up to this width XLA's CPU backend is faster at (δᵀ x)ᵀ than at xᵀ δ: 10 against 25 µs for [128, 10]
+
 
 def dense(
     width: int, *, w_init: Initializer | None = None, b_init: Initializer | None = None, bias: bool = True
@@ -87,7 +89,10 @@ def dense(
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x, examples = tape, tuple(range(delta.ndim - 1))  # every axis but the features
-        grads = {"w": jnp.tensordot(x, delta, (examples, examples))}
+        if width <= NARROW < x.shape[-1]:  # the barrier keeps XLA from folding the transpose back
+            grads = {"w": jax.lax.optimization_barrier(jnp.tensordot(delta, x, (examples, examples))).T}
+        else:
+            grads = {"w": jnp.tensordot(x, delta, (examples, examples))}
         if bias:
             grads["b"] = delta.sum(examples)
         # Where x and W differ in precision, δ has the higher one; what goes out fits what came in.
