@@ -399,7 +399,7 @@ def test_digits():
 def test_digits_without_scikit_learn(monkeypatch):
     for name in ("sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r'pip install scikit-learn'):
+    with pytest.raises(ImportError, match=r"pip install scikit-learn"):
         data.digits()
 
 
