@@ -19,13 +19,16 @@ FLOORS = (
     {"layers"},
     {"combinators", "optimizers"},
     {"backprop"},
-    {"steps"},
+    {"gradcheck", "steps"},
     {"training"},
 )
+ROOMS = {  # a package has floors of its own; its __init__ says what is public
+    "gradcheck": ({"report", "replay", "differences", "kinks"}, {"judge"}, {"functions", "networks"}, {"__init__"}),
+}
 SIDE = {"data"}  # imports types and checks only
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 RUN_TIME = {"jax", "chex", "numpy", "jaxnn"} | set(sys.stdlib_module_names)  # numpy comes with jax
-OPTIONAL = {"sklearn", "tqdm"}  # imported in the function that uses them
+OPTIONAL = {"optax", "sklearn", "tqdm"}  # imported in the function that uses them
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -60,11 +63,17 @@ def test_imports_go_down(path):
             assert target in {"types", "checks"}, f"{path.name} imports {module}"
         elif room(path) == target == "layers":
             assert path.name == "__init__.py", f"{path.name} imports its sibling {module}"
+        elif room(path) == target:
+            levels = {name: level for level, names in enumerate(ROOMS[target]) for name in names}
+            imported = module.split(".")[2]
+            assert levels[imported] < levels[path.stem], f"{path.name} imports {module}, not on a lower floor"
         else:
             assert LEVEL[target] < LEVEL[room(path)], f"{path.name} imports {module}, which is not on a lower floor"
 
 
 def test_every_module_has_a_floor():
+    for package, floors in ROOMS.items():
+        assert {path.stem for path in (ROOT / package).glob("*.py")} == set().union(*floors)
     assert {room(path) for path in MODULES} - {"__init__"} == set(LEVEL) | SIDE
 
 

@@ -1,4 +1,4 @@
-"""The README's script runs as it stands, and is short."""
+"""The README's scripts run as they stand, and print what it shows."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+SCRIPTS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_script_runs(capsys):
     pytest.importorskip("sklearn", reason="the script trains on scikit-learn's digits")
-    (script,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    script, _ = SCRIPTS
     assert len(script.splitlines()) <= 20
     names = {}
     exec(script, names)
@@ -18,6 +19,27 @@ def test_the_script_runs(capsys):
     assert shape == "(1438, 64)"
     assert 0 < float(difference) <= 1e-6  # what the script's comment says
     assert eval(scores)["accuracy"] > 0.95
+
+
+def test_the_wrong_custom_vjp_is_caught_as_shown(capsys):
+    exec(SCRIPTS[1], {})
+    printed = capsys.readouterr().out
+    (shown,) = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    numbers = re.compile(r"-?\d[\d.e+-]*")  # the last digits depend on the processor
+    assert [re.sub(r"\s+", " ", numbers.sub("#", line)) for line in printed.splitlines()] == [
+        re.sub(r"\s+", " ", numbers.sub("#", line)) for line in shown.splitlines()
+    ]
+    worst = [line for line in printed.splitlines() if line.startswith("✗")]
+    assert len(worst) == 1
+    assert "x  " in worst[0]
+
+
+def test_the_right_custom_vjp_is_right():
+    forgotten = "delta - y * "
+    assert forgotten in SCRIPTS[1]
+    names = {}
+    exec(SCRIPTS[1].replace(forgotten, "delta - delta.mean(-1, keepdims=True) - y * "), names)
+    names["gradcheck"].custom_vjp(names["normalise"], names["plain"], (names["x"],)).raise_if_failed()
 
 
 def test_pictures_are_there():

@@ -1,0 +1,646 @@
+"""The verdict: is a hand-derived rule the gradient, judged in float64, with no tolerance for anyone to guess.
+
+Rounding shrinks with the unit roundoff u, a wrong rule does not. So the rule is run in float64, whatever precision
+it was written for, and held against jax.grad in float64. What may differ is not a constant but what rounding explains:
+
+    a, h      jax.grad and the hand rule in the given precision, u = 2⁻²⁴ for float32 (2⁻⁸ bfloat16, 2⁻¹¹ float16)
+    r, h₆₄    the same two in float64
+    σᵢ        root mean square of (a − r)ᵢ at x and at 4 points x(1 ± 4u)      what rounding does in that precision
+    sᵢ        |change of rᵢ| under a jitter of 4·2⁻⁵³                          what rounding does in float64
+    Nᵢ      = σᵢ + rms σ + u|rᵢ| + |h − h₆₄|ᵢ                                  the noise of the given precision
+    τᵢ      = √(2⁻⁵³/u) Nᵢ + 16 (sᵢ + rms s)                                   halfway, in digits, to float64's noise
+
+A leaf is right if |h₆₄ − r| ≤ τ at every element; no sum over a leaf enters, so its size does not matter. Where
+more than that is off, three further questions separate a wrong rule from a kink and from what cannot be told. Then
+the low-precision program itself is replayed in float64 arithmetic, which finds a fault that only exists there.
+
+In float64 there is no lower precision to learn from: N = s + rms s + u|r|, with the hand rule's own s added, and τ
+is as many digits above it as float32's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.gradcheck.differences import Slope, slope_of
+from jaxnn.gradcheck.replay import Obstacle, casts, draws, is_float, obstacles, replay, widen
+from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, WRONG, Row
+
+ROUNDOFF = 2.0**-53  # of float64
+FLOAT32_ROUNDOFF = 2.0**-24
+JITTERS = 4  # points beside x
+JITTER = 4  # units of roundoff
+FLOAT64_NOISE = 16  # times s
+REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that casts explain
+ASIDE = 1e-6  # relative: off a kink, still the same place
+DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
+WITNESSED = 3  # worst elements of a leaf for which differences are taken
+BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
+
+
+class Problem(NamedTuple):
+    """A function of float leaves and a rule for its gradient, at one point, in the precision that was given.
+
+    Attributes:
+        place: where it stands, for the report.
+        kind: what it is.
+        names: one for each leaf.
+        value: `(leaves, fixed) -> [output, …]`, floats only.
+        rule: `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf.
+        leaves: float arrays.
+        fixed: everything else the function sees: integers, keys, state.
+        deltas: cotangents, one for each output.
+        auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
+        witness: whether to take differences of right leaves too.
+    """
+
+    place: str
+    kind: str
+    names: tuple[str, ...]
+    value: Callable[[list[Any], Any], list[Any]]
+    rule: Callable[[list[Any], Any, list[Any]], list[Any]]
+    leaves: list[Any]
+    fixed: Any
+    deltas: list[Any]
+    auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
+    witness: bool = False
+
+    @property
+    def arguments(self) -> tuple[list[Any], Any, list[Any]]:
+        return self.leaves, self.fixed, self.deltas
+
+
+def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any]]:
+    """jax.vjp's answer to the same question as `problem.rule`."""
+    if problem.auto is not None:
+        return problem.auto
+
+    def auto(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+        return list(jax.vjp(lambda leaves: problem.value(leaves, fixed), leaves)[1](deltas)[0])
+
+    return auto
+
+
+# ---------------------------------------------------------------- the programs, traced once
+
+
+class Programs(NamedTuple):
+    """A problem, traced in its own precision and in float64.
+
+    Attributes:
+        hand, auto: closed jaxprs in the given precision.
+        hand64, auto64: in float64; None where the function cannot be traced there.
+        stopped: why not, or "".
+        random: whether it draws random numbers, so that the float64 trace draws others.
+        same: whether the float64 trace of the rule is the same program, so that a replay has nothing to add.
+        value: the function itself, in float64 where it can be traced there.
+    """
+
+    hand: Any
+    auto: Any
+    hand64: Any
+    auto64: Any
+    stopped: str
+    random: bool
+    same: bool
+    value: Any
+
+
+def trace(problem: Problem) -> Programs:
+    """Every program of a problem."""
+    auto = gradient(problem)
+    low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
+    stopped, high = "", list[Any]([None, None])
+    with jax.enable_x64(True):
+        try:
+            wide = widen(problem.arguments)
+            high = [jax.make_jaxpr(f)(*wide) for f in (problem.rule, auto)]
+            value = jax.make_jaxpr(problem.value)(*wide[:2])
+        except Exception as error:  # whatever a user's function raises there
+            stopped = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if stopped:
+        value = jax.make_jaxpr(problem.value)(*problem.arguments[:2])
+    random = any(map(draws, low))
+    same = not stopped and not random and alike(low[0].jaxpr, high[0].jaxpr)
+    return Programs(low[0], low[1], high[0], high[1], stopped, random, same, value)
+
+
+def alike(low: Any, high: Any) -> bool:
+    """True if two jaxprs are one program in two precisions; their constants may differ by a rounding."""
+    if len(low.eqns) != len(high.eqns) or low.constvars or high.constvars:
+        return False
+    numbers: dict[Any, Any] = dict(zip(low.invars, high.invars, strict=False))
+
+    def same_atom(a: Any, b: Any) -> bool:
+        if not hasattr(a, "val") or not hasattr(b, "val"):
+            return numbers.get(a) is b if not hasattr(a, "val") and not hasattr(b, "val") else False
+        u = float(jnp.finfo(a.aval.dtype).eps) if is_float(a.aval) else 0.0
+        return bool(np.all(np.abs(np.float64(a.val) - np.float64(b.val)) <= u * np.abs(np.float64(b.val))))
+
+    for a, b in zip(low.eqns, high.eqns, strict=True):
+        if a.primitive is not b.primitive or not _same_params(a.params, b.params):
+            return False
+        if not all(same_atom(x, y) for x, y in zip(a.invars, b.invars, strict=True)):
+            return False
+        numbers.update(zip(a.outvars, b.outvars, strict=True))
+    return all(same_atom(x, y) for x, y in zip(low.outvars, high.outvars, strict=True))
+
+
+def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    def normal(value: Any) -> Any:
+        return "float" if isinstance(value, (np.dtype, type)) and is_float(value) else value
+
+    for key in a:
+        x, y = normal(a[key]), normal(b.get(key))
+        inner = [getattr(value, "jaxpr", value) for value in (x, y)]
+        if hasattr(inner[0], "eqns") and hasattr(inner[1], "eqns"):
+            if getattr(x, "consts", ()) or not alike(*inner):
+                return False
+        elif key != "name" and str(x) != str(y):
+            return False
+    return True
+
+
+def runner(closed: Any) -> Callable[..., list[Any]]:
+    """A traced program in float64 without its casts to lower precision."""
+    return replay(closed) if casts(closed) else jax.extend.core.jaxpr_as_fun(closed)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+class Measured(NamedTuple):
+    """What the verdict on one leaf rests on; arrays of float64, as in this module's docstring.
+
+    `replayed` is the low-precision rule in float64 arithmetic, and `reference` what that is held against; `apart` is
+    the largest |h₆₄ − r| at two points moved off kinks.
+    """
+
+    hand: np.ndarray
+    auto: np.ndarray
+    hand64: np.ndarray
+    auto64: np.ndarray
+    replayed: np.ndarray
+    reference: np.ndarray
+    sigma: np.ndarray
+    s: np.ndarray
+    u: float
+    coarsest: float
+    apart: np.ndarray
+
+
+class Bench(NamedTuple):
+    """Compiled programs for many problems at once: one compilation for each precision.
+
+    `low` gives (h, a) and `high` (h₆₄, r) of every problem; `replays` those of the low-precision programs in
+    float64 arithmetic, for the problems for which that is another question.
+    """
+
+    problems: list[Problem]
+    programs: list[Programs]
+    low: Callable[[list[Any]], list[Any]]
+    high: Callable[[list[Any]], list[Any]]
+    replays: Callable[[list[Any]], list[Any]]
+
+
+def prepare(problems: Sequence[Problem]) -> Bench:
+    """Traces the problems; nothing is compiled before it is called."""
+    programs = [trace(problem) for problem in problems]
+
+    def both(hand: Any, auto: Any, arguments: Any) -> tuple[list[Any], list[Any]]:
+        flat = jax.tree.leaves(arguments)
+        return hand(*flat), auto(*flat)
+
+    def low(points: list[Any]) -> list[Any]:
+        fun = jax.extend.core.jaxpr_as_fun
+        return [both(fun(p.hand), fun(p.auto), point) for p, point in zip(programs, points, strict=True)]
+
+    def high(points: list[Any]) -> list[Any]:
+        return [
+            both(replay(p.hand), replay(p.auto), point) if p.stopped
+            else both(runner(p.hand64), runner(p.auto64), point)
+            for p, point in zip(programs, points, strict=True)
+        ]  # fmt: skip
+
+    def replays(points: list[Any]) -> list[Any]:
+        return [
+            None if p.same or p.stopped else both(replay(p.hand), replay(p.auto) if p.random else lambda *_: [], point)
+            for p, point in zip(programs, points, strict=True)
+        ]
+
+    return Bench(list(problems), programs, jax.jit(low), jax.jit(high), jax.jit(replays))
+
+
+def measure(bench: Bench, points: list[Any], seed: int = 0) -> list[list[Measured]]:
+    """Runs everything at the points, one `Problem.arguments` for each; one record for each leaf of each problem."""
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        aside = [_moved(widen(points), rng, _step_aside(rng)) for _ in range(2)]
+        shaken = _moved(aside[0], rng, lambda x, u: x * (1 + JITTER * ROUNDOFF * _signs(rng, x)))
+        asides, after = [bench.high(point) for point in aside], bench.high(shaken)
+        changes = jax.tree.map(lambda a, b: np.abs(_wide(a) - _wide(b)), after, asides[0])
+        apart = [
+            [np.maximum(*(np.abs(_wide(result[k][0][i]) - _wide(result[k][1][i])) for result in asides))
+             for i in range(len(program.hand.out_avals))]
+            for k, program in enumerate(bench.programs)
+        ]  # fmt: skip
+        del asides, after
+    low, high, replayed = _results(bench, points)
+    squares = _errors(bench, low, high, replayed)
+    for _ in range(JITTERS):  # one point after another: large networks are kept once
+        errors = _errors(
+            bench, *_results(bench, _moved(points, rng, lambda x, u: x * (1 + JITTER * u * _signs(rng, x))))
+        )
+        squares = jax.tree.map(np.add, squares, errors)
+    return [
+        [
+            Measured(
+                hand=low[k][0][i],
+                auto=low[k][1][i],
+                hand64=high[k][0][i],
+                auto64=high[k][1][i],
+                replayed=high[k][0][i] if replayed[k] is None else replayed[k][0][i],
+                reference=_reference(program, high[k], replayed[k])[i],
+                sigma=np.sqrt(squares[k][i] / (JITTERS + 1)),
+                s=_finite(changes[k][1][i])
+                + (_finite(changes[k][0][i]) if _coarsest(problem, program) == ROUNDOFF else 0),
+                u=_roundoff(aval.dtype),
+                coarsest=_coarsest(problem, program),
+                apart=apart[k][i],
+            )
+            for i, aval in enumerate(program.hand.out_avals)
+        ]
+        for k, (problem, program) in enumerate(zip(bench.problems, bench.programs, strict=True))
+    ]
+
+
+def _results(bench: Bench, points: list[Any]) -> tuple[Any, Any, Any]:
+    """(h, a), (h₆₄, r) and the replays of every problem at the points, as float64 in NumPy, which knows no x64 mode."""
+    low = jax.tree.map(_wide, bench.low(points))
+    with jax.enable_x64(True):
+        wide = widen(points)
+        return low, jax.tree.map(_wide, bench.high(wide)), jax.tree.map(_wide, bench.replays(wide))
+
+
+def _errors(bench: Bench, low: Any, high: Any, replayed: Any) -> list[list[np.ndarray]]:
+    """(a − r)² of every leaf."""
+    return [
+        [_finite(a - r) ** 2 for a, r in zip(low[k][1], _reference(program, high[k], replayed[k]), strict=True)]
+        for k, program in enumerate(bench.programs)
+    ]
+
+
+def _reference(program: Programs, high: Any, replayed: Any) -> list[np.ndarray]:
+    """What low precision is held against: where random numbers are drawn, float64 draws others."""
+    found: list[np.ndarray] = replayed[1] if program.random and not program.stopped else high[1]
+    return found
+
+
+def _coarsest(problem: Problem, program: Programs) -> float:
+    dtypes = [*(aval.dtype for aval in program.hand.out_avals), *(leaf.dtype for leaf in problem.leaves)]
+    return max(map(_roundoff, dtypes))
+
+
+def _wide(x: Any) -> np.ndarray:
+    return np.asarray(x).astype(np.float64)
+
+
+def _moved(points: list[Any], rng: np.random.Generator, move: Callable[[np.ndarray, float], np.ndarray]) -> list[Any]:
+    """The same points, their leaves moved in float64 and rounded to what they were."""
+
+    def one(leaf: Any) -> Any:
+        wide = np.asarray(leaf).astype(np.float64)
+        return jnp.asarray(move(wide, _roundoff(leaf.dtype)), leaf.dtype)
+
+    return [([one(leaf) for leaf in leaves], fixed, deltas) for leaves, fixed, deltas in points]
+
+
+def _signs(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    return np.asarray(rng.integers(0, 2, x.shape) * 2.0 - 1)
+
+
+def _step_aside(rng: np.random.Generator) -> Callable[[np.ndarray, float], np.ndarray]:
+    return lambda x, u: x + ASIDE * scales(x) * rng.uniform(-1, 1, x.shape)
+
+
+def scales(x: np.ndarray) -> np.ndarray:
+    """The size of a step of 1 at each element: its own, or the leaf's where that is larger; 1 for zeros."""
+    return np.asarray(np.maximum(np.abs(x), rms(x) or 1.0))
+
+
+def rms(x: np.ndarray) -> float:
+    """√ mean(x²), of the finite elements."""
+    x = _finite(x)
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(x), x, 0)
+
+
+def _roundoff(dtype: Any) -> float:
+    """u: half the distance from 1 to the next number, 2⁻²⁴ in float32."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def noise(m: Measured) -> np.ndarray:
+    """Nᵢ."""
+    if m.coarsest == ROUNDOFF:
+        return np.asarray(m.s + rms(m.s) + ROUNDOFF * np.abs(_finite(m.auto64)))
+    away = np.abs(m.hand - m.replayed)  # where random numbers are drawn, float64 draws others
+    return np.asarray(m.sigma + rms(m.sigma) + m.u * np.abs(_finite(m.reference)) + _finite(away))
+
+
+def threshold(m: Measured) -> np.ndarray:
+    """τᵢ."""
+    u = FLOAT32_ROUNDOFF if m.coarsest == ROUNDOFF else m.coarsest
+    above = np.sqrt(u / ROUNDOFF) if m.coarsest == ROUNDOFF else np.sqrt(ROUNDOFF / u)
+    return np.asarray(above * noise(m) + FLOAT64_NOISE * (m.s + rms(m.s)))
+
+
+def excess(off: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """|off| as a multiple of what is allowed; 0 where nothing is off."""
+    off = np.abs(off)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(off == 0, 0.0, off / allowed)
+    return np.asarray(np.where(np.isnan(ratio), np.inf, ratio))
+
+
+def judge(problems: Sequence[Problem], seed: int = 0) -> list[list[Row]]:
+    """One row for each leaf of each problem; they are compiled together, once for each precision."""
+    bench = prepare(problems)
+    measured = measure(bench, [problem.arguments for problem in bench.problems], seed)
+    return [verdicts(*args) for args in zip(bench.problems, bench.programs, measured, strict=True)]
+
+
+def verdicts(problem: Problem, programs: Programs, measured: list[Measured]) -> list[Row]:
+    """One row for each leaf of a problem that has been measured."""
+    court = _Court(problem, programs)
+    leaves = zip(problem.names, measured, strict=True)
+    return [_verdict(court, i, name, m) for i, (name, m) in enumerate(leaves)]
+
+
+def _verdict(court: _Court, i: int, name: str, m: Measured) -> Row:
+    problem = court.problem
+    if m.auto64.size == 0:
+        return Row(problem.place, problem.kind, name, RIGHT, "no elements")
+    off = excess(m.hand64 - m.auto64, threshold(m))
+    worst = _worst(off, m.auto64)
+    row = _with_ulps(
+        Row(
+            problem.place,
+            problem.kind,
+            name,
+            RIGHT,
+            element=tuple(map(int, worst)),
+            hand=float(m.hand64[worst]),
+            autodiff=float(m.auto64[worst]),
+            excess=float(off[worst]),
+        ),
+        m,
+    )
+    if not np.isfinite(m.auto64).all():
+        return _not_finite(court, i, m, row)
+    if off.max() > 1:
+        return _suspect(court, i, m, off, row)
+    overflow = ~np.isfinite(m.hand) & np.isfinite(m.auto)
+    if overflow.any():
+        worst = _first(overflow)
+        why = f"{m.hand[worst]} in the given precision, where jax.grad is finite ({m.auto[worst]:.7g})"
+        return row._replace(verdict=WRONG, why=why, element=worst)
+    if m.coarsest != ROUNDOFF:
+        gate = REPLAYED * (m.sigma + rms(m.sigma) + m.u * np.abs(_finite(m.reference))) + threshold(m)
+        low = excess(m.replayed - m.reference, gate)
+        if low.max() > 1:
+            return _low_precision_only(court, i, m, low, row)
+    if rms(threshold(m)) > DROWNED * rms(m.auto64) and rms(m.auto64) > 0 and off.max() > 0:
+        why = "rounding alone is over 1 % of this gradient, in float64 too: the point is ill-conditioned"
+        return row._replace(verdict=CANNOT_TELL, why=why)
+    return _contradicted(court, i, m, row) if problem.witness else row
+
+
+def _worst(off: np.ndarray, auto: np.ndarray) -> tuple[Any, ...]:
+    """The element furthest off; where none is, the largest gradient."""
+    flat = int(np.argmax(off)) if off.max() > 0 else int(np.argmax(np.abs(_finite(auto))))
+    return tuple(np.unravel_index(flat, auto.shape))
+
+
+def _first(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(map(int, np.unravel_index(int(np.argmax(mask)), mask.shape)))
+
+
+def _with_ulps(row: Row, m: Measured) -> Row:
+    """Errors in the given precision, in units in the last place of the element or of the leaf's size, if larger."""
+    size = np.maximum(np.abs(_finite(m.reference)), rms(m.reference))
+    unit = 2 * m.u * 2.0 ** np.floor(np.log2(np.where(size > 0, size, 1)))
+    hand, auto = (float(np.max(np.abs(_finite(x - m.reference)) / unit)) for x in (m.hand, m.auto))
+    return row._replace(ulps=hand, autodiff_ulps=auto)
+
+
+def _suspect(court: _Court, i: int, m: Measured, off: np.ndarray, row: Row) -> Row:
+    """More is off than rounding explains: wrong, unless it is a kink, or something stopped float64."""
+    tau = threshold(m)
+    order = np.argsort(off, axis=None)[::-1][:WITNESSED]
+    elements = [tuple(map(int, np.unravel_index(int(flat), off.shape))) for flat in order if off.flat[flat] > 1]
+    slopes = [court.slope(i, element) for element in elements] if court.problem.auto is None else []
+    row = row._replace(differences=slopes[0].value if slopes else None)
+    if slopes and (excess(m.apart, tau) <= 1).all():
+        return _at_a_kink(court, i, m, elements, slopes, row)
+    stopped = court.stopped()
+    if stopped and (np.abs(m.hand64 - m.auto64) <= REPLAYED * noise(m) + tau).all():
+        why = f"{stopped[0].what} keeps float64 from getting through, and what is off may be its rounding"
+        return row._replace(verdict=CANNOT_TELL, why=why, source=stopped[0].source)
+    for element, slope in zip(elements, slopes, strict=False):
+        h, r = float(m.hand64[element]), float(m.auto64[element])
+        if abs(slope.value - r) > BELOW * slope.error and abs(slope.value - h) < abs(slope.value - r) / 3:
+            why = (
+                f"differences side with the hand-derived gradient, {slope.value:.7g}: jax.grad contradicts the "
+                "function (a custom rule or a stop_gradient inside it)"
+            )
+            return row._replace(
+                verdict=CANNOT_TELL, why=why, element=element, hand=h, autodiff=r, differences=slope.value
+            )
+    count = int((off > 1).sum())
+    why = f"{count} of {off.size} elements are off by more than rounding explains, the worst {row.excess:.1e} times"
+    return row._replace(verdict=WRONG, why=f"{why}.{_guess(m)}")
+
+
+def _guess(m: Measured) -> str:
+    """The usual mistakes, where one explains every element."""
+    h, r = m.hand64, m.auto64
+    known = np.abs(r) > 1e-6 * np.abs(r).max(initial=0)
+    if not known.any():
+        return ""
+    if not h.any():
+        return " It is all zeros."
+    ratio = h[known] / r[known]
+    if np.ptp(ratio) <= 1e-6 * np.abs(ratio).max():
+        return f" It is {ratio.mean():.6g} times jax.grad's, everywhere."
+    if h.ndim == 2 and h.shape[0] == h.shape[1] and np.allclose(h.T, r, rtol=1e-6, atol=1e-9 * np.abs(r).max()):
+        return " It is the transpose of jax.grad's."
+    return ""
+
+
+def _at_a_kink(
+    court: _Court,
+    i: int,
+    m: Measured,
+    elements: list[tuple[int, ...]],
+    slopes: list[Slope],
+    row: Row,
+) -> Row:
+    """The rule agrees with jax.grad a millionth to the side: a kink, if both slopes differ and h lies between."""
+    for element, slope in zip(elements, slopes, strict=True):
+        h, r = float(m.hand64[element]), float(m.auto64[element])
+        low, high = sorted((slope.left, slope.right))
+        room = 1e-6 * max(abs(low), abs(high))
+        here = row._replace(
+            element=element, hand=h, autodiff=r, differences=slope.value, slopes=(slope.left, slope.right)
+        )
+        if not slope.bends:
+            why = "it agrees with jax.grad nearby and not at this point, where the function has no kink"
+            return here._replace(verdict=WRONG, why=why)
+        if not low - room <= h <= high + room:
+            why = f"at a kink: {h:.7g} is not between the slopes from the left, {slope.left:.7g}, and from the right"
+            return here._replace(verdict=WRONG, why=f"{why}, {slope.right:.7g}")
+    v = m.hand64 - m.auto64
+    most = max(float(np.vdot(piece, v)) for piece in court.pieces(i, v))
+    if float(np.vdot(m.hand64, v)) > most + 1e-6 * (abs(most) + float(np.abs(m.auto64 * v).sum())):
+        why = "at a tie: each element is between its slopes, but no mixture of the gradients nearby gives them all"
+        return row._replace(verdict=WRONG, why=why)
+    left, right = slopes[0].left, slopes[0].right
+    why = f"the slope jumps here from {left:.7g} to {right:.7g}: both answers are allowed"
+    return row._replace(verdict=KINK, why=why, slopes=(left, right))
+
+
+def _low_precision_only(court: _Court, i: int, m: Measured, low: np.ndarray, row: Row) -> Row:
+    """The rule is right in float64, and its low-precision program is not, even without rounding."""
+    worst = tuple(map(int, _worst(low, m.reference)))
+    row = row._replace(element=worst, hand=float(m.replayed[worst]), autodiff=float(m.reference[worst]))
+    why = (
+        "right in float64, and wrong in the precision given, where it is another program: replayed without rounding, "
+        f"it is off by {low.max():.1e} times what that precision explains"
+    )
+    return row._replace(verdict=WRONG, why=why, excess=float(low.max()))
+
+
+def _not_finite(court: _Court, i: int, m: Measured, row: Row) -> Row:
+    """jax.grad is NaN or infinite at the point: the slopes from both sides may still say what is allowed."""
+    bad = ~np.isfinite(m.auto64)
+    element = _first(bad)
+    h, r = float(m.hand64[element]), float(m.auto64[element])
+    row = row._replace(element=element, hand=h, autodiff=r, excess=None)
+    elsewhere = excess(np.where(bad, 0, m.hand64 - _finite(m.auto64)), threshold(m))
+    if elsewhere.max() > 1:
+        worst = tuple(map(int, _worst(elsewhere, m.auto64)))
+        row = row._replace(element=worst, hand=float(m.hand64[worst]), autodiff=float(m.auto64[worst]))
+        return row._replace(verdict=WRONG, why="off where jax.grad is finite, by more than rounding explains")
+    if np.isfinite(h) and court.problem.auto is None:
+        slope = court.slope(i, element)
+        low, high = sorted((slope.left, slope.right))
+        if np.isfinite([low, high]).all() and slope.bends and low <= h <= high:
+            why = f"jax.grad is {r} here; the slope jumps from {slope.left:.7g} to {slope.right:.7g}"
+            return row._replace(verdict=KINK, why=why, slopes=(slope.left, slope.right))
+    why = f"jax.grad is {r} at {int(bad.sum())} of {bad.size} elements, first at {list(element)}"
+    return row._replace(verdict=CANNOT_TELL, why=why)
+
+
+def _contradicted(court: _Court, i: int, m: Measured, row: Row) -> Row:
+    """The third witness: hand rule and jax.grad agree; do differences, at one element and along one direction?"""
+    assert row.element is not None
+    slope = court.slope(i, row.element)
+    rng = np.random.default_rng(i)
+    v = rng.choice([-1.0, 1.0], m.auto64.shape) * scales(court.wide_leaf(i))
+    along, whole = float(np.vdot(m.auto64, v)), court.slope_along(i, v)
+    room = 1e-6 * float(np.abs(m.auto64 * v).sum())
+    row = row._replace(differences=slope.value)
+    if whole.bends or abs(whole.value - along) <= BELOW * whole.error + room:
+        return row
+    why = (
+        f"hand-derived gradient and jax.grad agree, and contradict the function: along a direction its slope is "
+        f"{whole.value:.7g}, and theirs {along:.7g} (a custom rule or a stop_gradient inside it)"
+    )
+    return row._replace(verdict=CANNOT_TELL, why=why)
+
+
+# ---------------------------------------------------------------- asking the function again
+
+
+class _Court:
+    """One problem's further evidence, compiled when it is first asked for."""
+
+    def __init__(self, problem: Problem, programs: Programs) -> None:
+        self.problem, self.programs = problem, programs
+        self._g: Any = None
+        self._high: Any = None
+
+    def wide_leaf(self, i: int) -> np.ndarray:
+        return np.asarray(self.problem.leaves[i]).astype(np.float64)
+
+    def stopped(self) -> list[Obstacle]:
+        """What keeps float64 from getting through."""
+        p = self.programs
+        if p.stopped:
+            return [Obstacle(f"an error in float64 ({p.stopped})", "")]
+        return obstacles(p.hand64) + obstacles(p.auto64)
+
+    def slope(self, i: int, element: tuple[int, ...]) -> Slope:
+        """∂⟨δ, f⟩/∂(leaf i at element) by differences."""
+        v = np.zeros(np.shape(self.problem.leaves[i]))
+        v[element] = 1.0
+        return self.slope_along(i, v, float(scales(self.wide_leaf(i))[element]))
+
+    def slope_along(self, i: int, v: np.ndarray, scale: float = 1.0) -> Slope:
+        """d/dt ⟨δ, f(x + t v)⟩ at 0 by differences, v in leaf i."""
+        with jax.enable_x64(True):
+            if self._g is None:
+                self._g = jax.jit(self._difference())
+            directions = [np.zeros(np.shape(leaf)) for leaf in self.problem.leaves]
+            directions[i] = v
+            wide = widen(self.problem.arguments)
+            return slope_of(lambda ts: np.asarray(self._g(wide, widen(directions), jnp.asarray(ts))), scale)
+
+    def _difference(self) -> Callable[..., Any]:
+        """G(arguments, v, [P]) = ⟨δ, f(x + t v) − f(x)⟩ for each t: subtracted before it is summed."""
+        value = self.programs.value
+        run = replay(value) if self.programs.stopped else runner(value)
+
+        def values(leaves: list[Any], fixed: Any) -> list[Any]:
+            return run(*jax.tree.leaves((leaves, fixed)))
+
+        def g(point: Any, directions: list[Any], ts: Any) -> Any:
+            leaves, fixed, deltas = point
+            here = values(leaves, fixed)
+
+            def one(t: Any) -> Any:
+                there = values([x + t * v for x, v in zip(leaves, directions, strict=True)], fixed)
+                parts = zip(deltas, there, here, strict=True)
+                return sum((jnp.sum(d * (b - a)) for d, b, a in parts), jnp.zeros(()))
+
+            return jax.lax.map(one, ts)
+
+        return g
+
+    def pieces(self, i: int, v: np.ndarray) -> list[np.ndarray]:
+        """jax.grad at points to the side along ±v, and at random ones: the gradients of the pieces that meet here."""
+        p = self.programs
+        with jax.enable_x64(True):
+            if self._high is None:
+                self._high = jax.jit(replay(p.auto) if p.stopped else runner(p.auto64))
+            leaves, fixed, deltas = widen(self.problem.arguments)
+            size = scales(self.wide_leaf(i))
+            rng = np.random.default_rng(0)
+            along = v / np.abs(v).max() if np.abs(v).max() > 0 else v
+            found = []
+            for direction in [along, -along, *(rng.uniform(-1, 1, v.shape) for _ in range(4))]:
+                moved = [leaf + ASIDE * size * direction if k == i else leaf for k, leaf in enumerate(leaves)]
+                found.append(np.asarray(self._high(*jax.tree.leaves((moved, fixed, deltas)))[i]))
+        return found

@@ -1,0 +1,483 @@
+"""`network`: every layer's hand-derived rule against jax.grad, each at its own spot.
+
+One pass by jax.grad, through forward functions alone, notes at every layer, combinators included, what came in and
+which δ came back. Then each rule is judged there by itself, with that input and that δ: a wrong rule elsewhere does
+not reach it, so every wrong one is named and no other is blamed. A combinator whose result is wrong while a layer
+inside it is wrong too is judged again with jax.grad's rule in that layer's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_params, check_records, cost
+from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes
+from jaxnn.combinators import ordered_leaves
+from jaxnn.gradcheck.judge import Problem, judge
+from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, SEVERITY, WRONG, Report, Row
+from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
+
+WHOLE = "the whole pass"
+INNER, SPOT = "inner", "spot"  # keys of an instrumented layer's parameters
+
+
+def network(
+    net: Layer,
+    loss: Loss,
+    params: Params,
+    state: State,
+    x: Tree,
+    target: Tree,
+    *,
+    train: bool = True,
+    rng: Key | None = None,
+    weights: jax.Array | None = None,
+    seed: int = 0,
+) -> Report:
+    """Are the hand-derived rules of this network right: every layer's δ_in and gradients, the loss's δ, the whole pass?
+
+    Args:
+        net: the network; its layers' rules are what is checked.
+        loss: a Loss record; its δ is checked too.
+        params: the network's parameters, in float32, bfloat16, float16 or (under x64) float64.
+        state: its state, () if it has none.
+        x: inputs [N, …], or a pytree of such.
+        target: as the loss wants it.
+        train: whether layers behave as in training.
+        rng: a key, where layers draw random numbers.
+        weights: [N], as for `backprop`.
+        seed: of the jitter.
+
+    Returns:
+        A Report. Its rows: each layer in the network's order, with δ_in and every gradient leaf at the layer's own
+        spot; the loss; and the whole pass, backprop against jax.grad, with every layer's δ and every gradient leaf.
+        Its `wrong` names the layers whose own rule is wrong.
+
+    Raises:
+        ValueError, TypeError: as `backprop`, for arguments that do not fit.
+
+    Source: `jaxnn.gradcheck.judge` for the criterion.
+
+    >>> from jaxnn import dense, losses, serial, tanh
+    >>> no_bias = dense(3)._replace(backward=lambda p, x, d: (d @ p["w"].T, {"w": x.T @ d, "b": 0 * p["b"]}))
+    >>> net = serial(dense(3), tanh, no_bias)
+    >>> params, state = net.init(jax.random.key(0), (2,))
+    >>> network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3))).wrong
+    ('dense_1',)
+    """
+    check_records("gradcheck.network", net, loss)
+    rng = None if rng is None else as_key(rng)
+    params, state, x, target, weights = jax.tree.map(jnp.asarray, (params, state, x, target, weights))
+    check_params(net, params, x)
+    derive = backprop(net, loss, train=train)
+    jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)  # its errors
+    spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng)
+    nodes = list(_nodes(net))
+    problems = [_at_spot(node, spots[node.key], uses[node.key], train) for node in nodes]
+    whole = [_loss(loss, output, target), *_whole(net, loss, params, state, x, target, train, rng, weights)]
+    judged = judge([*problems, *whole], seed)
+    local, (at_loss, deltas, grads) = judged[: len(nodes)], judged[len(nodes) :]
+    local, blamed = _blame(nodes, local, spots, uses, train, seed)
+    wrong = [node.label for node in nodes if node.key in blamed] + [loss.name] * (_worst(at_loss) == WRONG)
+    rows = [row for node, found in zip(nodes, local, strict=True) for row in _folded(node, found)]
+    overall = [_explained(row, wrong) for row in [*deltas, *grads]]
+    broken = _not_finite(loss.value(output, target), nodes, spots, uses, train)
+    return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
+
+
+def _title(net: Layer, params: Params) -> str:
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+    return f"gradcheck of {net.name or net.kind}, {numbers:,} parameters in {' and '.join(dtypes) or 'no dtype'}"
+
+
+def _worst(rows: list[Row]) -> str:
+    return max((row.verdict for row in rows), key=SEVERITY.index, default=RIGHT)
+
+
+def _explained(row: Row, culprits: list[str]) -> Row:
+    if row.verdict != WRONG or not culprits:
+        return row
+    return row._replace(why=f"follows from {', '.join(culprits)}")
+
+
+# ---------------------------------------------------------------- the network as a tree
+
+
+class Node(NamedTuple):
+    """A layer in its place.
+
+    Attributes:
+        key: the indices of the children that lead to it, from the root.
+        label: its path of names.
+        layer: the record.
+        children: the keys of what it is made of.
+    """
+
+    key: tuple[int, ...]
+    label: str
+    layer: Layer
+    children: tuple[tuple[int, ...], ...]
+
+
+def _nodes(net: Layer, key: tuple[int, ...] = (), path: tuple[str, ...] = ()) -> Iterator[Node]:
+    """Children before what is made of them, in the network's order."""
+    children = net.children if net.rebuild is not None else ()
+    for i, (name, child) in enumerate(zip(net.child_names, children, strict=False)):
+        deeper = (*path, name) if name else path
+        yield from _nodes(child, (*key, i), deeper)
+    label = "/".join(path) or net.name or net.kind
+    yield Node(key, label, net, tuple((*key, i) for i in range(len(children))))
+
+
+# ---------------------------------------------------------------- spots, by one pass of jax.grad
+
+
+class Spot(NamedTuple):
+    """What one layer was given and what came back; under `repeat` and `share` with a leading axis for the uses."""
+
+    params: Params
+    state: State
+    x: Tree
+    rng: Any
+    delta: Any
+
+
+Spots = dict[tuple[int, ...], Spot]
+
+
+class _Noting(NamedTuple):
+    """A network whose parameters have a slot at every layer, and what its last trace saw there."""
+
+    net: Layer
+    seen: dict[tuple[int, ...], Spot]  # of jax.ShapeDtypeStruct, one use each
+
+
+def find_spots(
+    net: Layer, loss: Loss, params: Params, state: State, x: Tree, target: Tree, train: bool, rng: Key | None
+) -> tuple[Spots, dict[tuple[int, ...], int], Any]:
+    """The spot of every node, how many axes of uses it has, and the output.
+
+    Every layer has a slot of zeros beside its parameters, and the gradient with respect to it *is* the spot.
+    """
+    noting = _Noting(*_noting(net))
+    uses = jax.eval_shape(lambda key: noting.net.init(key, example_shape(x), _dtype(params, x)), jax.random.key(0))[0]
+    stacked = dict(_slots_of(net, uses))
+    seen = noting.seen
+
+    def forward(slots: Spots, params: Params, state: State, x: Tree, rng: Key | None) -> Any:
+        return noting.net.forward(_filled(net, slots, params), state, x, train=train, rng=rng)[0]
+
+    seen.clear()
+    jax.eval_shape(forward, {key: jnp.zeros(leaf.shape) for key, leaf in stacked.items()}, params, state, x, rng)
+    blank = {
+        key: jax.tree.map(lambda s, key=key: jnp.zeros((*stacked[key].shape, *_code(s).shape), _code(s).dtype), spot)
+        for key, spot in seen.items()
+    }
+    specs = dict(seen)
+
+    @jax.jit
+    def note(slots: Spots, params: Params, state: State, x: Tree, target: Tree, rng: Key | None) -> tuple[Spots, Any]:
+        def objective(slots: Spots) -> tuple[Any, Any]:
+            y = forward(slots, params, state, x, rng)
+            return jnp.sum(cost(loss, y, target)), y
+
+        return jax.grad(objective, has_aux=True)(slots)
+
+    noted, output = note(blank, params, state, x, target, rng)
+    spots = {key: jax.tree.map(_decoded, specs[key], spot) for key, spot in noted.items()}
+    return spots, {key: len(leaf.shape) for key, leaf in stacked.items()}, output
+
+
+def _noting(net: Layer) -> tuple[Layer, dict[tuple[int, ...], Spot]]:
+    seen: dict[tuple[int, ...], Spot] = {}
+
+    def at(layer: Layer, place: tuple[int, ...]) -> Layer:
+        inner = layer
+        if layer.rebuild is not None:
+            inner = layer.rebuild(tuple(at(child, (*place, i)) for i, child in enumerate(layer.children)))
+
+        def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+            params, state = inner.init(key, in_shape, dtype)
+            return {SPOT: Tagged({}, jnp.zeros(())), INNER: params}, state
+
+        def forward(
+            params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        ) -> tuple[Any, State, Tree]:
+            y, new_state, tape = inner.forward(params[INNER], state, x, train=train, rng=rng)
+            kept = Spot(_plain(layer, params[INNER]), state, x, rng, jax.tree.map(jnp.zeros_like, _floats(y)))
+            seen[place] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
+            slot = params[SPOT].own
+            return (_mark(slot, y, kept) if isinstance(slot, Spot) else y), new_state, tape
+
+        return Layer(layer.kind, init, forward, inner.backward, layer.couples_batch, name=layer.name)
+
+    return at(net, ()), seen
+
+
+@jax.custom_vjp
+def _mark(slot: Spot, y: Any, kept: Spot) -> Any:
+    """Y, unchanged; the gradient with respect to slot is what was kept, and the δ of y."""
+    return y
+
+
+def _mark_forward(slot: Spot, y: Any, kept: Spot) -> tuple[Any, Spot]:
+    return y, kept
+
+
+def _mark_backward(kept: Spot, delta: Any) -> tuple[Spot, Any, None]:
+    floats = [leaf for leaf in jax.tree.leaves(delta) if leaf.dtype != jax.dtypes.float0]
+    return jax.tree.map(_coded, kept._replace(delta=floats)), delta, None
+
+
+_mark.defvjp(_mark_forward, _mark_backward)
+
+
+def _floats(tree: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+
+
+def _plain(layer: Layer, params: Params) -> Params:
+    """A layer's parameters without slots."""
+    if layer.rebuild is None:
+        return params
+    if layer.child_names == ("",):
+        return _plain(layer.children[0], params[INNER])
+    parts = zip(layer.child_names, layer.children, strict=True)
+    plain = {name: _plain(child, params[name][INNER]) for name, child in parts}
+    return {name: part for name, part in plain.items() if jax.tree.leaves(part)}
+
+
+def _filled(layer: Layer, slots: Any, params: Params, key: tuple[int, ...] = ()) -> Params:
+    """The parameters with a slot at every layer."""
+    if layer.rebuild is None:
+        inner = params
+    elif layer.child_names == ("",):
+        inner = _filled(layer.children[0], slots, params, (*key, 0))
+    else:
+        parts = enumerate(zip(layer.child_names, layer.children, strict=True))
+        inner = {name: _filled(child, slots, params.get(name, {}), (*key, i)) for i, (name, child) in parts}
+    return {SPOT: Tagged({}, slots[key]), INNER: inner}
+
+
+def _slots_of(layer: Layer, params: Params, key: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """(key, slot) of every node of parameters with slots."""
+    yield key, params[SPOT].own
+    if layer.rebuild is None:
+        return
+    for i, (name, child) in enumerate(zip(layer.child_names, layer.children, strict=True)):
+        yield from _slots_of(child, params[INNER][name] if name else params[INNER], (*key, i))
+
+
+def _dtype(params: Params, x: Tree) -> DType:
+    floats = _floats((params, x))
+    return max((leaf.dtype for leaf in floats), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype("float32"))
+
+
+def _code(spec: Any) -> Any:
+    """The float array that carries another through a gradient: its bits, where it is no float."""
+    return jax.eval_shape(_coded, spec)
+
+
+def _coded(leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if is_floating(leaf):
+        return leaf
+    if leaf.dtype == bool or leaf.dtype.itemsize < 4:
+        leaf = leaf.astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"float{8 * leaf.dtype.itemsize}"))
+
+
+def _decoded(spec: Any, leaf: Any) -> Any:
+    if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        return jax.random.wrap_key_data(bits)
+    if jnp.issubdtype(spec.dtype, jnp.floating):
+        return leaf
+    wide = spec.dtype.itemsize >= 4 and spec.dtype != bool
+    return jax.lax.bitcast_convert_type(leaf, spec.dtype if wide else jnp.int32).astype(spec.dtype)
+
+
+# ---------------------------------------------------------------- problems
+
+
+def _at_spot(node: Node, spot: Spot, uses: int, train: bool, rule: Layer | None = None) -> Problem:
+    """A layer's rule, or that of another record in its place, at one spot; all uses of it at once."""
+    ruled = node.layer if rule is None else rule
+    x_leaves, x_tree = jax.tree.flatten(spot.x)
+    p_leaves, p_tree = jax.tree.flatten(spot.params)
+    floats = [i for i, leaf in enumerate(x_leaves) if is_floating(leaf)]
+
+    def pieces(leaves: list[Any], integers: list[Any]) -> tuple[Params, Any]:
+        given = dict(zip(floats, leaves[len(p_leaves) :], strict=True))
+        x = [given.get(i, leaf) for i, leaf in enumerate(integers)]
+        return jax.tree.unflatten(p_tree, leaves[: len(p_leaves)]), jax.tree.unflatten(x_tree, x)
+
+    def value(leaves: list[Any], fixed: Any) -> list[Any]:
+        state, rng, integers = fixed
+        params, x = pieces(leaves, integers)
+        return _floats(node.layer.forward(params, state, x, train=train, rng=rng)[0])
+
+    def backward(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+        state, rng, integers = fixed
+        params, x = pieces(leaves, integers)
+        y, _, tape = ruled.forward(params, state, x, train=train, rng=rng)
+        left = iter(deltas)
+        delta = jax.tree.map(lambda leaf: next(left) if is_floating(leaf) else (), y)
+        delta_in, grads = ruled.backward(params, tape, delta)
+        same_shapes(f"layer '{node.label}': its gradients are not like its parameters", grads, params, ADVICE)
+        return [*jax.tree.leaves(grads), *jax.tree.leaves(delta_in)]
+
+    for _ in range(uses):
+        value, backward = jax.vmap(value), jax.vmap(backward)
+    inputs = list(named_leaves(spot.x)) if len(x_leaves) > 1 else [""]
+    names = [*named_leaves(spot.params), *(f"δ_in {inputs[i]}".strip() for i in floats)]
+    fixed = (spot.state, spot.rng, [None if i in floats else leaf for i, leaf in enumerate(x_leaves)])
+    leaves = [*p_leaves, *(x_leaves[i] for i in floats)]
+    return Problem(node.label, node.layer.kind, tuple(names), value, backward, leaves, fixed, spot.delta)
+
+
+ADVICE = "each parameter needs one:"
+
+
+def _loss(loss: Loss, output: Any, target: Tree) -> Problem:
+    leaves, tree = jax.tree.flatten(output)
+
+    def value(leaves: list[Any], target: Tree) -> list[Any]:
+        return [loss.value(jax.tree.unflatten(tree, leaves), target)]
+
+    def rule(leaves: list[Any], target: Tree, deltas: list[Any]) -> list[Any]:
+        delta = jax.tree.leaves(loss.delta(jax.tree.unflatten(tree, leaves), target))
+        shares = [deltas[0].reshape(-1, *(1,) * (d.ndim - 1)).astype(d.dtype) for d in delta]
+        return [d * share for d, share in zip(delta, shares, strict=True)]
+
+    ones = jnp.ones_like(loss.value(output, target))
+    names = ["δ"] if len(leaves) == 1 else [f"δ {name}" for name in named_leaves(output)]
+    return Problem(loss.name, "loss", tuple(names), value, rule, leaves, target, [ones])
+
+
+def _whole(
+    net: Layer,
+    loss: Loss,
+    params: Params,
+    state: State,
+    x: Tree,
+    target: Tree,
+    train: bool,
+    rng: Key | None,
+    weights: Any,
+) -> list[Problem]:
+    """The loss and every layer's δ, then every gradient leaf: backprop against autodiff, end to end."""
+    leaves, tree = jax.tree.flatten(params)
+    fixed = (state, x, target, rng, weights)
+    order = list(ordered_leaves(net, jax.tree.unflatten(tree, list(range(len(leaves))))).items())
+
+    def run(derive: Any, leaves: list[Any], fixed: Any, read: tuple[str, ...] = ()) -> Any:
+        state, x, target, rng, weights = fixed
+        params = jax.tree.unflatten(tree, leaves)
+        return derive(net, loss, read=read, train=train)(params, state, x, target, rng=rng, weights=weights)
+
+    def noted(derive: Any) -> Any:
+        def passed(leaves: list[Any], fixed: Any, _: list[Any]) -> list[Any]:
+            out = run(derive, leaves, fixed, ("deltas",))
+            return [out.loss, *ordered_leaves(net, out.readings["deltas"]).values()]
+
+        return passed
+
+    def grads(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+        found = jax.tree.leaves(run(backprop, leaves, fixed).grads)
+        return [g * deltas[0].astype(g.dtype) for g in found]
+
+    def value(leaves: list[Any], fixed: Any) -> list[Any]:
+        return [run(autodiff, leaves, fixed).loss]
+
+    outs = jax.eval_shape(lambda: run(backprop, leaves, fixed, ("deltas",)))
+    names = ["loss", *(f"{path} δ" for path in ordered_leaves(net, outs.readings["deltas"]))]
+    one = [jnp.ones((), outs.loss.dtype)]
+    through = Problem(WHOLE, "δ", tuple(names), value, noted(backprop), leaves, fixed, one, auto=noted(autodiff))
+    labels = [name for name, _ in sorted(order, key=lambda item: item[1])]
+    return [through, Problem(WHOLE, "gradient", tuple(labels), value, grads, leaves, fixed, one, witness=True)]
+
+
+# ---------------------------------------------------------------- whose fault
+
+
+def _blame(
+    nodes: list[Node], judged: list[list[Row]], spots: Spots, uses: dict[tuple[int, ...], int], train: bool, seed: int
+) -> tuple[list[list[Row]], set[tuple[int, ...]]]:
+    """Takes from each combinator what a layer inside it has done: the rows, and the nodes whose own rule is wrong."""
+    blamed: set[tuple[int, ...]] = set()
+    rows = list(judged)
+    for i, node in enumerate(nodes):
+        if _worst(rows[i]) != WRONG:
+            continue
+        inside = {key for key in blamed if key[: len(node.key)] == node.key}
+        if inside:
+            again = judge(_isolated(node, spots[node.key], uses[node.key], train, inside), seed)
+            failed = [row for found in again for row in found if row.verdict == WRONG]
+            if not failed:
+                culprits = ", ".join(other.label for other in nodes if other.key in inside)
+                why = f"its own rule is right; what is off comes from {culprits}"
+                rows[i] = [Row(node.label, node.layer.kind, "δ_in, gradients", RIGHT, why)]
+                continue
+            rows[i] = failed
+        blamed.add(node.key)
+    return rows, blamed
+
+
+def _isolated(node: Node, spot: Spot, uses: int, train: bool, inside: set[tuple[int, ...]]) -> list[Problem]:
+    """A combinator's own rule, without those of the wrong layers inside it.
+
+    First jax.grad's rule in their places; then its record's rule against that of the same combinator made anew, since
+    a rule that was replaced on the record is not in what `rebuild` makes.
+    """
+    assert node.layer.rebuild is not None
+    mended = _mended(node.layer, node.key, inside)
+    anew = _at_spot(node, spot, uses, train, node.layer.rebuild(node.layer.children))
+    return [_at_spot(node, spot, uses, train, mended), _at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
+
+
+def _mended(layer: Layer, key: tuple[int, ...], wrong: set[tuple[int, ...]]) -> Layer:
+    """The layer with jax.grad's rule wherever one is wrong."""
+    if key in wrong:
+        return autodiff_twin(layer)
+    if layer.rebuild is None or not any(other[: len(key)] == key for other in wrong):
+        return layer
+    children = tuple(_mended(child, (*key, i), wrong) for i, child in enumerate(layer.children))
+    return layer.rebuild(children)._replace(name=layer.name)
+
+
+def _folded(node: Node, rows: list[Row]) -> list[Row]:
+    """A combinator whose rule is right takes one row."""
+    if not node.children or any(row.verdict != RIGHT for row in rows) or not rows:
+        return rows
+    furthest = max(rows, key=lambda row: row.excess or 0.0)
+    return [Row(node.label, node.layer.kind, "δ_in, gradients", RIGHT, rows[0].why, excess=furthest.excess)]
+
+
+def _not_finite(loss: Any, nodes: list[Node], spots: Spots, uses: dict[tuple[int, ...], int], train: bool) -> list[Row]:
+    """Where NaN or infinity comes from, if the loss is not finite: the first layer that makes it of finite numbers."""
+    values = np.asarray(loss).astype(np.float64)
+    if np.isfinite(values).all():
+        return []
+    why = f"the loss is not finite for {int((~np.isfinite(values)).sum())} of {values.size} examples"
+    for node in nodes:
+        if node.children:
+            continue
+        problem = _at_spot(node, spots[node.key], uses[node.key], train)
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in problem.leaves):
+            why += f"; what goes into {node.label} is not finite"
+            return [Row(node.label, node.layer.kind, "input", CANNOT_TELL, why)]
+        for y in problem.value(problem.leaves, problem.fixed):
+            bad = ~np.isfinite(np.asarray(y).astype(np.float64))
+            if bad.any():
+                element = tuple(map(int, np.unravel_index(int(np.argmax(bad)), bad.shape)))
+                why += f"; {node.label} makes it of finite numbers, {int(bad.sum())} of {bad.size}"
+                return [Row(node.label, node.layer.kind, "output", CANNOT_TELL, why, element=element)]
+    return [Row("loss", "loss", "value", CANNOT_TELL, why)]

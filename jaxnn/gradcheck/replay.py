@@ -1,0 +1,217 @@
+"""A jaxpr replayed with float64 arithmetic, and what in a jaxpr keeps float64 from getting through.
+
+Replaying asks what a low-precision program would have given without rounding: the same operations on the same
+inputs, with the same literals and the same random bits, every float kept in float64. Casts between floats become
+the identity. What cannot be opened (a callback, a bit cast, a custom call) is given its own precision and its
+result is widened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core, source_info_util
+
+INLINED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
+CALLBACKS = {"pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call"}
+AS_THEY_ARE = CALLBACKS | {"bitcast_convert_type", "shard_map"}  # run in the precision they were written for
+
+
+def is_float(x: Any) -> bool:
+    """True for an array, variable or dtype of real floats of any precision."""
+    return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.floating))
+
+
+def x64_is_on() -> bool:
+    """True if this thread makes 64-bit arrays at present."""
+    return jnp.zeros(()).dtype == jnp.float64
+
+
+def widen(tree: Any) -> Any:
+    """Every float in float64; under enable_x64."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) if is_float(leaf) else leaf, tree)
+
+
+# ---------------------------------------------------------------- replay
+
+
+def replay(closed: Any) -> Callable[..., list[Any]]:
+    """The function of a closed jaxpr in float64 arithmetic; call it under enable_x64, floats given as float64."""
+
+    def run(*args: Any) -> list[Any]:
+        return _evaluate(closed.jaxpr, widen(closed.consts), args)
+
+    return run
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+        if not isinstance(atom, core.Literal):
+            return env[atom]
+        return np.float64(atom.val) if is_float(atom.aval) else np.asarray(atom.val, _aval(atom).dtype)
+
+    for eqn in jaxpr.eqns:
+        outs = _step(eqn, [read(atom) for atom in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _aval(atom: Any) -> Any:
+    return atom.aval
+
+
+def _step(eqn: Any, args: list[Any]) -> list[Any]:
+    name, params = eqn.primitive.name, eqn.params
+    if name in INLINED:
+        inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
+        consts = inner.consts if hasattr(inner, "consts") else ()
+        return _evaluate(getattr(inner, "jaxpr", inner), widen(consts), args)
+    if name in OPENED:
+        return OPENED[name](params, args)
+    if name == "convert_element_type" and is_float(eqn.invars[0].aval) and is_float(params["new_dtype"]):
+        return args
+    if name == "reduce_precision":
+        return args[:1]
+    if name in AS_THEY_ARE:
+        return _bind_as_it_is(eqn, args)
+    try:
+        return _bind(eqn.primitive, args, {key: _widened(value) for key, value in params.items()})
+    except (TypeError, ValueError, NotImplementedError):  # a primitive with a precision of its own
+        return _bind_as_it_is(eqn, args)
+
+
+def _bind(primitive: Any, args: list[Any], params: dict[str, Any]) -> list[Any]:
+    ready = primitive.get_bind_params(params)
+    functions, params = ((), ready) if isinstance(ready, dict) else ready  # as newer and as older JAX have it
+    out = primitive.bind(*functions, *args, **params)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def _bind_as_it_is(eqn: Any, args: list[Any]) -> list[Any]:
+    narrow = [jnp.asarray(x, v.aval.dtype) if is_float(v.aval) else x for x, v in zip(args, eqn.invars, strict=True)]
+    return list(widen(_bind(eqn.primitive, narrow, eqn.params)))
+
+
+def _widened(value: Any) -> Any:
+    """A parameter of an operation: the dtypes in it become float64."""
+    if isinstance(value, core.Jaxpr):  # what scatter-add does with two elements
+        avals = map(_aval, value.invars)
+        specs = [jax.ShapeDtypeStruct(a.shape, jnp.float64 if is_float(a) else a.dtype) for a in avals]
+        return jax.make_jaxpr(lambda *args: _evaluate(value, (), args))(*specs).jaxpr
+    if isinstance(value, (np.dtype, type)) and is_float(value):
+        return np.dtype("float64")
+    return value
+
+
+# ---------------------------------------------------------------- loops and branches
+
+
+def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
+    run = replay(params["jaxpr"])
+    head, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts = args[:head]
+
+    def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = run(*consts, *carry, *xs)
+        return _like(carry, outs[: params["num_carry"]]), outs[params["num_carry"] :]
+
+    carry, outs = jax.lax.scan(
+        body, _arrays(args[head:carried]), args[carried:], length=params["length"], reverse=params["reverse"]
+    )
+    return [*carry, *outs]
+
+
+def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
+    test, body = replay(params["cond_jaxpr"]), replay(params["body_jaxpr"])
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    test_consts, body_consts = args[:first], args[first:second]
+    return jax.lax.while_loop(
+        lambda carry: test(*test_consts, *carry)[0],
+        lambda carry: _like(carry, body(*body_consts, *carry)),
+        _arrays(args[second:]),
+    )
+
+
+def _cond(params: dict[str, Any], args: list[Any]) -> list[Any]:
+    return jax.lax.switch(args[0], [_branch(branch) for branch in params["branches"]], *_arrays(args[1:]))
+
+
+def _branch(closed: Any) -> Callable[..., list[Any]]:
+    return lambda *args: _arrays(replay(closed)(*args))
+
+
+OPENED = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def _arrays(values: Sequence[Any]) -> list[Any]:
+    return [value if isinstance(value, jax.Array) else jnp.asarray(value) for value in values]
+
+
+def _like(carry: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    return [jnp.asarray(v, c.dtype) if is_float(c) else v for c, v in zip(carry, values, strict=True)]
+
+
+# ---------------------------------------------------------------- what stops float64
+
+
+class Obstacle(NamedTuple):
+    """Something in a program that keeps float64 from getting through, and where.
+
+    Attributes:
+        what: "a cast to bfloat16", "a callback", "random numbers", "a captured constant in float32".
+        source: `file:line (function)` of the user's code, or "".
+    """
+
+    what: str
+    source: str
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation, those of inner jaxprs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def draws(closed: Any) -> bool:
+    """True if the program draws random numbers: it draws others in float64."""
+    return any(eqn.primitive.name in RANDOM for eqn in equations(closed.jaxpr))
+
+
+def casts(closed: Any) -> list[Obstacle]:
+    """The casts of a float64 program to lower precision, and the constants that came in lower precision."""
+    found = []
+    for eqn in equations(closed.jaxpr):
+        name, dtype = eqn.primitive.name, eqn.params.get("new_dtype")
+        if name == "convert_element_type" and is_float(eqn.invars[0].aval) and is_float(dtype):
+            if jnp.finfo(dtype).bits < jnp.finfo(eqn.invars[0].aval.dtype).bits:
+                found.append(Obstacle(f"a cast to {np.dtype(dtype).name}", source_of(eqn)))
+        elif name == "reduce_precision":
+            found.append(Obstacle("reduce_precision", source_of(eqn)))
+    return list(dict.fromkeys(found))
+
+
+def obstacles(closed: Any) -> list[Obstacle]:
+    """Everything that stops float64 in a program traced with float64 inputs."""
+    found = casts(closed)
+    for eqn in equations(closed.jaxpr):
+        if eqn.primitive.name in CALLBACKS:
+            found.append(Obstacle(f"a {eqn.primitive.name}", source_of(eqn)))
+    for const in closed.consts:
+        if is_float(const) and const.dtype != np.float64:
+            shape = ", ".join(map(str, np.shape(const)))
+            found.append(Obstacle(f"a captured constant, {np.dtype(const.dtype).name}[{shape}]", ""))
+    return list(dict.fromkeys(found))
+
+
+def source_of(eqn: Any) -> str:
+    """`file:line (function)` of the user's code that made an equation."""
+    return str(source_info_util.summarize(eqn.source_info))
