@@ -19,6 +19,7 @@ from jax.extend import core, source_info_util
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
 CALLBACKS = {"pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call"}
+SHORT_DECIMAL = 11  # characters
 AS_THEY_ARE = CALLBACKS | {"bitcast_convert_type", "shard_map"}  # run in the precision they were written for
 
 
@@ -205,11 +206,20 @@ def obstacles(closed: Any) -> list[Obstacle]:
     for eqn in equations(closed.jaxpr):
         if eqn.primitive.name in CALLBACKS:
             found.append(Obstacle(f"a {eqn.primitive.name}", source_of(eqn)))
-    for const in closed.consts:
+        for atom in eqn.invars:
+            if isinstance(atom, core.Literal) and is_float(atom.aval) and _was_rounded(float(atom.val)):
+                found.append(Obstacle(f"a constant in low precision, {float(atom.val)!r},", source_of(eqn)))
+    for var, const in zip(closed.jaxpr.constvars, closed.consts, strict=True):
         if is_float(const) and const.dtype != np.float64:
-            shape = ", ".join(map(str, np.shape(const)))
-            found.append(Obstacle(f"a captured constant, {np.dtype(const.dtype).name}[{shape}]", ""))
+            users = [eqn for eqn in closed.jaxpr.eqns if any(atom is var for atom in eqn.invars)]
+            what = f"a captured constant, {np.dtype(const.dtype).name}[{', '.join(map(str, np.shape(const)))}],"
+            found.append(Obstacle(what, source_of(users[0]) if users else ""))
     return list(dict.fromkeys(found))
+
+
+def _was_rounded(x: float) -> bool:
+    """True for a number that float32 holds and nobody would write: 0.1 in float32 is 0.10000000149011612."""
+    return np.isfinite(x) and float(np.float32(x)) == x and len(repr(x)) > SHORT_DECIMAL
 
 
 def source_of(eqn: Any) -> str:
