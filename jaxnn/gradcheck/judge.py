@@ -139,8 +139,10 @@ def alike(low: Any, high: Any) -> bool:
     def same_atom(a: Any, b: Any) -> bool:
         if not hasattr(a, "val") or not hasattr(b, "val"):
             return numbers.get(a) is b if not hasattr(a, "val") and not hasattr(b, "val") else False
-        u = float(jnp.finfo(a.aval.dtype).eps) if is_float(a.aval) else 0.0
-        return bool(np.all(np.abs(np.float64(a.val) - np.float64(b.val)) <= u * np.abs(np.float64(b.val))))
+        if not is_float(a.aval) or not is_float(b.aval):
+            return str(a.val) == str(b.val)
+        u = float(jnp.finfo(a.aval.dtype).eps)
+        return bool(np.isclose(np.float64(a.val), np.float64(b.val), rtol=u, atol=0, equal_nan=True))
 
     for a, b in zip(low.eqns, high.eqns, strict=True):
         if a.primitive is not b.primitive or not _same_params(a.params, b.params):
@@ -517,8 +519,11 @@ def _at_a_kink(
         why = "at a tie: each element is between its slopes, but no mixture of the gradients nearby gives them all"
         return row._replace(verdict=WRONG, why=why)
     left, right = slopes[0].left, slopes[0].right
+    first = elements[0]
+    row = row._replace(element=first, hand=float(m.hand64[first]), differences=slopes[0].value)
     why = f"the slope jumps here from {left:.7g} to {right:.7g}: both answers are allowed"
-    return row._replace(verdict=KINK, why=why, slopes=(left, right))
+    auto = row.autodiff if row.element == first and not np.isfinite(row.autodiff or 0.0) else float(m.auto64[first])
+    return row._replace(verdict=KINK, why=why, autodiff=auto, slopes=(left, right))
 
 
 def _low_precision_only(court: _Court, i: int, m: Measured, low: np.ndarray, row: Row) -> Row:

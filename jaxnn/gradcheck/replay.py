@@ -56,7 +56,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
     def read(atom: Any) -> Any:
         if not isinstance(atom, core.Literal):
             return env[atom]
-        return np.float64(atom.val) if is_float(atom.aval) else np.asarray(atom.val, _aval(atom).dtype)
+        return np.float64(atom.val) if is_float(atom.aval) else _plain(atom)
 
     for eqn in jaxpr.eqns:
         outs = _step(eqn, [read(atom) for atom in eqn.invars])
@@ -66,6 +66,11 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
 
 def _aval(atom: Any) -> Any:
     return atom.aval
+
+
+def _plain(literal: Any) -> Any:
+    dtype = literal.aval.dtype
+    return literal.val if dtype == jax.dtypes.float0 else np.asarray(literal.val, dtype)
 
 
 def _step(eqn: Any, args: list[Any]) -> list[Any]:
