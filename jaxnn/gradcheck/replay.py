@@ -224,7 +224,8 @@ def obstacles(closed: Any) -> list[Obstacle]:
 
 def _was_rounded(x: float) -> bool:
     """True for a number that float32 holds and nobody would write: 0.1 in float32 is 0.10000000149011612."""
-    return np.isfinite(x) and float(np.float32(x)) == x and len(repr(x)) > SHORT_DECIMAL
+    with np.errstate(over="ignore"):
+        return np.isfinite(x) and float(np.float32(x)) == x and len(repr(x)) > SHORT_DECIMAL
 
 
 def source_of(eqn: Any) -> str:
