@@ -40,6 +40,7 @@ REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, a
 ASIDE = 1e-6  # relative: off a kink, still the same place
 DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
 WITNESSED = 3  # worst elements of a leaf for which differences are taken
+ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
 BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
 
 
@@ -84,6 +85,12 @@ def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any
         return list(jax.vjp(lambda leaves: problem.value(leaves, fixed), leaves)[1](deltas)[0])
 
     return auto
+
+
+def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Under jit, compiled in haste: what is compiled here runs a dozen times at most."""
+    fast: Callable[..., Any] = jax.jit(f, compiler_options=ONE_SHOT)
+    return fast
 
 
 # ---------------------------------------------------------------- the programs, traced once
@@ -235,7 +242,7 @@ def prepare(problems: Sequence[Problem]) -> Bench:
             for p, point in zip(programs, points, strict=True)
         ]
 
-    return Bench(list(problems), programs, jax.jit(low), jax.jit(high), jax.jit(replays))
+    return Bench(list(problems), programs, *map(compiled, (low, high, replays)))
 
 
 def measure(bench: Bench, points: list[Any], seed: int = 0) -> list[list[Measured]]:
@@ -606,7 +613,7 @@ class _Court:
         """d/dt ⟨δ, f(x + t v)⟩ at 0 by differences, v in leaf i."""
         with jax.enable_x64(True):
             if self._g is None:
-                self._g = jax.jit(self._difference())
+                self._g = compiled(self._difference())
             directions = [np.zeros(np.shape(leaf)) for leaf in self.problem.leaves]
             directions[i] = v
             wide = widen(self.problem.arguments)
@@ -638,7 +645,7 @@ class _Court:
         p = self.programs
         with jax.enable_x64(True):
             if self._high is None:
-                self._high = jax.jit(replay(p.auto) if p.stopped else runner(p.auto64))
+                self._high = compiled(replay(p.auto) if p.stopped else runner(p.auto64))
             leaves, fixed, deltas = widen(self.problem.arguments)
             size = scales(self.wide_leaf(i))
             rng = np.random.default_rng(0)
