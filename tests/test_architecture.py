@@ -15,7 +15,7 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"types"},
     {"checks"},
-    {"activations", "initializers", "losses", "metrics", "schedules"},
+    {"activations", "initializers", "jaxprs", "losses", "metrics", "schedules"},
     {"layers"},
     {"combinators", "optimizers"},
     {"backprop"},
@@ -23,7 +23,14 @@ FLOORS = (
     {"training"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
-    "gradcheck": ({"report", "replay", "differences", "kinks"}, {"judge"}, {"functions", "networks"}, {"__init__"}),
+    "gradcheck": (
+        {"report", "replay", "differences", "kinks"},
+        {"programs"},
+        {"court"},
+        {"judge"},
+        {"functions", "networks"},
+        {"__init__"},
+    ),
 }
 SIDE = {"data"}  # imports types and checks only
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from jaxnn.checks import whole_number
 from jaxnn.gradcheck.judge import (
     REPLAYED,
     Measured,
-    Problem,
     excess,
     measure,
     noise,
@@ -22,8 +20,10 @@ from jaxnn.gradcheck.judge import (
     threshold,
     verdicts,
 )
-from jaxnn.gradcheck.replay import is_float, obstacles, widen, x64_is_on
+from jaxnn.gradcheck.programs import Problem
+from jaxnn.gradcheck.replay import obstacles, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, SEVERITY, WRONG, Report, Row
+from jaxnn.jaxprs import argument_names, is_float, name_of
 from jaxnn.types import DType, Tree
 
 FLOAT0 = jax.dtypes.float0
@@ -73,7 +73,7 @@ def function(
     >>> report.verdict, report.rows[0].leaf
     ('wrong', 'x')
     """
-    name = _name(f)
+    name = name_of(f)
     checked = _check(name, f, f, backward, forward, args, grid, dtypes, cotangents, order, seed, custom=False)
     return Report(f"gradcheck of {name}", tuple(checked), _wrong(checked))
 
@@ -114,21 +114,17 @@ def custom_vjp(
     >>> custom_vjp(f, jnp.sin, (jnp.ones(3),)).verdict
     'right'
     """
-    name = _name(f)
+    name = name_of(f)
 
     def backward(args: tuple[Any, ...], delta: Any) -> tuple[Any, ...]:
         return jax.vjp(f, *args)[1](delta)
 
     checked = _check(name, f, reference, backward, None, args, grid, dtypes, cotangents, order, seed, custom=True)
-    return Report(f"gradcheck of {name} against {_name(reference)}", tuple(checked), _wrong(checked))
+    return Report(f"gradcheck of {name} against {name_of(reference)}", tuple(checked), _wrong(checked))
 
 
 def _wrong(rows: list[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.leaf for row in rows if row.verdict == WRONG))
-
-
-def _name(f: Callable[..., Any]) -> str:
-    return getattr(f, "__name__", type(f).__name__)
 
 
 # ---------------------------------------------------------------- one point after another
@@ -174,21 +170,11 @@ def _cast(f: Callable[..., Any], args: Any, dtype: DType | None) -> tuple[Any, .
         try:
             leaf = jnp.asarray(leaf)
         except (TypeError, ValueError):
-            where = f"{_parameters(f, len(args))[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
+            where = f"{argument_names(f, len(args))[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
             raise TypeError(f"gradcheck: {where} is no array but {leaf!r}: close over it in a lambda") from None
         return leaf.astype(dtype) if dtype is not None and is_float(leaf) else leaf
 
     return tuple(jax.tree_util.tree_map_with_path(array, tuple(args)))
-
-
-def _parameters(f: Callable[..., Any], n: int) -> list[str]:
-    """A name for each argument: the function's own where it has them."""
-    try:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [p.name for p in inspect.signature(f).parameters.values() if p.kind in kinds]
-    except (TypeError, ValueError):
-        names = []
-    return names[:n] if len(names) >= n else [f"args[{i}]" for i in range(n)]
 
 
 class _Case(NamedTuple):
@@ -256,7 +242,7 @@ def _flatten(case: _Case) -> _Flat:
     out_leaves, out_tree = jax.tree.flatten(out)
     if not any(map(is_float, out_leaves)):
         shown = ", ".join(sorted({str(leaf.dtype) for leaf in out_leaves})) or "nothing"
-        raise TypeError(f"gradcheck: {_name(f)} returns {shown} and no floats: there is no gradient to check")
+        raise TypeError(f"gradcheck: {name_of(f)} returns {shown} and no floats: there is no gradient to check")
     _deterministic(f, args)
     leaves, tree = jax.tree.flatten(args)
     floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
@@ -289,7 +275,7 @@ def _flatten(case: _Case) -> _Flat:
         out = (out,) if len(args) == 1 and not isinstance(out, (tuple, list)) else tuple(out)
         return [jnp.asarray(g) for g in _aligned(out, args, floats) if g is not None]
 
-    parameters = _parameters(f, len(args))
+    parameters = argument_names(f, len(args))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args)]
     names = [f"{parameters[paths[i][0].idx]}{jax.tree_util.keystr(paths[i][1:])}" for i in floats]
     kept = [k for k, there in enumerate(chosen) if there]
@@ -349,7 +335,7 @@ def _gradients(case: _Case, result: Any, args: tuple[Any, ...], floats: list[int
     """Which float leaves get a gradient; raises with every mismatch if the result is not like args."""
     if len(args) == 1 and not isinstance(result, (tuple, list)):
         result = (result,)
-    names = _parameters(case.f, len(args))
+    names = argument_names(case.f, len(args))
     if not isinstance(result, (tuple, list)) or len(result) != len(args):
         came = f"{len(result)} of them" if isinstance(result, (tuple, list)) else type(result).__name__
         raise ValueError(
@@ -398,7 +384,7 @@ def _deterministic(f: Callable[..., Tree], args: tuple[Any, ...]) -> None:
         a, b = (np.asarray(value).astype(np.float64 if is_float(value) else None) for value in (a, b))
         if not np.array_equal(a, b, equal_nan=a.dtype == np.float64):
             raise ValueError(
-                f"gradcheck: {_name(f)} is not deterministic: two calls with the same arguments differ at "
+                f"gradcheck: {name_of(f)} is not deterministic: two calls with the same arguments differ at "
                 f"output{jax.tree_util.keystr(path)}; draw random numbers from a key among the arguments"
             )
 

@@ -27,8 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck.differences import Slope, slope_of
-from jaxnn.gradcheck.replay import Obstacle, casts, draws, is_float, obstacles, replay, widen
+from jaxnn.gradcheck.court import ASIDE, MIXED, Court, finite, rms, scales
+from jaxnn.gradcheck.differences import Slope
+from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
+from jaxnn.gradcheck.replay import replay, widen
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, WRONG, Row
 
 ROUNDOFF = 2.0**-53  # of float64
@@ -37,147 +39,9 @@ JITTERS = 4  # points beside x
 JITTER = 4  # units of roundoff
 FLOAT64_NOISE = 16  # times s
 REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that casts explain
-ASIDE = 1e-6  # relative: off a kink, still the same place
 DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
 WITNESSED = 3  # worst elements of a leaf for which differences are taken
-ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
 BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
-
-
-class Problem(NamedTuple):
-    """A function of float leaves and a rule for its gradient, at one point, in the precision that was given.
-
-    Attributes:
-        place: where it stands, for the report.
-        kind: what it is.
-        names: one for each leaf.
-        value: `(leaves, fixed) -> [output, …]`, floats only.
-        rule: `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf.
-        leaves: float arrays.
-        fixed: everything else the function sees: integers, keys, state.
-        deltas: cotangents, one for each output.
-        auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
-        witness: whether to take differences of right leaves too.
-    """
-
-    place: str
-    kind: str
-    names: tuple[str, ...]
-    value: Callable[[list[Any], Any], list[Any]]
-    rule: Callable[[list[Any], Any, list[Any]], list[Any]]
-    leaves: list[Any]
-    fixed: Any
-    deltas: list[Any]
-    auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
-    witness: bool = False
-
-    @property
-    def arguments(self) -> tuple[list[Any], Any, list[Any]]:
-        return self.leaves, self.fixed, self.deltas
-
-
-def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any]]:
-    """jax.vjp's answer to the same question as `problem.rule`."""
-    if problem.auto is not None:
-        return problem.auto
-
-    def auto(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
-        return list(jax.vjp(lambda leaves: problem.value(leaves, fixed), leaves)[1](deltas)[0])
-
-    return auto
-
-
-def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Under jit, compiled in haste: what is compiled here runs a dozen times at most."""
-    fast: Callable[..., Any] = jax.jit(f, compiler_options=ONE_SHOT)
-    return fast
-
-
-# ---------------------------------------------------------------- the programs, traced once
-
-
-class Programs(NamedTuple):
-    """A problem, traced in its own precision and in float64.
-
-    Attributes:
-        hand, auto: closed jaxprs in the given precision.
-        hand64, auto64: in float64; None where the function cannot be traced there.
-        stopped: why not, or "".
-        random: whether it draws random numbers, so that the float64 trace draws others.
-        same: whether the float64 trace of the rule is the same program, so that a replay has nothing to add.
-        value: the function itself, in float64 where it can be traced there.
-    """
-
-    hand: Any
-    auto: Any
-    hand64: Any
-    auto64: Any
-    stopped: str
-    random: bool
-    same: bool
-    value: Any
-
-
-def trace(problem: Problem) -> Programs:
-    """Every program of a problem."""
-    auto = gradient(problem)
-    low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
-    stopped, high = "", list[Any]([None, None])
-    with jax.enable_x64(True):
-        try:
-            wide = widen(problem.arguments)
-            high = [jax.make_jaxpr(f)(*wide) for f in (problem.rule, auto)]
-            value = jax.make_jaxpr(problem.value)(*wide[:2])
-        except Exception as error:  # whatever a user's function raises there
-            stopped = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    if stopped:
-        value = jax.make_jaxpr(problem.value)(*problem.arguments[:2])
-    random = any(map(draws, low))
-    same = not stopped and not random and alike(low[0].jaxpr, high[0].jaxpr)
-    return Programs(low[0], low[1], high[0], high[1], stopped, random, same, value)
-
-
-def alike(low: Any, high: Any) -> bool:
-    """True if two jaxprs are one program in two precisions; their constants may differ by a rounding."""
-    if len(low.eqns) != len(high.eqns) or low.constvars or high.constvars:
-        return False
-    numbers: dict[Any, Any] = dict(zip(low.invars, high.invars, strict=False))
-
-    def same_atom(a: Any, b: Any) -> bool:
-        if not hasattr(a, "val") or not hasattr(b, "val"):
-            return numbers.get(a) is b if not hasattr(a, "val") and not hasattr(b, "val") else False
-        if not is_float(a.aval) or not is_float(b.aval):
-            return str(a.val) == str(b.val)
-        u = float(jnp.finfo(a.aval.dtype).eps)
-        return bool(np.isclose(np.float64(a.val), np.float64(b.val), rtol=u, atol=0, equal_nan=True))
-
-    for a, b in zip(low.eqns, high.eqns, strict=True):
-        if a.primitive is not b.primitive or not _same_params(a.params, b.params):
-            return False
-        if not all(same_atom(x, y) for x, y in zip(a.invars, b.invars, strict=True)):
-            return False
-        numbers.update(zip(a.outvars, b.outvars, strict=True))
-    return all(same_atom(x, y) for x, y in zip(low.outvars, high.outvars, strict=True))
-
-
-def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    def normal(value: Any) -> Any:
-        return "float" if isinstance(value, (np.dtype, type)) and is_float(value) else value
-
-    for key in a:
-        x, y = normal(a[key]), normal(b.get(key))
-        inner = [getattr(value, "jaxpr", value) for value in (x, y)]
-        if hasattr(inner[0], "eqns") and hasattr(inner[1], "eqns"):
-            if getattr(x, "consts", ()) or not alike(*inner):
-                return False
-        elif key != "name" and str(x) != str(y):
-            return False
-    return True
-
-
-def runner(closed: Any) -> Callable[..., list[Any]]:
-    """A traced program in float64 without its casts to lower precision."""
-    return replay(closed) if casts(closed) else jax.extend.core.jaxpr_as_fun(closed)
 
 
 # ---------------------------------------------------------------- measuring
@@ -276,8 +140,8 @@ def measure(bench: Bench, points: list[Any], seed: int = 0) -> list[list[Measure
                 replayed=high[k][0][i] if replayed[k] is None else replayed[k][0][i],
                 reference=_reference(program, high[k], replayed[k])[i],
                 sigma=np.sqrt(squares[k][i] / (JITTERS + 1)),
-                s=_finite(changes[k][1][i])
-                + (_finite(changes[k][0][i]) if _coarsest(problem, program) == ROUNDOFF else 0),
+                s=finite(changes[k][1][i])
+                + (finite(changes[k][0][i]) if _coarsest(problem, program) == ROUNDOFF else 0),
                 u=_roundoff(aval.dtype),
                 coarsest=_coarsest(problem, program),
                 apart=apart[k][i],
@@ -299,7 +163,7 @@ def _results(bench: Bench, points: list[Any]) -> tuple[Any, Any, Any]:
 def _errors(bench: Bench, low: Any, high: Any, replayed: Any) -> list[list[np.ndarray]]:
     """(a − r)² of every leaf."""
     return [
-        [_finite(a - r) ** 2 for a, r in zip(low[k][1], _reference(program, high[k], replayed[k]), strict=True)]
+        [finite(a - r) ** 2 for a, r in zip(low[k][1], _reference(program, high[k], replayed[k]), strict=True)]
         for k, program in enumerate(bench.programs)
     ]
 
@@ -337,21 +201,6 @@ def _step_aside(rng: np.random.Generator) -> Callable[[np.ndarray, float], np.nd
     return lambda x, u: x + ASIDE * scales(x) * rng.uniform(-1, 1, x.shape)
 
 
-def scales(x: np.ndarray) -> np.ndarray:
-    """The size of a step of 1 at each element: its own, or the leaf's where that is larger; 1 for zeros."""
-    return np.asarray(np.maximum(np.abs(x), rms(x) or 1.0))
-
-
-def rms(x: np.ndarray) -> float:
-    """√ mean(x²), of the finite elements."""
-    x = _finite(x)
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
-
-
-def _finite(x: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(x), x, 0)
-
-
 def _roundoff(dtype: Any) -> float:
     """u: half the distance from 1 to the next number, 2⁻²⁴ in float32."""
     return float(jnp.finfo(dtype).eps) / 2
@@ -363,9 +212,9 @@ def _roundoff(dtype: Any) -> float:
 def noise(m: Measured) -> np.ndarray:
     """Nᵢ."""
     if m.coarsest == ROUNDOFF:
-        return np.asarray(m.s + rms(m.s) + ROUNDOFF * np.abs(_finite(m.auto64)))
+        return np.asarray(m.s + rms(m.s) + ROUNDOFF * np.abs(finite(m.auto64)))
     away = np.abs(m.hand - m.replayed)  # where random numbers are drawn, float64 draws others
-    return np.asarray(m.sigma + rms(m.sigma) + m.u * np.abs(_finite(m.reference)) + _finite(away))
+    return np.asarray(m.sigma + rms(m.sigma) + m.u * np.abs(finite(m.reference)) + finite(away))
 
 
 def threshold(m: Measured) -> np.ndarray:
@@ -392,12 +241,12 @@ def judge(problems: Sequence[Problem], seed: int = 0) -> list[list[Row]]:
 
 def verdicts(problem: Problem, programs: Programs, measured: list[Measured]) -> list[Row]:
     """One row for each leaf of a problem that has been measured."""
-    court = _Court(problem, programs)
+    court = Court(problem, programs)
     leaves = zip(problem.names, measured, strict=True)
     return [_verdict(court, i, name, m) for i, (name, m) in enumerate(leaves)]
 
 
-def _verdict(court: _Court, i: int, name: str, m: Measured) -> Row:
+def _verdict(court: Court, i: int, name: str, m: Measured) -> Row:
     problem = court.problem
     if m.auto64.size == 0:
         return Row(problem.place, problem.kind, name, RIGHT, "no elements")
@@ -426,7 +275,7 @@ def _verdict(court: _Court, i: int, name: str, m: Measured) -> Row:
         why = f"{m.hand[worst]} in the given precision, where jax.grad is finite ({m.auto[worst]:.7g})"
         return row._replace(verdict=WRONG, why=why, element=worst)
     if m.coarsest != ROUNDOFF:
-        gate = REPLAYED * (m.sigma + rms(m.sigma) + m.u * np.abs(_finite(m.reference))) + threshold(m)
+        gate = REPLAYED * (m.sigma + rms(m.sigma) + m.u * np.abs(finite(m.reference))) + threshold(m)
         low = excess(m.replayed - m.reference, gate)
         if low.max() > 1:
             return _low_precision_only(court, i, m, low, row)
@@ -438,7 +287,7 @@ def _verdict(court: _Court, i: int, name: str, m: Measured) -> Row:
 
 def _worst(off: np.ndarray, auto: np.ndarray) -> tuple[Any, ...]:
     """The element furthest off; where none is, the largest gradient."""
-    flat = int(np.argmax(off)) if off.max() > 0 else int(np.argmax(np.abs(_finite(auto))))
+    flat = int(np.argmax(off)) if off.max() > 0 else int(np.argmax(np.abs(finite(auto))))
     return tuple(np.unravel_index(flat, auto.shape))
 
 
@@ -448,13 +297,13 @@ def _first(mask: np.ndarray) -> tuple[int, ...]:
 
 def _with_ulps(row: Row, m: Measured) -> Row:
     """Errors in the given precision, in units in the last place of the element or of the leaf's size, if larger."""
-    size = np.maximum(np.abs(_finite(m.reference)), rms(m.reference))
+    size = np.maximum(np.abs(finite(m.reference)), rms(m.reference))
     unit = 2 * m.u * 2.0 ** np.floor(np.log2(np.where(size > 0, size, 1)))
-    hand, auto = (float(np.max(np.abs(_finite(x - m.reference)) / unit)) for x in (m.hand, m.auto))
+    hand, auto = (float(np.max(np.abs(finite(x - m.reference)) / unit)) for x in (m.hand, m.auto))
     return row._replace(ulps=hand, autodiff_ulps=auto)
 
 
-def _suspect(court: _Court, i: int, m: Measured, off: np.ndarray, row: Row) -> Row:
+def _suspect(court: Court, i: int, m: Measured, off: np.ndarray, row: Row) -> Row:
     """More is off than rounding explains: wrong, unless it is a kink, or something stopped float64."""
     tau = threshold(m)
     order = np.argsort(off, axis=None)[::-1][:WITNESSED]
@@ -499,30 +348,38 @@ def _guess(m: Measured) -> str:
 
 
 def _at_a_kink(
-    court: _Court,
+    court: Court,
     i: int,
     m: Measured,
     elements: list[tuple[int, ...]],
     slopes: list[Slope],
     row: Row,
 ) -> Row:
-    """The rule agrees with jax.grad a millionth to the side: a kink, if both slopes differ and h lies between."""
+    """The rule agrees with jax.grad a millionth to the side: a kink, if the function bends and h is a mixture there.
+
+    What a rule may answer is Clarke's generalised gradient: the mixtures of the gradients of the pieces that meet.
+    """
     for element, slope in zip(elements, slopes, strict=True):
         h, r = float(m.hand64[element]), float(m.auto64[element])
-        low, high = sorted((slope.left, slope.right))
-        room = 1e-6 * max(abs(low), abs(high))
         here = row._replace(
             element=element, hand=h, autodiff=r, differences=slope.value, slopes=(slope.left, slope.right)
         )
         if not slope.bends:
             why = "it agrees with jax.grad nearby and not at this point, where the function has no kink"
             return here._replace(verdict=WRONG, why=why)
-        if not low - room <= h <= high + room:
-            why = f"at a kink: {h:.7g} is not between the slopes from the left, {slope.left:.7g}, and from the right"
-            return here._replace(verdict=WRONG, why=f"{why}, {slope.right:.7g}")
-    v = m.hand64 - m.auto64
-    most = max((float(np.vdot(piece, v)) for piece in court.pieces(i, v) if np.isfinite(piece).all()), default=np.inf)
-    if float(np.vdot(m.hand64, v)) > most + 1e-6 * (abs(most) + float(np.abs(m.auto64 * v).sum())):
+    off = excess(m.hand64 - m.auto64, threshold(m))
+    low, high, most = court.mixtures(i, m.hand64 - m.auto64, off, float(np.vdot(m.hand64, m.hand64 - m.auto64)))
+    outside = np.maximum(low - m.hand64, m.hand64 - high) / np.maximum(np.maximum(np.abs(low), np.abs(high)), rms(high))
+    outside = np.where((off > 1) & np.isfinite(outside), outside, 0)
+    if outside.max() > MIXED:
+        worst = _first(outside == outside.max())
+        h = float(m.hand64[worst])
+        why = f"at a kink: {h:.7g} is not between the slopes nearby, {low[worst]:.7g} and {high[worst]:.7g}"
+        nearby = (float(low[worst]), float(high[worst]))
+        return row._replace(
+            verdict=WRONG, why=why, element=worst, hand=h, autodiff=float(m.auto64[worst]), slopes=nearby
+        )
+    if most > MIXED:
         why = "at a tie: each element is between its slopes, but no mixture of the gradients nearby gives them all"
         return row._replace(verdict=WRONG, why=why)
     left, right = slopes[0].left, slopes[0].right
@@ -533,7 +390,7 @@ def _at_a_kink(
     return row._replace(verdict=KINK, why=why, autodiff=auto, slopes=(left, right))
 
 
-def _low_precision_only(court: _Court, i: int, m: Measured, low: np.ndarray, row: Row) -> Row:
+def _low_precision_only(court: Court, i: int, m: Measured, low: np.ndarray, row: Row) -> Row:
     """The rule is right in float64, and its low-precision program is not, even without rounding."""
     worst = tuple(map(int, _worst(low, m.reference)))
     row = row._replace(element=worst, hand=float(m.replayed[worst]), autodiff=float(m.reference[worst]))
@@ -544,13 +401,13 @@ def _low_precision_only(court: _Court, i: int, m: Measured, low: np.ndarray, row
     return row._replace(verdict=WRONG, why=why, excess=float(low.max()))
 
 
-def _not_finite(court: _Court, i: int, m: Measured, row: Row) -> Row:
+def _not_finite(court: Court, i: int, m: Measured, row: Row) -> Row:
     """jax.grad is NaN or infinite at the point: the slopes from both sides may still say what is allowed."""
     bad = ~np.isfinite(m.auto64)
     element = _first(bad)
     h, r = float(m.hand64[element]), float(m.auto64[element])
     row = row._replace(element=element, hand=h, autodiff=r, excess=None)
-    elsewhere = excess(np.where(bad, 0, m.hand64 - _finite(m.auto64)), threshold(m))
+    elsewhere = excess(np.where(bad, 0, m.hand64 - finite(m.auto64)), threshold(m))
     if elsewhere.max() > 1:
         worst = tuple(map(int, _worst(elsewhere, m.auto64)))
         row = row._replace(element=worst, hand=float(m.hand64[worst]), autodiff=float(m.auto64[worst]))
@@ -564,7 +421,7 @@ def _not_finite(court: _Court, i: int, m: Measured, row: Row) -> Row:
     return row._replace(verdict=CANNOT_TELL, why=why)
 
 
-def _contradicted(court: _Court, i: int, m: Measured, row: Row) -> Row:
+def _contradicted(court: Court, i: int, m: Measured, row: Row) -> Row:
     """The third witness: hand rule and jax.grad agree; do differences, at one element and along one direction?"""
     assert row.element is not None
     slope = court.slope(i, row.element)
@@ -580,78 +437,3 @@ def _contradicted(court: _Court, i: int, m: Measured, row: Row) -> Row:
         f"{whole.value:.7g}, and theirs {along:.7g} (a custom rule or a stop_gradient inside it)"
     )
     return row._replace(verdict=CANNOT_TELL, why=why)
-
-
-# ---------------------------------------------------------------- asking the function again
-
-
-class _Court:
-    """One problem's further evidence, compiled when it is first asked for."""
-
-    def __init__(self, problem: Problem, programs: Programs) -> None:
-        self.problem, self.programs = problem, programs
-        self._g: Any = None
-        self._high: Any = None
-
-    def wide_leaf(self, i: int) -> np.ndarray:
-        return np.asarray(self.problem.leaves[i]).astype(np.float64)
-
-    def stopped(self) -> list[Obstacle]:
-        """What keeps float64 from getting through."""
-        p = self.programs
-        if p.stopped:
-            return [Obstacle(f"an error in float64 ({p.stopped})", "")]
-        return obstacles(p.hand64) + obstacles(p.auto64)
-
-    def slope(self, i: int, element: tuple[int, ...]) -> Slope:
-        """∂⟨δ, f⟩/∂(leaf i at element) by differences."""
-        v = np.zeros(np.shape(self.problem.leaves[i]))
-        v[element] = 1.0
-        return self.slope_along(i, v, float(scales(self.wide_leaf(i))[element]))
-
-    def slope_along(self, i: int, v: np.ndarray, scale: float = 1.0) -> Slope:
-        """d/dt ⟨δ, f(x + t v)⟩ at 0 by differences, v in leaf i."""
-        with jax.enable_x64(True):
-            if self._g is None:
-                self._g = compiled(self._difference())
-            directions = [np.zeros(np.shape(leaf)) for leaf in self.problem.leaves]
-            directions[i] = v
-            wide = widen(self.problem.arguments)
-            return slope_of(lambda ts: np.asarray(self._g(wide, widen(directions), jnp.asarray(ts))), scale)
-
-    def _difference(self) -> Callable[..., Any]:
-        """G(arguments, v, [P]) = ⟨δ, f(x + t v) − f(x)⟩ for each t: subtracted before it is summed."""
-        value = self.programs.value
-        run = replay(value) if self.programs.stopped else runner(value)
-
-        def values(leaves: list[Any], fixed: Any) -> list[Any]:
-            return run(*jax.tree.leaves((leaves, fixed)))
-
-        def g(point: Any, directions: list[Any], ts: Any) -> Any:
-            leaves, fixed, deltas = point
-            here = values(leaves, fixed)
-
-            def one(t: Any) -> Any:
-                there = values([x + t * v for x, v in zip(leaves, directions, strict=True)], fixed)
-                parts = zip(deltas, there, here, strict=True)
-                return sum((jnp.sum(d * (b - a)) for d, b, a in parts), jnp.zeros(()))
-
-            return jax.lax.map(one, ts)
-
-        return g
-
-    def pieces(self, i: int, v: np.ndarray) -> list[np.ndarray]:
-        """jax.grad at points to the side along ±v, and at random ones: the gradients of the pieces that meet here."""
-        p = self.programs
-        with jax.enable_x64(True):
-            if self._high is None:
-                self._high = compiled(replay(p.auto) if p.stopped else runner(p.auto64))
-            leaves, fixed, deltas = widen(self.problem.arguments)
-            size = scales(self.wide_leaf(i))
-            rng = np.random.default_rng(0)
-            along = v / np.abs(v).max() if np.abs(v).max() > 0 else v
-            found = []
-            for direction in [along, -along, *(rng.uniform(-1, 1, v.shape) for _ in range(4))]:
-                moved = [leaf + ASIDE * size * direction if k == i else leaf for k, leaf in enumerate(leaves)]
-                found.append(np.asarray(self._high(*jax.tree.leaves((moved, fixed, deltas)))[i]))
-        return found

@@ -18,7 +18,8 @@ import numpy as np
 from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_params, check_records, cost
 from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes
 from jaxnn.combinators import ordered_leaves
-from jaxnn.gradcheck.judge import Problem, judge
+from jaxnn.gradcheck.judge import judge
+from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
 

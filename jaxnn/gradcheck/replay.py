@@ -8,24 +8,21 @@ result is widened again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import core
+
+from jaxnn.jaxprs import bind, equations, is_float, source_of
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
 CALLBACKS = {"pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call"}
 SHORT_DECIMAL = 11  # characters
 AS_THEY_ARE = CALLBACKS | {"bitcast_convert_type", "shard_map"}  # run in the precision they were written for
-
-
-def is_float(x: Any) -> bool:
-    """True for an array, variable or dtype of real floats of any precision."""
-    return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.floating))
 
 
 def x64_is_on() -> bool:
@@ -88,32 +85,34 @@ def _step(eqn: Any, args: list[Any]) -> list[Any]:
     if name in AS_THEY_ARE:
         return _bind_as_it_is(eqn, args)
     try:
-        return _bind(eqn.primitive, args, {key: _widened(value) for key, value in params.items()})
+        return bind(eqn.primitive, args, {key: _widened(value) for key, value in params.items()})
     except (TypeError, ValueError, NotImplementedError):  # a primitive with a precision of its own
         return _bind_as_it_is(eqn, args)
 
 
-def _bind(primitive: Any, args: list[Any], params: dict[str, Any]) -> list[Any]:
-    ready = primitive.get_bind_params(params)
-    functions, params = ((), ready) if isinstance(ready, dict) else ready  # as newer and as older JAX have it
-    out = primitive.bind(*functions, *args, **params)
-    return list(out) if primitive.multiple_results else [out]
-
-
 def _bind_as_it_is(eqn: Any, args: list[Any]) -> list[Any]:
     narrow = [jnp.asarray(x, v.aval.dtype) if is_float(v.aval) else x for x, v in zip(args, eqn.invars, strict=True)]
-    return list(widen(_bind(eqn.primitive, narrow, eqn.params)))
+    return list(widen(bind(eqn.primitive, narrow, eqn.params)))
 
 
 def _widened(value: Any) -> Any:
     """A parameter of an operation: the dtypes in it become float64."""
     if isinstance(value, core.Jaxpr):  # what scatter-add does with two elements
-        avals = map(_aval, value.invars)
-        specs = [jax.ShapeDtypeStruct(a.shape, jnp.float64 if is_float(a) else a.dtype) for a in avals]
-        return jax.make_jaxpr(lambda *args: _evaluate(value, (), args))(*specs).jaxpr
+        return _wide_jaxpr(value, ()).jaxpr
+    if isinstance(value, core.ClosedJaxpr):
+        return _wide_jaxpr(value.jaxpr, value.consts)
+    if isinstance(value, tuple) and any(isinstance(part, core.ClosedJaxpr) for part in value):
+        widened = map(_widened, value)  # the four functions of a linear solver
+        return type(value)(*widened) if hasattr(value, "_fields") else tuple(widened)
     if isinstance(value, (np.dtype, type)) and is_float(value):
         return np.dtype("float64")
     return value
+
+
+def _wide_jaxpr(jaxpr: Any, consts: Sequence[Any]) -> Any:
+    avals = map(_aval, jaxpr.invars)
+    specs = [jax.ShapeDtypeStruct(a.shape, jnp.float64 if is_float(a) else a.dtype) for a in avals]
+    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, widen(list(consts)), args))(*specs)
 
 
 # ---------------------------------------------------------------- loops and branches
@@ -179,30 +178,29 @@ class Obstacle(NamedTuple):
     source: str
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation, those of inner jaxprs included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from equations(inner)
-
-
 def draws(closed: Any) -> bool:
     """True if the program draws random numbers: it draws others in float64."""
     return any(eqn.primitive.name in RANDOM for eqn in equations(closed.jaxpr))
 
 
 def casts(closed: Any) -> list[Obstacle]:
-    """The casts of a float64 program to lower precision, and the constants that came in lower precision."""
+    """The operations of a float64 program that give lower precision than they were given."""
     found = []
     for eqn in equations(closed.jaxpr):
-        name, dtype = eqn.primitive.name, eqn.params.get("new_dtype")
-        if name == "convert_element_type" and is_float(eqn.invars[0].aval) and is_float(dtype):
-            if jnp.finfo(dtype).bits < jnp.finfo(eqn.invars[0].aval.dtype).bits:
-                found.append(Obstacle(f"a cast to {np.dtype(dtype).name}", source_of(eqn)))
-        elif name == "reduce_precision":
+        name = eqn.primitive.name
+        if name == "reduce_precision":
             found.append(Obstacle("reduce_precision", source_of(eqn)))
+        elif name not in CALLBACKS and not any(True for _ in core.jaxprs_in_params(eqn.params)):
+            given, made = ([v.aval.dtype for v in side if is_float(v.aval)] for side in (eqn.invars, eqn.outvars))
+            least = min(made, key=_bits, default=None)
+            if given and least is not None and _bits(least) < max(map(_bits, given)):
+                what = "a cast" if name == "convert_element_type" else f"a {name}"
+                found.append(Obstacle(f"{what} to {np.dtype(least).name}", source_of(eqn)))
     return list(dict.fromkeys(found))
+
+
+def _bits(dtype: Any) -> int:
+    return int(jnp.finfo(dtype).bits)
 
 
 def obstacles(closed: Any) -> list[Obstacle]:
@@ -226,8 +224,3 @@ def _was_rounded(x: float) -> bool:
     """True for a number that float32 holds and nobody would write: 0.1 in float32 is 0.10000000149011612."""
     with np.errstate(over="ignore"):
         return np.isfinite(x) and float(np.float32(x)) == x and len(repr(x)) > SHORT_DECIMAL
-
-
-def source_of(eqn: Any) -> str:
-    """`file:line (function)` of the user's code that made an equation."""
-    return str(source_info_util.summarize(eqn.source_info))

@@ -1,0 +1,151 @@
+"""A problem for the judge, and its programs: the function and both rules, traced in each precision and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.gradcheck.replay import casts, draws, replay, widen
+from jaxnn.jaxprs import is_float
+
+ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
+
+
+class Problem(NamedTuple):
+    """A function of float leaves and a rule for its gradient, at one point, in the precision that was given.
+
+    Attributes:
+        place: where it stands, for the report.
+        kind: what it is.
+        names: one for each leaf.
+        value: `(leaves, fixed) -> [output, …]`, floats only.
+        rule: `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf.
+        leaves: float arrays.
+        fixed: everything else the function sees: integers, keys, state.
+        deltas: cotangents, one for each output.
+        auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
+        witness: whether to take differences of right leaves too.
+    """
+
+    place: str
+    kind: str
+    names: tuple[str, ...]
+    value: Callable[[list[Any], Any], list[Any]]
+    rule: Callable[[list[Any], Any, list[Any]], list[Any]]
+    leaves: list[Any]
+    fixed: Any
+    deltas: list[Any]
+    auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
+    witness: bool = False
+
+    @property
+    def arguments(self) -> tuple[list[Any], Any, list[Any]]:
+        return self.leaves, self.fixed, self.deltas
+
+
+def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any]]:
+    """jax.vjp's answer to the same question as `problem.rule`."""
+    if problem.auto is not None:
+        return problem.auto
+
+    def auto(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+        return list(jax.vjp(lambda leaves: problem.value(leaves, fixed), leaves)[1](deltas)[0])
+
+    return auto
+
+
+def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Under jit, compiled in haste: what is compiled here runs a dozen times at most."""
+    fast: Callable[..., Any] = jax.jit(f, compiler_options=ONE_SHOT)
+    return fast
+
+
+# ---------------------------------------------------------------- the programs, traced once
+
+
+class Programs(NamedTuple):
+    """A problem, traced in its own precision and in float64.
+
+    Attributes:
+        hand, auto: closed jaxprs in the given precision.
+        hand64, auto64: in float64; None where the function cannot be traced there.
+        stopped: why not, or "".
+        random: whether it draws random numbers, so that the float64 trace draws others.
+        same: whether the float64 trace of the rule is the same program, so that a replay has nothing to add.
+        value: the function itself, in float64 where it can be traced there.
+    """
+
+    hand: Any
+    auto: Any
+    hand64: Any
+    auto64: Any
+    stopped: str
+    random: bool
+    same: bool
+    value: Any
+
+
+def trace(problem: Problem) -> Programs:
+    """Every program of a problem."""
+    auto = gradient(problem)
+    low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
+    stopped, high = "", list[Any]([None, None])
+    with jax.enable_x64(True):
+        try:
+            wide = widen(problem.arguments)
+            high = [jax.make_jaxpr(f)(*wide) for f in (problem.rule, auto)]
+            value = jax.make_jaxpr(problem.value)(*wide[:2])
+        except Exception as error:  # whatever a user's function raises there
+            stopped = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if stopped:
+        value = jax.make_jaxpr(problem.value)(*problem.arguments[:2])
+    random = any(map(draws, low))
+    same = not stopped and not random and alike(low[0].jaxpr, high[0].jaxpr)
+    return Programs(low[0], low[1], high[0], high[1], stopped, random, same, value)
+
+
+def alike(low: Any, high: Any) -> bool:
+    """True if two jaxprs are one program in two precisions; their constants may differ by a rounding."""
+    if len(low.eqns) != len(high.eqns) or low.constvars or high.constvars:
+        return False
+    numbers: dict[Any, Any] = dict(zip(low.invars, high.invars, strict=False))
+
+    def same_atom(a: Any, b: Any) -> bool:
+        if not hasattr(a, "val") or not hasattr(b, "val"):
+            return numbers.get(a) is b if not hasattr(a, "val") and not hasattr(b, "val") else False
+        if not is_float(a.aval) or not is_float(b.aval):
+            return str(a.val) == str(b.val)
+        u = float(jnp.finfo(a.aval.dtype).eps)
+        return bool(np.isclose(np.float64(a.val), np.float64(b.val), rtol=u, atol=0, equal_nan=True))
+
+    for a, b in zip(low.eqns, high.eqns, strict=True):
+        if a.primitive is not b.primitive or not _same_params(a.params, b.params):
+            return False
+        if not all(same_atom(x, y) for x, y in zip(a.invars, b.invars, strict=True)):
+            return False
+        numbers.update(zip(a.outvars, b.outvars, strict=True))
+    return all(same_atom(x, y) for x, y in zip(low.outvars, high.outvars, strict=True))
+
+
+def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    def normal(value: Any) -> Any:
+        return "float" if isinstance(value, (np.dtype, type)) and is_float(value) else value
+
+    for key in a:
+        x, y = normal(a[key]), normal(b.get(key))
+        inner = [getattr(value, "jaxpr", value) for value in (x, y)]
+        if hasattr(inner[0], "eqns") and hasattr(inner[1], "eqns"):
+            if getattr(x, "consts", ()) or not alike(*inner):
+                return False
+        elif key != "name" and str(x) != str(y):
+            return False
+    return True
+
+
+def runner(closed: Any) -> Callable[..., list[Any]]:
+    """A traced program in float64 without its casts to lower precision."""
+    return replay(closed) if casts(closed) else jax.extend.core.jaxpr_as_fun(closed)

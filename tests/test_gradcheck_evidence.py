@@ -1,0 +1,186 @@
+"""What gradcheck's verdicts rest on: kinks that meet, replayed programs, precision fixed inside, differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import gradcheck
+from jaxnn.gradcheck.differences import slope_of
+from jaxnn.gradcheck.replay import casts, replay, widen
+
+TIED = jnp.array([[0.0, 0.0, 1.0], [0.0, -2.0, 0.0]])
+
+
+def relu_with(slope):
+    return lambda args, d: (d * jnp.where(args[0] == 0, d.dtype.type(slope), (args[0] > 0).astype(d.dtype)),)
+
+
+def verdict(f, args, backward):
+    return gradcheck.function(f, args, backward).verdict
+
+
+# ---------------------------------------------------------------- kinks
+
+
+@pytest.mark.parametrize(
+    ("slope", "expected"), [(0.0, "kink"), (0.25, "kink"), (1.0, "kink"), (2.0, "wrong"), (-0.1, "wrong")]
+)
+def test_independent_ties_each_have_a_side_of_their_own(slope, expected):
+    # δ has both signs, so that no single direction to the side takes the right side of all four ties.
+    assert verdict(lambda x: jnp.maximum(x, 0), (TIED,), relu_with(slope)) == expected
+
+
+def test_ties_of_one_array_must_be_a_mixture():
+    x = jnp.array([1.0, 1.0, 0.5])
+
+    def rule(first, second):
+        def backward(args, d):
+            (x,) = args
+            tied = jnp.array([first, second, 0.0], d.dtype)
+            return (d * jnp.where(x[0] == x[1], tied, (x == x.max()).astype(d.dtype)),)
+
+        return backward
+
+    assert verdict(jnp.max, (x,), rule(1.0, 0.0)) == "kink"
+    assert verdict(jnp.max, (x,), rule(0.25, 0.75)) == "kink"
+    assert verdict(jnp.max, (x,), rule(0.5, 0.5)) == "right"
+    report = gradcheck.function(jnp.max, (x,), rule(1.0, 1.0))  # each is between its slopes
+    assert report.verdict == "wrong"
+    assert "no mixture" in str(report)
+
+
+def test_blank_rows_through_a_layer_of_relus():
+    def layer(x, w, b):
+        return jnp.maximum(x @ w + b, 0)
+
+    def backward(args, d):
+        x, w, b = args
+        dz = d * (x @ w + b > 0).astype(d.dtype)
+        return dz @ w.T, x.T @ dz, dz.sum(0)
+
+    w = jnp.array([[0.9, -0.4, 0.3], [0.2, 1.1, -0.8], [-0.5, 0.6, 0.7]])
+    x = jnp.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.3, -0.2, 1.0]])
+    report = gradcheck.function(layer, (x, w, jnp.zeros(3)), backward)
+    assert report.verdict == "kink", report  # the rule takes slope 0 where jax.grad shares the tie equally
+    doubled = gradcheck.function(layer, (x, w, jnp.zeros(3)), lambda args, d: tuple(2 * g for g in backward(args, d)))
+    assert doubled.verdict == "wrong"
+
+
+def test_a_point_treated_specially_is_wrong_where_there_is_no_kink():
+    report = gradcheck.function(
+        lambda x: x**2 + x, (jnp.zeros(3),), lambda args, d: (d * jnp.where(args[0] == 0, 0, 2 * args[0] + 1),)
+    )
+    assert report.verdict == "wrong"
+    assert "no kink" in str(report)
+
+
+# ---------------------------------------------------------------- programs that do not run in float64 by themselves
+
+
+@pytest.mark.parametrize("off", [1.0, 1.001])
+def test_linear_algebra_is_replayed(off):
+    def backward(args, d):
+        a, b = args
+        y = jnp.linalg.solve(a, b)
+        db = jnp.linalg.solve(a.T, d) * off
+        return -jnp.outer(db, y), db
+
+    a = jnp.eye(4) * 3 + jnp.cos(jnp.arange(16.0)).reshape(4, 4)
+    report = gradcheck.function(jnp.linalg.solve, (a, jnp.arange(1.0, 5.0)), backward)
+    assert report.verdict == ("right" if off == 1 else "wrong"), report
+
+
+@pytest.mark.parametrize("off", [1.0, 1.0001])
+def test_sums_held_in_float32(off):
+    def product(a, b):
+        return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+
+    def backward(args, d):
+        return product(d, args[1].T) * off, product(args[0].T, d)
+
+    a, b = (jax.random.normal(jax.random.key(k), (5, 5)) for k in (0, 1))
+    report = gradcheck.function(product, (a, b), backward)
+    assert report.verdict == ("right" if off == 1 else "wrong"), report
+
+
+def scanned(x):
+    return jax.lax.scan(lambda c, t: (c * 0.5 + jnp.sin(t), c), jnp.zeros((), x.dtype), x)[1].sum()
+
+
+def looped(x):
+    return jax.lax.fori_loop(0, 3, lambda _, c: jnp.tanh(c) + x, x)
+
+
+def branched(x):
+    return jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x)
+
+
+def searched(x):
+    return jnp.sort(x)[jnp.argmax(x)] + jnp.take(x, jnp.array([0, 2])).sum() + x.at[1].add(x[0]).prod()
+
+
+def special(x):
+    return jax.scipy.special.gammaln(x * x + 1) + jax.scipy.special.erfinv(x / 9) + jax.nn.logsumexp(x)
+
+
+def algebra(x):
+    a = jnp.outer(x, x) + 3 * jnp.eye(3, dtype=x.dtype)
+    return jnp.linalg.cholesky(a).sum() + jnp.linalg.slogdet(a)[1] + jnp.linalg.inv(a).sum()
+
+
+def convolved(x):
+    return jnp.convolve(x, x) + jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2,), (1,), "VALID").sum()
+
+
+REPLAYED = [scanned, looped, branched, searched, special, algebra, convolved, jax.checkpoint(special)]
+
+
+@pytest.mark.parametrize("f", REPLAYED, ids=lambda f: f.__name__)
+def test_a_float32_program_is_replayed_as_the_float64_one(f):
+    x = jnp.array([0.3, -1.2, 0.7])
+    closed = jax.make_jaxpr(jax.value_and_grad(lambda x: jnp.sum(f(x))))(x)
+    with jax.enable_x64(True):
+        wide = widen(x)
+        value, slope = jax.value_and_grad(lambda x: jnp.sum(f(x)))(wide)
+        replayed = replay(closed)(wide)
+        assert [r.dtype for r in replayed] == ["float64", "float64"]
+        # a literal such as 0.5772156649 was rounded when float32 was traced, so the two agree to its rounding only
+        np.testing.assert_allclose(replayed[0], value, rtol=1e-6)
+        np.testing.assert_allclose(replayed[1], slope, rtol=1e-6)
+
+
+def test_what_narrows_is_found():
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 2), jnp.float64)
+        narrowing = (
+            lambda x: x.astype(jnp.float32).astype(jnp.float64),
+            lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32).astype(jnp.float64),
+            lambda x: jax.lax.reduce_precision(x, 8, 7),
+            jax.jit(lambda x: x.astype(jnp.bfloat16)),
+        )
+        for f in narrowing:
+            (found,) = casts(jax.make_jaxpr(f)(x))
+            assert "test_gradcheck_evidence.py" in found.source
+        assert not casts(jax.make_jaxpr(lambda x: jnp.sin(x) @ x)(x))
+
+
+# ---------------------------------------------------------------- differences
+
+
+@pytest.mark.parametrize(("g", "slope"), [
+    (np.sin, 1.0), (np.expm1, 1.0), (lambda t: t / (1 + 100 * t), 1.0), (lambda t: 3 * t, 3.0),
+    (lambda t: np.tanh(300 * t), 300.0), (lambda t: 1e6 * t + 1e6 * t**2, 1e6),
+])  # fmt: skip
+def test_differences_are_good_to_eight_digits_and_say_so(g, slope):
+    found = slope_of(g, 1.0)
+    assert found.value == pytest.approx(slope, rel=1e-8)
+    assert abs(found.value - slope) <= 10 * found.error + 1e-14 * slope
+    assert not found.bends
+
+
+@pytest.mark.parametrize(("left", "right"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.1)])
+def test_slopes_from_both_sides_of_a_kink(left, right):
+    found = slope_of(lambda t: np.where(t > 0, right * t, left * t) + np.sin(t) ** 2, 1.0)
+    assert found.bends
+    assert (found.left, found.right) == pytest.approx((left, right), abs=1e-6)
