@@ -41,10 +41,14 @@ FLOAT64_NOISE = 16  # times s
 REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that casts explain
 DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
 WITNESSED = 3  # worst elements of a leaf for which differences are taken
+CONTRADICTS = 1e-4  # of the terms: nearer than this, differences do not contradict what two derivations agree on
 BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
 
 
 # ---------------------------------------------------------------- measuring
+
+
+ONLY_HERE = "it agrees nearby and not at this point"
 
 
 class Measured(NamedTuple):
@@ -310,8 +314,10 @@ def _suspect(court: Court, i: int, m: Measured, off: np.ndarray, row: Row) -> Ro
     elements = [tuple(map(int, np.unravel_index(int(flat), off.shape))) for flat in order if off.flat[flat] > 1]
     slopes = [court.slope(i, element) for element in elements] if court.problem.auto is None else []
     row = row._replace(differences=slopes[0].value if slopes else None)
-    if slopes and (excess(m.apart, tau) <= 1).all():
-        return _at_a_kink(court, i, m, elements, slopes, row)
+    if (excess(m.apart, tau) <= 1).all():
+        if slopes:
+            return _at_a_kink(court, i, m, elements, slopes, row)
+        return row._replace(verdict=WRONG, why=ONLY_HERE)
     stopped = court.stopped()
     if stopped and (np.abs(m.hand64 - m.auto64) <= REPLAYED * noise(m) + tau).all():
         why = f"{stopped[0].what} keeps float64 from getting through, and what is off may be its rounding"
@@ -428,7 +434,7 @@ def _contradicted(court: Court, i: int, m: Measured, row: Row) -> Row:
     rng = np.random.default_rng(i)
     v = rng.choice([-1.0, 1.0], m.auto64.shape) * scales(court.wide_leaf(i))
     along, whole = float(np.vdot(m.auto64, v)), court.slope_along(i, v)
-    room = 1e-6 * float(np.abs(m.auto64 * v).sum())
+    room = CONTRADICTS * float(np.abs(m.auto64 * v).sum())
     row = row._replace(differences=slope.value if np.isfinite(slope.value) else None)
     if not np.isfinite(whole.value) or whole.bends or abs(whole.value - along) <= BELOW * whole.error + room:
         return row

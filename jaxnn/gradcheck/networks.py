@@ -18,9 +18,9 @@ import numpy as np
 from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_params, check_records, cost
 from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes
 from jaxnn.combinators import ordered_leaves
-from jaxnn.gradcheck.judge import judge
+from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
-from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, SEVERITY, WRONG, Report, Row
+from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
 
 WHOLE = "the whole pass"
@@ -86,7 +86,10 @@ def network(
     local, blamed = _blame(nodes, local, spots, uses, train, seed)
     wrong = [node.label for node in nodes if node.key in blamed] + [loss.name] * (_worst(at_loss) == WRONG)
     rows = [row for node, found in zip(nodes, local, strict=True) for row in _folded(node, found)]
-    overall = [_explained(row, wrong) for row in [*deltas, *grads]]
+    kinks = [row.place for found in local for row in found if row.verdict == KINK]
+    places = list(ordered_leaves(net, params))  # jax.tree sorts names: dense_10 before dense_2
+    grads = sorted(grads, key=lambda row: places.index(row.leaf))
+    overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
     broken = _not_finite(loss.value(output, target), nodes, spots, uses, train)
     return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
 
@@ -101,10 +104,13 @@ def _worst(rows: list[Row]) -> str:
     return max((row.verdict for row in rows), key=SEVERITY.index, default=RIGHT)
 
 
-def _explained(row: Row, culprits: list[str]) -> Row:
-    if row.verdict != WRONG or not culprits:
-        return row
-    return row._replace(why=f"follows from {', '.join(culprits)}")
+def _explained(row: Row, culprits: list[str], kinks: list[str]) -> Row:
+    """What is off in the whole pass follows from a layer's own rule, or from a kink that a layer stands at."""
+    if row.verdict == WRONG and culprits:
+        return row._replace(why=f"follows from {', '.join(culprits)}")
+    if row.verdict == WRONG and kinks and row.why == ONLY_HERE:
+        return row._replace(verdict=KINK, why=f"{row.why}: follows from the kink at {kinks[0]}")
+    return row
 
 
 # ---------------------------------------------------------------- the network as a tree
