@@ -4,7 +4,7 @@ The names here are the ones a script needs; the rest is reached by its module: `
 `jaxnn.initializers`, `jaxnn.schedules`, `jaxnn.metrics`, `jaxnn.data`.
 """
 
-from jaxnn import data, gradcheck, initializers, losses, metrics, schedules
+from jaxnn import data, gradcheck, graph, initializers, losses, metrics, schedules
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
 from jaxnn.combinators import (
@@ -41,5 +41,5 @@ __all__ = [
     # training
     "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError",
     # modules
-    "data", "gradcheck", "initializers", "losses", "metrics", "schedules",
+    "data", "gradcheck", "graph", "initializers", "losses", "metrics", "schedules",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ FLOORS = (
     {"layers"},
     {"combinators", "optimizers"},
     {"backprop"},
-    {"gradcheck", "steps"},
+    {"gradcheck", "graph", "steps"},
     {"training"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
@@ -31,6 +31,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"functions", "networks"},
         {"__init__"},
     ),
+    "graph": ({"nodes", "rule"}, {"rules", "shape_rules"}, {"record"}, {"trace"}, {"__init__"}),
 }
 SIDE = {"data"}  # imports types and checks only
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

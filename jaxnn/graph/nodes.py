@@ -1,0 +1,132 @@
+"""The records of a computational graph: nodes are operations, edges are the arrays that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+BY_HAND = "by hand"
+BY_JAX = "jax's own vjp"
+CUSTOM = "its own custom rule"
+NO_RULE = "cannot be differentiated"
+NO_SLOPE = "no gradient: it works on integers or booleans"
+
+
+class Ref(NamedTuple):
+    """Where an array comes from: an output of an operation, or one of the graph's leaves.
+
+    Attributes:
+        node: the index in `Recorded.nodes`; −1 − k for leaf k of `Recorded.leaves`.
+        output: which of the node's outputs.
+    """
+
+    node: int
+    output: int = 0
+
+    @property
+    def leaf(self) -> int | None:
+        """The index in `Recorded.leaves`, or None for an operation's output."""
+        return -1 - self.node if self.node < 0 else None
+
+
+class Leaf(NamedTuple):
+    """What no operation made: an array that f was given, one that it closed over, or a number in the code.
+
+    Attributes:
+        name: "x", "params['dense_0']['w']", "constant 2", or the number itself.
+        kind: "input", "constant" or "number".
+        value: the array.
+        gradient: ∂(output)/∂(it), or None for integers, booleans, keys, constants and numbers.
+    """
+
+    name: str
+    kind: str
+    value: Any
+    gradient: Any = None
+
+
+class Node(NamedTuple):
+    """One operation, with what went in, what came out, and what came back.
+
+    Attributes:
+        id: its place in the forward order, and its index in `Recorded.nodes`.
+        operation: the primitive's name, "mul"; for a function kept whole its own name, "relu".
+        inputs: where each of its inputs comes from.
+        values: its outputs.
+        gradients: ∂(output)/∂(each of values); None where there is none: integers, or no path to the output.
+        passed: what it passes back to each of its inputs, its local rule applied to `gradients`; None for nothing.
+            The gradient of an array is the sum of what is passed to it along every edge that leaves it.
+        params: the parameters of the primitive, such as axes.
+        formula: its local rule in letters, "δx = δ y, δy = δ x".
+        rule: whose rule it is: one of BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE.
+        file: of the user's code that made it, or "".
+        line: in that file, or 0.
+        function: the function it stands in, or "".
+        group: names of the scopes around it, outermost first: layers, jitted functions, loop iterations.
+        note: what a reader should know: a tie or a kink at which JAX chose this slope; or "".
+        inner: for an operation that can be opened (scan, while, cond, a function with a custom rule), a function of
+            the iteration's number that gives its sub-graph as a Recorded; None for others.
+    """
+
+    id: int
+    operation: str
+    inputs: tuple[Ref, ...]
+    values: tuple[Any, ...]
+    gradients: tuple[Any, ...] = ()
+    passed: tuple[Any, ...] = ()
+    params: Mapping[str, Any] = MappingProxyType({})
+    formula: str = ""
+    rule: str = ""
+    file: str = ""
+    line: int = 0
+    function: str = ""
+    group: tuple[str, ...] = ()
+    note: str = ""
+    inner: Callable[..., Any] | None = None
+
+    @property
+    def value(self) -> Any:
+        """Its output, or the tuple of its outputs where it has several."""
+        return self.values[0] if len(self.values) == 1 else self.values
+
+    @property
+    def gradient(self) -> Any:
+        """∂(output)/∂(value), or the tuple of them."""
+        return self.gradients[0] if len(self.gradients) == 1 else self.gradients
+
+    @property
+    def source(self) -> str:
+        """`file:line (function)`, or "" where it is unknown."""
+        return f"{self.file}:{self.line} ({self.function})" if self.file else ""
+
+
+class Recorded(NamedTuple):
+    """A function at a point, operation by operation.
+
+    Attributes:
+        name: of the function.
+        leaves: inputs, then constants, then numbers.
+        nodes: the operations in the order in which they were evaluated.
+        outputs: where each output leaf of the function comes from.
+        value: what the function gave.
+        gradients: a tuple like its arguments, ∂(output)/∂(each); None in the place of what has none. () if only
+            values were asked for.
+        cotangents: the gradient that each output leaf was given to begin with; None for integers.
+    """
+
+    name: str
+    leaves: tuple[Leaf, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Ref, ...]
+    value: Any
+    gradients: tuple[Any, ...]
+    cotangents: tuple[Any, ...] = ()
+
+    def at(self, ref: Ref) -> tuple[Any, Any]:
+        """The value and the gradient of an array of the graph."""
+        if ref.leaf is not None:
+            leaf = self.leaves[ref.leaf]
+            return leaf.value, leaf.gradient
+        node = self.nodes[ref.node]
+        return node.values[ref.output], node.gradients[ref.output] if node.gradients else None

@@ -1,0 +1,311 @@
+"""A jaxpr evaluated operation by operation, forward and then in reverse, everything that passes kept.
+
+Functions that are only wrapped (`jit`, `checkpoint`) are entered; functions with a rule of their own (`custom_jvp`,
+`custom_vjp`) are one node and keep it; loops and branches are one node, or with unroll=True one for each operation of
+each iteration. A node passes back what its local rule makes of its gradient, and an array's gradient is the sum of
+what is passed to it (Griewank & Walther 2008, §3.2): that is all there is to reverse mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE, Leaf, Node, Recorded, Ref
+from jaxnn.graph.rule import Rule
+from jaxnn.graph.rules import RULES as ELEMENTWISE
+from jaxnn.graph.shape_rules import RULES as SHAPES
+from jaxnn.jaxprs import NOWHERE, Source, bind, is_float, line_of
+
+RULES: dict[str, Rule] = {**ELEMENTWISE, **SHAPES}
+ENTERED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
+OWN_RULE = {"custom_jvp_call", "custom_vjp_call"}
+CONTROL = {"scan", "while", "cond"}
+UNNAMED = 1  # a jitted function of so few operations is no group of its own
+
+Scope = tuple[str, ...]
+
+
+def recorded(
+    name: str,
+    closed: Any,
+    args: Sequence[Any],
+    names: Sequence[str],
+    cotangents: Sequence[Any] | None,
+    *,
+    unroll: bool = False,
+) -> Recorded:
+    """A closed jaxpr at a point.
+
+    Args:
+        name: of the function.
+        closed: the jaxpr.
+        args: one array for each of its inputs.
+        names: one for each of args.
+        cotangents: the gradient of each output to begin with, None for none; None in their place for values alone.
+        unroll: whether loops and branches become the operations that ran.
+
+    Returns:
+        A Recorded whose `value` and `gradients` are flat tuples.
+    """
+    tape = _Tape(unroll)
+    given = [tape.leaf(Leaf(label, "input", arg)) for label, arg in zip(names, args, strict=True)]
+    consts = [tape.leaf(Leaf(f"constant {i}", "constant", const)) for i, const in enumerate(closed.consts)]
+    outs = tape.run(closed.jaxpr, consts, given, (), NOWHERE)
+    value = tuple(tape.value(ref) for ref in outs)
+    if cotangents is None:
+        return Recorded(name, tuple(tape.leaves), tuple(tape.nodes), tuple(outs), value, ())
+    nodes, gradients = _reverse(tape, given, outs, cotangents)
+    found = tuple(gradients.get(ref) for ref in given)
+    leaves = [leaf._replace(gradient=gradients.get(Ref(-1 - k))) for k, leaf in enumerate(tape.leaves)]
+    return Recorded(name, tuple(leaves), nodes, tuple(outs), value, found, tuple(cotangents))
+
+
+# ---------------------------------------------------------------- forward
+
+
+class _Tape:
+    """Leaves and nodes, as they come."""
+
+    def __init__(self, unroll: bool) -> None:
+        self.unroll = unroll
+        self.leaves: list[Leaf] = []
+        self.nodes: list[Node] = []
+        self.equations: list[Any] = []  # one for each node
+
+    def leaf(self, leaf: Leaf) -> Ref:
+        self.leaves.append(leaf)
+        return Ref(-len(self.leaves))
+
+    def value(self, ref: Ref) -> Any:
+        return self.leaves[-1 - ref.node].value if ref.node < 0 else self.nodes[ref.node].values[ref.output]
+
+    def run(self, jaxpr: Any, consts: list[Ref], args: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+        """Evaluates a jaxpr; its variables are named anew at each call, since JAX shares jaxprs between calls."""
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+        def read(atom: Any) -> Ref:
+            return self._number(atom) if isinstance(atom, core.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            outs = self._step(eqn, [read(atom) for atom in eqn.invars], scope, source)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _number(self, literal: Any) -> Ref:
+        value = literal.val
+        if literal.aval.dtype != jax.dtypes.float0:
+            value = np.asarray(value, literal.aval.dtype)
+        return self.leaf(Leaf(f"{value:.6g}" if np.ndim(value) == 0 else "number", "number", value))
+
+    def _step(self, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+        kind, source = eqn.primitive.name, line_of(eqn, source)
+        scope = (*scope, *_names(eqn))
+        if kind in ENTERED:
+            return self._enter(_inner(eqn), inputs, (*scope, *_own_name(eqn)), source)
+        if self.unroll and kind in CONTROL:
+            return UNROLLED[kind](self, eqn, inputs, scope, source)
+        values = bind(eqn.primitive, [self.value(ref) for ref in inputs], eqn.params)
+        rule = RULES.get(kind)
+        node = Node(
+            len(self.nodes),
+            _title(eqn),
+            tuple(inputs),
+            tuple(values),
+            params=eqn.params,
+            formula=rule.formula if rule else "",
+            rule=_whose(eqn, rule),
+            file=source.file,
+            line=source.line,
+            function=source.function,
+            group=scope,
+            note=_note(rule, [self.value(ref) for ref in inputs], values, eqn),
+        )
+        self.nodes.append(node)
+        self.equations.append(eqn)
+        return [Ref(node.id, k) for k in range(len(values))]
+
+    def _enter(self, closed: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+        consts = [self.leaf(Leaf("constant", "constant", const)) for const in closed.consts]
+        return self.run(closed.jaxpr, consts, inputs, scope, source)
+
+    def apply(self, f: Callable[..., Any], inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+        """The operations of a function of arrays that is not the user's: picking an iteration's slice, stacking."""
+        closed = jax.make_jaxpr(f)(*(self.value(ref) for ref in inputs))
+        return self._enter(closed, inputs, scope, source)
+
+
+def _inner(eqn: Any) -> Any:
+    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
+    return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+
+
+def _names(eqn: Any) -> Scope:
+    stack = str(eqn.source_info.name_stack)
+    return tuple(stack.split("/")) if stack else ()
+
+
+def _own_name(eqn: Any) -> Scope:
+    """The name of a jitted function that is worth a group."""
+    name = eqn.params.get("name", "")
+    return (name,) if name and len(_inner(eqn).jaxpr.eqns) > UNNAMED else ()
+
+
+def _title(eqn: Any) -> str:
+    """The primitive's name; for a function with a rule of its own, the function's."""
+    if eqn.primitive.name not in OWN_RULE:
+        return str(eqn.primitive.name)
+    jaxpr = _inner(eqn).jaxpr
+    if len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in ENTERED and "name" in jaxpr.eqns[0].params:
+        return str(jaxpr.eqns[0].params["name"])
+    return str(getattr(jaxpr.debug_info, "func_name", "") or eqn.primitive.name)
+
+
+def _whose(eqn: Any, rule: Rule | None) -> str:
+    if not any(is_float(var.aval) for var in eqn.outvars):
+        return NO_SLOPE
+    if eqn.primitive.name in OWN_RULE:
+        return CUSTOM
+    return BY_HAND if rule else BY_JAX
+
+
+def _note(rule: Rule | None, inputs: list[Any], values: list[Any], eqn: Any) -> str:
+    if rule is None or rule.note is None or any(isinstance(x, jax.core.Tracer) for x in inputs):
+        return ""
+    return rule.note(inputs, values if eqn.primitive.multiple_results else values[0], eqn.params)
+
+
+# ---------------------------------------------------------------- loops and branches, unrolled
+
+
+def _unrolled_scan(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+    p = eqn.params
+    head, kept = p["num_consts"], p["num_consts"] + p["num_carry"]
+    consts, carry, xs = inputs[:head], inputs[head:kept], inputs[kept:]
+    steps = range(p["length"])[:: -1 if p["reverse"] else 1]
+    ys: dict[int, list[Ref]] = {}
+    for t in steps:
+        inside = (*scope, f"scan[{t}]")
+        here = [
+            tape.apply(lambda x, t=t: jax.lax.index_in_dim(x, t, keepdims=False), [x], inside, source)[0] for x in xs
+        ]
+        outs = tape._enter(p["jaxpr"], [*consts, *carry, *here], inside, source)
+        carry, ys[t] = outs[: p["num_carry"]], outs[p["num_carry"] :]
+    avals = [var.aval for var in eqn.outvars[p["num_carry"] :]]
+    return [
+        *carry,
+        *(_stacked(tape, [ys[t][k] for t in sorted(ys)], aval, scope, source) for k, aval in enumerate(avals)),
+    ]
+
+
+def _stacked(tape: _Tape, parts: list[Ref], aval: Any, scope: Scope, source: Source) -> Ref:
+    if not parts:
+        return tape.leaf(Leaf("no iterations", "constant", jnp.zeros(aval.shape, aval.dtype)))
+    return tape.apply(lambda *parts: jnp.stack(parts), parts, scope, source)[0]
+
+
+def _unrolled_while(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+    p = eqn.params
+    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    test_consts, body_consts, carry = inputs[:first], inputs[first:second], inputs[second:]
+    t = 0
+    while True:
+        inside = (*scope, f"while[{t}]")
+        (going,) = tape._enter(p["cond_jaxpr"], [*test_consts, *carry], (*inside, "condition"), source)
+        if not bool(tape.value(going)):
+            return carry
+        carry = tape._enter(p["body_jaxpr"], [*body_consts, *carry], inside, source)
+        t += 1
+
+
+def _unrolled_cond(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
+    branches = eqn.params["branches"]
+    taken = int(np.clip(int(tape.value(inputs[0])), 0, len(branches) - 1))
+    return tape._enter(branches[taken], inputs[1:], (*scope, f"cond, branch {taken}"), source)
+
+
+UNROLLED = {"scan": _unrolled_scan, "while": _unrolled_while, "cond": _unrolled_cond}
+
+
+# ---------------------------------------------------------------- reverse
+
+
+def _reverse(
+    tape: _Tape, given: list[Ref], outs: list[Ref], cotangents: Sequence[Any]
+) -> tuple[tuple[Node, ...], dict[Ref, Any]]:
+    """The nodes with their gradients and what they pass back, and the gradient of every array that has one."""
+    active = _active(tape, given)
+    gradients: dict[Ref, Any] = {}
+
+    def add(ref: Ref, passed: Any) -> None:
+        gradients[ref] = gradients[ref] + passed if ref in gradients else passed
+
+    for ref, cotangent in zip(outs, cotangents, strict=True):
+        if cotangent is not None and ref in active:
+            add(ref, cotangent)
+    done: list[Node] = []
+    for node, eqn in zip(reversed(tape.nodes), reversed(tape.equations), strict=True):
+        own = tuple(gradients.get(Ref(node.id, k)) for k in range(len(node.values)))
+        passed: tuple[Any, ...] = (None,) * len(node.inputs)
+        if any(g is not None for g in own):
+            wanted = [ref in active for ref in node.inputs]
+            passed = tuple(_pull(node, eqn, [tape.value(ref) for ref in node.inputs], own, wanted))
+            for ref, part in zip(node.inputs, passed, strict=True):
+                if part is not None:
+                    add(ref, part)
+        done.append(node._replace(gradients=own, passed=passed))
+    return tuple(reversed(done)), gradients
+
+
+def _active(tape: _Tape, given: list[Ref]) -> set[Ref]:
+    """Floats that depend on the inputs."""
+    found = {ref for ref in given if is_float(tape.value(ref))}
+    for node in tape.nodes:
+        if any(ref in found for ref in node.inputs):
+            found.update(Ref(node.id, k) for k, value in enumerate(node.values) if is_float(value))
+    return found
+
+
+def _pull(node: Node, eqn: Any, inputs: list[Any], own: tuple[Any, ...], wanted: list[bool]) -> list[Any]:
+    """What an operation passes back to each input that depends on the function's own."""
+    rule = RULES.get(eqn.primitive.name)
+    if rule is None:
+        return _by_jax(node, eqn, inputs, own, wanted)
+    several = eqn.primitive.multiple_results
+    delta, output = (list(own), list(node.values)) if several else (own[0], node.values[0])
+    passed = rule.pull(delta, inputs, output, eqn.params)
+    return [part if want else None for part, want in zip(passed, wanted, strict=True)]
+
+
+def _by_jax(node: Node, eqn: Any, inputs: list[Any], own: tuple[Any, ...], wanted: list[bool]) -> list[Any]:
+    """JAX's vjp of one operation: its own rule where a function has one.
+
+    Raises:
+        ValueError: if JAX has no reverse rule for it, with the operation and its line.
+    """
+    places = [i for i, want in enumerate(wanted) if want]
+
+    def f(*floats: Any) -> list[Any]:
+        whole = [*inputs]
+        for i, x in zip(places, floats, strict=True):
+            whole[i] = x
+        outs = bind(eqn.primitive, whole, eqn.params)
+        return [out for out in outs if is_float(out)]
+
+    try:
+        _, back = jax.vjp(f, *(inputs[i] for i in places))
+        floats = [(g, value) for g, value in zip(own, node.values, strict=True) if is_float(value)]
+        parts = back([jnp.zeros_like(value) if g is None else g for g, value in floats])
+    except (NotImplementedError, ValueError) as error:
+        way = "unroll=True differentiates through its iterations" if node.operation == "while" else NO_RULE
+        where = f" at {node.source}" if node.source else ""
+        raise ValueError(f"graph: {node.operation}{where} cannot be differentiated in reverse: {way}") from error
+    found: list[Any] = [None] * len(inputs)
+    for i, part in zip(places, parts, strict=True):
+        found[i] = part
+    return found

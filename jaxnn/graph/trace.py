@@ -1,0 +1,138 @@
+"""`trace` and `grad`: any JAX function as a graph of operations, with value and gradient at each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.graph.nodes import Recorded
+from jaxnn.graph.record import recorded
+from jaxnn.jaxprs import argument_names, is_float, name_of
+from jaxnn.types import Tree
+
+
+def trace(
+    f: Callable[..., Tree], *, cotangent: Tree = None, unroll: bool = False, backward: bool = True
+) -> Callable[..., Recorded]:
+    """The computational graph of f at a point: every operation with its value, its gradient and its local rule.
+
+    Args:
+        f: a pure function of pytrees of arrays.
+        cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
+        unroll: whether loops and branches become the operations that ran, iteration by iteration.
+        backward: whether to derive gradients too.
+
+    Returns:
+        A function of f's arguments that gives a graph: `.value` like `f(*args)`, `.gradients` a tuple like args,
+        `.nodes` in the order of evaluation, `.leaves` with the inputs among them.
+
+    Raises:
+        TypeError: if an argument is no array, or none holds floats.
+        ValueError: if f gives more than one number and no cotangent is given, or an operation has no reverse rule.
+
+    Source: Linnainmaa (1970); Griewank & Walther (2008), ch. 3.
+
+    >>> graph = trace(lambda x, y: x * (x + y))(2.0, 1.0)
+    >>> float(graph.value), [float(g) for g in graph.gradients]
+    (6.0, [5.0, 2.0])
+    >>> [(node.operation, float(node.value), float(node.gradient)) for node in graph.nodes]
+    [('add', 3.0, 2.0), ('mul', 6.0, 1.0)]
+    """
+
+    def traced(*args: Tree) -> Recorded:
+        arrays = _arrays(f, args)
+        closed, out = _jaxpr(f, arrays)
+        leaves, tree = jax.tree.flatten(arrays)
+        outs, out_tree = jax.tree.flatten(out)
+        given = _cotangents(f, outs, out_tree, cotangent) if backward else None
+        if backward and not any(map(is_float, leaves)):
+            raise TypeError(f"graph: {name_of(f)} is given no floats: there is nothing to differentiate by")
+        graph = recorded(name_of(f), closed, leaves, _names(f, arrays), given, unroll=unroll)
+        value = jax.tree.unflatten(out_tree, graph.value)
+        if not backward:
+            return graph._replace(value=value)
+        gradients = [_whole(leaf, g) for leaf, g in zip(leaves, graph.gradients, strict=True)]
+        return graph._replace(value=value, gradients=jax.tree.unflatten(tree, gradients))
+
+    return traced
+
+
+def grad(f: Callable[..., Tree], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """The gradient of f by the reverse pass of its graph, as `jax.grad` gives it.
+
+    Args:
+        f: a function that gives one number.
+        argnums: which arguments to differentiate by; a sequence gives a tuple.
+
+    Raises:
+        TypeError, ValueError: as `trace`.
+
+    >>> float(grad(lambda x: x * x)(3.0))
+    6.0
+    """
+
+    def gradient(*args: Tree) -> Any:
+        gradients = trace(f)(*args).gradients
+        return gradients[argnums] if isinstance(argnums, int) else tuple(gradients[i] for i in argnums)
+
+    return gradient
+
+
+def _arrays(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, ...]:
+    names = argument_names(f, len(args))
+
+    def array(path: Any, leaf: Any) -> Any:
+        try:
+            return jnp.asarray(leaf)
+        except (TypeError, ValueError):
+            where = f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
+            raise TypeError(f"graph: {where} is no array but {leaf!r}: close over it in a lambda") from None
+
+    return tuple(jax.tree_util.tree_map_with_path(array, args))
+
+
+def _names(f: Callable[..., Tree], args: tuple[Tree, ...]) -> list[str]:
+    names = argument_names(f, len(args))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args)]
+    return [f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}" for path in paths]
+
+
+def _jaxpr(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
+    try:
+        closed: tuple[Any, Tree] = jax.make_jaxpr(f, return_shape=True)(*args)
+    except jax.errors.TracerBoolConversionError as error:
+        error.add_note("graph: f decides by the value of an array: use jnp.where or jax.lax.cond, or close over it")
+        raise
+    return closed
+
+
+def _cotangents(f: Callable[..., Tree], outs: list[Any], tree: Any, cotangent: Tree) -> list[Any]:
+    """One for each output leaf; None for integers."""
+    floats = [out for out in outs if is_float(out)]
+    if cotangent is not None:
+        given, ours = jax.tree.flatten(cotangent)
+        if ours != tree or [jnp.shape(g) for g in given] != [out.shape for out in outs]:
+            raise ValueError(f"graph: cotangent must be like the output of {name_of(f)}, {_shapes(outs)}")
+        return [jnp.asarray(g, out.dtype) if is_float(out) else None for g, out in zip(given, outs, strict=True)]
+    if not floats:
+        raise TypeError(f"graph: {name_of(f)} gives no floats, but {_shapes(outs)}: backward=False traces values alone")
+    if len(floats) > 1 or floats[0].shape:
+        raise ValueError(
+            f"graph: {name_of(f)} gives {_shapes(outs)} and no single number: give cotangent=…, like that output, "
+            "or backward=False"
+        )
+    return [jnp.ones((), out.dtype) if is_float(out) else None for out in outs]
+
+
+def _shapes(outs: list[Any]) -> str:
+    return ", ".join(f"{out.dtype}{list(out.shape)}" for out in outs) or "nothing"
+
+
+def _whole(leaf: Any, gradient: Any) -> Any:
+    """The gradient of an input; zeros where nothing came back, None where there is none."""
+    if not is_float(leaf):
+        return None
+    return jnp.zeros_like(leaf) if gradient is None else gradient

@@ -1,0 +1,288 @@
+"""The graph of any function: its values are the jaxpr's own, and its gradients those of jax.grad and of backprop."""
+
+import functools
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import backprop, dense, graph, losses, repeat, residual, serial, tanh
+
+EXACT = 1e-12  # of a leaf's largest element, in float64
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def node(traced, operation):
+    (found,) = (node for node in traced.nodes if node.operation == operation)
+    return found
+
+
+# ---------------------------------------------------------------- textbook graphs
+
+
+def test_x_times_x_plus_y():
+    traced = graph.trace(lambda x, y: x * (x + y))(2.0, 1.0)
+    add, mul = traced.nodes
+    assert (traced.value, *traced.gradients) == (6, 5, 2)
+    assert (add.value, add.gradient, mul.value, mul.gradient) == (3, 2, 6, 1)
+    assert mul.passed == (3, 2)  # to x along one path, and to z
+    assert add.passed == (2, 2)  # to x along the other, and to y: 3 + 2 = 5
+    assert (mul.formula, mul.rule) == ("δx = δ y, δy = δ x", "by hand")
+    assert (add.file, add.line) == (__file__, test_x_times_x_plus_y.__code__.co_firstlineno + 1)
+
+
+def test_an_exponential_of_a_maximum():
+    traced = graph.trace(lambda x, y: x * jnp.exp((x * 3) * jnp.maximum(x, y)))(2.0, 1.0)
+    e = math.exp(12)
+    assert float(traced.value) == pytest.approx(2 * e, rel=EXACT)
+    assert [float(g) for g in traced.gradients] == pytest.approx([e * (1 + 12 * 2), 0], rel=EXACT)  # f = x e^{3x²}
+
+
+def test_a_sigmoid_neuron():
+    w, x, b = 1.5, -2.0, 0.5
+    traced = graph.trace(lambda w, x, b: 1 / (1 + jnp.exp(-(w * x + b))))(w, x, b)
+    s = 1 / (1 + math.exp(2.5))
+    slope = s * (1 - s)
+    assert [float(g) for g in traced.gradients] == pytest.approx([slope * x, slope * w, slope], rel=EXACT)
+
+
+def test_the_published_example_of_micrograd():
+    def g(a, b):
+        c = a + b
+        d = a * b + b**3
+        c = c + (c + 1)
+        c = c + (1 + c + (-a))
+        d = d + (d * 2 + jax.nn.relu(b + a))
+        d = d + (3 * d + jax.nn.relu(b - a))
+        e = c - d
+        f = e**2
+        return f / 2.0 + 10.0 / f
+
+    traced = graph.trace(g)(-4.0, 2.0)
+    assert [round(float(v), 4) for v in (traced.value, *traced.gradients)] == [24.7041, 138.8338, 645.5773]
+
+
+# ---------------------------------------------------------------- a zoo
+
+TIED, KINKED = np.array([1.0, 0.3, 0.3, 1.0]), np.array([0.0, 2.0, -1.0])
+X = np.array([0.3, -1.2, 0.7, 2.0])
+M = np.array([[1.5, -0.3, 0.2, 0.0], [0.1, 2.0, -0.4, 0.3], [0.0, 0.5, 1.2, -0.2], [0.3, 0.0, 0.1, 1.8]])
+
+
+@jax.custom_vjp
+def tripled(x):
+    return jnp.sin(x)
+
+
+tripled.defvjp(lambda x: (jnp.sin(x), x), lambda x, d: (3 * d * jnp.cos(x),))
+
+
+def recurrent(x, w):
+    h, hs = jax.lax.scan(lambda h, x: (jnp.tanh(w @ h + x), h.sum()), jnp.zeros(4), jnp.outer(x, x))
+    return h.sum() + (hs**2).sum()
+
+
+def backwards(x):
+    return jax.lax.scan(lambda c, t: (c * t + 1, c), jnp.ones(()), x, reverse=True)[1].prod()
+
+
+def layer_norm(x, scale):
+    x = x - x.mean()
+    return (scale * x / jnp.sqrt((x**2).mean() + 1e-5)).max()
+
+
+def pytrees(p):
+    return (p["a"] * p["b"][0]).sum() + jnp.dot(*p["b"])
+
+
+def convolved(x):
+    return (jax.lax.conv(x, x, (1, 1), "SAME") ** 2).sum()
+
+
+def one_of_three(x):
+    return jax.lax.switch(jnp.int32(2), [jnp.sin, jnp.cos, jnp.exp], x)
+
+
+def norms(x, w):
+    return jnp.linalg.norm(x) + jnp.linalg.norm(w) + jnp.trace(w @ w.T)
+
+
+ZOO = {
+    "arithmetic": (lambda x: ((x**3 - 2 * x) / (x**2 + 1) + 5).sum(), X),
+    "powers": (lambda x: (jnp.abs(x) ** 1.7 + x**-2 + jnp.sqrt(x**2 + 1) + jax.lax.rsqrt(x**2 + 1)).sum(), X),
+    "exponentials": (lambda x: (jnp.exp(x) + jnp.expm1(x) + jnp.log1p(x**2) + jnp.exp2(x)).sum(), X),
+    "circles": (lambda x: (jnp.sin(x) * jnp.cos(x) + jnp.tan(x) + jnp.arctan2(x, 2 + x)).sum(), X),
+    "hyperbolas": (lambda x: (jnp.sinh(x) + jnp.cosh(x) * jnp.tanh(x) + jnp.arcsinh(x)).sum(), X),
+    "ties": (lambda x: jnp.maximum(x, x[::-1]).sum() + jnp.max(x) + jnp.minimum(x, 0.3).sum(), TIED),
+    "kinks": (lambda x: (jnp.abs(x) + jnp.sign(x) + jnp.clip(x, 0, 2) + jax.nn.relu(x)).sum(), KINKED),
+    "where": (lambda x: jnp.where(x > 0, x * x, -x).sum(), X),
+    "indexing": (lambda x: x[1] * x[-1] + x[1:3].sum() ** 2 + x[jnp.array([0, 0, 3])].prod(), X),
+    "updates": (lambda x: (x.at[1].set(2.0).at[2].add(x[0]).at[jnp.array([0, 0])].add(x[2]) ** 2).sum(), X),
+    "dynamic slice": (lambda x: jax.lax.dynamic_slice(x, (1,), (2,)).prod() + x[jnp.argmax(x)] ** 2, X),
+    "shapes": (lambda x: (x.reshape(2, 2).T @ x.reshape(2, 2))[::-1].ravel().cumsum()[::2].sum(), X),
+    "joined": (lambda x: (jnp.concatenate([x, x[:2]]) * jnp.pad(x, (1, 1))).sum() + jnp.stack([x, 2 * x]).prod(), X),
+    "repeated": (lambda x: (jnp.tile(x, 2) * jnp.repeat(x, 2)).sum() + jnp.outer(x, x).sum(), X),
+    "split": (lambda x: functools.reduce(operator.mul, jnp.split(x, 2)).sum(), X),
+    "sorted": (lambda x: (jnp.sort(x) * jnp.arange(4.0)).sum() + jnp.median(x), X),
+    "products": (lambda x: x.prod() + x.cumprod().sum() + jnp.cumsum(x).max(), X),
+    "statistics": (lambda x: x.mean() + x.var() + x.std() + jax.nn.logsumexp(x), X),
+    "softmax": (lambda x: (jax.nn.softmax(x) * jnp.arange(4.0)).sum() + jax.nn.log_softmax(x)[1], X),
+    "layer norm": (layer_norm, X, np.array([1.0, 2.0, 0.5, -1.0])),
+    "activations": (lambda x: (jax.nn.gelu(x) + jax.nn.silu(x) + jax.nn.softplus(x) + jax.nn.elu(x)).sum(), X),
+    "norms": (norms, X, M),
+    "einsum": (lambda x, w: jnp.einsum("i,ij,jk,k->", x, w, w, x), X, M),
+    "batched products": (lambda w: jnp.matmul(w.reshape(2, 2, 4), w.reshape(2, 4, 2)).sum(), M),
+    "solve": (lambda w, x: jnp.linalg.solve(w, x).sum(), M, X),
+    "determinant": (lambda w: jnp.linalg.slogdet(w)[1] + jnp.linalg.inv(w).sum(), M),
+    "cholesky": (lambda w: jnp.linalg.cholesky(w @ w.T).sum(), M),
+    "convolution": (lambda x: jnp.convolve(x, x[:2]).max() + convolved(x.reshape(1, 1, 2, 2)), X),
+    "pooling": (lambda w: jax.lax.reduce_window(w, -jnp.inf, jax.lax.max, (2, 2), (2, 2), "VALID").sum(), M),
+    "special functions": (lambda x: (jax.scipy.special.gammaln(x**2 + 1) + jax.scipy.special.erf(x)).sum(), X),
+    "loop": (recurrent, X, M),
+    "loop from the end": (backwards, X),
+    "counted loop": (lambda x: jax.lax.fori_loop(0, 3, lambda i, c: jnp.sin(c) * x, x).sum(), X),
+    "branch": (lambda x: (jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x) + one_of_three(x)).sum(), X),
+    "mapped": (lambda x: jax.vmap(lambda t: t * jnp.sin(t))(x).sum() + jax.lax.map(jnp.cos, x).sum(), X),
+    "custom rule": (lambda x: tripled(x).sum() + jax.nn.relu(x).sum(), X),
+    "checkpointed": (lambda x: jax.checkpoint(lambda x: jnp.sin(jnp.exp(x)).sum())(x), X),
+    "jitted": (lambda x: jax.jit(lambda x: jax.jit(jnp.sin)(x) * x)(x).sum() * jax.jit(jnp.sum)(x), X),
+    "stopped": (lambda x: (jax.lax.stop_gradient(x) * x).sum(), X),
+    "pytrees": (pytrees, {"a": X, "b": (X, X[::-1])}),
+    "casts": (lambda x: x.astype(jnp.float32).astype(jnp.float64).sum() + jnp.round(x).sum(), X),
+}  # fmt: skip
+
+
+def evaluated(closed, args):
+    """The jaxpr's own value, an operation after another."""
+    with jax.disable_jit():
+        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
+
+
+def operations(jaxpr):
+    """How many nodes a jaxpr has: what jit and checkpoint wrap counts, and they do not."""
+    inner = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name in ("jit", "pjit", "remat2", "checkpoint")]
+    return len(jaxpr.eqns) - len(inner) + sum(operations(getattr(part, "jaxpr", part)) for part in inner)
+
+
+def assert_close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert np.abs(a - b).max() <= EXACT * max(np.abs(b).max(), 1e-300), (a, b)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo(name):
+    f, *args = ZOO[name]
+    args = jax.tree.map(jnp.asarray, tuple(args))
+    traced = graph.trace(f)(*args)
+    closed = jax.make_jaxpr(f)(*args)
+    assert np.array_equal(traced.value, evaluated(closed, args)[0])
+    assert len(traced.nodes) == operations(closed.jaxpr)
+    gradients = jax.grad(f, argnums=tuple(range(len(args))))(*args)
+    assert_close(traced.gradients, gradients)
+    for each in traced.nodes:
+        assert each.rule
+        assert each.formula or each.rule != "by hand"
+        assert all(g is None or g.shape == v.shape for g, v in zip(each.gradients, each.values, strict=True))
+
+
+@pytest.mark.parametrize("name", ["loop", "loop from the end", "counted loop", "branch", "mapped"])
+def test_unrolled_loops_and_branches(name):
+    f, *args = ZOO[name]
+    args = jax.tree.map(jnp.asarray, tuple(args))
+    traced = graph.trace(f, unroll=True)(*args)
+    assert not {"scan", "while", "cond"} & {each.operation for each in traced.nodes}
+    assert any("[" in scope or "branch" in scope for each in traced.nodes for scope in each.group)
+    np.testing.assert_allclose(traced.value, f(*args), rtol=EXACT)
+    assert_close(traced.gradients, jax.grad(f, argnums=tuple(range(len(args))))(*args))
+
+
+def test_a_while_loop_is_differentiated_when_unrolled():
+    def f(x):
+        return jax.lax.while_loop(lambda c: c < 30, lambda c: c * c + x, x)
+
+    with pytest.raises(ValueError, match=r"while at .*test_graph_trace.py.*unroll=True"):
+        graph.trace(f)(1.5)
+    traced = graph.trace(f, unroll=True)(1.5)  # x → x² + x → (x² + x)² + x → …
+    assert {"while[0]", "while[1]"} <= {scope for each in traced.nodes for scope in each.group}
+    h = 1e-6
+    assert float(traced.gradients[0]) == pytest.approx(float(f(1.5 + h) - f(1.5 - h)) / (2 * h), rel=1e-6)
+
+
+# ---------------------------------------------------------------- three derivations
+
+
+def test_the_graph_backprop_and_jax_grad_agree():
+    net = serial(dense(5), tanh, residual(serial(dense(5), tanh)), repeat(dense(5), 2), dense(3))
+    params, state = net.init(jax.random.key(0), (4,), jnp.float64)
+    for n in (6, 1):
+        x = jax.random.normal(jax.random.key(1), (n, 4), jnp.float64)
+        labels = jnp.arange(n) % 3
+
+        def cost(params):
+            return losses.softmax_cross_entropy.value(net.forward(params, state, x)[0], labels).mean()
+
+        third = graph.grad(cost)(params)
+        assert_close(third, jax.grad(cost)(params))
+        assert_close(third, backprop(net, losses.softmax_cross_entropy)(params, state, x, labels).grads)
+        assert_close(jax.jit(graph.grad(cost))(params), third)
+    groups = {each.group[0] for each in graph.trace(cost)(params).nodes if each.group}
+    assert {"dense_0", "tanh_0", "residual_0", "dense_1"} <= groups
+
+
+def test_grad_of_several_arguments_and_a_given_cotangent():
+    first, second = graph.grad(lambda x, y: x * y, argnums=(1, 0))(2.0, 5.0)
+    assert (first, second) == (2, 5)
+    traced = graph.trace(lambda x: x * x, cotangent=np.array([1.0, 0.0, 2.0]))(np.array([1.0, 2.0, 3.0]))
+    assert traced.gradients[0].tolist() == [2, 0, 12]
+    assert graph.trace(jnp.sin, backward=False)(jnp.ones(3)).gradients == ()
+
+
+def test_ties_and_kinks_say_so():
+    assert node(graph.trace(lambda x: jnp.maximum(x, 1.0))(1.0), "max").note
+    assert not node(graph.trace(lambda x: jnp.maximum(x, 1.0))(2.0), "max").note
+
+
+def test_five_thousand_operations():
+    def f(x):
+        for _ in range(2500):
+            x = x * 1.0001 + 0.5
+        return x
+
+    traced = graph.trace(f)(1.0)
+    assert len(traced.nodes) == 5000
+    assert float(traced.gradients[0]) == pytest.approx(1.0001**2500, rel=1e-10)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def decides(x):
+    return x if x > 0 else -x
+
+
+@pytest.mark.parametrize(("f", "args", "error", "message"), [
+    (lambda n: n * 1.0, (3,), TypeError, "given no floats"),
+    (lambda x: x > 0, (1.0,), TypeError, "gives no floats.*backward=False"),
+    (lambda x: x * jnp.ones(3), (1.0,), ValueError, r"float64\[3\] and no single number: give cotangent"),
+    (lambda x, name: x, (1.0, "w"), TypeError, "name is no array but 'w'"),
+    (decides, (1.0,), jax.errors.TracerBoolConversionError, "."),
+])  # fmt: skip
+def test_bad_input(f, args, error, message):
+    with pytest.raises(error, match=message) as caught:
+        graph.trace(f)(*args)
+    if f is decides:
+        assert "use jnp.where or jax.lax.cond" in "".join(caught.value.__notes__)
+
+
+def test_a_cotangent_of_another_shape():
+    with pytest.raises(ValueError, match=r"cotangent must be like the output of sin, float64\[3\]"):
+        graph.trace(jnp.sin, cotangent=jnp.ones(2))(jnp.ones(3))
