@@ -102,6 +102,8 @@ def _conv_paddings(x: Any, w: Any, y: Any, params: Params) -> tuple[list[Any], l
 def _conv(delta: Any, inputs: list[Any], output: Any, params: Params) -> list[Any]:
     """δx = δ convolved with w reversed, δw = x convolved with δ: strides and dilations change places."""
     x, w = inputs
+    if not is_float(x):
+        return [None, None]
     if delta.size == 0:  # a kernel of no extent is no convolution
         return [jnp.zeros_like(x), jnp.zeros_like(w)]
     x_spec, w_spec, y_spec = params["dimension_numbers"]
