@@ -31,7 +31,14 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"functions", "networks"},
         {"__init__"},
     ),
-    "graph": ({"nodes", "rule"}, {"rules", "shape_rules"}, {"record"}, {"trace"}, {"__init__"}),
+    "graph": (
+        {"nodes", "rule"},
+        {"rules", "shape_rules"},
+        {"graph"},
+        {"record"},
+        {"trace"},
+        {"__init__"},
+    ),
 }
 SIDE = {"data"}  # imports types and checks only
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE, Leaf, Node, Recorded, Ref
+from jaxnn.graph.graph import Graph
+from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE, Leaf, Node, Ref
 from jaxnn.graph.rule import Rule
 from jaxnn.graph.rules import RULES as ELEMENTWISE
 from jaxnn.graph.shape_rules import RULES as SHAPES
@@ -39,7 +40,7 @@ def recorded(
     cotangents: Sequence[Any] | None,
     *,
     unroll: bool = False,
-) -> Recorded:
+) -> Graph:
     """A closed jaxpr at a point.
 
     Args:
@@ -51,7 +52,7 @@ def recorded(
         unroll: whether loops and branches become the operations that ran.
 
     Returns:
-        A Recorded whose `value` and `gradients` are flat tuples.
+        A Graph whose `value` and `gradients` are flat tuples.
     """
     tape = _Tape(unroll)
     given = [tape.leaf(Leaf(label, "input", arg)) for label, arg in zip(names, args, strict=True)]
@@ -59,11 +60,11 @@ def recorded(
     outs = tape.run(closed.jaxpr, consts, given, (), NOWHERE)
     value = tuple(tape.value(ref) for ref in outs)
     if cotangents is None:
-        return Recorded(name, tuple(tape.leaves), tuple(tape.nodes), tuple(outs), value, ())
+        return Graph(name, tuple(tape.leaves), tuple(tape.nodes), tuple(outs), value, ())
     nodes, gradients = _reverse(tape, given, outs, cotangents)
     found = tuple(gradients.get(ref) for ref in given)
     leaves = [leaf._replace(gradient=gradients.get(Ref(-1 - k))) for k, leaf in enumerate(tape.leaves)]
-    return Recorded(name, tuple(leaves), nodes, tuple(outs), value, found, tuple(cotangents))
+    return Graph(name, tuple(leaves), nodes, tuple(outs), value, found, tuple(cotangents))
 
 
 # ---------------------------------------------------------------- forward

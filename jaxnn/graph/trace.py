@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.graph.nodes import Recorded
+from jaxnn.graph.graph import Graph
 from jaxnn.graph.record import recorded
 from jaxnn.jaxprs import argument_names, is_float, name_of
 from jaxnn.types import Tree
@@ -16,7 +16,7 @@ from jaxnn.types import Tree
 
 def trace(
     f: Callable[..., Tree], *, cotangent: Tree = None, unroll: bool = False, backward: bool = True
-) -> Callable[..., Recorded]:
+) -> Callable[..., Graph]:
     """The computational graph of f at a point: every operation with its value, its gradient and its local rule.
 
     Args:
@@ -42,7 +42,7 @@ def trace(
     [('add', 3.0, 2.0), ('mul', 6.0, 1.0)]
     """
 
-    def traced(*args: Tree) -> Recorded:
+    def traced(*args: Tree) -> Graph:
         arrays = _arrays(f, args)
         closed, out = _jaxpr(f, arrays)
         leaves, tree = jax.tree.flatten(arrays)

@@ -1,0 +1,14 @@
+"""A recorded function that shows itself: as a line, as a table in a terminal, as a page in a notebook."""
+
+from __future__ import annotations
+
+from jaxnn.graph.nodes import Recorded
+
+
+class Graph(Recorded):
+    """The computational graph of a function at a point; its attributes are those of `Recorded`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<graph of {self.name}: {len(self.nodes)} operations, {len(self.leaves)} leaves>"
