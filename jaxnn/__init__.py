@@ -4,7 +4,10 @@ The names here are the ones a script needs; the rest is reached by its module: `
 `jaxnn.initializers`, `jaxnn.schedules`, `jaxnn.metrics`, `jaxnn.data`.
 """
 
-from jaxnn import data, gradcheck, graph, initializers, losses, metrics, schedules
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxnn import data, initializers, losses, metrics, schedules
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
 from jaxnn.combinators import (
@@ -25,6 +28,9 @@ from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.training import DivergenceError, evaluate, fit, predict
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
 
+if TYPE_CHECKING:
+    from jaxnn import gradcheck, graph
+
 __all__ = [
     # records
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "EpochResult",
@@ -43,3 +49,11 @@ __all__ = [
     # modules
     "data", "gradcheck", "graph", "initializers", "losses", "metrics", "schedules",
 ]  # fmt: skip
+
+_WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHEN_USED:
+        return importlib.import_module(f"jaxnn.{name}")
+    raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")
