@@ -33,7 +33,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "graph": (
         {"nodes", "rule", "values"},
-        {"rules", "shape_rules"},
+        {"layout", "rules", "shape_rules"},
         {"graph"},
         {"record"},
         {"trace"},
@@ -43,7 +43,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
 SIDE = {"data"}  # imports types and checks only
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 RUN_TIME = {"jax", "chex", "numpy", "jaxnn"} | set(sys.stdlib_module_names)  # numpy comes with jax
-OPTIONAL = {"optax", "sklearn", "tqdm"}  # imported in the function that uses them
+OPTIONAL = {"igraph", "optax", "sklearn", "tqdm"}  # imported in the function that uses them
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -131,7 +131,7 @@ def test_the_package_says_it_is_typed():
 def test_import_brings_no_optional_package():
     code = (
         "import sys, jaxnn; print([m for m in "
-        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats') if m in sys.modules])"
+        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats', 'igraph') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before = subprocess.run(
