@@ -131,7 +131,8 @@ def test_the_package_says_it_is_typed():
 def test_import_brings_no_optional_package():
     code = (
         "import sys, jaxnn; print([m for m in "
-        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats', 'igraph') if m in sys.modules])"
+        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats', 'igraph') "
+        "if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before = subprocess.run(

@@ -262,7 +262,8 @@ def _apart(row: list[int], x: list[float], wanted: list[float], weights: list[fl
     Σ w (x − wanted)² under x[i + 1] − x[i] ≥ gap is isotonic regression after the gaps are taken off; the pooled
     blocks are its exact solution (Ayer et al. 1955).
     """
-    offset, blocks = 0.0, []  # a block: weight, mean, how many
+    offset = 0.0
+    blocks: list[tuple[float, float, int]] = []  # weight, mean, how many
     offsets = []
     for i, p in enumerate(row):
         offset += (size[row[i - 1]] + size[p]) / 2 + GAP if i else 0.0
