@@ -1,10 +1,12 @@
-"""The order of an epoch, which replaces a sort where there are many examples."""
+"""Steps and epochs for accelerators that are not here, and the order of an epoch, which replaces a sort."""
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
-from jaxnn.steps import shuffled
+from jaxnn import adam, init_train_state, losses, metrics, mlp, sgd, train_epoch, train_step
+from jaxnn.steps import SORTED, shuffled
 
 shuffle = jax.jit(shuffled, static_argnums=1)
 
@@ -39,3 +41,39 @@ def test_shuffled_is_as_random_as_sorting():
         excess, deviation = chi_squared(np.bincount(differences.ravel(), minlength=n)[1:])
         assert abs(excess) < 6 * deviation, apart
     assert abs((drawn == np.arange(n)).sum(1).mean() - 1) < 6 / np.sqrt(orders)  # fixed points: mean 1, variance 1
+
+
+# ---------------------------------------------------------------- lowering for machines that are not here
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+NET, LOSS, BATCH = mlp([5, 3]), losses.softmax_cross_entropy, 16
+OPTIMIZERS = {"sgd": sgd(0.1), "nesterov": sgd(0.1, momentum=0.9, nesterov=True), "adam": adam(1e-2)}
+
+
+def lowered_for_all(program, optimizer, n):
+    """The text of program for n examples, exported for every platform; on this one it does what program does."""
+
+    def arguments():  # anew for each call, which may take their memory
+        x = np.cos(np.arange(4 * n)).reshape(n, 4).astype(np.float32)
+        return init_train_state(NET, optimizer, 0, (4,)), x, np.arange(n, dtype=np.int32) % 3
+
+    exported = jax.export.export(program, platforms=PLATFORMS)(*arguments())
+    assert exported.platforms == PLATFORMS
+    for ours, theirs in zip(*(jax.tree.leaves(run(*arguments())) for run in (program, exported.call)), strict=True):
+        assert (ours == theirs).all()
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_step_lowers_for_every_platform(optimizer):
+    assert "stablehlo.dot_general" in lowered_for_all(jax.jit(train_step(NET, LOSS, optimizer)), optimizer, BATCH)
+
+
+@pytest.mark.parametrize(("n", "order"), [(40, "stablehlo.sort"), (SORTED + 6, "stablehlo.while")])
+def test_an_epoch_lowers_for_every_platform(n, order):
+    """A scan of adam steps and a smaller last one, the order drawn on the device with and without sorting, donated."""
+    epoch = train_epoch(NET, LOSS, OPTIMIZERS["adam"], batch_size=BATCH, metrics=[metrics.accuracy])
+    program = lowered_for_all(jax.jit(epoch, donate_argnums=0), OPTIMIZERS["adam"], n)
+    assert program.count("stablehlo.while") >= 1 + (order == "stablehlo.while")  # the scan is one itself
+    assert order in program
+    assert "tf.aliasing_output" in program  # the state's memory is its successor's
