@@ -32,7 +32,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "graph": (
-        {"nodes", "rule", "values"},
+        {"loops", "nodes", "rule", "values"},
         {"layout", "rules", "shape_rules"},
         {"graph"},
         {"record"},

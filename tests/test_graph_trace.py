@@ -286,3 +286,54 @@ def test_bad_input(f, args, error, message):
 def test_a_cotangent_of_another_shape():
     with pytest.raises(ValueError, match=r"cotangent must be like the output of sin, float64\[3\]"):
         graph.trace(jnp.sin, cotangent=jnp.ones(2))(jnp.ones(3))
+
+
+# ---------------------------------------------------------------- what can be opened
+
+
+def opened(name, operation):
+    f, *args = ZOO[name]
+    args = jax.tree.map(jnp.asarray, tuple(args))
+    whole, unrolled = graph.trace(f)(*args), graph.trace(f, unroll=True)(*args)
+    return [each for each in whole.nodes if each.operation == operation], unrolled
+
+
+@pytest.mark.parametrize(("name", "inside"), [("loop", "tanh"), ("loop from the end", "mul"), ("counted loop", "sin")])
+def test_an_iteration_of_a_scan(name, inside):
+    (scan,), unrolled = opened(name, "scan")
+    for t in range(scan.params["length"]):
+        part = scan.inner(t)
+        (ours,) = (each for each in part.nodes if each.operation == inside)
+        theirs = [each for each in unrolled.nodes if f"scan[{t}]" in each.group and each.operation == inside]
+        np.testing.assert_allclose(ours.value, theirs[0].value, rtol=EXACT)
+        np.testing.assert_allclose(ours.gradient, theirs[0].gradient, rtol=EXACT)
+        assert ours.line == theirs[0].line
+    with pytest.raises(IndexError):
+        scan.inner(scan.params["length"])
+
+
+def test_what_the_iterations_of_a_scan_pass_to_its_constants_adds_up():
+    (scan,), _ = opened("loop", "scan")
+    total = sum(scan.inner(t).leaves[0].gradient for t in range(scan.params["length"]))
+    np.testing.assert_allclose(total, scan.passed[0], rtol=EXACT)
+
+
+def test_an_iteration_of_a_while_loop():
+    def f(x):
+        return jax.lax.while_loop(lambda c: c < 30, lambda c: c * c + x, x)
+
+    loop = node(graph.trace(f, backward=False)(1.5), "while")
+    assert [float(loop.inner(t).value[0]) for t in range(2)] == [1.5 * 1.5 + 1.5, 3.75 * 3.75 + 1.5]
+    with pytest.raises(IndexError, match="no iteration 9"):
+        loop.inner(9)
+
+
+def test_the_branch_that_was_taken_and_a_function_with_its_own_rule():
+    branches, _ = opened("branch", "cond")
+    assert [each.inner().nodes[0].operation for each in branches] == ["sin", "exp"]
+    x = jnp.asarray(X)
+    np.testing.assert_allclose(branches[0].inner().leaves[0].gradient, jnp.cos(x), rtol=EXACT)
+    (rule,) = (each for each in graph.trace(lambda x: tripled(x).sum())(x).nodes if each.rule == "its own custom rule")
+    part = rule.inner()
+    assert [each.operation for each in part.nodes] == ["sin"]
+    assert part.gradients == ()  # its own rule stands in for them

@@ -66,7 +66,8 @@ class Node(NamedTuple):
         group: names of the scopes around it, outermost first: layers, jitted functions, loop iterations.
         note: what a reader should know: a tie or a kink at which JAX chose this slope; or "".
         inner: for an operation that can be opened (scan, while, cond, a function with a custom rule), a function of
-            the iteration's number that gives its sub-graph as a Recorded; None for others.
+            the iteration's number (0 where there is one) that gives its sub-graph; None for others. A scan counts as
+            its xs do. The sub-graph has gradients where this node has, but for custom rules and while loops.
     """
 
     id: int

@@ -8,6 +8,8 @@ what is passed to it (Griewank & Walther 2008, §3.2): that is all there is to r
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxnn.graph.graph import Graph
+from jaxnn.graph.loops import back, carries, parts, repetitions
 from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE, Leaf, Node, Ref
 from jaxnn.graph.rule import Rule
 from jaxnn.graph.rules import RULES as ELEMENTWISE
@@ -40,6 +43,7 @@ def recorded(
     cotangents: Sequence[Any] | None,
     *,
     unroll: bool = False,
+    source: Source = NOWHERE,
 ) -> Graph:
     """A closed jaxpr at a point.
 
@@ -50,6 +54,7 @@ def recorded(
         names: one for each of args.
         cotangents: the gradient of each output to begin with, None for none; None in their place for values alone.
         unroll: whether loops and branches become the operations that ran.
+        source: the line to name where JAX has kept none.
 
     Returns:
         A Graph whose `value` and `gradients` are flat tuples.
@@ -57,11 +62,12 @@ def recorded(
     tape = _Tape(unroll)
     given = [tape.leaf(Leaf(label, "input", arg)) for label, arg in zip(names, args, strict=True)]
     consts = [tape.leaf(Leaf(f"constant {i}", "constant", const)) for i, const in enumerate(closed.consts)]
-    outs = tape.run(closed.jaxpr, consts, given, (), NOWHERE)
+    outs = tape.run(closed.jaxpr, consts, given, (), source)
     value = tuple(tape.value(ref) for ref in outs)
     if cotangents is None:
-        return Graph(name, tuple(tape.leaves), tuple(tape.nodes), tuple(outs), value, ())
+        return Graph(name, tuple(tape.leaves), _openable(tape, tape.nodes), tuple(outs), value, ())
     nodes, gradients = _reverse(tape, given, outs, cotangents)
+    nodes = _openable(tape, nodes)
     found = tuple(gradients.get(ref) for ref in given)
     leaves = [leaf._replace(gradient=gradients.get(Ref(-1 - k))) for k, leaf in enumerate(tape.leaves)]
     return Graph(name, tuple(leaves), nodes, tuple(outs), value, found, tuple(cotangents))
@@ -225,12 +231,111 @@ def _unrolled_while(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, sour
 
 
 def _unrolled_cond(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
-    branches = eqn.params["branches"]
-    taken = int(np.clip(int(tape.value(inputs[0])), 0, len(branches) - 1))
-    return tape._enter(branches[taken], inputs[1:], (*scope, f"cond, branch {taken}"), source)
+    taken = _taken(eqn, tape.value(inputs[0]))
+    return tape._enter(eqn.params["branches"][taken], inputs[1:], (*scope, f"cond, branch {taken}"), source)
+
+
+def _taken(eqn: Any, index: Any) -> int:
+    return int(np.clip(int(index), 0, len(eqn.params["branches"]) - 1))
 
 
 UNROLLED = {"scan": _unrolled_scan, "while": _unrolled_while, "cond": _unrolled_cond}
+
+
+# ---------------------------------------------------------------- what can be opened
+
+
+def _openable(tape: _Tape, nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes, those with a function inside given the way to open it."""
+    return tuple(
+        node._replace(inner=OPENED[eqn.primitive.name](node, eqn, [tape.value(ref) for ref in node.inputs]))
+        if eqn.primitive.name in OPENED
+        else node
+        for node, eqn in zip(nodes, tape.equations, strict=True)
+    )
+
+
+def _part(
+    node: Node, name: str, closed: Any, args: Sequence[Any], names: Sequence[str], cotangents: Any = None
+) -> Graph:
+    return recorded(name, closed, args, names, cotangents, source=Source(node.file, node.line, node.function))
+
+
+def _numbered(word: str, count: int) -> list[str]:
+    return [f"{word} {i}" for i in range(count)]
+
+
+def _open_scan(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
+    """Iteration t as a graph: its values, and its gradients where the scan has some."""
+    p, n = eqn.params, eqn.params["num_carry"]
+    own = node.gradients if any(g is not None for g in node.gradients) else None
+
+    @functools.cache
+    def passing() -> tuple[list[Any], list[Any] | None]:
+        came = carries(p, inputs)
+        return came, None if own is None else back(p, inputs, own, came).deltas
+
+    def inner(t: int = 0) -> Graph:
+        t = range(p["length"])[t]
+        came, deltas = passing()
+        consts, carry, xs = parts(p, inputs)
+        args = [*consts, *(c[t] for c in came), *(x[t] for x in xs)]
+        names = [
+            *_numbered("constant", len(consts)), *_numbered("carry", len(carry)), *_numbered("x", len(xs))
+        ]  # fmt: skip
+        cotangents = None
+        if deltas is not None and own is not None:
+            cotangents = [
+                *(None if d is None else d[t] for d in deltas), *(None if g is None else g[t] for g in own[n:])
+            ]  # fmt: skip
+        return _part(node, f"scan[{t}]", p["jaxpr"], args, names, cotangents)
+
+    return inner
+
+
+def _open_while(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
+    """Iteration t as a graph of values."""
+    p = eqn.params
+    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+
+    def inner(t: int = 0) -> Graph:
+        carry = next(itertools.islice(itertools.pairwise(repetitions(p, inputs)), t, None), None)
+        if t < 0 or carry is None:
+            raise IndexError(f"graph: the loop has no iteration {t}")
+        args = [*inputs[first:second], *carry[0]]
+        names = [*_numbered("constant", second - first), *_numbered("carry", len(carry[0]))]
+        return _part(node, f"while[{t}]", p["body_jaxpr"], args, names)
+
+    return inner
+
+
+def _open_cond(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
+    """The branch that was taken, as a graph; there is but one."""
+
+    def inner(t: int = 0) -> Graph:
+        taken = _taken(eqn, inputs[0])
+        own = node.gradients if any(g is not None for g in node.gradients) else None
+        names = _numbered("operand", len(inputs) - 1)
+        return _part(node, f"cond, branch {taken}", eqn.params["branches"][taken], inputs[1:], names, own)
+
+    return inner
+
+
+def _open_custom(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
+    """The operations behind a function with a rule of its own: values alone, since that rule passes δ by them."""
+
+    def inner(t: int = 0) -> Graph:
+        return _part(node, node.operation, _inner(eqn), inputs, _numbered("operand", len(inputs)))
+
+    return inner
+
+
+OPENED = {
+    "scan": _open_scan,
+    "while": _open_while,
+    "cond": _open_cond,
+    **dict.fromkeys(OWN_RULE, _open_custom),
+}
 
 
 # ---------------------------------------------------------------- reverse
