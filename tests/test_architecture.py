@@ -33,10 +33,11 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "graph": (
         {"loops", "nodes", "rule", "values"},
-        {"layout", "rules", "shape_rules"},
+        {"causes", "layout", "rules", "shape_rules"},
         {"graph"},
         {"record"},
         {"trace"},
+        {"explain"},
         {"__init__"},
     ),
 }
