@@ -23,6 +23,11 @@ FLOORS = (
     {"training"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
+    "losses": (
+        {"probabilities", "targets"},
+        {"classwise", "entrywise"},
+        {"__init__"},
+    ),
     "gradcheck": (
         {"report", "replay", "differences", "kinks"},
         {"programs"},
@@ -33,7 +38,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "graph": (
         {"loops", "nodes", "rule", "values"},
-        {"causes", "layout", "rules", "shape_rules"},
+        {"causes", "folding", "layout", "rules", "shape_rules"},
         {"graph"},
         {"record"},
         {"trace"},
