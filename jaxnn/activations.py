@@ -2,6 +2,7 @@
 
 An activation is a record, `relu`; one with a parameter is a factory, `leaky_relu(0.1)`, and equal calls give
 the same record. `slope(z, h)` uses whichever of z and h is cheaper: mostly h, which the next layer keeps.
+`help(relu)` shows the formulas and the source of each.
 
     name             h = σ(z)               dh/dz                    source
     sigmoid          1 / (1 + e⁻ᶻ)          h (1 − h)                Rumelhart, Hinton & Williams (1986)
@@ -63,6 +64,10 @@ def _finite(z: Array) -> Array:
 
 
 def _sigmoid_value(z: Array) -> Array:
+    """σ(z) = 1 / (1 + e⁻ᶻ), dh/dz = h (1 − h).
+
+    Source: Rumelhart, Hinton & Williams (1986), "Learning representations by back-propagating errors".
+    """
     return jax.lax.logistic(z)
 
 
@@ -71,6 +76,10 @@ def _sigmoid_slope(z: Array, h: Array) -> Array:
 
 
 def _tanh_value(z: Array) -> Array:
+    """σ(z) = tanh z, dh/dz = (1 − h) (1 + h).
+
+    Source: LeCun, Bottou, Orr & Müller (1998), "Efficient backprop".
+    """
     return jnp.tanh(z)
 
 
@@ -87,6 +96,10 @@ tanh = Activation("tanh", _tanh_value, _tanh_slope)
 
 
 def _relu_value(z: Array) -> Array:
+    """σ(z) = z if z > 0, else 0, dh/dz = 1 if h > 0, else 0: 0 at the kink z = 0.
+
+    Source: Nair & Hinton (2010), "Rectified linear units improve restricted Boltzmann machines".
+    """
     return jnp.where(z <= 0, 0, z)
 
 
@@ -119,6 +132,11 @@ def _leaky_relu(leak: float) -> Activation:
     def value(z: Array) -> Array:
         return jnp.where(z <= 0, leak * z, z)
 
+    value.__doc__ = f"""σ(z) = z if z > 0, else λz, dh/dz = 1 if h > 0, else λ, at the kink z = 0 too; λ = {leak:g}.
+
+    Source: Maas, Hannun & Ng (2013), "Rectifier nonlinearities improve neural network acoustic models".
+    """
+
     def slope(z: Array, h: Array) -> Array:
         return jnp.where(h <= 0, jnp.full_like(h, leak), jnp.ones_like(h))
 
@@ -129,6 +147,10 @@ def _leaky_relu(leak: float) -> Activation:
 
 
 def _elu_value(z: Array) -> Array:
+    """σ(z) = z if z > 0, else eᶻ−1, dh/dz = 1 if h > 0, else h + 1.
+
+    Source: Clevert, Unterthiner & Hochreiter (2016), "Fast and accurate deep network learning by ELUs".
+    """
     return jnp.where(z <= 0, jnp.expm1(jnp.where(z <= 0, z, 0)), z)  # inner where: eᶻ overflows for large z
 
 
@@ -137,6 +159,10 @@ def _elu_slope(z: Array, h: Array) -> Array:
 
 
 def _softplus_value(z: Array) -> Array:
+    """σ(z) = log(1 + eᶻ), dh/dz = sigmoid(z) = 1 − e⁻ʰ.
+
+    Source: Dugas et al. (2001), "Incorporating second-order functional knowledge for better option pricing".
+    """
     return jnp.logaddexp(z, jnp.zeros_like(z))
 
 
@@ -145,6 +171,11 @@ def _softplus_slope(z: Array, h: Array) -> Array:
 
 
 def _silu_value(z: Array) -> Array:
+    """σ(z) = zs, s = sigmoid(z), dh/dz = s (1 + z (1 − s)).
+
+    Source: Elfwing, Uchibe & Doya (2018), "Sigmoid-weighted linear units for neural network function
+    approximation in reinforcement learning".
+    """
     z = _not_minus_infinity(z)
     return z * jax.lax.logistic(z)
 
@@ -156,6 +187,10 @@ def _silu_slope(z: Array, h: Array) -> Array:
 
 
 def _gelu_value(z: Array) -> Array:
+    """σ(z) = z Φ(z), dh/dz = Φ(z) + z φ(z), φ and Φ density and distribution function of N(0, 1).
+
+    Source: Hendrycks & Gimpel (2016), "Gaussian error linear units".
+    """
     z = _not_minus_infinity(z)
     return z * _normal_distribution(z)
 
@@ -180,6 +215,7 @@ gelu = Activation("gelu", _gelu_value, _gelu_slope, leak=0.0)
 
 
 def _identity_value(z: Array) -> Array:
+    """σ(z) = z, dh/dz = 1."""
     return z
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.types import DType, InShape, Key, Shape, Tree
 
@@ -182,6 +183,94 @@ def batch_size(what: str, tree: Tree) -> int:
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{what}: the leaves differ in batch size: {sizes}")
     return int(next(iter(sizes.values())) or 0)
+
+
+# ---------------------------------------------------------------- predictions and targets
+
+
+def both_batches(where: str, prediction: Any, target: Any) -> str:
+    """The beginning of a message about two shapes, once it is known that they are batches of one size."""
+    shown = f"{where}: prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
+    if not prediction.shape or not target.shape:
+        raise ValueError(f"{shown}: each needs a batch axis; add it with x[None] for one example")
+    if prediction.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"{shown} differ in batch size: {prediction.shape[0]} predictions for {target.shape[0]} targets"
+        )
+    return shown
+
+
+def entry_by_entry(where: str, prediction: Any, target: Any, for_labels: str) -> None:
+    """Raises ValueError if the target has not the prediction's shape: nothing is broadcast.
+
+    `for_labels` says what to use for class labels.
+    """
+    shown = both_batches(where, prediction, target)
+    p, t = tuple(prediction.shape), tuple(target.shape)
+    if p == t:
+        return
+    front = _all_but_last(min(len(p), len(t)))
+    if p == (*t, 1):
+        advice = f"use prediction[{front}, 0] or target[{front}, None]"
+    elif t == (*p, 1):
+        advice = f"use prediction[{front}, None] or target[{front}, 0]"
+    elif p[:-1] == t and not is_floating(target):
+        advice = f"for class labels use {for_labels}, or jax.nn.one_hot(target, {p[-1]})"
+    else:
+        advice = "they are compared entry by entry"
+    raise ValueError(f"{shown} differ in shape; {advice}")
+
+
+def holds_labels(
+    where: str, prediction: Any, target: Any, *, distributions: tuple[type, ...], for_one_score: str
+) -> bool:
+    """True if target holds class labels, False if it holds distributions; raises ValueError if neither.
+
+    Labels are integers of the prediction's shape without its last axis, the classes. Distributions have the
+    prediction's shape and one of the kinds of dtype. `for_one_score` is advice where there is no axis of classes.
+    """
+    shown = both_batches(where, prediction, target)
+    p, t = tuple(prediction.shape), tuple(target.shape)
+    if len(p) < 2:
+        raise ValueError(
+            f"{shown}: one score per class is needed, a prediction [N, K]; for one output per example {for_one_score}"
+        )
+    if t == p[:-1] and jnp.issubdtype(target.dtype, jnp.integer):
+        return True
+    if t == p and any(jnp.issubdtype(target.dtype, kind) for kind in distributions):
+        return False
+    if t == p[:-1]:
+        complaint = f"integer labels are meant, got {target.dtype}: use target.astype('int32')"
+    elif t == p:
+        distribution = " or, as a distribution, target.astype('float32')" if distributions else ""
+        complaint = (
+            f"integer labels {p[:-1]} are meant, got one-hot {target.dtype}: "
+            f"use jnp.argmax(target, axis=-1){distribution}"
+        )
+    elif t == (*p[:-1], 1):
+        complaint = f"integer labels {p[:-1]} are meant: use target[{_all_but_last(len(p) - 1)}, 0]"
+    else:
+        complaint = f"integer labels {p[:-1]}{f' or distributions {p}' if distributions else ''} are meant"
+    raise ValueError(f"{shown}: {complaint}")
+
+
+def _all_but_last(axes: int) -> str:
+    return ":" if axes == 1 else "..."
+
+
+def labels_and_wrong(labels: Any, classes: int) -> tuple[Any, Any]:
+    """The labels in a type that can hold K, and where they are not in 0…K−1."""
+    # A wide type must not be narrowed: 2³² + 3 is not class 3.
+    labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+    return labels, (labels < 0) | (labels >= classes)
+
+
+# ---------------------------------------------------------------- values, on the host
+
+
+def first_of(wrong: np.ndarray) -> tuple[int, ...]:
+    """The index of the first True."""
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
 
 
 # ---------------------------------------------------------------- trees

@@ -11,6 +11,7 @@ Shapes: prediction [N, K] or [N, T, K] with integer labels [N] or [N, T], or wit
 which the largest entry is the label; the binary ones compare entry by entry, [N], [N, D] or [N, T, D]. Over D and
 T, the mean. Ties go to the first class. A NaN in the prediction counts as wrong, never as right; a target that
 cannot be right (a label out of range, NaN) gives NaN. Shapes that do not fit raise ValueError.
+`help(accuracy)` says the same of each.
 
 >>> import jax.numpy as jnp
 >>> scores, labels = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6]]), jnp.array([1, 2])
@@ -23,7 +24,6 @@ Index letters: N batch, T time, D features, K classes.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -39,36 +39,19 @@ def _per_example(right: Array, wrong_target: Array) -> Array:
     return score.mean(axis=tuple(range(1, score.ndim)))
 
 
-def _check_batches(name: str, prediction: Any, target: Any) -> str:
-    """The beginning of a message about two shapes, once it is known that both arguments are batches."""
-    where = f"metrics.{name}: prediction {prediction.shape} and target {target.shape}"
-    if not prediction.shape or not target.shape:
-        raise ValueError(f"{where}: each needs a batch axis; add it with x[None] for one example")
-    if prediction.shape[0] != target.shape[0]:
-        raise ValueError(
-            f"{where} differ in batch size: {prediction.shape[0]} predictions for {target.shape[0]} targets"
-        )
-    return where
-
-
 def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array]:
     """Labels [N, …] in int32 and where they cannot be right."""
-    where = _check_batches(name, prediction, target)
-    if prediction.ndim < 2:
-        raise ValueError(f"{where}: one score per class is needed, [N, K]; for one output see binary_accuracy")
-    if target.shape == prediction.shape:
+    real = (jnp.floating, jnp.integer, jnp.bool_)
+    if not checks.holds_labels(
+        f"metrics.{name}", prediction, target, distributions=real, for_one_score="see metrics.binary_accuracy"
+    ):
         return target.argmax(axis=-1).astype(jnp.int32), jnp.isnan(target).any(axis=-1)
-    if target.shape != prediction.shape[:-1]:
-        raise ValueError(f"{where}: labels {prediction.shape[:-1]} or one-hot {prediction.shape} are meant")
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise ValueError(f"{where}: labels must be integers, got {target.dtype}: use target.astype('int32')")
-    # A narrow type cannot hold K; a wide one is looked at before it is narrowed.
-    labels = target if target.dtype.itemsize >= 4 else target.astype(jnp.int32)
-    return labels.astype(jnp.int32), (labels < 0) | (labels >= prediction.shape[-1])
+    labels, wrong = checks.labels_and_wrong(target, prediction.shape[-1])
+    return labels.astype(jnp.int32), wrong
 
 
 @cache
-def _top_k(k: int, name: str) -> Metric:
+def _top_k(k: int, name: str, doc: str) -> Metric:
     def metric(prediction: Array, target: Array) -> Array:
         prediction, target = jnp.asarray(prediction), jnp.asarray(target)
         labels, wrong_target = _labels(name, prediction, target)
@@ -83,15 +66,25 @@ def _top_k(k: int, name: str) -> Metric:
         ahead = jnp.where(jnp.isnan(prediction), float(k), before.astype(jnp.float32)).sum(axis=-1)
         return _per_example(ahead < k, wrong_target)
 
-    metric.__name__ = metric.__qualname__ = name
+    metric.__name__, metric.__qualname__, metric.__doc__ = name, name, doc
     return metric
 
 
-accuracy: Metric = _top_k(1, "accuracy")
-"""1 where the largest entry of the prediction [N, …, K] is the label's, else 0; [N] float32, the mean over time.
+_TARGETS = """The prediction is [N, …, K]; the target holds integer labels [N, …], or one-hot vectors or distributions
+    [N, …, K], whose largest entry is the label. The result is [N] float32, the mean over time. Ties go to the first
+    class; NaN in the prediction is wrong; a label out of range gives NaN.
 
-The target holds integer labels [N, …], or one-hot vectors or distributions [N, …, K].
-"""
+    Raises:
+        ValueError: for shapes and dtypes that do not fit, under jit too.
+    """
+
+accuracy: Metric = _top_k(
+    1,
+    "accuracy",
+    f"""1 where the largest entry of the prediction is the label's, else 0.
+
+    {_TARGETS}""",
+)
 
 
 def top_k(k: int) -> Metric:
@@ -101,39 +94,47 @@ def top_k(k: int) -> Metric:
 
     Raises:
         TypeError, ValueError: if k is not a whole number ≥ 1; ValueError when used on fewer than k classes.
+
+    >>> scores, labels = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6]]), jnp.array([1, 1])
+    >>> print(top_k(2)(scores, labels))
+    [1. 0.]
     """
     k = checks.whole_number("metrics.top_k: k", k, least=1)
-    return _top_k(k, f"top_{k}")
+    doc = f"""1 where the label is among the {k} classes with the largest scores, else 0.
+
+    {_TARGETS}"""
+    return _top_k(k, f"top_{k}", doc)
 
 
 @cache
-def _binary_accuracy_at(threshold: float, name: str) -> Metric:
+def _binary_accuracy_at(threshold: float, name: str, doc: str) -> Metric:
     def metric(prediction: Array, target: Array) -> Array:
         prediction, target = jnp.asarray(prediction), jnp.asarray(target)
-        where = _check_batches(name, prediction, target)
-        if prediction.shape != target.shape:
-            last = ":" if min(prediction.ndim, target.ndim) == 1 else "..."
-            advice = (
-                f"use prediction[{last}, 0] or target[{last}, None]"
-                if prediction.shape == (*target.shape, 1)
-                else f"use prediction[{last}, None] or target[{last}, 0]"
-                if target.shape == (*prediction.shape, 1)
-                else "for class labels see accuracy"
-            )
-            raise ValueError(f"{where} differ in shape; {advice}")
+        checks.entry_by_entry(f"metrics.{name}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)
         return _per_example(right, ~((target == -1) | ((target >= 0) & (target <= 1))))
 
-    metric.__name__ = metric.__qualname__ = name
+    metric.__name__, metric.__qualname__, metric.__doc__ = name, name, doc
     return metric
 
 
-binary_accuracy: Metric = _binary_accuracy_at(0.0, "binary_accuracy")
-"""1 where the logit is above 0 and the target above ½ (0/1, ±1 or a probability), or neither; mean over D and T.
+_ENTRIES = """Prediction and target have one shape, [N], [N, D] or [N, T, D]; the target is 0/1, ±1 or a probability.
+    The result is [N] float32, the mean over D and T. NaN in the prediction is wrong; another target gives NaN.
 
-For predicted probabilities use `binary_accuracy_at(0.5)`: all of them are above 0.
-"""
+    Raises:
+        ValueError: for shapes that do not fit, under jit too.
+    """
+
+binary_accuracy: Metric = _binary_accuracy_at(
+    0.0,
+    "binary_accuracy",
+    f"""1 where the logit is above 0 and the target above ½, or neither; else 0.
+
+    For predicted probabilities use `binary_accuracy_at(0.5)`: all of them are above 0.
+
+    {_ENTRIES}""",
+)
 
 
 def binary_accuracy_at(threshold: float) -> Metric:
@@ -143,6 +144,12 @@ def binary_accuracy_at(threshold: float) -> Metric:
 
     Raises:
         TypeError, ValueError: if the threshold is not a finite number.
+
+    >>> print(binary_accuracy_at(0.5)(jnp.array([0.9, 0.4]), jnp.array([1, 1])))
+    [1. 0.]
     """
     threshold = checks.number("metrics.binary_accuracy_at: threshold", threshold)
-    return _binary_accuracy_at(threshold, f"binary_accuracy_at_{threshold:g}")
+    doc = f"""1 where the prediction is above {threshold:g} and the target above ½, or neither; else 0.
+
+    {_ENTRIES}"""
+    return _binary_accuracy_at(threshold, f"binary_accuracy_at_{threshold:g}", doc)

@@ -1,7 +1,8 @@
 """The records everything else is written in terms of, and the aliases for arrays and trees.
 
 A record is a NamedTuple of functions or arrays: a value without behaviour, hashable by the identity of its
-functions (compiled programs are cached by it), and made again with `_replace`.
+functions (compiled programs are cached by it), and made again with `_replace`. The formula of a loss or an
+activation stands in the docstring of its `value`, and `help(losses.mse)` shows it.
 
 Index letters, here and everywhere: `N` batch, `D` features in, `H` features out, `K` classes, `T` time.
 """
@@ -103,6 +104,9 @@ class Activation(NamedTuple):
     leak: float | None = None
     kinks: tuple[tuple[float, float], ...] = ()
 
+    def __repr__(self) -> str:
+        return _shown(self)
+
 
 class Loss(NamedTuple):
     """A cost per example and its hand-derived δ.
@@ -120,6 +124,9 @@ class Loss(NamedTuple):
     value: Callable[[Array, Array], Array]
     delta: Callable[[Array, Array], Array]
     check: Callable[[Any, Any], None] | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class Penalty(NamedTuple):
@@ -208,3 +215,26 @@ class Tagged(NamedTuple):
 
     tied: Tree
     own: Tree
+
+
+# ---------------------------------------------------------------- how a reader meets a loss or an activation
+
+
+class _HelpOfValue:
+    """A record's `__doc__`: that of its `value`, where its formula stands; the class keeps its own."""
+
+    def __init__(self, of_class: str | None) -> None:
+        self.of_class = of_class
+
+    def __get__(self, record: Any, owner: type) -> str | None:
+        return self.of_class if record is None else record.value.__doc__ or self.of_class
+
+
+def _shown(record: Any) -> str:
+    """`<Loss mse: C = mean (y−t)², …>`: the name, and the first line of what help would show."""
+    formula = (record.value.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    return f"<{type(record).__name__} {': '.join(filter(None, (record.name, formula)))}>"
+
+
+for _record in (Activation, Loss):
+    _record.__doc__ = _HelpOfValue(_record.__doc__)  # type: ignore[assignment]

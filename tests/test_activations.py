@@ -1,4 +1,6 @@
 import functools
+import pydoc
+import re
 from typing import NamedTuple
 
 import jax
@@ -69,6 +71,20 @@ def test_every_public_name_is_in_the_table():
     records = {name for name, value in vars(activations).items() if isinstance(value, Activation)}
     assert {case.name for case in ACTIVATION_CASES} == set(activations.__all__) == records | {"leaky_relu"}
     assert all(case.name == case.activation.name for case in ACTIVATION_CASES)
+
+
+@every_case
+def test_help_shows_the_formulas_of_the_table(case: ActivationCase):
+    """`help(relu)`, as `relu?` in a notebook: what the module's table says, and the source."""
+    rows = dict(line.split(maxsplit=1) for line in reversed(activations.__doc__.splitlines()) if " " in line.strip())
+    name = case.name + "(λ)" * (case.name == "leaky_relu")
+    value, slope, *source = re.split(" {2,}", rows[name])
+    text = pydoc.render_doc(case.activation, renderer=pydoc.plaintext)
+    for part in (f"σ(z) = {value}, dh/dz = {slope}", *(f"Source: {it.removesuffix('.')[:-7]}" for it in source)):
+        assert part in text, f"{part!r} is not in {text}"
+    assert repr(case.activation).startswith(f"<Activation {case.name}: σ(z) = {value}")
+    assert "λ = 0.2" in repr(case.activation) or case.name != "leaky_relu"
+    assert "Attributes:" in pydoc.render_doc(Activation, renderer=pydoc.plaintext)
 
 
 @every_case

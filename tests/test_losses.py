@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pydoc
+import re
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -215,6 +217,30 @@ def test_every_public_loss_is_in_the_table() -> None:
     public = {name for name, item in vars(losses).items() if isinstance(item, Loss)} | {"huber"}
     assert public == set(losses.__all__)
     assert all(name in losses.__doc__ for name in losses.__all__)
+
+
+def test_help_shows_the_formulas_of_the_table() -> None:
+    """`help(losses.mse)`, as `losses.mse?` in a notebook: what the module's table says, the shapes and the source."""
+    rows = dict(line.split(maxsplit=1) for line in losses.__doc__.splitlines() if line.startswith("    "))
+    for case in LOSS_CASES:
+        loss, text = case.loss, pydoc.render_doc(case.loss, renderer=pydoc.plaintext)
+        value, delta, _ = re.split(" {2,}", rows["huber(d)" if loss.name == "huber" else loss.name])
+        for part in (f"C = {value}, δ = {delta.removesuffix(', else 0')}", "Shapes: ", "Target: ", "Source: "):
+            assert part in text, f"{part!r} is not in {text}"
+        assert repr(loss).startswith(f"<Loss {loss.name}: C = {value}")
+    assert "Attributes:" in pydoc.render_doc(Loss, renderer=pydoc.plaintext)
+    assert "d = 0.25" in repr(losses.huber(0.25))
+
+
+def test_help_of_a_loss_of_ones_own() -> None:
+    def value(y: Any, t: Any) -> Any:
+        """C = my own."""
+
+    assert Loss("own", value, value).__doc__ == "C = my own."
+    assert Loss("own", lambda y, t: y, value).__doc__ == Loss.__doc__
+    assert repr(Loss("own", lambda y, t: y, value)) == "<Loss own>"
+    assert losses.mse == losses.mse._replace() != losses.mae
+    assert hash(losses.mse) == hash(losses.mse._replace())
 
 
 # ---------------------------------------------------------------- numerics

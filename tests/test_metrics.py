@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pydoc
 from typing import Any
 
 import jax
@@ -126,13 +127,19 @@ def test_bad_parameters() -> None:
 
 MISFITS = (
     (metrics.accuracy, (8, 3), (7,), jnp.int32, "differ in batch size: 8 predictions for 7 targets"),
-    (metrics.accuracy, (8,), (8,), jnp.int32, "see binary_accuracy"),
-    (metrics.accuracy, (8, 3), (8,), jnp.float32, "labels must be integers, got float32: use target.astype('int32')"),
-    (metrics.accuracy, (8, 3), (8, 1), jnp.int32, "labels (8,) or one-hot (8, 3) are meant"),
+    (metrics.accuracy, (8,), (8,), jnp.int32, "see metrics.binary_accuracy"),
+    (metrics.accuracy, (8, 3), (8,), jnp.float32, "integer labels are meant, got float32: use target.astype('int32')"),
+    (metrics.accuracy, (8, 3), (8, 1), jnp.int32, "integer labels (8,) are meant: use target[:, 0]"),
     (metrics.accuracy, (), (), jnp.int32, "batch axis"),
     (metrics.binary_accuracy, (8, 1), (8,), jnp.int32, "use prediction[:, 0] or target[:, None]"),
     (metrics.binary_accuracy, (8,), (8, 1), jnp.int32, "use prediction[:, None] or target[:, 0]"),
-    (metrics.binary_accuracy, (8, 3), (8,), jnp.int32, "for class labels see accuracy"),
+    (
+        metrics.binary_accuracy,
+        (8, 3),
+        (8,),
+        jnp.int32,
+        "for class labels use metrics.accuracy, or jax.nn.one_hot(target, 3)",
+    ),
     (metrics.binary_accuracy, (8, 3), (5, 3), jnp.int32, "differ in batch size"),
 )
 
@@ -146,3 +153,14 @@ def test_shapes_and_dtypes_that_do_not_fit(
             route(jnp.zeros(prediction), jnp.zeros(target, dtype))
         assert message in str(error.value)
         assert f"metrics.{metric.__name__}: " in str(error.value)
+
+
+def test_help_shows_what_a_metric_counts() -> None:
+    for metric, says in (
+        (metrics.accuracy, "1 where the largest entry"),
+        (metrics.top_k(3), "among the 3 classes"),
+        (metrics.binary_accuracy, "the logit is above 0"),
+        (metrics.binary_accuracy_at(0.25), "the prediction is above 0.25"),
+    ):
+        text = pydoc.render_doc(metric, renderer=pydoc.plaintext)
+        assert all(part in text for part in (metric.__name__, says, "[N] float32", "ValueError: for shapes"))

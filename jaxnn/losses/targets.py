@@ -1,0 +1,123 @@
+"""What a target may hold: the values of each kind, and how one that cannot be right is met.
+
+On the host its values are looked at and explained (`check_values`); in a compiled program they make NaN of their
+example (`poison`). Letters: N batch, T time, D features, K classes; t target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import checks
+from jaxnn.types import Array
+
+
+class Domain(NamedTuple):
+    """The values a target may take.
+
+    Attributes:
+        wrong: of a NumPy or JAX array, entry by entry: True where the value cannot be right.
+        meant: the right values in words.
+        cause: the likely cause, of all values, given that some are wrong.
+        poisons: False where a wrong value gives NaN of itself.
+    """
+
+    wrong: Callable[[Any], Any]
+    meant: str
+    cause: Callable[[np.ndarray], str]
+    poisons: bool = True
+
+
+def _cause_of_bad_sign(t: np.ndarray) -> str:
+    if np.isin(t, (0, 1)).all():
+        return "these look like 0/1 labels: use 2 * target - 1, or losses.sigmoid_binary_cross_entropy"
+    return "labels of this loss are -1 and 1"
+
+
+def _cause_of_bad_share(t: np.ndarray) -> str:
+    if np.isin(t, (-1, 1)).all():
+        return "these look like ±1 labels: use (target + 1) / 2, or losses.logistic"
+    if np.isin(t, (1, 2)).all():
+        return "the labels seem to count from 1: use target - 1"
+    if t.min() >= 0 and (t == np.round(t)).all():
+        return "for class labels use losses.softmax_cross_entropy; 8-bit intensities need target / 255"
+    return "a target of this loss is a probability"
+
+
+def _cause_of_bad_distribution(t: np.ndarray) -> str:
+    if t.max() <= 0:
+        return "these look like log-probabilities: use jnp.exp(target)"
+    return "a distribution has no negative and no infinite entry"
+
+
+NUMBERS = Domain(
+    lambda t: ~np.isfinite(t),
+    "finite",
+    lambda t: "drop these examples or fill the values in",
+    poisons=False,
+)
+SIGNS = Domain(lambda t: abs(t) != 1, "-1 or 1", _cause_of_bad_sign)
+SHARES = Domain(lambda t: ~((t >= 0) & (t <= 1)), "in [0, 1]", _cause_of_bad_share)
+DISTRIBUTIONS = Domain(lambda t: ~((t >= 0) & (t < math.inf)), "≥ 0 and finite", _cause_of_bad_distribution)
+WHOLE = Domain(
+    lambda t: t != np.round(t), "whole numbers", lambda t: "for numbers use a regression loss such as losses.mse"
+)
+
+
+def labels_of(classes: int) -> Domain:
+    """Class labels 0…K−1."""
+
+    def cause(t: np.ndarray) -> str:
+        least, most = int(t.min()), int(t.max())
+        if least == 1 and most == classes:
+            return "the labels seem to count from 1: use target - 1"
+        if classes == 2 and np.isin(t, (-1, 1)).all():
+            return "these look like ±1 labels: use (target + 1) // 2"
+        if least < 0:
+            return "negative labels are not skipped: drop these examples, or give them a class and weight 0"
+        return f"the prediction has {classes} classes and the labels need {most + 1}"
+
+    return Domain(lambda t: checks.labels_and_wrong(t, classes)[1], f"in 0…{classes - 1}", cause)
+
+
+def check_dtypes(where: str, prediction: Any, target: Any) -> None:
+    """Raises ValueError unless floats are compared with real numbers, and with some."""
+    if not checks.is_floating(prediction):
+        raise ValueError(f"{where} expects a float prediction, got {checks.describe(prediction)}")
+    if not any(jnp.issubdtype(target.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"{where} expects a target of real numbers, got {checks.describe(target)}")
+    if 0 in prediction.shape[1:]:
+        raise ValueError(f"{where}: prediction {tuple(prediction.shape)} has an axis of size 0")
+
+
+def check_values(where: str, domain: Domain, values: np.ndarray) -> None:
+    """Raises ValueError with count, first place and likely cause of values that cannot be right."""
+    if values.dtype.kind not in "iub":
+        values = values.astype(np.float64)  # NumPy's half precisions lack some of the tests
+    nan = np.isnan(values)
+    wrong = nan if nan.any() else np.asarray(domain.wrong(values))
+    if not wrong.any():
+        return
+    first = checks.first_of(wrong)
+    complaint = "NaN" if nan.any() else f"not {domain.meant}"
+    cause = NUMBERS.cause(values) if nan.any() else domain.cause(values)
+    raise ValueError(
+        f"{where}: {wrong.sum()} of {values.size} values of the target are {complaint}, "
+        f"first target[{', '.join(map(str, first))}] = {values[first].item()!r}; {cause}"
+    )
+
+
+def poison(wrong: Array, like: Array) -> Array:
+    """What is added to all of an example's target, [N, 1, …]: NaN where something in the example is wrong, else 0.
+
+    In every rule the target multiplies, so that NaN in it reaches value, δ and every entry of `jax.grad`, as a
+    value replaced by NaN in the end would not. The sum (for an `any`) and the target (for the prediction) are
+    what XLA fuses without slowing the rest down.
+    """
+    sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(1, wrong.ndim)))
+    return sick.reshape(-1, *[1] * (like.ndim - 1))
