@@ -306,7 +306,8 @@ def test_an_iteration_of_a_scan(name, inside):
         (ours,) = (each for each in part.nodes if each.operation == inside)
         theirs = [each for each in unrolled.nodes if f"scan[{t}]" in each.group and each.operation == inside]
         np.testing.assert_allclose(ours.value, theirs[0].value, rtol=EXACT)
-        np.testing.assert_allclose(ours.gradient, theirs[0].gradient, rtol=EXACT)
+        unused = theirs[0].gradient is None  # the last carry goes nowhere: None there, zeros where a scan hands it on
+        np.testing.assert_allclose(ours.gradient, 0 if unused else theirs[0].gradient, rtol=EXACT)
         assert ours.line == theirs[0].line
     with pytest.raises(IndexError):
         scan.inner(scan.params["length"])

@@ -1,7 +1,8 @@
 """The computational graph of any JAX function: values and gradients at every node."""
 
+from jaxnn.graph.explain import Explanation, explain_nonfinite
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
 from jaxnn.graph.trace import grad, trace
 
-__all__ = ["Graph", "Leaf", "Node", "Recorded", "Ref", "grad", "trace"]
+__all__ = ["Explanation", "Graph", "Leaf", "Node", "Recorded", "Ref", "explain_nonfinite", "grad", "trace"]

@@ -68,6 +68,8 @@ class Node(NamedTuple):
         inner: for an operation that can be opened (scan, while, cond, a function with a custom rule), a function of
             the iteration's number (0 where there is one) that gives its sub-graph; None for others. A scan counts as
             its xs do. The sub-graph has gradients where this node has, but for custom rules and while loops.
+        pull: for an operation whose rule is not one of the table, a function without arguments that gives the
+            operations of that rule as a graph of values: it is given the inputs and δ; None for others.
     """
 
     id: int
@@ -85,6 +87,7 @@ class Node(NamedTuple):
     group: tuple[str, ...] = ()
     note: str = ""
     inner: Callable[..., Any] | None = None
+    pull: Callable[[], Any] | None = None
 
     @property
     def value(self) -> Any:

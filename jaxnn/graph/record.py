@@ -247,12 +247,15 @@ UNROLLED = {"scan": _unrolled_scan, "while": _unrolled_while, "cond": _unrolled_
 
 def _openable(tape: _Tape, nodes: Sequence[Node]) -> tuple[Node, ...]:
     """The nodes, those with a function inside given the way to open it."""
-    return tuple(
-        node._replace(inner=OPENED[eqn.primitive.name](node, eqn, [tape.value(ref) for ref in node.inputs]))
-        if eqn.primitive.name in OPENED
-        else node
-        for node, eqn in zip(nodes, tape.equations, strict=True)
-    )
+    found = []
+    for node, eqn in zip(nodes, tape.equations, strict=True):
+        inputs = [tape.value(ref) for ref in node.inputs]
+        if eqn.primitive.name in OPENED:
+            node = node._replace(inner=OPENED[eqn.primitive.name](node, eqn, inputs))
+        if node.rule in (CUSTOM, BY_JAX) and any(part is not None for part in node.passed):
+            node = node._replace(pull=_rule_graph(node, eqn, inputs))
+        found.append(node)
+    return tuple(found)
 
 
 def _part(
@@ -395,18 +398,9 @@ def _by_jax(node: Node, eqn: Any, inputs: list[Any], own: tuple[Any, ...], wante
         ValueError: if JAX has no reverse rule for it, with the operation and its line.
     """
     places = [i for i, want in enumerate(wanted) if want]
-
-    def f(*floats: Any) -> list[Any]:
-        whole = [*inputs]
-        for i, x in zip(places, floats, strict=True):
-            whole[i] = x
-        outs = bind(eqn.primitive, whole, eqn.params)
-        return [out for out in outs if is_float(out)]
-
+    deltas = _filled(own, node.values)
     try:
-        _, back = jax.vjp(f, *(inputs[i] for i in places))
-        floats = [(g, value) for g, value in zip(own, node.values, strict=True) if is_float(value)]
-        parts = back([jnp.zeros_like(value) if g is None else g for g, value in floats])
+        parts = _jax_rule(eqn, inputs, places)([inputs[i] for i in places], deltas)
     except (NotImplementedError, ValueError) as error:
         way = "unroll=True differentiates through its iterations" if node.operation == "while" else NO_RULE
         where = f" at {node.source}" if node.source else ""
@@ -415,3 +409,36 @@ def _by_jax(node: Node, eqn: Any, inputs: list[Any], own: tuple[Any, ...], wante
     for i, part in zip(places, parts, strict=True):
         found[i] = part
     return found
+
+
+def _jax_rule(eqn: Any, inputs: list[Any], places: list[int]) -> Callable[[list[Any], list[Any]], tuple[Any, ...]]:
+    """(the inputs at those places, δ of the float outputs) -> what JAX's vjp of the operation passes back to them."""
+
+    def rule(moving: list[Any], deltas: list[Any]) -> tuple[Any, ...]:
+        def f(*floats: Any) -> list[Any]:
+            given = dict(zip(places, floats, strict=True))
+            outs = bind(eqn.primitive, [given.get(i, x) for i, x in enumerate(inputs)], eqn.params)
+            return [out for out in outs if is_float(out)]
+
+        return tuple(jax.vjp(f, *moving)[1](deltas))
+
+    return rule
+
+
+def _filled(own: tuple[Any, ...], values: tuple[Any, ...]) -> list[Any]:
+    """The gradients of an operation's float outputs, zeros for None."""
+    pairs = zip(own, values, strict=True)
+    return [jnp.zeros_like(value) if g is None else g for g, value in pairs if is_float(value)]
+
+
+def _rule_graph(node: Node, eqn: Any, inputs: list[Any]) -> Callable[[], Graph]:
+    """The operations of a rule that is not of the table, as a graph of values."""
+
+    def traced() -> Graph:
+        places = [i for i, part in enumerate(node.passed) if part is not None]
+        moving, deltas = [inputs[i] for i in places], _filled(node.gradients, node.values)
+        closed = jax.make_jaxpr(_jax_rule(eqn, inputs, places))(moving, deltas)
+        names = [*(f"operand {i}" for i in places), *(f"δ{i}" if i else "δ" for i in range(len(deltas)))]
+        return _part(node, f"the rule of {node.operation}", closed, [*moving, *deltas], names)
+
+    return traced
