@@ -3,6 +3,19 @@
 from jaxnn.graph.explain import Explanation, explain_nonfinite
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
+from jaxnn.graph.page import Page, page
 from jaxnn.graph.trace import grad, trace
 
-__all__ = ["Explanation", "Graph", "Leaf", "Node", "Recorded", "Ref", "explain_nonfinite", "grad", "trace"]
+__all__ = [
+    "Explanation",
+    "Graph",
+    "Leaf",
+    "Node",
+    "Page",
+    "Recorded",
+    "Ref",
+    "explain_nonfinite",
+    "grad",
+    "page",
+    "trace",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxnn.graph.nodes import Recorded
+from jaxnn.graph.page import page
 
 
 class Graph(Recorded):
@@ -12,3 +13,7 @@ class Graph(Recorded):
 
     def __repr__(self) -> str:
         return f"<graph of {self.name}: {len(self.nodes)} operations, {len(self.leaves)} leaves>"
+
+    def _repr_html_(self) -> str:
+        """In a notebook, the page."""
+        return page(self)._repr_html_()
