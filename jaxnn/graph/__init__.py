@@ -4,6 +4,7 @@ from jaxnn.graph.explain import Explanation, explain_nonfinite
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
 from jaxnn.graph.page import Page, page
+from jaxnn.graph.text import table
 from jaxnn.graph.trace import grad, trace
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "explain_nonfinite",
     "grad",
     "page",
+    "table",
     "trace",
 ]

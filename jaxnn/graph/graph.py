@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxnn.graph.nodes import Recorded
 from jaxnn.graph.page import page
+from jaxnn.graph.text import table
 
 
 class Graph(Recorded):
@@ -13,6 +14,9 @@ class Graph(Recorded):
 
     def __repr__(self) -> str:
         return f"<graph of {self.name}: {len(self.nodes)} operations, {len(self.leaves)} leaves>"
+
+    def __str__(self) -> str:
+        return table(self)
 
     def _repr_html_(self) -> str:
         """In a notebook, the page."""

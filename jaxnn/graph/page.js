@@ -84,7 +84,7 @@ function update() {
     edge.line.setAttribute("class", ["edge", valueKnown(link.ref) ? "" : "waiting", touched ? "touched" : "",
       active ? `active ${state.phase}` : "", returned && state.phase === "backward" ? "returned" : ""].join(" "));
     const backwards = returned && state.phase === "backward";
-    edge.line.setAttribute("marker-end", edge.ends && !backwards ? "url(#ahead)" : "");
+    edge.line.setAttribute("marker-end", edge.ends && !backwards ? `url(#${active ? "now" : "ahead"})` : "");
     edge.line.setAttribute("marker-start", edge.starts && backwards ? "url(#back)" : "");
     if (edge.label) {
       edge.label.classList.toggle("hidden", !returned);
@@ -204,7 +204,7 @@ function describeNode(node) {
   const here = locals(node);
   if (here) add(p("hint", here));
   node.values.forEach((value, o) => {
-    const many = node.values.length > 1 ? ` ${o}` : "";
+    const many = node.values.length > 1 ? ` of output ${o}` : "";
     add(html("h3", {}, `value${many}`), valueKnown([node.id, o]) ? full(value) : p("none", "not yet"));
     if (G.backward) add(...gradientSection([node.id, o], `gradient δ${many}`));
   });
@@ -320,7 +320,7 @@ function openAll() {
     if (count > DRAWABLE) break;
     state.open.add(level.g);
   }
-  if (state.open.size > before) { rebuild(); fit(); }
+  if (state.open.size > before) { rebuild(); lookAtFirst(); }
   const left = G.levels.filter(level => !state.open.has(level.g)).length;
   if (left) byId("status").textContent = `${left} groups stay folded: no more than ${DRAWABLE} items are drawn at once. Unfold them one by one.`;
 }
@@ -328,7 +328,7 @@ function foldAll() {
   state.open = new Set([0]);
   state.pinned = state.hovered = null;
   rebuild();
-  fit();
+  lookAtFirst();
 }
 function show(item) { // opens what is around an item and brings it into view
   let changed = false;
@@ -384,26 +384,27 @@ function present() {
   const folds = G.levels.length > 1;
   byId("folds").hidden = !folds;
   rebuild();
-  fit();
+  lookAtFirst();
 }
 
 // ---------------------------------------------------------------- zoom and pan
 
-const camera = { x: 0, y: 0, k: 1, dragging: null, dragged: false, moved: false };
-const CLOSEST = 3, FARTHEST = 0.02, READABLE = 0.55, MARGIN = 28;
+const camera = { x: 0, y: 0, k: 1, dragging: null, dragged: false, moved: false, framed: () => {} };
+const CLOSEST = 3, FARTHEST = 0.01, READABLE = 0.55, MARGIN = 28;
 
 function look() { view.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.k})`); }
 function fit() {
   const { clientWidth: w, clientHeight: h } = svg;
   const whole = Math.min((w - 2 * MARGIN) / scene.w, (h - 2 * MARGIN) / scene.h, 1.3);
   camera.k = Math.max(FARTHEST, whole);
-  camera.moved = false;
+  Object.assign(camera, { moved: false, framed: fit });
   camera.x = (w - scene.w * camera.k) / 2;
   camera.y = Math.max(MARGIN, (h - scene.h * camera.k) / 2);
   look();
 }
 function lookAtFirst() { //: the whole graph, or as much of its top as is readable
   fit();
+  camera.framed = lookAtFirst;
   if (camera.k >= READABLE) return;
   const { clientWidth: w } = svg;
   camera.k = Math.max(READABLE, Math.min(1, (w - 2 * MARGIN) / scene.w));
@@ -417,7 +418,7 @@ function zoom(by, x = svg.clientWidth / 2, y = svg.clientHeight / 2) {
   look();
 }
 function reveal(item) { // moves the view if an item is out of it
-  const at = shapes.get(item)?.card ?? shapes.get(item)?.box;
+  const shape = shapes.get(item), at = shape?.card ?? (shape && { ...shape.box, h: 22 }); // of an open group its head
   if (!at) return;
   const { clientWidth: w, clientHeight: h } = svg, k = camera.k;
   const left = camera.x + at.x * k, top = camera.y + at.y * k, right = left + at.w * k, bottom = top + at.h * k;
@@ -496,7 +497,7 @@ svg.addEventListener("click", event => {
   state.pinned = null;
   update();
 });
-new ResizeObserver(() => { if (!camera.moved) lookAtFirst(); }).observe(svg);
+new ResizeObserver(() => { if (!camera.moved) camera.framed(); }).observe(svg);
 window.addEventListener("beforeprint", () => {
   svg.setAttribute("viewBox", `${-MARGIN} ${-MARGIN} ${scene.w + 2 * MARGIN} ${scene.h + 2 * MARGIN}`);
   view.removeAttribute("transform");
@@ -504,4 +505,3 @@ window.addEventListener("beforeprint", () => {
 window.addEventListener("afterprint", () => { svg.removeAttribute("viewBox"); look(); });
 
 load(0);
-lookAtFirst();

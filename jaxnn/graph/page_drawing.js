@@ -134,14 +134,16 @@ function gradientText(ref) { // for a card
   const all = parts(ref), here = all.filter(part => part.arrived), total = gradient(ref);
   if (state.phase === "all" && total == null) return "";
   if (state.phase !== "all" && !here.length) return all.length || state.phase === "forward" ? "" : short(total);
-  if (here.length < all.length) {
-    return isNumber(total) ? `${sum(here)} + …` : `${here.length} of ${all.length} parts`;
-  }
+  if (here.length < all.length) return partial(all, here.length);
   if (isNumber(total) && all.length > 1) {
     const whole = `${sum(here)} = ${minus(total)}`;
     if (wide(whole, "bold 13px") <= WIDEST) return whole;
   }
   return short(total);
+}
+function partial(all, count) { // what has arrived of a gradient that is not complete
+  const text = isNumber(all[0].brief) ? `${sum(all.slice(0, count))} + …` : "";
+  return text && wide(text, "bold 13px") <= WIDEST / 2 ? text : `${count} of ${all.length} parts`;
 }
 const sum = some => some.map(part => minus(part.brief)).join(" + ").replace(/\+ −/g, "− ");
 function short(brief, role = "grad") {
@@ -195,7 +197,12 @@ function content(item) { // { title, symbol, sub, rows, kind, w, h }
   for (const row of card.rows) {
     Object.assign(state, { phase: "all" });
     const shown = row.label === "grad" ? gradientText(ref) : short(row.brief, "value");
-    widest = Math.max(widest, 42 + wide(shown, "bold 13px") + bars + (isWrong(row.brief) ? 16 : 0));
+    const ways = [shown];
+    if (row.label === "grad") {
+      const all = parts(ref);
+      for (let count = 1; count < all.length; count++) ways.push(partial(all, count));
+    }
+    widest = Math.max(widest, 42 + Math.max(...ways.map(way => wide(way, "bold 13px"))) + bars + (isWrong(row.brief) ? 16 : 0));
   }
   Object.assign(state, saved);
   card.w = Math.ceil(Math.max(leaf?.kind === "number" && !array ? 30 : 92, Math.min(head, 240), Math.min(wide(card.sub, "11px"), 240), widest)
