@@ -24,18 +24,20 @@ from jaxnn.checks import (
     accumulator,
     batch_size,
     example_shape,
-    input_spec,
+    example_weights,
+    is_concrete,
     is_floating,
     same_shapes,
     spec_tree,
     static_spec,
+    usable_weights,
+    weight_values,
 )
 from jaxnn.combinators import map_layers
+from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
 from jaxnn.types import (
     Activation,
     Array,
-    DType,
-    InShape,
     Key,
     Layer,
     Loss,
@@ -44,7 +46,6 @@ from jaxnn.types import (
     Penalty,
     Reading,
     State,
-    Tagged,
     Tree,
 )
 
@@ -62,23 +63,6 @@ class PassFunction(Protocol):
         rng: Key | None = None,
         weights: Array | None = None,
     ) -> Pass: ...
-
-
-# ---------------------------------------------------------------- readings
-
-
-def _read_delta(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Any:
-    return delta
-
-
-def _read_delta_norms(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Any:
-    return jax.tree.map(lambda d: jnp.sqrt(jnp.square(d.astype(accumulator(d.dtype))).sum()), delta)
-
-
-READINGS = {
-    "deltas": Reading("deltas", _read_delta),  # δ at the layer's output, [N, …]
-    "delta_norms": Reading("delta_norms", _read_delta_norms),  # ‖δ‖₂ over the whole batch, a scalar
-}
 
 
 # ---------------------------------------------------------------- the two derivations
@@ -106,11 +90,14 @@ def backprop(
 
     Returns:
         `fn(params, state, x, target, *, rng=None, weights=None) -> Pass`: x [N, …] (or a tree of such), target as
-        the loss wants it, weights [N] non-negative (1 by default). Pure; works under jit, vmap and scan.
+        the loss wants it, weights [N] non-negative (1 by default). Pure; works under jit, vmap and scan. Under jit
+        a weight that is negative or not finite makes loss and δs NaN, and a batch without any weight, as a larger
+        data set may hold, has loss 0 and gradients 0.
 
     Raises:
         ValueError: for an unknown reading; when called, if the parameters are another network's, if x, target
-            and weights differ in batch size, or if a backward rule gives gradients of another shape.
+            and weights differ in batch size, if a backward rule gives gradients of another shape, or, outside jit,
+            if a weight is negative or not finite, or all are 0.
 
     Source: Rumelhart, Hinton & Williams (1986); Nielsen (2015), ch. 2, BP1-BP4.
 
@@ -124,7 +111,7 @@ def backprop(
     (5, 2)
     """
     check_records("backprop", net, loss)
-    readings = _readings(read)
+    readings = readings_of(read)
 
     def run(
         params: Params,
@@ -142,9 +129,9 @@ def backprop(
         delta = loss.delta(output, target)
         same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, output, "δₙ = ∂Cₙ/∂yₙ:")
         delta = jax.tree.map(lambda d: _weigh(share, d), delta)
-        watched = map_layers(lambda layer: _watch(layer, readings, total), net) if readings else net
+        watched = map_layers(lambda layer: watch(layer, readings, total), net) if readings else net
         _, noted = watched.backward(params, tape, delta)
-        grads = _like(params, _untag(noted, lambda tagged: tagged.tied))
+        grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
         same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
         mean = _mean(value, share)
         if penalty is not None:
@@ -154,7 +141,7 @@ def backprop(
             grads = jax.tree.map(lambda g, p: g + jnp.asarray(p, g.dtype), grads, slopes)
 
         def noted_by(i: int) -> Tree:
-            return _untag(noted, lambda tagged: tagged.own[i])
+            return untag(noted, lambda tagged: tagged.own[i])
 
         return Pass(mean, grads, new_state, output, {r.name: noted_by(i) for i, r in enumerate(readings)})
 
@@ -190,11 +177,11 @@ def autodiff(
     (3, 2)
     """
     check_records("autodiff", net, loss)
-    readings = _readings(read)
+    readings = readings_of(read)
     if any(reading != READINGS["deltas"] for reading in readings):
         names = [reading.name for reading in readings if reading != READINGS["deltas"]]
         raise ValueError(f"autodiff: reads 'deltas' only, not {names}: jax.grad has no tape to read from; use backprop")
-    perturbed = map_layers(_perturb, net) if readings else net
+    perturbed = map_layers(perturb, net) if readings else net
 
     def run(
         params: Params,
@@ -209,18 +196,18 @@ def autodiff(
 
         def objective(slotted: Params) -> tuple[Array, tuple[State, Any, Array]]:
             output, new_state, _ = perturbed.forward(slotted, state, x, train=train, rng=rng)
-            value = cost(loss, output if weights is None else _without(weights == 0, output), target)
+            value = cost(loss, output if weights is None else _without(jnp.logical_not(weights), output), target)
             share, total = _shares(value, weights)
             mean = _mean(value, share)
             if penalty is not None:
-                plain = _like(params, _untag(slotted, lambda tagged: tagged.tied))
+                plain = entries_like(params, untag(slotted, lambda tagged: tagged.tied))
                 mean = mean + _penalty_value(penalty, plain).astype(mean.dtype)
             return mean, (new_state, output, total)
 
-        slotted = _with_slots(perturbed, params, x) if readings else params
+        slotted = with_slots(perturbed, params, x) if readings else params
         (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
-        deltas = jax.tree.map(lambda d: _unscaled(d, total), _untag(grads, lambda tagged: tagged.own))
-        grads = _like(params, _untag(grads, lambda tagged: tagged.tied))
+        deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own))
+        grads = entries_like(params, untag(grads, lambda tagged: tagged.tied))
         return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings})
 
     return run
@@ -305,93 +292,6 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
     return apply
 
 
-# ---------------------------------------------------------------- instruments: leaf layers that note or perturb
-
-
-def _readings(read: Sequence[str | Reading]) -> tuple[Reading, ...]:
-    if isinstance(read, str):
-        raise TypeError(f"read must be a sequence of readings, as in read=({read!r},)")
-    for item in read:
-        if not isinstance(item, Reading) and item not in READINGS:
-            raise ValueError(f"unknown reading {item!r}; known are {sorted(READINGS)}, or give a Reading record")
-    readings = tuple(item if isinstance(item, Reading) else READINGS[item] for item in read)
-    names = [reading.name for reading in readings]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two readings have one name: {names}")
-    return readings
-
-
-def _watch(layer: Layer, readings: tuple[Reading, ...], total: Array) -> Layer:
-    """The layer, its gradients tagged with what the readings note."""
-
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        delta_in, grads = layer.backward(params, tape, delta)
-        whole = jax.tree.map(lambda d: _unscaled(d, total), delta)
-        return delta_in, Tagged(grads, tuple(r.read(layer, params, tape, whole, grads) for r in readings))
-
-    return layer._replace(backward=backward)
-
-
-def _perturb(layer: Layer) -> Layer:
-    """The layer, its parameters tagged with a slot that is added to its output."""
-
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        params, state = layer.init(key, in_shape, dtype)
-        y = jax.eval_shape(lambda p, s, x: layer.forward(p, s, x)[0], params, state, input_spec(in_shape, dtype))
-        slot = lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype) if is_floating(leaf) else ()  # noqa: E731
-        empty = jax.tree.map(slot, y)  # integers have no δ
-        return Tagged(params, empty), state
-
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
-        if not isinstance(params, Tagged):
-            raise TypeError("autodiff: a layer was given no slot")
-        y, state, tape = layer.forward(params.tied, state, x, train=train, rng=rng)
-        add = lambda y, slot: y + slot.astype(y.dtype) if is_floating(y) and slot.size else y  # noqa: E731
-        return jax.tree.map(add, y, params.own), state, tape
-
-    return layer._replace(init=init, forward=forward)
-
-
-def _with_slots(perturbed: Layer, params: Params, x: Tree) -> Params:
-    """The parameters, tagged at every leaf layer with zeros shaped like the layer's output."""
-    n = batch_size("x", x)
-    dtype = max((leaf.dtype for leaf in jax.tree.leaves((params, x)) if is_floating(leaf)), key=_bits)
-    shapes, _ = jax.eval_shape(lambda key: perturbed.init(key, example_shape(x), dtype), jax.random.key(0))
-
-    def fill(slot: Any) -> Array:  # the batch axis is the empty one, wherever repeat and share have moved it
-        return jnp.zeros(tuple(size or n for size in slot.shape), slot.dtype)
-
-    def tag(path: tuple[Any, ...], spec: Tagged) -> Tagged:
-        tied = params
-        for entry in path:
-            tied = tied.get(entry.key, {}) if isinstance(tied, dict) else tied[entry.idx]
-        return Tagged(tied, jax.tree.map(fill, spec.own))
-
-    return jax.tree_util.tree_map_with_path(tag, shapes, is_leaf=_is_tagged)
-
-
-def _bits(dtype: Any) -> int:
-    return int(jnp.finfo(dtype).bits)
-
-
-def _is_tagged(tree: Tree) -> bool:
-    return isinstance(tree, Tagged)
-
-
-def _untag(tree: Tree, part: Callable[[Tagged], Tree]) -> Tree:
-    """One part of each Tagged in a tree; what is not tagged stays."""
-    return jax.tree.map(lambda leaf: part(leaf) if _is_tagged(leaf) else leaf, tree, is_leaf=_is_tagged)
-
-
-def _like(params: Params, tree: Tree) -> Tree:
-    """The tree without the entries of layers that have no parameters."""
-    if isinstance(params, dict) and isinstance(tree, dict):
-        return {name: _like(part, tree[name]) for name, part in params.items() if name in tree}
-    return tree
-
-
 # ---------------------------------------------------------------- arguments and scale
 
 
@@ -400,7 +300,7 @@ def _shares(value: Array, weights: Array | None) -> tuple[Array, Array]:
     dtype = accumulator(value.dtype)
     if weights is None:
         return jnp.asarray(1 / value.shape[0], dtype), jnp.asarray(value.shape[0], dtype)
-    w = weights.astype(dtype)
+    w = usable_weights(weights, dtype)
     total = w.sum()
     return w / jnp.where(total == 0, 1, total), total  # a batch of weight 0 has cost 0 and teaches nothing
 
@@ -410,10 +310,6 @@ def _weigh(share: Array, values: Array) -> Array:
     share = share.reshape(share.shape + (1,) * (values.ndim - 1)) if share.ndim else share
     weighed = (values.astype(share.dtype) * share).astype(values.dtype)  # 1/N and N may leave float16's range
     return jnp.where(share == 0, 0, weighed) if share.ndim else weighed
-
-
-def _unscaled(delta: Array, total: Array) -> Array:
-    return (delta.astype(total.dtype) * total).astype(delta.dtype)
 
 
 def _without(left_out: Array, output: Any) -> Any:
@@ -475,8 +371,10 @@ def _check_arguments(net: Layer, params: Params, x: Tree, target: Tree, weights:
     if jax.tree.leaves(target) and batch_size("target", target) != n:
         m = batch_size("target", target)
         raise ValueError(f"x has {n} examples and target has {m}: the first axis of each counts the examples")
-    if weights is not None and weights.shape != (n,):
-        raise ValueError(f"weights must have shape ({n},), one for each example, got {weights.shape}")
+    if weights is not None:
+        example_weights("weights", weights, n)
+        if is_concrete(weights):
+            weight_values("weights", weights)
     check_params(net, params, x)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.types import DType, InShape, Key, Shape, Tree
+from jaxnn.types import Array, DType, InShape, Key, Shape, Tree
 
 MAX_REPORTED = 5  # mismatches listed before "and n more"
 
@@ -271,6 +271,56 @@ def labels_and_wrong(labels: Any, classes: int) -> tuple[Any, Any]:
 def first_of(wrong: np.ndarray) -> tuple[int, ...]:
     """The index of the first True."""
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+
+
+def finite_values(where: str, values: np.ndarray, advice: str) -> None:
+    """Raises ValueError with the count and first place of values that are not finite."""
+    _none_of(where, values, ~np.isfinite(values), "not finite", advice)
+
+
+def _none_of(where: str, values: np.ndarray, wrong: np.ndarray, what: str, advice: str) -> None:
+    if wrong.any():
+        first = first_of(wrong)
+        raise ValueError(
+            f"{where}: {np.count_nonzero(wrong)} of {values.size} values are {what}, the first at index {first}: "
+            f"{values[first]}. {advice}"
+        )
+
+
+# ---------------------------------------------------------------- example weights
+
+
+def example_weights(where: str, weights: Any, n: int) -> None:
+    """Raises an error unless weights are [N], whatever they hold."""
+    if not hasattr(weights, "shape") or not hasattr(weights, "dtype"):
+        raise TypeError(f"{where} must be an array [N], got {type(weights).__name__}: use np.asarray")
+    if weights.shape != (n,):
+        raise ValueError(f"{where} must have shape ({n},), one for each example, got {weights.shape}")
+    if jnp.issubdtype(weights.dtype, jnp.complexfloating):
+        raise ValueError(f"{where} must be real numbers, got {weights.dtype}")
+
+
+def weight_values(where: str, weights: Any) -> None:
+    """Raises ValueError if a concrete weight is negative or not finite, or if none is above 0."""
+    values = np.asarray(weights)
+    values = values if values.dtype.kind in "iub" else values.astype(np.float64)  # half precisions lack some tests
+    finite_values(where, values, "Give numbers of 0 and above; 0 leaves an example out")
+    _none_of(where, values, values < 0, "negative", "Give numbers of 0 and above; 0 leaves an example out")
+    if not values.any():
+        raise ValueError(
+            f"{where} are all zero, which leaves nothing to take a mean of: leave weights out, or the batch"
+        )
+
+
+def usable_weights(weights: Array, dtype: DType) -> Array:
+    """The weights, with NaN for those that cannot be right: a compiled program cannot raise."""
+    w = weights.astype(dtype)
+    return jnp.where((w >= 0) & (w < jnp.inf), w, jnp.nan)
+
+
+def is_concrete(x: Any) -> bool:
+    """True for an array whose values can be looked at. Without jit those inside a scan can be, and are not meant."""
+    return not isinstance(x, jax.core.Tracer) and not jax.config.jax_disable_jit  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- trees

@@ -48,7 +48,7 @@ class EpochResult(NamedTuple):
         loss: Σ wₙ Cₙ / Σ wₙ over the epoch (plus the penalty), each Cₙ as its step saw it.
         metrics: the same weighted mean of each metric.
         losses: [steps], the loss of every step.
-        finite: False if any loss or any parameter at the end is not finite.
+        finite: False if any loss, or any parameter at the end, is not finite.
     """
 
     loss: Array
@@ -133,7 +133,8 @@ def train_epoch(
         `jax.jit(..., donate_argnums=0)` the state is updated in place; under `jax.vmap` it trains an ensemble.
 
     Raises:
-        ValueError: if the batch size is below 1 or above N.
+        ValueError: if the batch size is below 1 or above N; when called, if x, target and weights differ in number,
+            and as `backprop`.
 
     >>> from jaxnn import losses, mlp, sgd
     >>> net, optimizer = mlp([3, 1]), sgd(0.1)
@@ -176,12 +177,15 @@ def epoch_program(
             return train_state, (out.loss, batch_sums(out.loss, out.output, target, weights, metrics))
 
         check_sizes("data", data)  # the gather promises to stay within bounds
+        if len(data) == 3 and checks.is_concrete(data[2]):
+            checks.weight_values("data: weights", data[2])
         check_batch_size(batch, data[0])
         order = epoch_order(train_state, data[0], batch, shuffle)
         train_state, (losses, sums) = in_batches(one, train_state, order, batch)
         means = means_of(sums)
-        finite = jnp.isfinite(losses).all() & all_finite(train_state.params)
-        return train_state, EpochResult(means.pop("loss"), means, losses, finite)
+        loss = means.pop("loss")
+        finite = jnp.isfinite(losses).all() & jnp.isfinite(loss) & all_finite(train_state.params)
+        return train_state, EpochResult(loss, means, losses, finite)
 
     return training
 
@@ -255,7 +259,7 @@ def batch_sums(
 ) -> dict[str, Array]:
     """Σ w, Σ w·loss and Σ w·metric of a batch."""
     n = checks.batch_size("output", output)
-    w = jnp.ones(n, loss.dtype) if weights is None else weights.astype(loss.dtype)
+    w = jnp.ones(n, loss.dtype) if weights is None else checks.usable_weights(weights, loss.dtype)
     total = jnp.asarray(n, loss.dtype) if weights is None else w.sum()
     sums = {"weight": total, "loss": loss * total}
     for name, metric in metrics:
@@ -295,8 +299,8 @@ def check_sizes(what: str, parts: DataSet) -> None:
         raise ValueError(
             f"{what}: the parts differ in their number of examples, {sizes}: the first axis of each counts them"
         )
-    if len(parts) == 3 and parts[2].shape != (n,):
-        raise ValueError(f"{what}: weights must have shape ({n},), one for each example, got {parts[2].shape}")
+    if len(parts) == 3:
+        checks.example_weights(f"{what}: weights", parts[2], n)
 
 
 def check_batch_size(batch: int, x: Tree) -> None:

@@ -6,34 +6,31 @@ leaf when training diverges. The pure functions that they drive are in `steps`.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache, partial
-from numbers import Number
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxnn.backprop import backprop, check_params, check_records, cost
+from jaxnn.backprop import backprop, cost
 from jaxnn.checks import (
     accumulator,
     as_key,
     batch_size,
-    describe,
     example_shape,
     is_floating,
-    path_name,
     spec_tree,
     static_spec,
+    usable_weights,
     whole_number,
 )
 from jaxnn.combinators import ordered_leaves
+from jaxnn.intake import check_fit_records, check_train_state, check_values, on_device
 from jaxnn.steps import (
-    PARTS,
     DataSet,
     EpochResult,
     Gradient,
@@ -41,13 +38,11 @@ from jaxnn.steps import (
     NamedMetrics,
     batch_sums,
     check_batch_size,
-    check_sizes,
     epoch_order,
     epoch_program,
     in_batches,
     init_train_state,
     means_of,
-    metric_value,
     named_metrics,
     rows_of,
     train_step,
@@ -56,24 +51,35 @@ from jaxnn.types import Array, Fit, Key, Layer, Loss, Optimizer, Params, Penalty
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
 CACHED_PROGRAMS = 64  # compiled programs kept
+VALIDATION_LOSS = "validation_loss"  # in the history
 
 
 class DivergenceError(ArithmeticError):
-    """Training met a loss or a parameter that is not finite.
+    """Training met a loss or a parameter that is not finite, or a validation loss that is not.
 
     Attributes:
         step: the optimizer step at which it happened, counted from 0 over the whole training.
         epoch: the epoch of that step, likewise.
-        leaf: the first leaf that is not finite, in the network's own order, such as "grads/dense_0/w".
-        train_state: the last good state, from before that step.
-        history: the history of the epochs that were completed.
+        leaf: the first leaf that is not finite, in the network's own order, such as "grads/dense_0/w"; or "loss", or
+            "validation_loss".
+        train_state: the last good state, from before that step; where the validation loss is not finite, the state
+            that gave it, whose parameters are finite.
+        history: the history of the epochs that were completed, that one included where it is the validation's.
     """
 
     def __init__(self, step: int, epoch: int, leaf: str, train_state: TrainState, history: dict[str, list[float]]):
-        super().__init__(
-            f"training diverged at step {step} (epoch {epoch}): {leaf} is not finite. The state before that step is "
-            "in this error's train_state; lower the learning rate, or look at the data and the loss"
-        )
+        where = f"step {step} (epoch {epoch})"
+        if leaf == VALIDATION_LOSS:
+            complaint = (
+                f"the validation loss after {where} is not finite, though the training loss and all parameters are. "
+                "The state that gave it is in this error's train_state; look at the validation data and the loss"
+            )
+        else:
+            complaint = (
+                f"training diverged at {where}: {leaf} is not finite. The state before that step is in this error's "
+                "train_state; lower the learning rate, or look at the data and the loss"
+            )
+        super().__init__(complaint)
         self.step, self.epoch, self.leaf = step, epoch, leaf
         self.train_state, self.history = train_state, history
 
@@ -129,8 +135,8 @@ def fit(
 
     Raises:
         ValueError, TypeError: before anything compiles, for data, labels, sizes or parameters that do not fit.
-        DivergenceError: if a step's loss, or a parameter at an epoch's end, is not finite. It names the step and
-            the first such gradient or parameter, and carries the last good state.
+        DivergenceError: if a step's loss, a parameter at an epoch's end, or the validation loss is not finite. It
+            names the step and the first such gradient or parameter, and carries the last good state.
 
     >>> from jaxnn import losses, mlp, sgd
     >>> x = jnp.linspace(-1, 1, 32)[:, None]
@@ -138,14 +144,14 @@ def fit(
     >>> len(result.history["loss"]), int(result.train_state.step)
     (3, 12)
     """
-    _check_records(net, loss, optimizer)
+    check_fit_records(net, loss, optimizer)
     epochs = whole_number("fit: epochs", epochs, least=1)
     batch_size = whole_number("fit: batch_size", batch_size, least=1)
     named, resumed = named_metrics(metrics), train_state
-    data = _enter("data", data)
+    data = on_device("data", data)
     sizes = [("data", data)]
     if validation is not None:
-        validation = _enter("validation", validation)
+        validation = on_device("validation", validation)
         sizes.append(("validation", validation))
     check_batch_size(batch_size, data[0])
     if train_state is None:
@@ -154,12 +160,12 @@ def fit(
         start, first_key = _compiled_init(net, optimizer, static_spec(data[0])), as_key(key)
         spec = jax.eval_shape(start, first_key)
     else:
-        _check_train_state(net, train_state, data[0], optimizer)
+        check_train_state(net, train_state, data[0], optimizer)
         if key is not None:
             train_state = train_state._replace(key=as_key(key))
         spec = train_state
     for what, part in sizes:
-        _check_values(what, net, loss, spec, part, named, look=check_data)
+        check_values(what, net, loss, spec, part, named, look=check_data)
     if train_state is None:
         train_state = start(first_key)  # nothing has compiled before
 
@@ -184,6 +190,9 @@ def fit(
         show(row)
         for name, value in {**row, "seconds": seconds}.items():
             history.setdefault(name, []).append(value)
+        if validation is not None and not math.isfinite(row[VALIDATION_LOSS]):
+            step = int(train_state.step)
+            raise DivergenceError(step, (step - 1) // len(result.losses), VALIDATION_LOSS, train_state, history)
     return Fit(train_state, history)
 
 
@@ -221,10 +230,10 @@ def evaluate(
     {'loss': 4.0}
     """
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
-    data = _enter("data", data)
+    data = on_device("data", data)
     named = named_metrics(metrics)
-    _check_train_state(net, train_state, data[0])
-    _check_values("data", net, loss, train_state, data, named, look=check_data)
+    check_train_state(net, train_state, data[0])
+    check_values("data", net, loss, train_state, data, named, look=check_data)
     return _evaluate(net, loss, train_state, data, named, batch_size)
 
 
@@ -240,8 +249,8 @@ def predict(net: Layer, train_state: TrainState, x: Tree, *, batch_size: int = E
     (5, 3)
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
-    (x,) = _enter("x", (x,))
-    _check_train_state(net, train_state, x)
+    (x,) = on_device("x", (x,))
+    check_train_state(net, train_state, x)
     return _compiled_predict(net, batch_size)(train_state.params, train_state.state, x)
 
 
@@ -280,7 +289,7 @@ def _compiled_evaluation(
             output = net.forward(params, state, x)[0]
             value = cost(loss, output, target)
             value = value.astype(accumulator(value.dtype))
-            w = jnp.ones_like(value) if weights is None else weights.astype(value.dtype)
+            w = jnp.ones_like(value) if weights is None else usable_weights(weights, value.dtype)
             mean = jnp.where(w == 0, 0, w * value).sum() / jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)
             return carry, batch_sums(mean, output, target, weights, metrics)
 
@@ -318,6 +327,10 @@ def _evaluate(
 ) -> dict[str, float]:
     scores = _compiled_evaluation(net, loss, batch, metrics)(train_state.params, train_state.state, data)
     return {name: float(score) for name, score in scores.items()}
+
+
+def _copy(tree: Tree) -> Tree:
+    return jax.device_put(tree, may_alias=False)
 
 
 # ---------------------------------------------------------------- divergence
@@ -372,116 +385,6 @@ def _diagnose(
     leaves = [name for name in bad if name != "loss"] or bad or ["the loss"]
     batches = len(good["loss"])
     return DivergenceError(first_step + step, (first_step + step) // batches, leaves[0], last_good, history)
-
-
-# ---------------------------------------------------------------- what enters
-
-
-def _enter(what: str, parts: Any) -> tuple[Any, ...]:
-    """The parts as device arrays with N examples each."""
-    if what != "x" and (not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3)):
-        got = f"{type(parts).__name__} of {len(parts)}" if isinstance(parts, (tuple, list)) else describe(parts)
-        raise TypeError(f"{what} must be (x, target) or (x, target, weights), got {got}")
-    arrays = []
-    for name, part in zip(PARTS, parts, strict=False):
-        where = name if what == "x" else f"{what}: {name}"
-        if isinstance(part, (list, tuple)) and any(isinstance(leaf, Number) for leaf in jax.tree.leaves(part)):
-            raise TypeError(f"{where} must be an array or a tree of arrays, got a list of numbers: use np.asarray")
-        arrays.append(jax.tree.map(partial(_on_device, where), part))
-    check_sizes(what, tuple(arrays))
-    return tuple(arrays)
-
-
-def _check_records(net: Any, loss: Any, optimizer: Any) -> None:
-    """The first three arguments are records, and not the factories of such."""
-    check_records("fit", net, loss)
-    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
-        hint = "; a factory needs its parentheses, adam(1e-3)" if callable(optimizer) else ""
-        raise TypeError(f"fit: optimizer must have init and update, as jaxnn.adam(1e-3) has, got {optimizer!r}{hint}")
-
-
-def _check_train_state(net: Layer, train_state: TrainState, x: Tree, optimizer: Optimizer | None = None) -> None:
-    if not isinstance(train_state, TrainState):
-        raise TypeError(
-            f"train_state must be a TrainState, as in fit(...).train_state, got {type(train_state).__name__}"
-        )
-    check_params(net, train_state.params, x)
-    if optimizer is not None:
-        expected: Any = jax.eval_shape(optimizer.init, train_state.params)
-        structures: list[Any] = [jax.tree.structure(tree) for tree in (expected, train_state.opt_state)]
-        if structures[0] != structures[1]:
-            raise ValueError(
-                f"fit: train_state.opt_state is not this optimizer's: expected {type(expected).__name__}, got "
-                f"{type(train_state.opt_state).__name__}; give train_state._replace(opt_state=optimizer.init(params))"
-            )
-
-
-def _check_values(
-    what: str,
-    net: Layer,
-    loss: Loss,
-    train_state: TrainState,
-    data: DataSet,
-    metrics: NamedMetrics,
-    *,
-    look: bool,
-) -> None:
-    """Shapes against the loss always; values (not finite, bad labels, bad weights) where the user lets us look."""
-    x, target, *weights = data
-    with _about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], train_state.params, train_state.state, x)
-        jax.eval_shape(partial(cost, loss), output, target)
-        for name, metric in metrics:
-            jax.eval_shape(partial(metric_value, name, metric), output, target)
-    if not look:
-        return
-    for name, tree in ((f"{what}: x", x), (f"{what}: target", target), (f"{what}: weights", weights)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if is_floating(leaf):
-                _check_finite(f"{name}/{path_name(path)}" if isinstance(tree, dict) else name, np.asarray(leaf))
-    if weights and (np.asarray(weights[0]) < 0).any():
-        raise ValueError(f"{what}: weights must not be negative")
-    if weights and not np.asarray(weights[0]).any():
-        raise ValueError(f"{what}: all weights are zero")
-    if loss.check is not None:
-        with _about(what):
-            loss.check(output, target)
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Says of an error from below whether it is the training data's or the validation set's."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        error.args = (f"{what}: {error}",)
-        raise
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        bad = int((~finite).sum())
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(
-            f"{name}: {bad} of {values.size} values are not finite, the first at index {first}: {values[first]}. "
-            "Clean the data, or pass check_data=False"
-        )
-
-
-def _on_device(what: str, leaf: Any) -> Array:
-    if isinstance(leaf, jax.Array):
-        return leaf
-    here = np.asarray(leaf)
-    there = jax.device_put(here)  # compiles nothing
-    if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
-        first = here[np.asarray(there) != here][0]
-        raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")
-    return there
-
-
-def _copy(tree: Tree) -> Tree:
-    return jax.device_put(tree, may_alias=False)
 
 
 # ---------------------------------------------------------------- the progress bar

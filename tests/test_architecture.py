@@ -18,8 +18,10 @@ FLOORS = (
     {"activations", "initializers", "jaxprs", "losses", "metrics", "schedules"},
     {"layers"},
     {"combinators", "optimizers"},
+    {"readings"},
     {"backprop"},
     {"gradcheck", "graph", "steps"},
+    {"intake"},
     {"training"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
@@ -39,7 +41,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "graph": (
         {"loops", "nodes", "rule", "values"},
         {"causes", "folding", "layout", "rules", "shape_rules"},
-        {"levels"},
+        {"levels", "text"},
         {"page"},
         {"graph"},
         {"record"},

@@ -107,12 +107,52 @@ def test_weights_are_repetitions():
 
 
 def test_a_batch_of_weight_zero_teaches_nothing():
+    """A larger data set may hold one, and a compiled pass cannot know; on its own it is refused."""
     net = mlp([3, 2])
-    params, state = net.init(jax.random.key(0), (4,))
+    args = (*net.init(jax.random.key(0), (4,)), jnp.ones((2, 4)), jnp.ones((2, 2)))
     for gradient in (backprop, autodiff):
-        out = gradient(net, losses.mse)(params, state, jnp.ones((2, 4)), jnp.ones((2, 2)), weights=jnp.zeros(2))
+        run = gradient(net, losses.mse)
+        out = jax.jit(lambda weights, run=run: run(*args, weights=weights))(jnp.zeros(2))
         assert float(out.loss) == 0
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(out.grads))
+        with pytest.raises(ValueError, match="weights are all zero, which leaves nothing to take a mean of"):
+            run(*args, weights=jnp.zeros(2))
+
+
+WRONG_WEIGHTS = {
+    "negative": (-0.5, r"weights: 1 of 4 values are negative, the first at index \(2,\): -0.5\. Give numbers of 0"),
+    "NaN": (np.nan, r"weights: 1 of 4 values are not finite, the first at index \(2,\): nan"),
+    "infinite": (np.inf, r"weights: 1 of 4 values are not finite, the first at index \(2,\): inf"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
+@pytest.mark.parametrize("gradient", [backprop, autodiff])
+def test_weights_that_cannot_be_right(gradient, wrong, message):
+    """Refused where they can be looked at; in a compiled pass nothing that comes out is a number."""
+    net = mlp([3, 2], tanh)
+    args = (*net.init(jax.random.key(0), (4,)), jnp.ones((4, 4)), jnp.ones((4, 2)))
+    run = gradient(net, losses.mse, read=("deltas",))
+    weights = np.array([1.0, 0.0, wrong, 2.0], np.float32)
+    for concrete in (weights, jnp.asarray(weights, jnp.bfloat16)):
+        with pytest.raises(ValueError, match=message):
+            run(*args, weights=concrete)
+    out = jax.jit(lambda weights: run(*args, weights=weights))(weights)
+    for leaf in jax.tree.leaves((out.loss, out.grads, out.readings)):
+        assert np.isnan(leaf).all()
+    with pytest.raises(TypeError, match=r"weights must be an array \[N\], got list"):
+        run(*args, weights=[1.0] * 4)
+    with pytest.raises(ValueError, match="weights must be real numbers, got complex64"):
+        run(*args, weights=jnp.ones(4, jnp.complex64))
+
+
+def test_whole_numbers_and_masks_are_weights():
+    net = mlp([3, 2], tanh)
+    args = (*net.init(jax.random.key(0), (4,)), jnp.cos(jnp.arange(12.0)).reshape(3, 4), jnp.ones((3, 2)))
+    for gradient in (backprop, autodiff):
+        outs = [gradient(net, losses.mse)(*args, weights=jnp.array([1, 0, 1], kind)) for kind in (float, int, bool)]
+        for out in outs[1:]:
+            close(numpy_tree((out.loss, out.grads)), numpy_tree((outs[0].loss, outs[0].grads)), 1e-6, "weights")
 
 
 def test_half_precision_does_not_overflow():

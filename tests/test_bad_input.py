@@ -190,9 +190,15 @@ def test_weights():
             call(state.params, state.state, X, LABELS, weights=ones[:, None])
     fit_refuses(SCORES, loss, (X, LABELS, ones[:, None]), "data: weights", "(6,)", "(6, 1)")
     fit_refuses(SCORES, loss, (X, LABELS, ones[:4]), "'weights': 4", "'x': 6")
-    fit_refuses(SCORES, loss, (X, LABELS, -ones), "data: weights", "negative")
-    fit_refuses(SCORES, loss, (X, LABELS, 0 * ones), "data: all weights are zero")
-    fit_refuses(SCORES, loss, (X, LABELS, np.nan * ones), "data: weights", "6 of 6", "not finite")
+    values = {"negative": (-ones, "6 of 6"), "not finite": (np.nan * ones, "6 of 6"), "all zero": (0 * ones, "leave")}
+    for wrong, (weights, says) in values.items():
+        fit_refuses(SCORES, loss, (X, LABELS, weights), "data: weights", wrong, says)
+        with refused("data: weights", wrong, says):
+            evaluate(SCORES, loss, state, (X, LABELS, weights))
+        with refused("weights", wrong, says):
+            run(state.params, state.state, X, LABELS, weights=weights)
+        validation = (X, LABELS, weights)
+        fit_refuses(SCORES, loss, (X, LABELS), "validation: weights", wrong, says, validation=validation)
 
 
 def test_wrong_number_of_features():

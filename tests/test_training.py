@@ -377,6 +377,32 @@ def test_batches_without_weight_add_nothing():
     assert {name: history[name][0] for name in expected} == pytest.approx(expected, rel=FLOAT32)
 
 
+def test_batches_without_weight_are_nothing_wrong_without_jit_either():
+    """Without jit the weights inside an epoch can be looked at, but a batch of them is not the data set."""
+    data = (X, LABELS, np.where(np.arange(N) == 6, 2, 0).astype(np.float32))
+    net = mlp([K])
+    run, state = train_epoch(net, LOSS, sgd(0.1), batch_size=BATCH), init_train_state(net, sgd(0.1), 0, (D,))
+    with jax.disable_jit():
+        assert bool(run(state, *data)[1].finite)
+
+
+@pytest.mark.parametrize("wrong", ["negative", "zero"])
+def test_weights_that_no_one_looked_at(wrong):
+    """They end training, or come back as NaN, and are refused by an epoch that can look at them."""
+    weights = np.zeros(N, np.float32) if wrong == "zero" else np.where(np.arange(N) == 6, -1, WEIGHTS)
+    data = (X, LABELS, weights.astype(np.float32))
+    with pytest.raises(DivergenceError, match="is not finite") as caught:
+        trained(1, data, check_data=False)
+    assert caught.value.history == {}
+    scores = evaluate(NET, LOSS, start(), data, metrics=METRICS, check_data=False)
+    assert all(np.isnan(score) for score in scores.values())
+    with pytest.raises(ValueError, match=rf"data: weights.* {wrong}"):
+        train_epoch(NET, LOSS, OPTIMIZER, batch_size=BATCH)(start(), *data)
+    _, result = one_epoch(start(), *data)
+    assert np.isnan(result.loss)
+    assert not result.finite
+
+
 def test_example_of_weight_0_may_be_unlabelled():
     weights, labels = np.ones(N, np.float32), LABELS.copy()
     weights[3], labels[3] = 0, -1  # its loss and its accuracy are NaN
@@ -610,6 +636,33 @@ def test_divergence_by_learning_rate():
     order = [(layer, leaf) for layer in ("zeta", "alpha") for leaf in "bw"]
     sick = [f"grads/{layer}/{leaf}" for layer, leaf in order if not np.isfinite(grads[layer][leaf]).all()]
     assert error.leaf == [*sick, "loss"][0]  # the loss only where no gradient is to blame
+
+
+@pytest.mark.parametrize("part", ["x", "target"])
+def test_validation_loss_that_is_not_finite(part):
+    """It has a name and a step: history never holds a number that no comparison can be made with, unsaid."""
+    x, labels = OTHERS[0].copy(), OTHERS[1].copy()
+    if part == "x":
+        x[3, 1] = np.nan
+    else:
+        labels[3] = -1
+    state = trained(1).train_state  # one epoch has been before
+    with pytest.raises(DivergenceError) as caught:
+        trained(3, train_state=state, key=None, validation=(x, labels), check_data=False)
+    error = caught.value
+    assert (error.step, error.epoch, error.leaf) == (2 * STEPS, 1, "validation_loss")
+    assert "the validation loss after step 6 (epoch 1) is not finite" in str(error)
+    assert "look at the validation data" in str(error)
+    expected = trained(1, train_state=state, key=None)
+    assert_same(error.train_state, expected.train_state)
+    assert np.isnan(error.history.pop("validation_loss")).all()
+    assert {name: error.history[name] for name in figures(expected.history)} == figures(expected.history)
+
+
+def test_validation_metric_may_be_nan():
+    """What a metric says of an example is its own business; only the loss must be a number."""
+    history = trained(1, metrics={"none": lambda y, t: jnp.full(len(y), jnp.nan)}, validation=OTHERS).history
+    assert np.isnan(history["none"] + history["validation_none"]).all()
 
 
 def test_divergence_can_be_pickled():
