@@ -1,0 +1,353 @@
+"""A graph as a table that fits a terminal: an operation a line, long graphs folded by group.
+
+What does not fit is never left out in silence: what is cut ends in "…", and the last lines count what is folded, what
+is skipped and which columns are missing.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnn.graph.folding import Folded, Item, fold
+from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref
+from jaxnn.graph.values import Summary, number, summary
+from jaxnn.jaxprs import is_float
+
+NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED = "✗", "∧", "▸", "▾", "⋮"
+NONE = "–"  # in the place of a gradient that is not there
+GAP = "  "
+LEAVES = 12  # rows of inputs and constants
+NAMED = 3  # folded groups that the last lines name
+DTYPES = {"float": "f", "int": "i", "uint": "u", "complex": "c", "bfloat": "bf"}  # as in jaxprs: f32, i8
+
+HEADINGS = ("", "#", "operation", "inputs", "array", "value", "gradient", "local rule", "line")
+NUMBER, OPERATION, INPUTS, ARRAY, VALUE, GRADIENT, RULE, LINE = range(1, len(HEADINGS))
+# Columns that give way, the widest first, and how narrow each may become: with the local rules, without them, and in a
+# terminal too narrow for that.
+SQUEEZED = (
+    {OPERATION: 16, INPUTS: 12, RULE: 18, LINE: 14},
+    {OPERATION: 16, INPUTS: 6, LINE: 9},
+    {OPERATION: 8, INPUTS: 5, ARRAY: 5, VALUE: 8, GRADIENT: 8, LINE: 8},
+)
+
+
+class Row(NamedTuple):
+    """A line of the table, with whole cells and with short ones, and what is said below it."""
+
+    whole: tuple[str, ...]
+    short: tuple[str, ...]
+    below: str = ""
+
+
+def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: bool | str | Iterable[str] = ()) -> str:
+    """A graph as text: an operation a line, with its value, its gradient and its local rule.
+
+    An array is shown as least…greatest ‖norm‖; where there is less room, its value as the range, its gradient as the
+    norm. Inputs of an operation are names, or #numbers of operations. Marks: ∧ a tie or a kink, with what JAX chose
+    there; ✗ not finite; ▸ a folded group, with how many operations it has and the arrays that leave it; ▾ an open one.
+
+    Args:
+        graph: what `graph.trace(f)(*args)` gives.
+        width: in columns; by default the terminal's. No line is wider.
+        rows: a graph of more operations is folded by group, and what is still more is skipped in the middle.
+        unfold: groups to open, "residual_0/dense_0"; True opens all.
+
+    Raises:
+        ValueError: if there is no group of that name.
+
+    >>> from jaxnn import graph
+    >>> print(graph.table(graph.trace(lambda x, y: x * (x + y))(2.0, 1.0), width=90))
+    <lambda> = 6: 2 operations
+    ...
+     1  mul        x, #0   f32    6      1         δx = δ y, δy = δ x  ...
+    """
+    width = max(shutil.get_terminal_size().columns if width is None else width, 1)
+    folded = fold(graph, unfold, most=rows)
+    finite = [all(map(_finite, (*node.values, *node.gradients))) for node in graph.nodes]
+    body, remarks = _body(graph, folded, finite, rows)
+    lines, dropped = _fitted(body, width)
+    if dropped:
+        remarks.append(f"not shown at {width} columns: {', '.join(HEADINGS[i] for i in dropped)}")
+    value = _text([graph.at(ref)[0] for ref in graph.outputs])
+    title = f"{graph.name} = {value or 'nothing'}: {_count(len(graph.nodes), 'operation')}"
+    lines = [title, *([""] if lines else []), *lines]
+    for remark in remarks:
+        lines += textwrap.wrap(remark, width, subsequent_indent=GAP if width > 20 else "")
+    return "\n".join(_cut(line, width) for line in lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _body(graph: Recorded, folded: Folded, finite: list[bool], rows: int) -> tuple[list[Row], list[str]]:
+    """The rows, and what is to be said below them."""
+    leaves = [Ref(-1 - k) for k, leaf in enumerate(graph.leaves) if leaf.kind != "number"]
+    body = [_leaf(graph, ref) for ref in leaves[:LEAVES]]
+    if len(leaves) > LEAVES:
+        body.append(_heading(f"{SKIPPED} {len(leaves) - LEAVES} more inputs and constants"))
+    before = (rows + 1) // 2
+    after = len(folded.items) - rows + before if len(folded.items) > rows else before
+    skipped = [i for item in folded.items[before:after] for i in item.nodes]
+    sources: dict[int, list[int]] = {}
+    for edge in folded.edges:
+        sources.setdefault(edge.target, []).append(edge.source)
+    place = [item for item in folded.items for _ in item.nodes]
+    open_groups = [group for group in folded.opened if len(group.nodes) > 1]
+    around: list[str] = []
+    for k, item in enumerate(folded.items):
+        if k == before and skipped:
+            body.append(_heading(f"{SKIPPED} {_count(len(skipped), 'operation')}", _mark(graph, finite, skipped)))
+        if before <= k < after:
+            continue
+        inside = [group.key for group in open_groups if item.nodes.start in group.nodes]
+        for depth, key in enumerate(inside):
+            if inside[: depth + 1] != around[: depth + 1]:
+                body.append(_heading(f"{GAP * depth}{OPEN} {key.rpartition('/')[2]}"))
+        around = inside
+        mark, indent = _mark(graph, finite, item.nodes), GAP * len(inside)
+        if item.group is None:
+            body.append(_operation(graph, graph.nodes[item.nodes[0]], item, mark, indent, place))
+        else:
+            inputs = [_name(graph, Ref(source), folded.items) for source in sources.get(k, [])]
+            body.append(_group(graph, item, mark, indent, inputs))
+    return body, _remarks(graph, folded, finite, skipped)
+
+
+def _leaf(graph: Recorded, ref: Ref) -> Row:
+    value, gradient = graph.at(ref)
+    bad = not (_finite(value) and _finite(gradient))
+    return _row(NOT_FINITE if bad else "", "", graph.leaves[-1 - ref.node].name, "", [value], [gradient], "", "")
+
+
+def _operation(graph: Recorded, node: Node, item: Item, mark: str, indent: str, place: list[Item]) -> Row:
+    names = []
+    for ref in node.inputs:
+        source = None if ref.node < 0 else place[ref.node]
+        if source is None:
+            names.append(graph.leaves[-1 - ref.node].name)
+        elif source.group is not None:
+            names.append(_label(source))
+        else:
+            several = len(graph.nodes[ref.node].values) > 1
+            names.append(f"#{ref.node}.{ref.output}" if several else f"#{ref.node}")
+    alone = len(node.group) - len(indent) // len(GAP)  # scopes that have this operation alone
+    operation = "/".join([*node.group[len(node.group) - alone :], node.operation])
+    rule = node.formula if node.rule == BY_HAND else node.rule.partition(":")[0]
+    line = f"{PurePath(node.file).name}:{node.line}" if node.file else ""
+    row = _row(mark, str(node.id), indent + operation, ", ".join(names), node.values, node.gradients, rule, line)
+    return row._replace(below=node.note)
+
+
+def _group(graph: Recorded, item: Item, mark: str, indent: str, inputs: list[str]) -> Row:
+    arrays = [graph.at(ref) for ref in item.outputs]
+    operations = dict.fromkeys(graph.nodes[i].operation for i in item.nodes)
+    name = f"{indent}{FOLDED} {_label(item)} ({len(item.nodes)})"
+    values, gradients = [value for value, _ in arrays], [gradient for _, gradient in arrays]
+    return _row(mark, "", name, ", ".join(inputs), values, gradients, ", ".join(operations), "")
+
+
+def _row(
+    mark: str,
+    place: str,
+    name: str,
+    inputs: str,
+    values: Sequence[Any],
+    gradients: Sequence[Any],
+    rule: str,
+    line: str,
+) -> Row:
+    first, last = (mark, place, name, inputs, _kind(values)), (rule, line)
+    return Row(
+        (*first, _text(values), _text(gradients) or NONE, *last),
+        (*first, _text(values, norm=False), _text(gradients, limits=False) or NONE, *last),
+    )
+
+
+def _heading(text: str, mark: str = "") -> Row:
+    cells = (mark, "", text, *[""] * (len(HEADINGS) - 3))
+    return Row(cells, cells)
+
+
+def _label(item: Item) -> str:
+    return item.key.rpartition("/")[2]
+
+
+def _name(graph: Recorded, ref: Ref, items: Sequence[Item]) -> str:
+    """Of a leaf, or of a visible item."""
+    if ref.node < 0:
+        return graph.leaves[-1 - ref.node].name
+    item = items[ref.node]
+    return f"#{item.key}" if item.group is None else _label(item)
+
+
+def _mark(graph: Recorded, finite: list[bool], nodes: Iterable[int]) -> str:
+    if not all(finite[i] for i in nodes):
+        return NOT_FINITE
+    return KINK if any(graph.nodes[i].note for i in nodes) else ""
+
+
+def _remarks(graph: Recorded, folded: Folded, finite: list[bool], skipped: list[int]) -> list[str]:
+    remarks = []
+    closed = [item for item in folded.items if item.group is not None]
+    if closed:
+        keys = ", ".join(repr(item.key) for item in closed[:NAMED]) + (", …" if len(closed) > NAMED else "")
+        operations = _count(sum(len(item.nodes) for item in closed), "operation")
+        them = f"{_count(len(closed), 'group')} with {operations}"
+        remarks.append(f"{FOLDED} folded: {them}; unfold=[{keys}] opens by name, unfold=True all")
+    if skipped:
+        remarks.append(f"{SKIPPED} skipped: {_count(len(skipped), 'operation')}; rows={len(folded.items)} shows all")
+    bad = [i for i, good in enumerate(finite) if not good]
+    if bad:
+        remarks.append(
+            f"{NOT_FINITE} not finite: value or gradient of {_count(len(bad), 'operation')}, first #{bad[0]}"
+        )
+    kinks = [node.id for node in graph.nodes if node.note]
+    if kinks:
+        remarks.append(f"{KINK} a tie or a kink: {_count(len(kinks), 'operation')}, first #{kinks[0]}")
+    return remarks
+
+
+# ---------------------------------------------------------------- cells
+
+
+def _finite(x: Any) -> bool:
+    if x is None or isinstance(x, jax.core.Tracer) or not is_float(x):
+        return True
+    return bool(np.isfinite(np.asarray(x)).all())
+
+
+def _text(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:
+    """Numbers as such, arrays as range and norm; several as if they were one; "" for none."""
+    known = [summary(x) for x in arrays if x is not None]
+    known = [s for s in known if s.known]
+    if not known:
+        return ""
+    if len(known) == 1 and known[0].number is not None:
+        return number(known[0].number)
+    size, bad = sum(s.size for s in known), sum(s.nonfinite for s in known)
+    if bad or not size:
+        return f"{bad} of {size} not finite" if bad else "empty"
+    low, high = min(s.low for s in known if s.size), max(s.high for s in known if s.size)
+    between = f"all {_digits(low)}" if low == high else f"{_digits(low)}…{_digits(high)}"
+    length = f"‖{_digits(math.hypot(*(s.norm for s in known)))}‖"
+    return " ".join([between] * limits + [length] * norm)
+
+
+def _digits(x: float) -> str:
+    return number(float(f"{x:.3g}"))
+
+
+def _kind(arrays: Sequence[Any]) -> str:
+    """`f32[6,5]` of the first, and how many there are besides."""
+    if not arrays:
+        return ""
+    s: Summary = summary(arrays[0])
+    name = s.dtype
+    for long, short in DTYPES.items():
+        if name.startswith(long) and name.removeprefix(long).isdigit():
+            name = short + name.removeprefix(long)
+    shape = f"[{','.join(map(str, s.shape))}]" if s.shape else ""
+    return f"{name}{shape}" + (f" +{len(arrays) - 1}" if len(arrays) > 1 else "")
+
+
+# ---------------------------------------------------------------- fitting
+
+
+def _fitted(body: list[Row], width: int) -> tuple[list[str], list[int]]:
+    """Lines no wider than width, and the columns that found no place."""
+    if not body:
+        return [], []
+    kept = [i for i in range(len(HEADINGS)) if i == 0 or any(row.whole[i] not in ("", NONE) for row in body)]
+    without = [i for i in kept if i != RULE]
+    ways: tuple[tuple[bool, list[int], dict[int, int]], ...] = (
+        (False, kept, {}),
+        (True, kept, SQUEEZED[0]),
+        (True, without, SQUEEZED[1]),
+        (True, without, SQUEEZED[2]),
+    )
+    for short, columns, least in ways:
+        cells = [row.short if short else row.whole for row in body]
+        widths = _widths([HEADINGS, *cells], columns, width, least)
+        if sum(widths.values()) + len(GAP) * (len(columns) - 2) + 1 <= width:
+            break
+    lines = [_line(HEADINGS, widths)]
+    for row, line in zip(body, cells, strict=True):
+        lines.append(_line(line, widths))
+        if row.below:
+            indent = " " * (widths[0] + widths.get(NUMBER, 0) + 2 * len(GAP))
+            lines += textwrap.wrap(
+                f"{KINK} {row.below}",
+                max(width, 2 * len(indent)),
+                initial_indent=indent,
+                subsequent_indent=indent + GAP,
+            )
+    return lines, [i for i in kept if i not in columns]
+
+
+def _widths(cells: list[tuple[str, ...]], columns: list[int], width: int, least: dict[int, int]) -> dict[int, int]:
+    widths = {i: max(_columns(line[i]) for line in cells if i != OPERATION or not _spans(line)) for i in columns}
+    if INPUTS in widths:
+        widest = max((_columns(line[OPERATION]) for line in cells if _spans(line) and line[ARRAY]), default=0)
+        widths[INPUTS] = max(widths[INPUTS], widest - widths[OPERATION] - len(GAP))
+    excess = sum(widths.values()) + len(GAP) * (len(columns) - 2) + 1 - width
+    while excess > 0:
+        wide = [i for i, narrowest in least.items() if widths.get(i, 0) > narrowest]
+        if not wide:
+            break
+        widths[max(wide, key=lambda i: widths[i])] -= 1
+        excess -= 1
+    return widths
+
+
+def _spans(cells: Sequence[str]) -> bool:
+    """A leaf or a heading: it has no inputs, and may use their column."""
+    return not cells[NUMBER] and not cells[INPUTS]
+
+
+def _is_leaf(cells: Sequence[str]) -> bool:
+    return _spans(cells) and cells[OPERATION].lstrip()[:1] not in (FOLDED, OPEN, SKIPPED)
+
+
+def _line(cells: Sequence[str], widths: dict[int, int]) -> str:
+    if _spans(cells) and not cells[ARRAY]:  # a heading has the line to itself
+        return f"{cells[0]:1} {' ' * widths.get(NUMBER, 0)}{GAP}{cells[OPERATION]}"
+    rooms = dict(widths)
+    if _spans(cells) and INPUTS in rooms:
+        rooms[OPERATION] += len(GAP) + rooms.pop(INPUTS)
+    parts = []
+    for i, room in rooms.items():
+        text = _cut(cells[i], room, end=i != LINE and not (i == OPERATION and _is_leaf(cells)))
+        pad = " " * (room - _columns(text))
+        parts.append(pad + text if i == NUMBER else text + pad)
+    return f"{parts[0]} {GAP.join(parts[1:])}".rstrip()
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows it: East Asian wide characters take two columns, combining ones none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _cut(text: str, room: int, *, end: bool = True) -> str:
+    """The text in that many columns; what is cut off, at the end or at the start, becomes "…"."""
+    if _columns(text) <= room:
+        return text
+    kept, used = [], 1
+    for c in text if end else reversed(text):
+        used += _columns(c)
+        if used > room:
+            break
+        kept.append(c)
+    return "".join(kept) + "…" if end else "…" + "".join(reversed(kept))
