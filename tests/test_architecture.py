@@ -40,8 +40,8 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "graph": (
         {"loops", "nodes", "rule", "values"},
-        {"causes", "folding", "layout", "rules", "shape_rules"},
-        {"levels", "text"},
+        {"briefs", "causes", "folding", "layout", "rules", "shape_rules"},
+        {"dot", "levels", "text"},
         {"page"},
         {"graph"},
         {"record"},

@@ -1,5 +1,6 @@
 """The computational graph of any JAX function: values and gradients at every node."""
 
+from jaxnn.graph.dot import dot
 from jaxnn.graph.explain import Explanation, explain_nonfinite
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
@@ -15,6 +16,7 @@ __all__ = [
     "Page",
     "Recorded",
     "Ref",
+    "dot",
     "explain_nonfinite",
     "grad",
     "page",

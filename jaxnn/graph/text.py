@@ -6,7 +6,6 @@ is skipped and which columns are missing.
 
 from __future__ import annotations
 
-import math
 import shutil
 import textwrap
 import unicodedata
@@ -14,20 +13,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
+from jaxnn.graph.briefs import brief, finite, kind
 from jaxnn.graph.folding import Folded, Item, fold
 from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref
-from jaxnn.graph.values import Summary, number, summary
-from jaxnn.jaxprs import is_float
 
 NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED = "✗", "∧", "▸", "▾", "⋮"
 NONE = "–"  # in the place of a gradient that is not there
 GAP = "  "
 LEAVES = 12  # rows of inputs and constants
 NAMED = 3  # folded groups that the last lines name
-DTYPES = {"float": "f", "int": "i", "uint": "u", "complex": "c", "bfloat": "bf"}  # as in jaxprs: f32, i8
 
 HEADINGS = ("", "#", "operation", "inputs", "array", "value", "gradient", "local rule", "line")
 NUMBER, OPERATION, INPUTS, ARRAY, VALUE, GRADIENT, RULE, LINE = range(1, len(HEADINGS))
@@ -72,12 +66,12 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     """
     width = max(shutil.get_terminal_size().columns if width is None else width, 1)
     folded = fold(graph, unfold, most=rows)
-    finite = [all(map(_finite, (*node.values, *node.gradients))) for node in graph.nodes]
-    body, remarks = _body(graph, folded, finite, rows)
+    sound = [all(map(finite, (*node.values, *node.gradients))) for node in graph.nodes]
+    body, remarks = _body(graph, folded, sound, rows)
     lines, dropped = _fitted(body, width)
     if dropped:
         remarks.append(f"not shown at {width} columns: {', '.join(HEADINGS[i] for i in dropped)}")
-    value = _text([graph.at(ref)[0] for ref in graph.outputs])
+    value = brief([graph.at(ref)[0] for ref in graph.outputs])
     title = f"{graph.name} = {value or 'nothing'}: {_count(len(graph.nodes), 'operation')}"
     lines = [title, *([""] if lines else []), *lines]
     for remark in remarks:
@@ -92,7 +86,7 @@ def _count(n: int, what: str) -> str:
 # ---------------------------------------------------------------- rows
 
 
-def _body(graph: Recorded, folded: Folded, finite: list[bool], rows: int) -> tuple[list[Row], list[str]]:
+def _body(graph: Recorded, folded: Folded, sound: list[bool], rows: int) -> tuple[list[Row], list[str]]:
     """The rows, and what is to be said below them."""
     leaves = [Ref(-1 - k) for k, leaf in enumerate(graph.leaves) if leaf.kind != "number"]
     body = [_leaf(graph, ref) for ref in leaves[:LEAVES]]
@@ -109,7 +103,7 @@ def _body(graph: Recorded, folded: Folded, finite: list[bool], rows: int) -> tup
     around: list[str] = []
     for k, item in enumerate(folded.items):
         if k == before and skipped:
-            body.append(_heading(f"{SKIPPED} {_count(len(skipped), 'operation')}", _mark(graph, finite, skipped)))
+            body.append(_heading(f"{SKIPPED} {_count(len(skipped), 'operation')}", _mark(graph, sound, skipped)))
         if before <= k < after:
             continue
         inside = [group.key for group in open_groups if item.nodes.start in group.nodes]
@@ -117,18 +111,18 @@ def _body(graph: Recorded, folded: Folded, finite: list[bool], rows: int) -> tup
             if inside[: depth + 1] != around[: depth + 1]:
                 body.append(_heading(f"{GAP * depth}{OPEN} {key.rpartition('/')[2]}"))
         around = inside
-        mark, indent = _mark(graph, finite, item.nodes), GAP * len(inside)
+        mark, indent = _mark(graph, sound, item.nodes), GAP * len(inside)
         if item.group is None:
             body.append(_operation(graph, graph.nodes[item.nodes[0]], item, mark, indent, place))
         else:
             inputs = [_name(graph, Ref(source), folded.items) for source in sources.get(k, [])]
             body.append(_group(graph, item, mark, indent, inputs))
-    return body, _remarks(graph, folded, finite, skipped)
+    return body, _remarks(graph, folded, sound, skipped)
 
 
 def _leaf(graph: Recorded, ref: Ref) -> Row:
     value, gradient = graph.at(ref)
-    bad = not (_finite(value) and _finite(gradient))
+    bad = not (finite(value) and finite(gradient))
     return _row(NOT_FINITE if bad else "", "", graph.leaves[-1 - ref.node].name, "", [value], [gradient], "", "")
 
 
@@ -169,10 +163,10 @@ def _row(
     rule: str,
     line: str,
 ) -> Row:
-    first, last = (mark, place, name, inputs, _kind(values)), (rule, line)
+    first, last = (mark, place, name, inputs, kind(values)), (rule, line)
     return Row(
-        (*first, _text(values), _text(gradients) or NONE, *last),
-        (*first, _text(values, norm=False), _text(gradients, limits=False) or NONE, *last),
+        (*first, brief(values), brief(gradients) or NONE, *last),
+        (*first, brief(values, norm=False), brief(gradients, limits=False) or NONE, *last),
     )
 
 
@@ -193,13 +187,13 @@ def _name(graph: Recorded, ref: Ref, items: Sequence[Item]) -> str:
     return f"#{item.key}" if item.group is None else _label(item)
 
 
-def _mark(graph: Recorded, finite: list[bool], nodes: Iterable[int]) -> str:
-    if not all(finite[i] for i in nodes):
+def _mark(graph: Recorded, sound: list[bool], nodes: Iterable[int]) -> str:
+    if not all(sound[i] for i in nodes):
         return NOT_FINITE
     return KINK if any(graph.nodes[i].note for i in nodes) else ""
 
 
-def _remarks(graph: Recorded, folded: Folded, finite: list[bool], skipped: list[int]) -> list[str]:
+def _remarks(graph: Recorded, folded: Folded, sound: list[bool], skipped: list[int]) -> list[str]:
     remarks = []
     closed = [item for item in folded.items if item.group is not None]
     if closed:
@@ -209,7 +203,7 @@ def _remarks(graph: Recorded, folded: Folded, finite: list[bool], skipped: list[
         remarks.append(f"{FOLDED} folded: {them}; unfold=[{keys}] opens by name, unfold=True all")
     if skipped:
         remarks.append(f"{SKIPPED} skipped: {_count(len(skipped), 'operation')}; rows={len(folded.items)} shows all")
-    bad = [i for i, good in enumerate(finite) if not good]
+    bad = [i for i, good in enumerate(sound) if not good]
     if bad:
         remarks.append(
             f"{NOT_FINITE} not finite: value or gradient of {_count(len(bad), 'operation')}, first #{bad[0]}"
@@ -218,49 +212,6 @@ def _remarks(graph: Recorded, folded: Folded, finite: list[bool], skipped: list[
     if kinks:
         remarks.append(f"{KINK} a tie or a kink: {_count(len(kinks), 'operation')}, first #{kinks[0]}")
     return remarks
-
-
-# ---------------------------------------------------------------- cells
-
-
-def _finite(x: Any) -> bool:
-    if x is None or isinstance(x, jax.core.Tracer) or not is_float(x):
-        return True
-    return bool(np.isfinite(np.asarray(x)).all())
-
-
-def _text(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:
-    """Numbers as such, arrays as range and norm; several as if they were one; "" for none."""
-    known = [summary(x) for x in arrays if x is not None]
-    known = [s for s in known if s.known]
-    if not known:
-        return ""
-    if len(known) == 1 and known[0].number is not None:
-        return number(known[0].number)
-    size, bad = sum(s.size for s in known), sum(s.nonfinite for s in known)
-    if bad or not size:
-        return f"{bad} of {size} not finite" if bad else "empty"
-    low, high = min(s.low for s in known if s.size), max(s.high for s in known if s.size)
-    between = f"all {_digits(low)}" if low == high else f"{_digits(low)}…{_digits(high)}"
-    length = f"‖{_digits(math.hypot(*(s.norm for s in known)))}‖"
-    return " ".join([between] * limits + [length] * norm)
-
-
-def _digits(x: float) -> str:
-    return number(float(f"{x:.3g}"))
-
-
-def _kind(arrays: Sequence[Any]) -> str:
-    """`f32[6,5]` of the first, and how many there are besides."""
-    if not arrays:
-        return ""
-    s: Summary = summary(arrays[0])
-    name = s.dtype
-    for long, short in DTYPES.items():
-        if name.startswith(long) and name.removeprefix(long).isdigit():
-            name = short + name.removeprefix(long)
-    shape = f"[{','.join(map(str, s.shape))}]" if s.shape else ""
-    return f"{name}{shape}" + (f" +{len(arrays) - 1}" if len(arrays) > 1 else "")
 
 
 # ---------------------------------------------------------------- fitting

@@ -1,0 +1,67 @@
+"""Arrays in a few characters, for tables and drawings: a number, or type, range and norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnn.graph.values import number, summary
+from jaxnn.jaxprs import is_float
+
+DTYPES = {"float": "f", "int": "i", "uint": "u", "complex": "c", "bfloat": "bf"}  # as in jaxprs: f32, i8
+
+
+def finite(x: Any) -> bool:
+    """False where an array holds NaN or infinity; True for what has no numbers to look at."""
+    if x is None or isinstance(x, jax.core.Tracer) or not is_float(x):
+        return True
+    return bool(np.isfinite(np.asarray(x)).all())
+
+
+def brief(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:
+    """Numbers as such, arrays as range and norm; several as if they were one; "" for none.
+
+    >>> brief([np.array([3.0, -4.0])]), brief([np.array([3.0, -4.0])], limits=False), brief([np.float32(0.25)])
+    ('-4…3 ‖5‖', '‖5‖', '0.25')
+    >>> brief([np.array([3.0, np.nan])])
+    '1 of 2 not finite'
+    """
+    known = [summary(x) for x in arrays if x is not None]
+    known = [s for s in known if s.known]
+    if not known:
+        return ""
+    if len(known) == 1 and known[0].number is not None:
+        return number(known[0].number)
+    size, bad = sum(s.size for s in known), sum(s.nonfinite for s in known)
+    if bad or not size:
+        return f"{bad} of {size} not finite" if bad else "empty"
+    low, high = min(s.low for s in known if s.size), max(s.high for s in known if s.size)
+    between = f"all {digits(low)}" if low == high else f"{digits(low)}…{digits(high)}"
+    length = f"‖{digits(math.hypot(*(s.norm for s in known)))}‖"
+    return " ".join([between] * limits + [length] * norm)
+
+
+def digits(x: float) -> str:
+    """Three significant digits."""
+    return number(float(f"{x:.3g}"))
+
+
+def kind(arrays: Sequence[Any]) -> str:
+    """Type and shape of the first, and how many there are besides.
+
+    >>> kind([np.ones((6, 5), np.float32), np.ones(3)]), kind([np.int8(1)])
+    ('f32[6,5] +1', 'i8')
+    """
+    if not arrays:
+        return ""
+    s = summary(arrays[0])
+    name = s.dtype
+    for long, short in DTYPES.items():
+        if name.startswith(long) and name.removeprefix(long).isdigit():
+            name = short + name.removeprefix(long)
+    shape = f"[{','.join(map(str, s.shape))}]" if s.shape else ""
+    return f"{name}{shape}" + (f" +{len(arrays) - 1}" if len(arrays) > 1 else "")
