@@ -15,7 +15,7 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"types"},
     {"checks"},
-    {"activations", "initializers", "jaxprs", "losses", "metrics", "schedules"},
+    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "schedules"},
     {"layers"},
     {"combinators", "optimizers"},
     {"readings"},

@@ -1,0 +1,189 @@
+"""Penalties: a cost on the parameters and its gradient, each pair standing together; against overfitting.
+
+    penalty                          value                       grad             at w = 0
+    l2(λ)                            ½λ Σ w²                     λw               0
+    l1(λ)                            λ Σ |w|                     λ sign(w)        0, a kink
+    elastic_net(λ₁, λ₂)              λ₁ Σ |w| + ½λ₂ Σ w²         λ₁ sign(w) + λ₂w 0, a kink
+
+Σ runs over the weights alone. A leaf is a weight by its name: `w`, or a name that begins with `w_`, the last part
+of its path; its rank says nothing, as the biases of `repeat` are stacked to matrices. Biases, scales and shifts
+are left alone unless `on` asks for them: it says of a path such as "dense_0/w" whether that leaf counts.
+
+    l2(1e-4)                                               # every weight
+    l2(1e-4, on=everything)                                # biases too
+    l2(1e-4, on=lambda path: path == "dense_1/w")          # one leaf
+
+A penalty adds to the mean loss, whatever the batch size: `backprop(net, loss, penalty=l2(1e-4))`. Parameters that
+`share` ties are counted once, those that `repeat` stacks once for each pass. Sums are taken in at least float32.
+
+Letters: λ strength, w a weight. Equal calls give one record (compiled programs are cached by its identity).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import accumulator, describe, is_floating, named_leaves, number, path_name
+from jaxnn.types import Array, Params, Penalty, Tree
+
+__all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "chosen"]
+
+Choice: TypeAlias = Callable[[str], bool]  # of a path such as "dense_0/w"
+
+
+def is_weight(path: str) -> bool:
+    """True for a weight, by the last part of its path: `w`, or what begins with `w_`.
+
+    >>> is_weight("dense_0/w"), is_weight("dense_0/b"), is_weight("batch_norm_0/gamma")
+    (True, False, False)
+    """
+    name = path.rsplit("/", 1)[-1]
+    return name == "w" or name.startswith("w_")
+
+
+def everything(path: str) -> bool:
+    """True: every leaf counts, biases too."""
+    return True
+
+
+def chosen(where: str, params: Params, on: Choice) -> Tree:
+    """A tree like params of True and False: which leaves `on` chooses.
+
+    Raises:
+        ValueError: if there are leaves and none of them is chosen; `where` begins the message.
+        TypeError: if a chosen leaf is not a real float.
+
+    >>> chosen("l2", {"dense_0": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}, is_weight)
+    {'dense_0': {'b': False, 'w': True}}
+    """
+    leaves = named_leaves(params)
+    mask = {path: bool(on(path)) for path in leaves}
+    if leaves and not any(mask.values()):
+        raise ValueError(
+            f"{where}: none of the parameters {list(leaves)} is chosen; weights are called w or w_…: "
+            "say which are meant by on=lambda path: …, or on=penalties.everything"
+        )
+    for path, leaf in leaves.items():
+        if mask[path] and not is_floating(jnp.asarray(leaf)):
+            raise TypeError(f"{where}: parameters must be real floats, got {describe(leaf)} at '{path}'")
+    return jax.tree_util.tree_map_with_path(lambda path, _: mask[path_name(path)], params)
+
+
+def l2(strength: float, on: Choice = is_weight) -> Penalty:
+    """½λ Σ w², with the gradient λw: draws every weight towards 0 by a part of itself.
+
+    Under gradient descent it is weight decay, w ← (1 − ηλ)w − …; under Adam it is not, see `adamw`.
+
+    Args:
+        strength: λ ≥ 0. Nielsen's λ/n, with n examples, is this λ.
+        on: which leaves count; the weights by default.
+
+    Raises:
+        ValueError: if λ is negative or not finite; when used, if no leaf is chosen.
+        TypeError: if λ is not a number, or a chosen leaf not a real float.
+
+    Source: Hoerl & Kennard (1970), "Ridge regression"; Krogh & Hertz (1991) for networks.
+
+    >>> params = {"dense_0": {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([5.0, 5.0])}}
+    >>> penalty = l2(0.5)
+    >>> print(penalty.value(params), penalty.grad(params)["dense_0"])
+    1.25 {'b': Array([0., 0.], dtype=float32), 'w': Array([[ 0.5, -1. ]], dtype=float32)}
+    """
+    return _l2(number("l2: strength", strength, least=0.0), on)
+
+
+def l1(strength: float, on: Choice = is_weight) -> Penalty:
+    """λ Σ |w|, with the gradient λ sign(w), 0 at 0: draws every weight towards 0 by the same amount.
+
+    Args:
+        strength: λ ≥ 0.
+        on: which leaves count; the weights by default.
+
+    Raises:
+        ValueError, TypeError: as `l2`.
+
+    Source: Tibshirani (1996), "Regression shrinkage and selection via the lasso".
+
+    >>> params = {"w": jnp.array([1.0, -2.0, 0.0]), "b": jnp.array([5.0])}
+    >>> print(l1(0.5).value(params), l1(0.5).grad(params)["w"])
+    1.5 [ 0.5 -0.5  0. ]
+    """
+    return _l1(number("l1: strength", strength, least=0.0), on)
+
+
+def elastic_net(l1_strength: float, l2_strength: float, on: Choice = is_weight) -> Penalty:
+    """λ₁ Σ |w| + ½λ₂ Σ w²: the sum of `l1(λ₁)` and `l2(λ₂)`.
+
+    Args:
+        l1_strength: λ₁ ≥ 0.
+        l2_strength: λ₂ ≥ 0.
+        on: which leaves count; the weights by default.
+
+    Raises:
+        ValueError, TypeError: as `l2`.
+
+    Source: Zou & Hastie (2005), "Regularization and variable selection via the elastic net", whose λ₂ is half this.
+
+    >>> params = {"w": jnp.array([1.0, -2.0])}
+    >>> print(elastic_net(0.5, 0.5).value(params), elastic_net(0.5, 0.5).grad(params)["w"])
+    2.75 [ 1.  -1.5]
+    """
+    l1_strength = number("elastic_net: l1_strength", l1_strength, least=0.0)
+    return _elastic_net(l1_strength, number("elastic_net: l2_strength", l2_strength, least=0.0), on)
+
+
+# ---------------------------------------------------------------- the formulas, entry by entry
+
+
+@functools.lru_cache
+def _l2(strength: float, on: Choice) -> Penalty:
+    return _penalty("l2", lambda w: 0.5 * strength * jnp.square(w), lambda w: strength * w, on)
+
+
+@functools.lru_cache
+def _l1(strength: float, on: Choice) -> Penalty:
+    return _penalty("l1", lambda w: strength * _size(w), lambda w: strength * jnp.sign(w), on)
+
+
+@functools.lru_cache
+def _elastic_net(l1_strength: float, l2_strength: float, on: Choice) -> Penalty:
+    return _penalty(
+        "elastic_net",
+        lambda w: l1_strength * _size(w) + 0.5 * l2_strength * jnp.square(w),
+        lambda w: l1_strength * jnp.sign(w) + l2_strength * w,
+        on,
+    )
+
+
+def _size(w: Array) -> Array:
+    return w * jnp.sign(w)  # not jnp.abs, whose derivative at 0 is 1
+
+
+def _penalty(name: str, cost: Callable[[Array], Array], slope: Callable[[Array], Array], on: Choice) -> Penalty:
+    """The Penalty of entrywise rules cost(w) and slope(w) = ∂cost/∂w, in at least float32."""
+
+    def value(params: Params) -> Array:
+        params = jax.tree.map(jnp.asarray, params)
+        pairs = zip(*map(jax.tree.leaves, (params, chosen(name, params, on))), strict=True)
+        costs = [cost(_wide(w)).sum() for w, counts in pairs if counts]
+        widest = max((c.dtype for c in costs), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
+        return sum((c.astype(widest) for c in costs), start=jnp.zeros((), widest))
+
+    def grad(params: Params) -> Params:
+        params = jax.tree.map(jnp.asarray, params)
+
+        def of_leaf(w: Array, counts: bool) -> Array:
+            return slope(_wide(w)).astype(w.dtype) if counts else jnp.zeros_like(w)
+
+        return jax.tree.map(of_leaf, params, chosen(name, params, on))
+
+    return Penalty(name, value, grad)
+
+
+def _wide(w: Array) -> Array:
+    return w.astype(accumulator(w.dtype))
