@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxnn.backprop import check_params, check_records, cost
-from jaxnn.checks import describe, finite_values, is_floating, path_name, weight_values
+from jaxnn.checks import describe, finite_values, is_floating, number, path_name, weight_values
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -61,6 +61,9 @@ def check_train_state(net: Layer, train_state: TrainState, x: Tree, optimizer: O
                 f"fit: train_state.opt_state is not this optimizer's: expected {type(expected).__name__}, got "
                 f"{type(train_state.opt_state).__name__}; give train_state._replace(opt_state=optimizer.init(params))"
             )
+        rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
+        if rate is not None and np.size(rate) == 1:
+            number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
 
 
 def check_values(

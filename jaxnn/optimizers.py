@@ -9,7 +9,8 @@ An optimizer is a pair of pure functions that follow optax's protocol: either li
 The learning rate η is a number, or a schedule `step -> rate` that is first asked with step 0. Every state
 shows `step`, the number of updates so far, and `learning_rate`. Where η is a number, the next update uses
 what stands there: set it to another array, traced or under `vmap`, and nothing compiles anew. Where η is a
-schedule, it shows the rate of the last update (after `init`: of the first).
+schedule, it shows the rate of the last update (after `init`: of the first). A negative η is refused where it is
+given, and turns updates into NaN where it stands in the state or comes from a schedule.
 
     >>> import jax, jax.numpy as jnp
     >>> optimizer = sgd(0.1)
@@ -291,10 +292,13 @@ def _first_rate(rate: float | Schedule) -> Array:
 
 
 def _rate(schedule: Schedule | None, opt_state: SgdState | AdamState) -> Array:
-    """η of this update: the state's, or the schedule's for this step."""
-    if schedule is None:
-        return jnp.asarray(opt_state.learning_rate)
-    return jnp.asarray(schedule(opt_state.step), jnp.result_type(opt_state.learning_rate))
+    """η of this update: the state's, or the schedule's for this step; NaN where it is negative, and would climb."""
+    rate = jnp.asarray(opt_state.learning_rate)
+    if not jnp.issubdtype(rate.dtype, jnp.floating):
+        rate = rate.astype(jnp.result_type(float))
+    if schedule is not None:
+        rate = jnp.asarray(schedule(opt_state.step), rate.dtype)
+    return jnp.where(rate < 0, jnp.nan, rate)
 
 
 def _next(step: Array) -> Array:

@@ -40,6 +40,7 @@ from jaxnn import (
     softmax,
     tanh,
     train_epoch,
+    train_step,
 )
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -97,6 +98,13 @@ def refused(*says, error=ValueError, compiles=True):
     assert not missing, f"{missing} not in {str(caught.value)!r}"
     if not compiles:
         assert programs == []
+
+
+def refused_when_built(build, *says, error=ValueError):
+    """What is known before anything runs is refused there and then, also inside a function that is being compiled."""
+    for call in (build, jax.jit(lambda: build() and None)):
+        with refused(*says, error=error, compiles=False):
+            call()
 
 
 def fitted(net, loss, data, **changes):
@@ -393,8 +401,7 @@ def test_batch_size_below_1(size):
         evaluate(SCORES, loss, started(SCORES), data, batch_size=size)
     with refused("predict: ", *says):
         predict(SCORES, started(SCORES), X, batch_size=size)
-    with refused(*says):
-        train_epoch(SCORES, loss, OPTIMIZER, batch_size=size)
+    refused_when_built(lambda: train_epoch(SCORES, loss, OPTIMIZER, batch_size=size), *says)
 
 
 def test_batch_size_above_n():
@@ -419,30 +426,27 @@ def test_epochs():
 
 @pytest.mark.parametrize("widths", [[], (), 5])
 def test_widths_that_are_empty(widths):
-    with refused("mlp: widths must list at least the output width", "mlp([128, 10])", repr(widths)):
-        mlp(widths)
+    refused_when_built(
+        lambda: mlp(widths), "mlp: widths must list at least the output width", "mlp([128, 10])", repr(widths)
+    )
 
 
 @pytest.mark.parametrize("width", [0, -3])
 def test_widths_below_1(width):
-    with refused("mlp: widths[1] must be at least 1", f"got {width}"):
-        mlp([5, width, 2])
-    with refused("dense: width must be at least 1", f"got {width}"):
-        dense(width)
-    with refused("repeat: n must be at least 1", f"got {width}"):
-        repeat(tanh, width)
-    with refused("share: n must be at least 1", f"got {width}"):
-        share(tanh, width)
-    with refused("reshape: size must be at least 1", f"got {width}"):
-        reshape(2, width)
+    for build, says in (
+        (lambda: mlp([5, width, 2]), "mlp: widths[1]"),
+        (lambda: dense(width), "dense: width"),
+        (lambda: repeat(tanh, width), "repeat: n"),
+        (lambda: share(tanh, width), "share: n"),
+        (lambda: reshape(2, width), "reshape: size"),
+    ):
+        refused_when_built(build, f"{says} must be at least 1", f"got {width}")
 
 
 @pytest.mark.parametrize("width", [2.5, True, "5", None])
 def test_widths_that_are_no_numbers(width):
-    with refused("mlp: widths[0] must be a whole number", repr(width), error=TypeError):
-        mlp([width])
-    with refused("dense: width must be a whole number", repr(width), error=TypeError):
-        dense(width)
+    for build, says in ((lambda: mlp([width]), "mlp: widths[0]"), (lambda: dense(width), "dense: width")):
+        refused_when_built(build, f"{says} must be a whole number", repr(width), error=TypeError)
 
 
 def test_shapes_that_do_not_fit_a_reshape():
@@ -484,8 +488,33 @@ def test_residual_does_not_broadcast():
     ],
 )
 def test_optimizer_out_of_range(make, says):
-    with refused(*says):
-        make()
+    refused_when_built(make, *says)
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+def test_learning_rate_in_the_state_out_of_range(rate):
+    state, data = started(SCORES), (X, ONE_HOT)
+    state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.float32(rate)))
+    says = ("fit: train_state.opt_state.learning_rate", "at least 0", f"{rate:g}")
+    fit_refuses(SCORES, losses.mse, data, *says, train_state=state, key=None)
+    for run in (train_step(SCORES, losses.mse, OPTIMIZER), jax.jit(train_step(SCORES, losses.mse, OPTIMIZER))):
+        after, _ = run(state, *data)
+        assert not np.isfinite(after.params["dense_1"]["b"]).any()
+
+
+def test_arguments_that_are_traced():
+    """Under jit a number is not known: what must be known before compiling says so; a rate may stand in the state."""
+    for name, build in {
+        "mlp: widths[0] must be a whole number": lambda n: mlp([n]),
+        "dense: width must be a whole number": lambda n: dense(n),
+        "repeat: n must be a whole number": lambda n: repeat(tanh, n),
+        "batch_size must be a whole number": lambda n: train_epoch(SCORES, losses.mse, OPTIMIZER, batch_size=n),
+        "adam: b1 must be a number": lambda n: adam(0.1, b1=n),
+        "huber: delta must be a number": losses.huber,
+        "set it in the state: opt_state._replace(learning_rate=...)": sgd,
+    }.items():
+        with refused(name, error=TypeError):
+            jax.eval_shape(lambda n, build=build: build(n) and n, jnp.int32(2))
 
 
 def test_learning_rate_that_is_no_number():
@@ -558,16 +587,14 @@ def test_train_state_that_is_none():
 def test_equal_names():
     for combine in (serial, parallel):
         says = (combine.__name__, "two layers are named", "must differ")
-        with refused(*says, "'a'"):
-            combine(named("a", dense(2)), named("a", dense(2)))
-        with refused(*says, "'dense_0'"):
-            combine(dense(2), named("dense_0", dense(2)))
+        twice, taken = (named("a", dense(2)), named("a", dense(2))), (dense(2), named("dense_0", dense(2)))
+        refused_when_built(lambda: combine(*twice), *says, "'a'")
+        refused_when_built(lambda: combine(*taken), *says, "'dense_0'")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", 3, None])
 def test_names_that_are_none(name):
-    with refused("named: a name is a non-empty string without '/'", repr(name)):
-        named(name, dense(2))
+    refused_when_built(lambda: named(name, dense(2)), "named: a name is a non-empty string without '/'", repr(name))
 
 
 def test_metric_names():
@@ -579,12 +606,16 @@ def test_metric_names():
 # ---------------------------------------------------------------- keys
 
 
+init_compiled = jax.jit(lambda key: SCORES.init(key, (D,)))
+
+
 @pytest.mark.parametrize("seed", [0, np.int64(0), np.uint8(0), jnp.int32(0), jax.random.PRNGKey(0), KEY], ids=repr)
 def test_a_seed_will_do_for_a_key(seed):
     expected = started(SCORES).params
     inits = {
         "init_train_state": lambda: init_train_state(SCORES, OPTIMIZER, seed, (D,)).params,
         "net.init": lambda: SCORES.init(seed, (D,))[0],
+        "net.init, compiled": lambda: init_compiled(seed)[0],
     }
     for name, init in inits.items():
         ours = init()
@@ -617,8 +648,10 @@ def test_nonsense_for_a_key(key, shown):
     fit_refuses(SCORES, losses.mse, (X, ONE_HOT), *says, error=TypeError, key=key)
     with refused(*says, error=TypeError):
         init_train_state(SCORES, OPTIMIZER, key, (D,))
-    with refused(*says, error=TypeError):
-        SCORES.init(key, (D,))
+    refused_when_built(lambda: SCORES.init(key, (D,)), *says, error=TypeError)
+    if isinstance(key, jax.Array):
+        with refused(*says, error=TypeError, compiles=False):
+            jax.jit(lambda key: SCORES.init(key, (D,)))(key)
 
 
 def test_key_that_is_missing():

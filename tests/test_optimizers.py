@@ -321,6 +321,27 @@ def test_a_python_number_in_the_state_will_do():
     np.testing.assert_allclose(sgd(0.1).update(grads, opt_state)[0], [-0.5])
 
 
+def test_a_whole_number_in_the_state_will_do():
+    grads = jnp.array([1.0])
+    for rate in (1, jnp.int32(1)):
+        opt_state = sgd(0.1).init(grads)._replace(learning_rate=rate)
+        np.testing.assert_allclose(sgd(0.1).update(grads, opt_state)[0], [-1.0])
+
+
+@pytest.mark.parametrize("make", [sgd, functools.partial(sgd, momentum=0.9), adam])
+def test_a_negative_rate_climbs_nowhere(make):
+    """A constructor refuses it; in the state, or from a schedule, it can be traced, and gives NaN."""
+    grads = jnp.array([1.0, -2.0])
+    falling = make(lambda step: 0.5 - step.astype(jnp.float32))
+    for run in (lambda update: update, jax.jit):
+        updates, after = run(make(0.1).update)(grads, make(0.1).init(grads)._replace(learning_rate=jnp.float32(-0.1)))
+        assert np.isnan(updates).all()
+        assert np.isnan(after.learning_rate)
+        updates, after = run(falling.update)(grads, falling.init(grads))
+        assert np.isfinite(updates).all()
+        assert np.isnan(run(falling.update)(grads, after)[0]).all()
+
+
 # ---------------------------------------------------------------- trees, dtypes, identity
 
 
