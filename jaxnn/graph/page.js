@@ -55,6 +55,7 @@ function play(on) {
 // ---------------------------------------------------------------- what changes with a step
 
 function update() {
+  if (!scene.drawn) return; // what had the focus has just been taken away
   const now = current(), focus = state.pinned ?? state.hovered;
   svg.dataset.phase = state.phase;
   for (const [item, { g, card, fields }] of shapes) {

@@ -14,6 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxnn.graph.levels import Level, levels
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
 from jaxnn.graph.values import histogram, number, summary
@@ -204,7 +206,7 @@ class _Writer:
                 return
             try:
                 graph = node.inner(t)
-            except IndexError:  # a while loop that ended before
+            except (IndexError, jax.errors.ConcretizationTypeError):  # a while loop that has ended, or is being traced
                 return
             self.room -= len(graph.nodes)
             yield graph

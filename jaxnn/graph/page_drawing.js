@@ -381,7 +381,7 @@ function leaves(point, ref) { // where an array leaves an item, from its centre
 
 // ---------------------------------------------------------------- drawing
 
-let scene; // { w, h, cards: [card], edges: [edge], boxes: [box] }
+let scene; // { w, h, cards: [card], edges: [edge], boxes: [box], drawn }
 
 function build() {
   scene = { cards: [], edges: [], boxes: [] };
@@ -390,7 +390,8 @@ function build() {
     const { level, points, tops, bottoms } = inner;
     for (const point of points) {
       if (point.item === undefined) continue;
-      const at = { x: ox + point.x - point.w / 2, y: oy + point.y - point.h / 2, w: point.w, h: point.h };
+      const tenths = length => Math.round(10 * length) / 10;
+      const at = { x: tenths(ox + point.x - point.w / 2), y: tenths(oy + point.y - point.h / 2), w: point.w, h: point.h };
       if (point.inner) {
         scene.boxes.push({ ...at, item: point.item, depth });
         spread(point.inner, at.x, at.y, depth + 1);
@@ -441,6 +442,7 @@ function draw() {
   for (const edge of scene.edges) drawEdge(layer, edge, into.get(edge.target));
   const labels = element(view, "g", { "aria-hidden": "true" });
   for (const edge of scene.edges) if (edge.label) labels.append(edge.label);
+  scene.drawn = true;
 }
 function firstUse(item) { // where it stands in the forward order
   if (item >= 0) return span(item)[0];
