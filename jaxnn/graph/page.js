@@ -200,7 +200,7 @@ function describeNode(node) {
   add(nesting(node.id), source(node));
   if (node.note) add(p("note", node.note));
   add(html("h3", {}, "local rule"));
-  if (node.formula) add(html("pre", { class: "formula" }, node.formula.replace(/, (?=δ)/g, "\n")));
+  if (node.formula) add(html("pre", { class: "formula" }, node.formula.replace(/, (?=δ\S* =)/g, "\n")));
   add(p("kind", node.rule));
   const here = locals(node);
   if (here) add(p("hint", here));
