@@ -25,6 +25,7 @@ from jaxnn.combinators import (
 from jaxnn.layers import activation, dense, flatten, reshape, softmax
 from jaxnn.optimizers import adam, apply_updates, gradient_descent, sgd
 from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
+from jaxnn.summary import summary
 from jaxnn.training import DivergenceError, evaluate, fit, predict
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
 
@@ -46,6 +47,8 @@ __all__ = [
     "gradient_descent", "sgd", "adam", "apply_updates",
     # training
     "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError",
+    # seeing
+    "summary",
     # modules
     "data", "gradcheck", "graph", "initializers", "losses", "metrics", "penalties", "schedules",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ FLOORS = (
     {"backprop"},
     {"gradcheck", "graph", "steps"},
     {"intake"},
-    {"training"},
+    {"summary", "training"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "losses": (
