@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, batch_size, example_shape, input_spec, is_floating
+from jaxnn.combinators.parts import is_tagged
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Reading, State, Tagged, Tree
 
 
@@ -93,15 +94,11 @@ def with_slots(perturbed: Layer, params: Params, x: Tree) -> Params:
             tied = tied.get(entry.key, {}) if isinstance(tied, dict) else tied[entry.idx]
         return Tagged(tied, jax.tree.map(fill, spec.own))
 
-    return jax.tree_util.tree_map_with_path(tag, shapes, is_leaf=_is_tagged)
+    return jax.tree_util.tree_map_with_path(tag, shapes, is_leaf=is_tagged)
 
 
 def _bits(dtype: Any) -> int:
     return int(jnp.finfo(dtype).bits)
-
-
-def _is_tagged(tree: Tree) -> bool:
-    return isinstance(tree, Tagged)
 
 
 def unscaled(delta: Array, total: Array) -> Array:
@@ -111,7 +108,7 @@ def unscaled(delta: Array, total: Array) -> Array:
 
 def untag(tree: Tree, part: Callable[[Tagged], Tree]) -> Tree:
     """One part of each Tagged in a tree; what is not tagged stays."""
-    return jax.tree.map(lambda leaf: part(leaf) if _is_tagged(leaf) else leaf, tree, is_leaf=_is_tagged)
+    return jax.tree.map(lambda leaf: part(leaf) if is_tagged(leaf) else leaf, tree, is_leaf=is_tagged)
 
 
 def entries_like(params: Params, tree: Tree) -> Tree:

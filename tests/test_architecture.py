@@ -30,6 +30,11 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"classwise", "entrywise"},
         {"__init__"},
     ),
+    "combinators": (
+        {"parts"},
+        {"branches", "sequence", "walking"},
+        {"__init__"},
+    ),
     "gradcheck": (
         {"report", "replay", "differences", "kinks"},
         {"programs"},

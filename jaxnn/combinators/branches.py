@@ -1,0 +1,153 @@
+"""Layers side by side on the same input: a layer and a connection around it, or branches that are joined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import LayerError, describe, input_spec, inside, is_floating, layer_key
+from jaxnn.combinators.parts import as_layers, check_same, child_key, combinator, entries, entry, names_of
+from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
+
+
+def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) -> Layer:
+    """A layer with a connection around it.
+
+    Forward:   y = f(x) + s(x), s the identity unless a skip is given.
+    Backward:  δ_in = ∂f/∂xᵀ δ + ∂s/∂xᵀ δ, with the identity's being δ itself.
+
+    Without a skip, parameters are the layer's own; with one they are `{"body": …, "skip": …}`, whatever the two are
+    named.
+
+    Args:
+        layer: f; without a skip its output must have x's shape and dtype.
+        skip: s, a projection such as `dense(width)` where f changes the shape.
+
+    Raises:
+        ValueError: if f(x) and s(x) differ in shape or dtype. Nothing is broadcast.
+
+    Source: He et al. (2016), "Deep residual learning for image recognition", equations 1 and 2.
+
+    >>> from jaxnn import dense, relu, serial
+    >>> net = residual(serial(dense(4), relu, dense(3)))
+    >>> net.forward(*net.init(jax.random.key(0), (3,)), jnp.ones((2, 3)))[0].shape
+    (2, 3)
+    """
+    if skip is not None:
+        return _projected_residual(*as_layers("residual", (layer, skip)))
+    (body,) = as_layers("residual", (layer,))
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        y, state, tape = body.forward(params, state, x, train=train, rng=rng)
+        check_same("residual", x, y, "; give a projection, residual(layer, skip=dense(width))")
+        integers = [describe(leaf) for leaf in jax.tree.leaves(y) if not is_floating(leaf)]
+        if integers:
+            raise LayerError("residual", f"adds x and f(x), which must be floats, got {', '.join(integers)}")
+        return jax.tree.map(jnp.add, x, y), state, tape
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        delta_in, grads = body.backward(params, tape, delta)
+        return jax.tree.map(jnp.add, delta, delta_in), grads
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = body.init(key, in_shape, dtype)
+        jax.eval_shape(forward, params, state, input_spec(in_shape, dtype))  # raises where it does not fit
+        return params, state
+
+    return combinator("residual", init, forward, backward, (body,), ("",), lambda new: residual(*new))
+
+
+def _projected_residual(body: Layer, skip: Layer) -> Layer:
+    children = (body._replace(name="body"), skip._replace(name="skip"))
+    both = _side_by_side("residual", children, "sum")
+    return both._replace(rebuild=lambda new: residual(*new))
+
+
+def parallel(*layers: Layer | Activation, join: str = "concat") -> Layer:
+    """Layers side by side on the same input.
+
+    Forward:   y = [f₁(x), …, f_B(x)] along the last axis (`join="concat"`), or Σ_b f_b(x) (`join="sum"`).
+    Backward:  δ_in = Σ_b ∂f_b/∂xᵀ δ_b, with δ_b the branch's part of δ, or δ itself for the sum.
+
+    Parameters and state are dicts by name, as in `serial`.
+
+    Args:
+        *layers: at least one layer; Activation records are accepted too.
+        join: "concat" or "sum".
+
+    Raises:
+        ValueError: if the branches' outputs do not fit together, or two layers have one name.
+
+    Source: Szegedy et al. (2015), "Going deeper with convolutions", for concatenated branches.
+
+    >>> from jaxnn import dense
+    >>> net = parallel(dense(3), dense(5))
+    >>> net.forward(*net.init(jax.random.key(0), (4,)), jnp.ones((2, 4)))[0].shape
+    (2, 8)
+    """
+    if not layers:
+        raise ValueError("parallel: needs at least one layer")
+    if join not in ("concat", "sum"):
+        raise ValueError(f"parallel: join must be 'concat' or 'sum', got {join!r}")
+    both = _side_by_side("parallel", as_layers("parallel", layers), join)
+    return both._replace(rebuild=lambda new: parallel(*new, join=join))
+
+
+def _side_by_side(kind: str, children: tuple[Layer, ...], join: str) -> Layer:
+    names = names_of(kind, children)
+    branches = tuple(zip(names, children, strict=True))
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        outputs, states, tape = {}, {}, {}
+        for name, layer in branches:
+            with inside(name), jax.named_scope(name):
+                outputs[name], states[name], tape[name] = layer.forward(
+                    entry(params, name, {}),
+                    entry(state, name, ()),
+                    x,
+                    train=train,
+                    rng=layer_key(rng, name),
+                )
+        widths = [y[:0] for y in outputs.values()] if join == "concat" else []
+        return _joined(kind, join, outputs), entries(states), (tape, widths)
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        tapes, widths = tape
+        deltas = [delta] * len(branches)
+        if join == "concat":
+            ends = [sum(width.shape[-1] for width in widths[: i + 1]) for i in range(len(widths))]
+            deltas = jnp.split(delta, ends[:-1], axis=-1)
+        delta_in, grads = None, {}
+        for (name, layer), branch_delta in zip(branches, deltas, strict=True):
+            with inside(name), jax.named_scope(name):
+                back, grads[name] = layer.backward(entry(params, name, {}), tapes[name], branch_delta)
+            delta_in = back if delta_in is None else jax.tree.map(jnp.add, delta_in, back)
+        return delta_in, entries(grads) or {}
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = {}, {}
+        for name, layer in branches:
+            with inside(name):
+                params[name], state[name] = layer.init(child_key(key, name), in_shape, dtype)
+        params, state = entries(params) or {}, entries(state)
+        jax.eval_shape(forward, params, state, input_spec(in_shape, dtype))  # raises where the branches do not fit
+        return params, state
+
+    return combinator(kind, init, forward, backward, children, names, None)
+
+
+def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:
+    """The branches' outputs as one; nothing is broadcast."""
+    axes = -1 if join == "concat" else None
+    first, *others = outputs.values()
+    if any(y.shape[:axes] != first.shape[:axes] or y.dtype != first.dtype for y in others):
+        shown = ", ".join(f"{name}: {describe(y)}" for name, y in outputs.items())
+        what = "agree in all axes but the last" if join == "concat" else "have one shape"
+        raise LayerError(kind, f"expects branches whose outputs {what}, got {shown}")
+    return jnp.concatenate([first, *others], axis=-1) if join == "concat" else sum(others, first)

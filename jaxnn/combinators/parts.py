@@ -1,0 +1,104 @@
+"""What combinators are made with: their children and the children's names, keys, entries and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import LayerError, as_key, describe, name_hash
+from jaxnn.layers.activation import activation as activation_layer
+from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
+
+
+def combinator(
+    kind: str,
+    init: Any,
+    forward: Any,
+    backward: Any,
+    children: tuple[Layer, ...],
+    names: tuple[str, ...],
+    rebuild: Any,
+) -> Layer:
+    """The layer that children make together; it couples a batch if one of them does."""
+    coupled = any(child.couples_batch for child in children)
+    return Layer(kind, init, forward, backward, coupled, children=children, child_names=names, rebuild=rebuild)
+
+
+def as_layers(kind: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
+    """The layers, activations made into such."""
+    for layer in layers:
+        if not isinstance(layer, (Layer, Activation)):
+            hint = "; a factory needs its parentheses, flatten()" if callable(layer) else ""
+            raise TypeError(f"{kind}: expected layers or Activation records, got {layer!r}{hint}")
+    return tuple(activation_layer(layer) if isinstance(layer, Activation) else layer for layer in layers)
+
+
+def names_of(kind: str, children: tuple[Layer, ...]) -> tuple[str, ...]:
+    """A name for each child: the user's, or its kind and how many unnamed ones of that kind came before."""
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for child in children:
+        count = counts.get(child.kind, 0)
+        if child.name is None:
+            counts[child.kind] = count + 1
+        names.append(f"{child.kind}_{count}" if child.name is None else child.name)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{kind}: two layers are named {twice[0]!r}; names within a combinator must differ")
+    return tuple(names)
+
+
+def entry(tree: Tree, name: str, empty: Tree) -> Tree:
+    """What a child has in params or state, or empty."""
+    return tree[name] if isinstance(tree, dict) and name in tree else empty
+
+
+def entries(parts: dict[str, Tree]) -> Tree:
+    """The parts that hold anything, or ()."""
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part, is_leaf=is_tagged)} or ()
+
+
+def child_key(key: Key, name: str) -> Key:
+    """The key from which the child called name is initialised."""
+    return jax.random.fold_in(as_key(key), name_hash(name))
+
+
+def pass_key(rng: Key | None, i: Any) -> Key | None:
+    """The key of the i-th use of a layer; None where there is no randomness."""
+    return None if rng is None else jax.random.fold_in(as_key(rng), i)
+
+
+def shape_of(spec: Tree) -> InShape:
+    """`in_shape` of a batched spec, its first axis taken off."""
+    if isinstance(spec, jax.ShapeDtypeStruct) and jnp.issubdtype(spec.dtype, jnp.floating):
+        return spec.shape[1:]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), spec)
+
+
+def output_spec(layer: Layer, params: Params, state: State, spec: Tree) -> Tree:
+    """The layer's output for an input like spec."""
+    return jax.eval_shape(lambda params, state, x: layer.forward(params, state, x)[0], params, state, spec)
+
+
+def check_same(kind: str, x: Any, y: Any, advice: str = "") -> None:
+    """The output must have the input's shape and dtype."""
+    structures: list[Any] = [jax.tree.structure(x), jax.tree.structure(y)]
+    same = structures[0] == structures[1] and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    )
+    if not same:
+        shown_x, shown_y = (", ".join(map(describe, jax.tree.leaves(tree))) for tree in (x, y))
+        raise LayerError(kind, f"expects a layer that keeps the shape of x, got {shown_x} -> {shown_y}{advice}")
+
+
+def check_kept(kind: str, layer: Layer, variables: tuple[Params, State], spec: Tree) -> None:
+    """The layer must keep the shape and dtype of an input like spec."""
+    check_same(kind, spec, output_spec(layer, *variables, spec))
+
+
+def is_tagged(tree: Tree) -> bool:
+    """For `is_leaf`: instruments put a Tagged where a layer's own tree would be."""
+    return isinstance(tree, Tagged)

@@ -1,0 +1,251 @@
+"""Layers one after another: different ones, or one many times with parameters of its own each time or with the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn import activations, initializers
+from jaxnn.checks import as_key, input_spec, inside, layer_key, whole_number
+from jaxnn.combinators.parts import (
+    as_layers,
+    check_kept,
+    check_same,
+    child_key,
+    combinator,
+    entries,
+    entry,
+    is_tagged,
+    names_of,
+    output_spec,
+    pass_key,
+    shape_of,
+)
+from jaxnn.layers.activation import activation as activation_layer
+from jaxnn.layers.dense import dense
+from jaxnn.types import Activation, DType, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
+
+
+def serial(*layers: Layer | Activation) -> Layer:
+    """Layers one after another.
+
+    Forward:   y = (f_L ∘ … ∘ f₂ ∘ f₁)(x).
+    Backward:  δˡ⁻¹, gradsˡ = backwardˡ(δˡ)  for l = L … 1: the recursion of backpropagation.
+
+    Parameters and state are dicts with one entry per layer that has any, by name: a name given by `named`,
+    else the kind and its count, dense_0, dense_1. With no layers it is the identity.
+
+    Args:
+        *layers: layers; Activation records are accepted too.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if two layers have one name.
+
+    Source: Rumelhart, Hinton & Williams (1986); Fong, Spivak & Tuyéras (2019).
+
+    >>> net = serial(dense(3), activations.tanh, dense(2))
+    >>> params, state = net.init(jax.random.key(0), (4,))
+    >>> list(params), net.child_names
+    (['dense_0', 'dense_1'], ('dense_0', 'tanh_0', 'dense_1'))
+    """
+    children = as_layers("serial", layers)
+    names = names_of("serial", children)
+    stages = tuple(zip(names, children, strict=True))
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = {}, {}
+        spec = input_spec(in_shape, dtype)
+        for name, layer in stages:
+            with inside(name):
+                params[name], state[name] = layer.init(child_key(key, name), shape_of(spec), dtype)
+                spec = output_spec(layer, params[name], state[name], spec)
+        return entries(params) or {}, entries(state)
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        states, tape = {}, {}
+        for name, layer in stages:
+            with inside(name), jax.named_scope(name):
+                x, states[name], tape[name] = layer.forward(
+                    entry(params, name, {}),
+                    entry(state, name, ()),
+                    x,
+                    train=train,
+                    rng=layer_key(rng, name),
+                )
+        return x, entries(states), tape
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        grads = {}
+        for name, layer in reversed(stages):
+            with inside(name), jax.named_scope(name):
+                delta, grads[name] = layer.backward(entry(params, name, {}), tape[name], delta)
+        return delta, entries({name: grads[name] for name in names}) or {}
+
+    return combinator("serial", init, forward, backward, children, names, lambda new: serial(*new))
+
+
+def mlp(
+    widths: Sequence[int],
+    activation: Activation = activations.relu,
+    *,
+    w_init: Initializer | None = None,
+    b_init: Initializer | None = None,
+) -> Layer:
+    """A multi-layer perceptron: dense layers with an activation between them; the last one is linear.
+
+    hˡ = σ(hˡ⁻¹ Wˡ + bˡ) for the hidden layers, y = hᴸ⁻¹ Wᴸ + bᴸ. x [N, D] → y [N, widths[-1]].
+
+    Args:
+        widths: the hidden widths and then the output width: `mlp([128, 10])` has one hidden layer.
+        activation: an Activation record, after every layer but the last.
+        w_init: initializer of every W. By default it follows the activation: He's for the relu family
+            (with the leak's gain), Glorot's otherwise and for the linear output.
+        b_init: initializer of every b; zeros by default.
+
+    Raises:
+        ValueError: if widths is empty or a width is below 1.
+
+    Source: Rosenblatt (1958); Rumelhart, Hinton & Williams (1986); He et al. (2015), eq. 15; Glorot & Bengio (2010).
+
+    >>> params, _ = mlp([128, 10]).init(jax.random.key(0), (784,))
+    >>> jax.tree.map(jnp.shape, params["dense_1"])
+    {'b': (10,), 'w': (128, 10)}
+    """
+    if isinstance(widths, int) or not len(widths):
+        raise ValueError(f"mlp: widths must list at least the output width, as in mlp([128, 10]), got {widths!r}")
+    for i, width in enumerate(widths):
+        whole_number(f"mlp: widths[{i}]", width, least=1)
+    nonlinearity = activation_layer(activation)
+    hidden_init = w_init
+    if hidden_init is None and activation.leak is not None:
+        hidden_init = initializers.he_normal(activation.leak)
+    *hidden, out = widths
+    layers = [layer for width in hidden for layer in (dense(width, w_init=hidden_init, b_init=b_init), nonlinearity)]
+    return serial(*layers, dense(out, w_init=w_init, b_init=b_init))
+
+
+def repeat(layer: Layer | Activation, n: int) -> Layer:
+    """The same kind of layer n times in sequence, each time with parameters of its own, stacked.
+
+    Forward: xᵢ₊₁ = f(θᵢ, xᵢ), a `lax.scan` over θ stacked on a leading axis of n. Backward: the reverse scan.
+    Compiles once whatever n is. Parameters, state and readings are the layer's, with a leading axis of n.
+
+    Args:
+        layer: any layer whose output has its input's shape and dtype.
+        n: how often, at least 1.
+
+    Raises:
+        ValueError: if the layer changes the shape or dtype of x.
+
+    >>> params, _ = repeat(serial(dense(8), activations.relu), 5).init(jax.random.key(0), (8,))
+    >>> params["dense_0"]["w"].shape
+    (5, 8, 8)
+    """
+    n = whole_number("repeat: n", n, least=1)
+    (child,) = as_layers("repeat", (layer,))
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        keys = jax.vmap(lambda i: jax.random.fold_in(as_key(key), i))(jnp.arange(n))
+        params, state = jax.vmap(lambda key: child.init(key, in_shape, dtype))(keys)
+        check_kept("repeat", child, jax.tree.map(lambda leaf: leaf[0], (params, state)), input_spec(in_shape, dtype))
+        return params, state
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        def once(x: Any, args: tuple[Params, State, Any]) -> tuple[Any, tuple[State, Tree]]:
+            params, state, i = args
+            y, state, tape = child.forward(params, state, x, train=train, rng=pass_key(rng, i))
+            check_same("repeat", x, y)
+            return y, (state, tape)
+
+        y, (state, tape) = jax.lax.scan(once, x, (params, state, jnp.arange(n)))
+        return y, state, tape
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        def once(delta: Any, args: tuple[Params, Tree]) -> tuple[Any, Params]:
+            return child.backward(*args, delta)
+
+        return jax.lax.scan(once, delta, (params, tape), length=n, reverse=True)
+
+    return combinator("repeat", init, forward, backward, (child,), ("",), lambda new: repeat(new[0], n))
+
+
+def share(layer: Layer | Activation, n: int) -> Layer:
+    """One layer n times in sequence, every time with the same parameters (tied weights).
+
+    Forward: xᵢ₊₁ = f(θ, xᵢ); the state passes from use to use. Backward: ∂C/∂θ = Σᵢ ∂C/∂θᵢ, the sum over the uses.
+    Parameters and state are the layer's own; readings get a leading axis of n, one entry per use.
+
+    Args:
+        layer: any layer whose output has its input's shape and dtype.
+        n: how often, at least 1.
+
+    Raises:
+        ValueError: if the layer changes the shape or dtype of x.
+
+    Source: Rumelhart, Hinton & Williams (1986), on weights that are constrained to be equal.
+
+    >>> params, _ = share(serial(dense(8), activations.tanh), 5).init(jax.random.key(0), (8,))
+    >>> params["dense_0"]["w"].shape
+    (8, 8)
+    """
+    n = whole_number("share: n", n, least=1)
+    (child,) = as_layers("share", (layer,))
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = child.init(key, in_shape, dtype)
+        check_kept("share", child, (params, state), input_spec(in_shape, dtype))
+        tied, own, join = _split(params)
+        return join(tied, [jax.tree.map(lambda leaf: jnp.stack([leaf] * n), part) for part in own]), state
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        tied, own, join = _split(params)
+
+        def once(carry: tuple[Any, State], args: tuple[Tree, Any]) -> tuple[tuple[Any, State], Tree]:
+            (x, state), (own, i) = carry, args
+            y, state, tape = child.forward(join(tied, own), state, x, train=train, rng=pass_key(rng, i))
+            check_same("share", x, y)
+            return (y, state), tape
+
+        (y, state), tape = jax.lax.scan(once, (x, state), (own, jnp.arange(n)))
+        return y, state, tape
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        tied, own, join = _split(params)
+        own_last, tape_last = jax.tree.map(lambda leaf: leaf[-1], (own, tape))
+        spec = jax.eval_shape(lambda: child.backward(join(tied, own_last), tape_last, delta)[1])
+        total_spec, _, join_grads = _split(spec)
+
+        def once(carry: tuple[Any, Tree], args: tuple[Tree, Tree]) -> tuple[tuple[Any, Tree], Tree]:
+            (delta, total), (own, tape) = carry, args
+            delta, grads = child.backward(join(tied, own), tape, delta)
+            added, noted, _ = _split(grads)
+            return (delta, jax.tree.map(jnp.add, total, added)), noted
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), total_spec)
+        (delta, total), noted = jax.lax.scan(once, (delta, zeros), (own, tape), length=n, reverse=True)
+        return delta, join_grads(total, noted)
+
+    return combinator("share", init, forward, backward, (child,), ("",), lambda new: share(new[0], n))
+
+
+def _split(tree: Tree) -> tuple[Tree, list[Tree], Callable[[Tree, list[Tree]], Tree]]:
+    """What all uses share, what each use has of its own, and how to put the two together again."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_tagged)
+    tied = [leaf.tied if is_tagged(leaf) else leaf for leaf in leaves]
+    own = [leaf.own if is_tagged(leaf) else () for leaf in leaves]
+
+    def join(tied: Tree, own: list[Tree]) -> Tree:
+        pairs = zip(leaves, tied, own, strict=True)
+        return jax.tree.unflatten(structure, [Tagged(t, o) if is_tagged(leaf) else t for leaf, t, o in pairs])
+
+    return tied, own, join
