@@ -1,0 +1,187 @@
+"""IDX, the file format of MNIST: read with no memory taken for what a damaged file only promises, and written."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+
+import numpy as np
+
+from jaxnn import checks
+from jaxnn.types import Shape
+
+FilePath: TypeAlias = str | os.PathLike[str]
+
+IDX_TYPES: dict[int, np.dtype] = {  # by the third byte of the file
+    0x08: np.dtype(np.uint8),
+    0x09: np.dtype(np.int8),
+    0x0B: np.dtype(np.int16),
+    0x0C: np.dtype(np.int32),
+    0x0D: np.dtype(np.float32),
+    0x0E: np.dtype(np.float64),
+}
+LARGEST_SIZE = 2**31 - 1  # the sizes in an IDX header are signed 32-bit numbers
+MOST_AXES = 64  # what NumPy can hold; the header's byte could say 255
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_LEVEL = 6  # zlib's own balance of time and size; 9 takes fourteen times as long for MNIST
+CHUNK = 1 << 18  # bytes unpacked at a time: memory grows with what the file holds, not with what it promises
+
+
+class DataError(ValueError):
+    """A data file that is missing, damaged, or not what was asked for.
+
+    Attributes:
+        path: the file or folder.
+        expected: what should have been there.
+        actual: what was.
+        advice: what to do; may be empty.
+    """
+
+    def __init__(self, path: FilePath, expected: str, actual: str, advice: str = "") -> None:
+        super().__init__(path, expected, actual, advice)  # all of them, so that the error can be pickled
+        self.path, self.expected, self.actual, self.advice = Path(path), expected, actual, advice
+
+    def __str__(self) -> str:
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{self.path}: expected {self.expected}, got {self.actual}{advice}"
+
+
+class Header(NamedTuple):
+    """What an IDX file says of itself."""
+
+    dtype: np.dtype
+    shape: Shape
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
+    """The file's bytes, unpacked where they are gzip's, and their number where it is known beforehand."""
+    if not path.is_file():
+        packed = Path(f"{path}.gz")
+        advice = f"{packed.name} is there" if packed.is_file() else ""
+        raise DataError(path, "an IDX file", "a folder" if path.is_dir() else "no such file", advice)
+    try:
+        with path.open("rb") as file:
+            if file.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC:
+                with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+                    yield cast(BinaryIO, unpacked), None
+            else:
+                yield file, os.fstat(file.fileno()).st_size
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(path, "a sound gzip file", f"a damaged one ({error})", "fetch it again") from error
+
+
+def _read_header(path: Path, stream: BinaryIO, file_bytes: int | None) -> Header:
+    """Reads the header and holds it against the file's length, where that is known."""
+    magic = stream.read(4)
+    if len(magic) < 4:
+        raise DataError(path, "an IDX header of at least 4 bytes", f"a file of {len(magic)} bytes")
+    first, second, code, rank = magic
+    if first or second:
+        raise DataError(path, "an IDX file, which begins 00 00", f"one that begins {magic.hex(' ')}")
+    if code not in IDX_TYPES:
+        known = ", ".join(f"{known:#04x}" for known in IDX_TYPES)
+        raise DataError(path, f"an IDX type code, one of {known}", f"{code:#04x}")
+    if rank > MOST_AXES:
+        raise DataError(path, f"at most {MOST_AXES} axes", f"{rank} axes")
+    sizes = stream.read(4 * rank)
+    if len(sizes) < 4 * rank:
+        raise DataError(path, f"{4 * rank} bytes for the sizes of {rank} axes", f"{len(sizes)} bytes")
+    header = Header(IDX_TYPES[code], struct.unpack(f">{rank}i", sizes))
+    if any(size < 0 for size in header.shape):
+        raise DataError(path, f"sizes from 0 to {LARGEST_SIZE}", f"the shape {list(header.shape)}")
+    if header.dtype.itemsize * math.prod(max(size, 1) for size in header.shape) > sys.maxsize:
+        raise DataError(path, "a shape that memory could hold", f"the shape {list(header.shape)}")
+    if file_bytes is not None:
+        _check_length(path, header, file_bytes - 4 - 4 * rank)
+    return header
+
+
+def _promised_bytes(header: Header) -> int:
+    return math.prod(header.shape) * header.dtype.itemsize
+
+
+def _check_length(path: Path, header: Header, found: int, at_least: str = "") -> None:
+    promised = _promised_bytes(header)
+    if found != promised:
+        expected = f"{promised} bytes of {checks.describe(header)} after the header"
+        raise DataError(path, expected, f"{at_least}{found} bytes", "the file is damaged: fetch it again")
+
+
+def peek_header(path: Path) -> Header:
+    """What the file says of itself; nothing else is read."""
+    with _opened(path) as (stream, file_bytes):
+        return _read_header(path, stream, file_bytes)
+
+
+def read_idx(path: FilePath) -> np.ndarray:
+    """Reads an array from a file in IDX, the format of MNIST, packed by gzip or not.
+
+    The file is 00 00, a byte for the type, a byte for the number of axes, the size of each axis, then the
+    elements, all big-endian. Whether it is packed is seen from its first bytes, not from its name. What the
+    header promises is held against what the file holds before memory is taken for it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A writable array in the machine's byte order: uint8, int8, int16, int32, float32 or float64.
+
+    Raises:
+        DataError: no such file; not IDX; an unknown type; a damaged header; fewer or more bytes than it
+            promises; damaged packing.
+
+    Source: LeCun, Cortes & Burges (1998), "The MNIST database of handwritten digits".
+    """
+    path = Path(path)
+    with _opened(path) as (stream, file_bytes):
+        header = _read_header(path, stream, file_bytes)
+        content = bytearray()  # becomes the array's own memory
+        # One byte more than promised: it shows that there is more, or has gzip reach its end and check sum.
+        beyond = _promised_bytes(header) + 1
+        while chunk := stream.read(min(CHUNK, beyond - len(content))):
+            content += chunk
+    _check_length(path, header, len(content), "at least " if len(content) == beyond else "")
+    stored = np.frombuffer(content, header.dtype.newbyteorder(">")).reshape(header.shape)
+    return stored.astype(header.dtype, copy=False)
+
+
+def write_idx(path: FilePath, array: Any) -> None:
+    """Writes an array to a file in IDX, packed by gzip where the name ends in `.gz`.
+
+    Equal arrays make equal files: the packing holds neither the time nor the file's name.
+
+    Args:
+        path: the file; one that is there is replaced.
+        array: uint8, int8, int16, int32, float32 or float64, in either byte order.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: an axis of more than 2³¹ − 1.
+    """
+    path, array = Path(path), np.asarray(array)
+    codes = {dtype: code for code, dtype in IDX_TYPES.items()}
+    code = codes.get(array.dtype.newbyteorder("="))
+    if code is None:
+        names = ", ".join(dtype.name for dtype in codes)
+        raise TypeError(f"IDX holds {names}, got {checks.describe(array)}: convert with array.astype(…)")
+    if any(size > LARGEST_SIZE for size in array.shape):
+        raise ValueError(f"IDX holds axes of up to {LARGEST_SIZE}, got {checks.describe(array)}")
+    header = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    content = array.astype(array.dtype.newbyteorder(">"), copy=False).ravel().view(np.uint8)
+    with path.open("wb") as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, fileobj=file, mtime=0) as packed:
+                packed.write(header)
+                packed.write(content)
+        else:
+            file.write(header)
+            file.write(content)

@@ -1,0 +1,165 @@
+"""What is done to the values of data before training: standardising them, and labels as distributions.
+
+Index letters: `N` examples, `D` features, `K` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnn import checks
+from jaxnn.types import DType, Shape
+
+BLOCK = 1024  # examples whose float64 copy is in memory at a time while statistics are taken
+
+
+class Standardisation(NamedTuple):
+    """The mean and standard deviation of each feature of some data, for `standardise`; a pytree of arrays.
+
+    Attributes:
+        mean: shaped like one example.
+        std: likewise; 0 where a feature was constant.
+    """
+
+    mean: Any
+    std: Any
+
+
+def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
+    """The mean and standard deviation of each feature: μ = Σₙ xₙ / N, σ = √(Σₙ (xₙ − μ)² / N).
+
+    Taken from the training part alone and then applied to every part, nothing of the test part gets into
+    training. Sums are in float64 and in two passes: Σx²/N − μ² would lose everything where μ ≫ σ.
+
+    Args:
+        x: [N, …], on the host or a jax.Array.
+        axes: what is averaged over, the batch axis 0 among it: `(0,)` gives statistics of each feature (or
+            pixel), `(0, 1, 2)` of each channel of images [N, H, W, C], `(0, 1, 2, 3)` of all together.
+
+    Returns:
+        NumPy arrays shaped like one example, of x's dtype, or float32 where x is whole numbers.
+
+    Raises:
+        ValueError: no examples; axes without 0; values that are not finite (how many, where the first is).
+        TypeError: values that are not real numbers.
+
+    >>> scale = standardisation(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    >>> scale.mean.tolist(), scale.std.tolist()
+    ([2.0, 5.0], [1.0, 0.0])
+    """
+    x, axes = np.asarray(x), tuple(axes)
+    if x.dtype.kind not in "biu" and not checks.is_floating(x):
+        raise TypeError(f"standardisation expects real numbers, got x of {x.dtype}")
+    if 0 not in axes or len(set(axes)) < len(axes) or not all(0 <= axis < x.ndim for axis in axes):
+        raise ValueError(f"axes must hold 0 and further axes of x of shape {x.shape}, each once, got {axes}")
+    if not x.size:
+        raise ValueError(f"standardisation needs examples, got x of shape {x.shape}")
+    finite = np.isfinite(x)
+    if not finite.all():
+        count = x.size - np.count_nonzero(finite)
+        raise ValueError(f"x holds {count} values that are not finite, the first at {checks.first_of(~finite)}")
+    count = math.prod(x.shape[axis] for axis in axes)
+    low, high = x.min(axes, keepdims=True), x.max(axes, keepdims=True)
+    # A constant's mean is known exactly; a rounded one would leave σ ≈ 1e-17 and (x − μ)/σ = ±1 instead of 0.
+    mean = np.where(low == high, low.astype(np.float64), _power_sum(x, 1, axes) / count)
+    std = np.sqrt(_power_sum(x, 2, axes, mean) / count)
+    dtype = x.dtype if checks.is_floating(x) else np.dtype(np.float32)
+    smallest = float(jax.numpy.finfo(dtype).tiny)  # XLA may flush what is below to 0, and then divide by it
+    std = np.where(std < smallest, 0.0, std)
+    shape = x.shape[1:]
+    return Standardisation(*(np.broadcast_to(moment[0], shape).astype(dtype) for moment in (mean, std)))
+
+
+def _power_sum(x: np.ndarray, power: int, axes: Shape, centre: Any = 0.0) -> np.ndarray:
+    """Σ (x − centre)^power over axes in float64, without a float64 copy of the whole."""
+    blocks = (x[start : start + BLOCK].astype(np.float64) - centre for start in range(0, len(x), BLOCK))
+    return np.asarray(sum((block**power).sum(axes, keepdims=True) for block in blocks))
+
+
+def standardise(scale: Standardisation, x: Any) -> Any:
+    """Standardises: z = (x − μ) / σ, mean 0 and standard deviation 1 over the data that μ and σ come from.
+
+    A feature that was constant there (σ = 0) is only centred: 0 where it still has that value. Pure; works
+    under `jit` as well.
+
+    Args:
+        scale: from `standardisation` of the training part.
+        x: [N, …] of the same features.
+
+    Returns:
+        An array like x: NumPy for NumPy, of x's dtype where that is a float, else of μ's.
+
+    Raises:
+        ValueError: x has other features than scale.
+
+    >>> x_train, x_test = np.array([[1.0], [3.0]]), np.array([[7.0]])
+    >>> scale = standardisation(x_train)
+    >>> standardise(scale, x_train).tolist(), standardise(scale, x_test).tolist()
+    ([[-1.0], [1.0]], [[5.0]])
+    """
+    x, mean, sigma = _aligned("standardise", scale, x)
+    return (x - mean) / sigma
+
+
+def unstandardise(scale: Standardisation, z: Any) -> Any:
+    """The inverse of `standardise`, x = z·σ + μ: predictions back in the target's own units.
+
+    Raises:
+        ValueError: z has other features than scale; so do predictions [N, 1] of targets [N].
+
+    >>> scale = standardisation(np.array([10.0, 30.0]))
+    >>> unstandardise(scale, np.array([-1.0, 0.0, 2.0])).tolist()
+    [10.0, 20.0, 40.0]
+    """
+    z, mean, sigma = _aligned("unstandardise", scale, z)
+    return z * sigma + mean
+
+
+def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
+    """Returns x, μ, and σ with 1 for 0, in one dtype, if they are of the same features."""
+    x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
+    if not x.ndim or x.shape[1:] != scale.mean.shape:
+        expected = f"[{', '.join(['N', *map(str, scale.mean.shape)])}]"
+        raise ValueError(f"{what} expects {expected} like what scale was taken from, got shape {x.shape}")
+    dtype = x.dtype if checks.is_floating(x) else scale.mean.dtype
+    sigma = scale.std + (scale.std == 0).astype(scale.std.dtype)
+    return x.astype(dtype), scale.mean.astype(dtype), sigma.astype(dtype)
+
+
+def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
+    """Labels as distributions over K classes: tₙₖ = 1 where labelsₙ = k, else 0.
+
+    For labels on the host, which are looked at; inside `jit` there is `jax.nn.one_hot`.
+
+    Args:
+        labels: whole numbers from 0 to K − 1, [N] or of any shape.
+        classes: K.
+        dtype: of the result.
+
+    Returns:
+        A NumPy array [N, K]: the shape of labels, and K.
+
+    Raises:
+        TypeError: labels that are not whole numbers.
+        ValueError: labels outside 0 … K − 1 (how many, where the first is).
+
+    >>> one_hot([2, 0], 3).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    labels, classes = np.asarray(labels), checks.whole_number("classes", classes, least=1)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"one_hot expects integer labels, got {checks.describe(labels)}")
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        where = checks.first_of(wrong)
+        advice = "; they seem to count from 1: give labels - 1" if labels.min() == 1 else ""
+        raise ValueError(
+            f"one_hot expects labels from 0 to {classes - 1}, got {np.count_nonzero(wrong)} others, "
+            f"the first {labels[where]} at {where}{advice}"
+        )
+    return (labels[..., None] == np.arange(classes)).astype(dtype)
