@@ -250,6 +250,8 @@ def test_missing_batch_axis():
             call(state.params, state.state, one, np.zeros(K, np.float32))
     with refused("layer 'dense_0'", "(4,)", advice):
         predict(SCORES, state, one)
+    with refused("layer 'dense_0'", "(4,)", advice):
+        evaluate(SCORES, losses.softmax_cross_entropy, state, (one, LABELS[:4]))
     fit_refuses(SCORES, losses.softmax_cross_entropy, (one, LABELS[:4]), "layer 'dense_0'", advice)
     fit_refuses(SCORES, losses.softmax_cross_entropy, (one, LABELS[0]), "data: target needs a batch axis")
     fit_refuses(SCORES, losses.softmax_cross_entropy, (np.float32(1), LABELS), "data: x needs a batch axis")
@@ -316,7 +318,7 @@ def test_one_hot_where_labels_are_meant():
     everything_refuses(SCORES, losses.multiclass_hinge, X, ONE_HOT, *says)
 
 
-@pytest.mark.parametrize("loss", [losses.mse, losses.half_squared_error], ids=lambda loss: loss.name)
+@every_entrywise_loss
 def test_labels_where_one_hot_is_meant(loss):
     says = (f"losses.{loss.name}", "(6, 3)", "(6,)", "losses.softmax_cross_entropy", "jax.nn.one_hot(target, 3)")
     everything_refuses(SCORES, loss, X, LABELS, *says)
@@ -652,6 +654,24 @@ def test_nonsense_for_a_key(key, shown):
     if isinstance(key, jax.Array):
         with refused(*says, error=TypeError, compiles=False):
             jax.jit(lambda key: SCORES.init(key, (D,)))(key)
+
+
+def test_a_seed_will_do_in_a_pass():
+    """For random layers, whose keys are made of the one that a pass is given."""
+
+    def forward(params, state, x, *, train=False, rng=None):
+        return x + jax.random.normal(rng, x.shape) if train else x, state, ()
+
+    noise = jaxnn.Layer("noise", lambda key, in_shape, dtype=None: ({}, ()), forward, lambda p, t, d: (d, {}))
+    for net in (serial(noise), parallel(noise), repeat(noise, 2), share(noise, 2)):
+        run = backprop(net, losses.mse)
+        outputs = [run({}, (), X, X, rng=rng).output for rng in (0, jnp.int32(0), KEY)]
+        outputs.append(jax.jit(lambda rng, run=run: run({}, (), X, X, rng=rng).output)(0))
+        for output in outputs[1:]:
+            np.testing.assert_allclose(output, outputs[0], rtol=1e-6)
+        for call in (run, jax.jit(run)):
+            with refused("key must be jax.random.key(seed) or an integer seed", "float32", error=TypeError):
+                call({}, (), X, X, rng=jnp.float32(0))
 
 
 def test_key_that_is_missing():
