@@ -258,6 +258,15 @@ def test_every_graph_has_a_page(f, args, options):
     jax.jit(lambda *args: graph.page(graph.trace(f, **options)(*args)) and 0)(*args)  # arrays without numbers
 
 
+def test_what_a_folded_group_passes_back_is_the_sum_over_its_operations():
+    inner = jax.jit(lambda x: x * x + jnp.sin(x))
+    traced = graph.trace(lambda x: inner(x) + 3.0 * x)(2.0)
+    only = written(graph.page(traced, most=1))["graphs"][0]
+    (total,) = [link[4] for link in only["levels"][0][7] if link[4] is not None]
+    assert total == number(np.float32(2 * 2 + math.cos(2)))
+    assert number(traced.gradients[0]) == number(np.float32(7 + math.cos(2)))
+
+
 def test_iterations_are_written_as_graphs_of_their_own():
     traced = graph.trace(recurrent)(jnp.ones((20, 3)), jnp.eye(3))
     data = written(graph.page(traced))
