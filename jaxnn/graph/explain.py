@@ -441,7 +441,7 @@ def _text(e: Explanation) -> str:
     lines = [f"{e.name}: {', '.join(e.reached) or 'it'} is not finite", f"  cause   {e.cause}: {e.detail}"]
     where = []
     if e.source:
-        where.append(f"{os.path.relpath(e.source)}" if _near(e.source) else e.source)
+        where.append(e.source)
     if e.line:
         where.append(e.line)
     place = [e.operation] * bool(e.operation) + [f"in {'/'.join(e.group)}"] * bool(e.group) + list(e.steps)
@@ -455,9 +455,4 @@ def _text(e: Explanation) -> str:
     lines += [f"  then    {e.then}"] * bool(e.then)
     lines += [f"  mend    {e.rewrite}"]
     lines += [f"  {'also' if i == 0 else '':8}{text}" for i, text in enumerate(e.others)]
-    return "\n".join(lines)
-
-
-def _near(source: str) -> bool:
-    """True for a file below the working folder."""
-    return source.startswith(os.getcwd() + os.sep)
+    return "\n".join(lines).replace(os.getcwd() + os.sep, "")
