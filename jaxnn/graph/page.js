@@ -77,10 +77,9 @@ function update() {
   }
   for (const edge of scene.edges) {
     const { target, link } = edge;
-    const to = target === null ? null : span(target);
     const touched = focus !== null && (target === focus || edge.source === focus || link.ref[0] === focus);
     const part = passedOn(edge);
-    const returned = part != null && to && (state.phase === "all" || (state.phase === "backward" && to[0] >= state.at));
+    const returned = returnsAlong(edge);
     const active = target !== null && target === now && (part != null || state.phase === "forward");
     edge.line.setAttribute("class", ["edge", valueKnown(link.ref) ? "" : "waiting", touched ? "touched" : "",
       active ? `active ${state.phase}` : "", returned && state.phase === "backward" ? "returned" : ""].join(" "));
@@ -123,7 +122,7 @@ function statusText(now) {
   if (isGroup(now)) return `${head}, ${levelOf(now).last - levelOf(now).first + 1} operations in one.`;
   const node = G.nodes[now], own = node.grads.find(g => g != null);
   const passes = node.inputs.map((ref, slot) => node.passed[slot] == null ? null
-    : `${isNumber(node.passed[slot]) ? minus(node.passed[slot]) : "a part"} to ${sourceName(ref)}`).filter(Boolean);
+    : `${short(node.passed[slot])} to ${sourceName(ref)}`).filter(Boolean);
   return `${head} has gradient ${isNumber(own) ? minus(own) : short(own)}; it passes ${passes.join(" and ") || "nothing on"}.`;
 }
 

@@ -397,14 +397,14 @@ function build() {
         spread(point.inner, at.x, at.y, depth + 1);
       } else scene.cards.push({ ...point, ...at });
     }
-    for (const link of level.links) scene.edges.push(route(link, points, tops, bottoms, ox, oy));
+    for (const link of level.links) scene.edges.push(route(level, link, points, tops, bottoms, ox, oy));
   })(root, 0, 0, 1);
   Object.assign(scene, { w: root.w, h: root.h });
   visible();
   draw();
 }
 
-function route(link, points, tops, bottoms, ox, oy) {
+function route(level, link, points, tops, bottoms, ox, oy) {
   const first = points[link.u], last = points[link.v];
   const folded = last.item !== undefined && isGroup(last.item) && !last.inner;
   let x = ox + first.x + link.from, y = oy + first.y + first.h / 2, row = first.row;
@@ -423,7 +423,7 @@ function route(link, points, tops, bottoms, ox, oy) {
   }
   const top = oy + last.y - last.h / 2 - (folded ? STACK : 0);
   if (top > y + 0.5) path += `V${top.toFixed(1)}`;
-  return { link, path, source: first.item ?? null, target: last.item ?? null, open: Boolean(last.inner), x, y: top,
+  return { link, path, level, source: first.item ?? null, target: last.item ?? null, open: Boolean(last.inner), x, y: top,
     starts: first.item !== undefined && !first.inner, ends: last.item !== undefined && !last.inner };
 }
 
@@ -516,7 +516,7 @@ function drawEdge(layer, edge, crowd) {
   const part = passedOn(edge);
   if (part == null || !(used || edge.link.total != null)) return;
   const shown = isNumber(part) ? minus(part) : short(part);
-  const w = wide(shown, "11px") + 10;
+  const w = wide(shown, "bold 11px") + 10;
   const card = shapes.get(edge.target)?.card;
   if (card && crowd > 1 && w > card.w / crowd + 14) return; // it would cover its neighbour; the panel has it
   edge.label = element(layer.edges, "g", { class: `passed${isWrong(part) ? " bad" : ""}`, transform: `translate(${edge.x} ${edge.y - 21})` });
@@ -532,5 +532,12 @@ function passedOn(edge) { // what comes back along an edge into an operation or 
   const [first, last] = span(target);
   const inside = (G.uses.get(key(link.ref)) || []).filter(([node]) => node >= first && node <= last);
   return inside.map(([node, slot]) => G.nodes[node].passed[slot]).find(part => part != null) ?? null;
+}
+function returnsAlong(edge) { // whether something has come back along an edge by now
+  const { link, target, level } = edge, part = passedOn(edge);
+  if (state.phase !== "backward") return state.phase === "all" && part != null;
+  if (target !== null && !edge.open) return part != null && span(target)[0] >= state.at;
+  const [first, last] = target === null ? [level.first, level.last] : span(target);
+  return parts(link.ref).some(({ from, arrived }) => arrived && (from !== null && from >= first && from <= last) === (target !== null));
 }
 const sourceName = ([node]) => nameOf(node);
