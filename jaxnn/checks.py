@@ -304,8 +304,9 @@ def weight_values(where: str, weights: Any) -> None:
     """Raises ValueError if a concrete weight is negative or not finite, or if none is above 0."""
     values = np.asarray(weights)
     values = values if values.dtype.kind in "iub" else values.astype(np.float64)  # half precisions lack some tests
-    finite_values(where, values, "Give numbers of 0 and above; 0 leaves an example out")
-    _none_of(where, values, values < 0, "negative", "Give numbers of 0 and above; 0 leaves an example out")
+    advice = "Give numbers of 0 and above; 0 leaves an example out"
+    finite_values(where, values, advice)
+    _none_of(where, values, values < 0, "negative", advice)
     if not values.any():
         raise ValueError(
             f"{where} are all zero, which leaves nothing to take a mean of: leave weights out, or the batch"

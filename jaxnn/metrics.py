@@ -1,6 +1,6 @@
 """Metrics: what is counted beside the loss, one number per example, so that a mean over any batches is exact.
 
-A metric is a function `(prediction, target) -> [N]` in float32; the `value` of a loss is one too.
+A metric is a function `(prediction, target) -> [N]` in float32; the `value` of a loss is one too, of the loss's name.
 
     accuracy                  1 where the largest entry is the label's      labels, or distributions of any dtype
     top_k(k)                  1 where the label is among the k largest      likewise

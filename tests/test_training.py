@@ -577,6 +577,7 @@ def test_one_program_each_and_none_again():
         result = run(key)
     assert len(programs) == 3, programs  # initialisation, training (both batch shapes), evaluation
     assert len(set(programs)) == 3, f"programs in a profile are told apart by their names: {programs}"
+    assert {"mae", "validation_mae"} < set(result.history)  # a loss as a metric has the loss's name
     with compilations() as programs:
         run(key, epochs=1, check_data=False)
         run(None, train_state=result.train_state)
