@@ -23,6 +23,7 @@ FLOORS = (
     {"gradcheck", "graph", "steps"},
     {"intake"},
     {"summary", "training"},
+    {"plots"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "losses": (
@@ -63,7 +64,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
 SIDE = {"augment", "data"}  # imports types and checks only
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 RUN_TIME = {"jax", "chex", "numpy", "jaxnn"} | set(sys.stdlib_module_names)  # numpy comes with jax
-OPTIONAL = {"igraph", "optax", "sklearn", "tqdm"}  # imported in the function that uses them
+OPTIONAL = {"igraph", "matplotlib", "optax", "sklearn", "tqdm"}  # imported in the function that uses them
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
