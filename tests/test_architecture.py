@@ -42,8 +42,8 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "gradcheck": (
-        {"report", "replay", "differences", "kinks"},
-        {"programs"},
+        {"report", "replay", "differences", "kinks", "mixtures"},
+        {"programs", "ties"},
         {"court"},
         {"judge"},
         {"functions", "networks"},

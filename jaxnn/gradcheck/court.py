@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck.differences import Slope, slope_of
+from jaxnn.gradcheck.mixtures import Mixture, mixture
 from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner
-from jaxnn.gradcheck.replay import Obstacle, obstacles, replay, widen
+from jaxnn.gradcheck.replay import Obstacle, casts, obstacles, replay, widen
+from jaxnn.gradcheck.ties import Sided, Slots, Tied, blocks_of, furthest, piece, values
 
 ASIDE = 1e-6  # relative: off a kink, still the same place
-ASIDES = 48  # random points beside a kink, at which the gradients of the pieces that meet there are seen
-TIES = 64  # elements that are given sides of their own
+WITNESSED = 3  # worst elements of a leaf for which differences are taken
 MIXED = 1e-4  # relative: nearer than this, a rule's answer at a kink counts as a mixture
 
 
@@ -41,7 +42,6 @@ class Court:
     def __init__(self, problem: Problem, programs: Programs) -> None:
         self.problem, self.programs = problem, programs
         self._g: Any = None
-        self._high: Any = None
 
     def wide_leaf(self, i: int) -> np.ndarray:
         return np.asarray(self.problem.leaves[i]).astype(np.float64)
@@ -90,54 +90,67 @@ class Court:
 
         return g
 
-    def mixtures(self, i: int, v: np.ndarray, off: np.ndarray, wanted: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """Least and greatest gradient of leaf i nearby; how far max_g ⟨g, v⟩ is below `wanted`, relative to its terms.
+    def mixture(self, i: int, hand: np.ndarray, v: np.ndarray) -> tuple[Mixture, tuple[int, ...] | None]:
+        """How leaf i's gradient stands to those of the pieces that meet here; an element outside of all of them.
 
-        The best piece is looked for from ±v and random directions, then one tied element after another: ties that are
-        independent each have a side of their own, and no single direction takes the right side of all of them.
+        v is the direction of the first doubt.
         """
-        rng = np.random.default_rng(0)
-        low, high = np.full(v.shape, np.inf), np.full(v.shape, -np.inf)
-        sides = [1.0, -1.0, *[None] * ASIDES]
-        best, way = -np.inf, [np.zeros(np.shape(leaf)) for leaf in self.problem.leaves]
-        for side in sides:
-            directions = [
-                rng.standard_normal(np.shape(leaf)) * 10 ** rng.uniform(-1, 0, np.shape(leaf))
-                for leaf in self.problem.leaves
-            ]
-            if side is not None:
-                directions = [np.zeros(np.shape(leaf)) for leaf in self.problem.leaves]
-                directions[i] = side * v / (np.abs(v).max() or 1.0)
-            piece = self._nearby(i, directions)
-            if not np.isfinite(piece).all():
-                continue
-            low, high = np.minimum(low, piece), np.maximum(high, piece)
-            if np.vdot(piece, v) > best:
-                best, way = float(np.vdot(piece, v)), directions
-        size = abs(wanted) + float(
-            np.abs(v * np.where(np.isfinite(high), np.maximum(np.abs(low), np.abs(high)), 0)).sum()
-        )
-        ties = [where for where in np.argsort(off, axis=None)[::-1][:TIES] if off.flat[where] > 1]
-        for where in ties * 2:
-            if (wanted - best) <= MIXED * size:
+        pieces = _Pieces(self.problem, self.programs, i)
+        found = mixture(hand, v, pieces.furthest, MIXED)
+        for flat in np.argsort(found.left, axis=None)[::-1][:WITNESSED]:
+            element = tuple(map(int, np.unravel_index(int(flat), hand.shape)))
+            if found.left[element] <= MIXED:
                 break
-            for side in (-1.0, 1.0, float(rng.standard_normal())):
-                tried = [direction.copy() for direction in way]
-                tried[i].flat[where] = side
-                piece = self._nearby(i, tried)
-                if np.isfinite(piece).all() and np.vdot(piece, v) > best:
-                    best, way = float(np.vdot(piece, v)), tried
-        return low, high, (wanted - best) / size if size else 0.0
+            unit = np.zeros(hand.shape)
+            unit[element] = 1.0
+            low, high = (float(pieces.furthest(sign * unit)[element]) for sign in (-1, 1))
+            room = MIXED * max(abs(low), abs(high), rms(found.high))
+            if not low - room <= hand[element] <= high + room:
+                found.low[element], found.high[element] = low, high
+                return found, element
+        return found, None
 
-    def _nearby(self, i: int, directions: list[np.ndarray]) -> np.ndarray:
-        """jax.grad of leaf i, a millionth along the directions."""
-        p = self.programs
+
+class _Pieces:
+    """The pieces of a problem's function that meet at its point, as gradients of leaf i."""
+
+    def __init__(self, problem: Problem, programs: Programs, i: int) -> None:
+        value = programs.value
+        tied = Tied(value, len(problem.leaves), inline=bool(programs.stopped or casts(value)))
+        self.i, self.rng = i, np.random.default_rng(0)
         with jax.enable_x64(True):
-            if self._high is None:
-                self._high = compiled(replay(p.auto) if p.stopped else runner(p.auto64))
-            leaves, fixed, deltas = widen(self.problem.arguments)
-            moved = [
-                leaf + ASIDE * scales(self.wide_leaf(k)) * direction
-                for k, (leaf, direction) in enumerate(zip(leaves, directions, strict=True))
-            ]
-            return np.asarray(self._high(*jax.tree.leaves((moved, fixed, deltas)))[i])
+            self.point = widen(problem.arguments)
+            ties = jax.tree.map(np.asarray, jax.jit(values(tied))(self.point[:2]))
+        self.base, self.tree = jax.tree.flatten(ties)
+        self.blocks = blocks_of(ties)
+        self.steps = [np.ones(tie.shape) for tie in self.base]
+        self._ask = compiled(piece(tied))
+        leaves = [np.asarray(leaf) for leaf in self.point[0]]
+        signs = [leaf * self.rng.choice([-1.0, 1.0], leaf.shape) for leaf in leaves]
+        terms = self._asked([np.zeros(tie.shape) for tie in self.base], signs)[1]
+        self.steps = [ASIDE * _size(tie, term) for tie, term in zip(self.base, terms, strict=True)]
+
+    def _asked(self, sides: Slots, v: list[np.ndarray]) -> tuple[np.ndarray, Slots, Slots]:
+        """The gradient of leaf i with the ties so many steps to the side, ż along v, and λ."""
+        ties = [tie + step * side for tie, step, side in zip(self.base, self.steps, sides, strict=True)]
+        with jax.enable_x64(True):
+            found = jax.tree.map(np.asarray, self._ask(self.point, jax.tree.unflatten(self.tree, ties), v))
+        return found.gradients[self.i], jax.tree.leaves(found.moved), jax.tree.leaves(found.sensitivities)
+
+    def furthest(self, v: np.ndarray) -> np.ndarray:
+        """The gradient that goes furthest along v, of those that are found."""
+        directions = [np.zeros(np.shape(leaf)) for leaf in self.point[0]]
+        directions[self.i] = v / (np.abs(v).max() or 1.0)
+        off = [self.rng.uniform(-1, 1, step.shape) for step in self.steps]
+
+        def ask(sides: Slots) -> Sided:
+            gradient, moved, carried = self._asked(sides, directions)
+            worth = float(np.vdot(gradient, v)) if np.isfinite(gradient).all() else -np.inf
+            return Sided(worth, gradient, sides, [finite(a * b) for a, b in zip(moved, carried, strict=True)])
+
+        return furthest(ask, self.blocks, [finite(move) for move in self._asked(off, directions)[1]], self.rng).gradient
+
+
+def _size(z: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """How large a tie is: itself, its fellows, or what cancelled in it; a millionth where all of that is 0."""
+    return np.asarray(np.maximum(np.abs(finite(z)), max(rms(z), rms(terms)) or ASIDE))

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck.court import ASIDE, MIXED, Court, finite, rms, scales
+from jaxnn.gradcheck.court import ASIDE, MIXED, WITNESSED, Court, finite, rms, scales
 from jaxnn.gradcheck.differences import Slope
 from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
 from jaxnn.gradcheck.replay import replay, widen
@@ -40,7 +40,6 @@ JITTER = 4  # units of roundoff
 FLOAT64_NOISE = 16  # times s
 REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that casts explain
 DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
-WITNESSED = 3  # worst elements of a leaf for which differences are taken
 CONTRADICTS = 1e-4  # of the terms: nearer than this, differences do not contradict what two derivations agree on
 BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
 
@@ -373,26 +372,21 @@ def _at_a_kink(
         if not slope.bends:
             why = "it agrees with jax.grad nearby and not at this point, where the function has no kink"
             return here._replace(verdict=WRONG, why=why)
-    off = excess(m.hand64 - m.auto64, threshold(m))
-    low, high, most = court.mixtures(i, m.hand64 - m.auto64, off, float(np.vdot(m.hand64, m.hand64 - m.auto64)))
-    outside = np.maximum(low - m.hand64, m.hand64 - high) / np.maximum(np.maximum(np.abs(low), np.abs(high)), rms(high))
-    outside = np.where((off > 1) & np.isfinite(outside), outside, 0)
-    if outside.max() > MIXED:
-        worst = _first(outside == outside.max())
-        h = float(m.hand64[worst])
-        why = f"at a kink: {h:.7g} is not between the slopes nearby, {low[worst]:.7g} and {high[worst]:.7g}"
-        nearby = (float(low[worst]), float(high[worst]))
-        return row._replace(
-            verdict=WRONG, why=why, element=worst, hand=h, autodiff=float(m.auto64[worst]), slopes=nearby
-        )
-    if most > MIXED:
+    found, outside = court.mixture(i, m.hand64, m.hand64 - m.auto64)
+    if outside is not None:
+        h, (low, high) = float(m.hand64[outside]), (float(found.low[outside]), float(found.high[outside]))
+        why = f"at a kink: {h:.7g} is not between the slopes nearby, {low:.7g} and {high:.7g}"
+        here = row._replace(element=outside, hand=h, autodiff=float(m.auto64[outside]), slopes=(low, high))
+        return here._replace(verdict=WRONG, why=why)
+    if found.short > MIXED:
         why = "at a tie: each element is between its slopes, but no mixture of the gradients nearby gives them all"
         return row._replace(verdict=WRONG, why=why)
     left, right = slopes[0].left, slopes[0].right
     first = elements[0]
     row = row._replace(element=first, hand=float(m.hand64[first]), differences=slopes[0].value)
     why = f"the slope jumps here from {left:.7g} to {right:.7g}: both answers are allowed"
-    auto = row.autodiff if row.element == first and not np.isfinite(row.autodiff or 0.0) else float(m.auto64[first])
+    not_finite = row.element == first and not np.isfinite(row.autodiff or 0.0)
+    auto = row.autodiff if not_finite else float(m.auto64[first])
     return row._replace(verdict=KINK, why=why, autodiff=auto, slopes=(left, right))
 
 

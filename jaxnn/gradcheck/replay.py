@@ -53,10 +53,10 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
     def read(atom: Any) -> Any:
         if not isinstance(atom, core.Literal):
             return env[atom]
-        return np.float64(atom.val) if is_float(atom.aval) else _plain(atom)
+        return number(atom)
 
     for eqn in jaxpr.eqns:
-        outs = _step(eqn, [read(atom) for atom in eqn.invars])
+        outs = step(eqn, [read(atom) for atom in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -65,12 +65,16 @@ def _aval(atom: Any) -> Any:
     return atom.aval
 
 
-def _plain(literal: Any) -> Any:
+def number(literal: Any) -> Any:
+    """A literal's value, floats as float64."""
+    if is_float(literal.aval):
+        return np.float64(literal.val)
     dtype = literal.aval.dtype
     return literal.val if dtype == jax.dtypes.float0 else np.asarray(literal.val, dtype)
 
 
-def _step(eqn: Any, args: list[Any]) -> list[Any]:
+def step(eqn: Any, args: list[Any]) -> list[Any]:
+    """The outputs of one equation in float64 arithmetic."""
     name, params = eqn.primitive.name, eqn.params
     if name in INLINED:
         inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
@@ -125,7 +129,7 @@ def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
 
     def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
         outs = run(*consts, *carry, *xs)
-        return _like(carry, outs[: params["num_carry"]]), outs[params["num_carry"] :]
+        return like(carry, outs[: params["num_carry"]]), outs[params["num_carry"] :]
 
     carry, outs = jax.lax.scan(
         body, _arrays(args[head:carried]), args[carried:], length=params["length"], reverse=params["reverse"]
@@ -139,7 +143,7 @@ def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
     test_consts, body_consts = args[:first], args[first:second]
     return jax.lax.while_loop(
         lambda carry: test(*test_consts, *carry)[0],
-        lambda carry: _like(carry, body(*body_consts, *carry)),
+        lambda carry: like(carry, body(*body_consts, *carry)),
         _arrays(args[second:]),
     )
 
@@ -159,7 +163,8 @@ def _arrays(values: Sequence[Any]) -> list[Any]:
     return [value if isinstance(value, jax.Array) else jnp.asarray(value) for value in values]
 
 
-def _like(carry: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+def like(carry: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """What a loop hands on, in the dtypes that it started with."""
     return [jnp.asarray(v, c.dtype) if is_float(c) else v for c, v in zip(carry, values, strict=True)]
 
 
