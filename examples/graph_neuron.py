@@ -1,0 +1,43 @@
+"""A sigmoid neuron as a graph, written out in exp and division: the local rules multiply to σ(z)(1 − σ(z)) x.
+
+    python examples/graph_neuron.py [--out out]
+
+h = 1/(1 + e^{−(wx + b)}). Nobody told the graph what a sigmoid is; what comes back through 1/u, 1 + v, e^s and −z is
+δ = h(1 − h) at z, and from there δx to w, δw to x, δ to b.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax.numpy as jnp
+
+import jaxnn
+
+
+def neuron(w, x, b):
+    """The sigmoid 1/(1 + e^{−z}) with z = w x + b."""
+    z = w * x + b
+    return 1 / (1 + jnp.exp(-z))
+
+
+def main(out: str | None = "out") -> tuple[jaxnn.graph.Graph, tuple[float, float, float]]:
+    """Prints the graph beside the formula and writes its page; returns it with the formula's gradient."""
+    w, x, b = 1.5, -2.0, 0.5
+    traced = jaxnn.graph.trace(neuron)(w, x, b)
+    print(traced)
+    h = float(traced.value)
+    delta = h * (1 - h)
+    by_formula = (delta * x, delta * w, delta)
+    for name, gradient, formula in zip("wxb", traced.gradients, by_formula, strict=True):
+        print(f"∂h/∂{name}  by the graph {float(gradient): .6f}   by h(1 − h) {formula: .6f}")
+    if out is not None:
+        path = Path(out) / "graph_neuron.html"
+        jaxnn.graph.page(traced).save(path)
+        print(f"wrote {path}")
+    return traced, by_formula
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="out", help="folder for the page")
+    main(**vars(parser.parse_args()))

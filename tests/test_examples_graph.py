@@ -1,0 +1,47 @@
+"""The examples of graphs: published numbers, pages that are written, causes that are named."""
+
+import jax
+import pytest
+from examples_loader import load_example
+
+from jaxnn.graph import causes
+
+
+def test_the_textbook_functions(tmp_path, capsys):
+    graphs = load_example("graph_textbook").main(out=str(tmp_path))
+    add, mul = graphs["product"].nodes
+    assert [float(v) for v in (graphs["product"].value, *graphs["product"].gradients)] == [6, 5, 2]
+    assert float(add.gradient) == 2  # ∂f/∂z
+    assert [float(mul.passed[0]), float(add.passed[0])] == [3, 2]  # the two paths into x
+    assert "f = 6, ∂f/∂x = 5, ∂f/∂y = 2" in capsys.readouterr().out
+    assert float(graphs["exponential"].value) == pytest.approx(325509.58, rel=1e-6)  # 2 e¹²
+    assert float(graphs["exponential"].gradients[1]) == 0
+    for name in ("product", "exponential"):
+        assert "<svg" in (tmp_path / f"graph_{name}.html").read_text(encoding="utf-8")
+
+
+def test_the_neuron(tmp_path):
+    traced, by_formula = load_example("graph_neuron").main(out=str(tmp_path))
+    assert [float(g) for g in traced.gradients] == pytest.approx(by_formula, rel=1e-6)
+    assert "neuron" in (tmp_path / "graph_neuron.html").read_text(encoding="utf-8")
+
+
+def test_micrograd(tmp_path, capsys):
+    with jax.enable_x64(True):
+        load_example("graph_micrograd").main(out=str(tmp_path))
+    assert "g = 24.7041, ∂g/∂a = 138.8338, ∂g/∂b = 645.5773" in capsys.readouterr().out
+    assert (tmp_path / "graph_micrograd.html").exists()
+
+
+def test_what_is_not_finite(capsys):
+    explained = load_example("graph_nonfinite").main()
+    assert {name: why.cause for name, why in explained.items()} == {
+        "entropy": causes.WHERE,
+        "distances": causes.NORM,
+        "attention": causes.ALL_MASKED,
+        "standardised": causes.BY_VARIANCE,
+        "half_loss": causes.HALF,
+        "recurrence": causes.NORM,
+    }
+    assert explained["recurrence"].steps == ("scan step 2",)
+    assert "mend" in capsys.readouterr().out
