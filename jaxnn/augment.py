@@ -190,7 +190,8 @@ def affine(
     logarithms = (math.log(factors[0]), math.log(factors[1]))
 
     def augmentation(key: Key, x: Array) -> Array:
-        n, h, w = _checked("affine", x).shape[:3]
+        x = _checked("affine", x)
+        n, h, w = x.shape[:3]
         keys = jax.random.split(as_key(key), 4)
         draw = functools.partial(_draw, dtype=accumulator(x.dtype))
         move = draw(keys[0], (n, 2), moves)
@@ -265,8 +266,9 @@ def elastic(alpha: float, sigma: float, *, fill: float = 0.0) -> Augmentation:
         return _nothing
 
     def augmentation(key: Key, x: Array) -> Array:
-        h, w = _checked("elastic", x).shape[1:3]
-        d = displacements(key, len(x), h, w, alpha, sigma).astype(accumulator(x.dtype))
+        x = _checked("elastic", x)
+        n, h, w = x.shape[:3]
+        d = displacements(key, n, h, w, alpha, sigma).astype(accumulator(x.dtype))
         return resample(x, _grid(h, w, d.dtype) + d, fill=fill)
 
     return augmentation
@@ -325,7 +327,8 @@ def noise(std: float) -> Augmentation:
         return _nothing
 
     def augmentation(key: Key, x: Array) -> Array:
-        return x + std * jax.random.normal(as_key(key), _checked("noise", x).shape, x.dtype)
+        x = _checked("noise", x)
+        return x + std * jax.random.normal(as_key(key), x.shape, x.dtype)
 
     return augmentation
 
@@ -355,7 +358,8 @@ def resample(x: Array, points: Array, *, fill: float = 0.0) -> Array:
     >>> resample(x, jnp.array([[[[0.0, 0.5], [0.0, 2.0], [0.0, 9.0]]]]), fill=-1.0).ravel().tolist()
     [1.0, 4.0, -1.0]
     """
-    n, h, w, channels = _checked("resample", x).shape
+    x, points = _checked("resample", x), jnp.asarray(points)
+    n, h, w, channels = x.shape
     if points.ndim != 4 or points.shape[0] != n or points.shape[-1] != 2:
         raise ValueError(f"augment.resample: points must be [{n}, H, W, 2] for {describe(x)}, got {describe(points)}")
     sizes = jnp.array([h, w], points.dtype)
@@ -397,7 +401,7 @@ def _nothing(key: Key, x: Array) -> Array:
 
 
 def _checked(what: str, x: Array) -> Array:
-    """The images, if they are a batch of float ones."""
+    """The images on the device, if they are a batch of float ones."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise TypeError(f"augment: {what} expects images [N, H, W, C], got {type(x).__name__}")
     if x.ndim != 4:

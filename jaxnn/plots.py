@@ -505,7 +505,7 @@ def image_rows(rows: Mapping[str, Any]) -> Figure:
 
     Args:
         rows: by name, [n, H, W, 1] or [n, H, W] for grey images, [n, H, W, 3] for colours from 0 to 1. Grey images
-            share one scale, least white and greatest black.
+            share one scale: the least pixel of the first row is white, its greatest black, and what lies beyond too.
 
     Raises:
         TypeError: if rows is no mapping.
@@ -518,8 +518,8 @@ def image_rows(rows: Mapping[str, Any]) -> Figure:
             raise ValueError(f"plots.image_rows: {name!r} must be images [n, H, W, 1], got {images.shape}")
     columns = max(map(len, batches.values()))
     figure, panels = _figure(columns, len(batches), size=(0.75 * columns + 1.4, 0.78 * len(batches)))
-    least = min(float(np.nanmin(images)) for images in batches.values())
-    greatest = max(float(np.nanmax(images)) for images in batches.values())
+    first = next(iter(batches.values()))  # noise in another row would turn its background grey
+    least, greatest = float(np.nanmin(first)), float(np.nanmax(first))
     for (name, images), line in zip(batches.items(), panels, strict=True):
         for i, axes in enumerate(line):
             axes.set(xticks=[], yticks=[])

@@ -73,6 +73,12 @@ def test_jit_changes_nothing_and_a_seed_is_a_key(name):
 
 
 @each
+def test_numpy_arrays_will_do(name):
+    x = np.asarray(images())
+    assert jax.eval_shape(lambda key: STRONG[name](key, x), KEY).shape == x.shape
+
+
+@each
 def test_every_image_has_a_draw_of_its_own(name):
     y = np.asarray(COMPILED[name](KEY, jnp.broadcast_to(images(1), (3, 9, 8, 2))))
     assert all(not np.allclose(y[i], y[j]) for i in range(3) for j in range(i))

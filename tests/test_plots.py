@@ -229,7 +229,7 @@ def test_image_rows(drawn):
     np.testing.assert_array_equal(shown[3].get_array(), 2 * x[0, ..., 0])
     np.testing.assert_array_equal(shown[7].get_array(), colour[1])
     assert shown[8] is None
-    assert shown[0].get_clim() == shown[5].get_clim()
+    assert shown[0].get_clim() == shown[5].get_clim() == (x.min(), x.max())
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["as they are", "brighter", "colour"]
 
 
