@@ -50,14 +50,14 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "graph": (
-        {"loops", "nodes", "rule", "values"},
+        {"loops", "nodes", "rule", "terminal", "values"},
         {"briefs", "causes", "folding", "layout", "rules", "shape_rules"},
         {"dot", "levels", "text"},
         {"page"},
         {"graph"},
         {"record"},
         {"trace"},
-        {"explain"},
+        {"explain", "flow"},
         {"__init__"},
     ),
 }

@@ -2,6 +2,7 @@
 
 from jaxnn.graph.dot import dot
 from jaxnn.graph.explain import Explanation, explain_nonfinite
+from jaxnn.graph.flow import Flow, Stage, Step, gradient_flow
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
 from jaxnn.graph.page import Page, page
@@ -10,15 +11,19 @@ from jaxnn.graph.trace import grad, trace
 
 __all__ = [
     "Explanation",
+    "Flow",
     "Graph",
     "Leaf",
     "Node",
     "Page",
     "Recorded",
     "Ref",
+    "Stage",
+    "Step",
     "dot",
     "explain_nonfinite",
     "grad",
+    "gradient_flow",
     "page",
     "table",
     "trace",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from jaxnn.graph.briefs import brief, finite, kind
 from jaxnn.graph.folding import Folded, Item, fold
 from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref
+from jaxnn.graph.terminal import columns, cut, pad
 
 NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED = "✗", "∧", "▸", "▾", "⋮"
 NONE = "–"  # in the place of a gradient that is not there
@@ -76,7 +76,7 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     lines = [title, *([""] if lines else []), *lines]
     for remark in remarks:
         lines += textwrap.wrap(remark, width, subsequent_indent=GAP if width > 20 else "")
-    return "\n".join(_cut(line, width) for line in lines)
+    return "\n".join(cut(line, width) for line in lines)
 
 
 def _count(n: int, what: str) -> str:
@@ -229,10 +229,10 @@ def _fitted(body: list[Row], width: int) -> tuple[list[str], list[int]]:
         (True, without, SQUEEZED[1]),
         (True, without, SQUEEZED[2]),
     )
-    for short, columns, least in ways:
+    for short, shown, least in ways:
         cells = [row.short if short else row.whole for row in body]
-        widths = _widths([HEADINGS, *cells], columns, width, least)
-        if sum(widths.values()) + len(GAP) * (len(columns) - 2) + 1 <= width:
+        widths = _widths([HEADINGS, *cells], shown, width, least)
+        if sum(widths.values()) + len(GAP) * (len(shown) - 2) + 1 <= width:
             break
     lines = [_line(HEADINGS, widths)]
     for row, line in zip(body, cells, strict=True):
@@ -245,15 +245,15 @@ def _fitted(body: list[Row], width: int) -> tuple[list[str], list[int]]:
                 initial_indent=indent,
                 subsequent_indent=indent + GAP,
             )
-    return lines, [i for i in kept if i not in columns]
+    return lines, [i for i in kept if i not in shown]
 
 
-def _widths(cells: list[tuple[str, ...]], columns: list[int], width: int, least: dict[int, int]) -> dict[int, int]:
-    widths = {i: max(_columns(line[i]) for line in cells if i != OPERATION or not _spans(line)) for i in columns}
+def _widths(cells: list[tuple[str, ...]], shown: list[int], width: int, least: dict[int, int]) -> dict[int, int]:
+    widths = {i: max(columns(line[i]) for line in cells if i != OPERATION or not _spans(line)) for i in shown}
     if INPUTS in widths:
-        widest = max((_columns(line[OPERATION]) for line in cells if _spans(line) and line[ARRAY]), default=0)
+        widest = max((columns(line[OPERATION]) for line in cells if _spans(line) and line[ARRAY]), default=0)
         widths[INPUTS] = max(widths[INPUTS], widest - widths[OPERATION] - len(GAP))
-    excess = sum(widths.values()) + len(GAP) * (len(columns) - 2) + 1 - width
+    excess = sum(widths.values()) + len(GAP) * (len(shown) - 2) + 1 - width
     while excess > 0:
         wide = [i for i, narrowest in least.items() if widths.get(i, 0) > narrowest]
         if not wide:
@@ -280,25 +280,6 @@ def _line(cells: Sequence[str], widths: dict[int, int]) -> str:
         rooms[OPERATION] += len(GAP) + rooms.pop(INPUTS)
     parts = []
     for i, room in rooms.items():
-        text = _cut(cells[i], room, end=i != LINE and not (i == OPERATION and _is_leaf(cells)))
-        pad = " " * (room - _columns(text))
-        parts.append(pad + text if i == NUMBER else text + pad)
+        text = cut(cells[i], room, end=i != LINE and not (i == OPERATION and _is_leaf(cells)))
+        parts.append(pad(text, room, right=i == NUMBER))
     return f"{parts[0]} {GAP.join(parts[1:])}".rstrip()
-
-
-def _columns(text: str) -> int:
-    """How wide a terminal shows it: East Asian wide characters take two columns, combining ones none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _cut(text: str, room: int, *, end: bool = True) -> str:
-    """The text in that many columns; what is cut off, at the end or at the start, becomes "…"."""
-    if _columns(text) <= room:
-        return text
-    kept, used = [], 1
-    for c in text if end else reversed(text):
-        used += _columns(c)
-        if used > room:
-            break
-        kept.append(c)
-    return "".join(kept) + "…" if end else "…" + "".join(reversed(kept))

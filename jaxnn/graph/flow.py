@@ -1,0 +1,380 @@
+"""Where a gradient vanishes or explodes on its way back: its size along a graph, and a verdict with figures.
+
+Letters: g the root mean square of ∂(output)/∂(an array), over all its entries.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from jaxnn.graph.briefs import digits
+from jaxnn.graph.folding import Item, fold, groups
+from jaxnn.graph.nodes import Recorded
+from jaxnn.graph.terminal import columns, cut, pad
+from jaxnn.graph.trace import trace
+from jaxnn.graph.values import Summary, summary
+from jaxnn.jaxprs import is_float
+from jaxnn.types import Tree
+
+VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
+NOT_FINITE, SHORT = "is not finite", "has no way to go"
+# All layers share one learning rate: where a gradient is a thousand times smaller than at the output, a layer needs a
+# thousand steps for what the last one does in one, and where it is as much larger, one step destroys it.
+SMALLEST, LARGEST = 1e-3, 1e3
+DECADES = 2  # that a chart spans at least, so that a factor of 2 does not look like a collapse
+ROWS = 30  # of a chart; more are skipped in the middle
+NAME, BAR = 28, 24  # columns, at most
+BLOCKS = " ▏▎▍▌▋▊▉█"
+LOOPS = {"scan", "while"}
+
+
+class Stage(NamedTuple):
+    """An operation or a group, with the sizes of the arrays that leave it.
+
+    Attributes:
+        name: the operation's, "tanh", or the group's key, "dense_0".
+        nodes: the ids of its operations.
+        value_rms: √mean(x²) of its values; NaN without floats, and inf or NaN where one is.
+        value_max: max |x|.
+        gradient_rms: g, likewise of ∂(output)/∂(values).
+        gradient_max: max |∂(output)/∂(values)|.
+        source: the line of its last operation, "net.py:12"; "" where it is unknown.
+    """
+
+    name: str
+    nodes: range
+    value_rms: float
+    value_max: float
+    gradient_rms: float
+    gradient_max: float
+    source: str
+
+
+class Step(NamedTuple):
+    """The way of a gradient through one operation, or through branches that meet again in it.
+
+    Attributes:
+        before: the operation at whose output the gradient arrives.
+        after: the operation at whose output it comes in.
+        factor: g at `before` over g at `after`.
+    """
+
+    before: int
+    after: int
+    factor: float
+
+
+class Flow(NamedTuple):
+    """The sizes of gradients along a graph; `str(flow)` is a verdict and a chart.
+
+    Attributes:
+        name: of the function.
+        operations: those with a gradient, in the forward order.
+        groups: the same by groups of the depth that was asked for; operations outside of groups stand alone.
+        trunk: the ids of the operations that all paths share, from the one that is furthest from the output on. What
+            lies between two of them is a factor of the chain rule: the gradient at the first is the product.
+        factor: g at the first of the trunk over g at the last; NaN where the trunk has no two.
+        steepest: the step with the largest change, in the direction of the verdict; None where there is none.
+        verdict: VANISHES (factor < 1/1,000), EXPLODES (> 1,000), KEEPS, NOT_FINITE or SHORT.
+        why: the figures that the verdict rests on, in words.
+    """
+
+    name: str
+    operations: tuple[Stage, ...]
+    groups: tuple[Stage, ...]
+    trunk: tuple[int, ...]
+    factor: float
+    steepest: Step | None
+    verdict: str
+    why: str
+
+    @property
+    def ok(self) -> bool:
+        """True where the gradient keeps its scale, or has no way to go."""
+        return self.verdict in (KEEPS, SHORT)
+
+    def __str__(self) -> str:
+        return _chart(self, shutil.get_terminal_size().columns)
+
+
+def gradient_flow(
+    f: Callable[..., Tree], *, cotangent: Tree = None, unroll: bool = False, depth: int = 1
+) -> Callable[..., Flow]:
+    """How large the gradient of f is along its graph, and whether it vanishes or explodes on its way back.
+
+    Compared are g at the last array before the output that has more than one entry (a mean over N examples divides
+    by N, and that is no loss), and g where all paths begin: at the operation furthest from the output.
+
+    Args:
+        f: a pure function of pytrees of arrays, as for `trace`.
+        cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
+        unroll: whether loops are looked into, iteration by iteration: a recurrent network's vanish in time.
+        depth: of the groups: 1 for the outermost (layers, jitted functions), 2 for those inside them, …
+
+    Returns:
+        A function of f's arguments that gives a Flow.
+
+    Raises:
+        TypeError, ValueError: as `trace`; ValueError if depth is below 1.
+
+    Source: Hochreiter (1991); Bengio, Simard & Frasconi (1994); Glorot & Bengio (2010).
+
+    >>> import jax, jax.numpy as jnp
+    >>> def deep(x):
+    ...     for _ in range(8):
+    ...         x = jax.nn.sigmoid(x)
+    ...     return x.sum()
+    >>> flow = gradient_flow(deep)(jnp.zeros(3))
+    >>> flow.verdict, len(flow.trunk), f"{flow.factor:.0e}"
+    ('vanishes', 8, '3e-05')
+    """
+    if depth < 1:
+        raise ValueError(f"graph.gradient_flow: depth must be 1 or more, got {depth}")
+
+    def flow(*args: Tree) -> Flow:
+        return _flow(trace(f, cotangent=cotangent, unroll=unroll)(*args), depth)
+
+    return flow
+
+
+def _flow(graph: Recorded, depth: int) -> Flow:
+    stages = {i.nodes.start: _stage(graph, i) for i in fold(graph, True).items if _has_gradient(graph, i)}
+    trunk = _trunk(graph)
+    sizes = [stages[i].gradient_rms for i in trunk]
+    steps = [
+        Step(before, after, _ratio(to, come))
+        for (before, to), (after, come) in itertools.pairwise(zip(trunk, sizes, strict=True))
+    ]
+    verdict, factor, steepest = _verdict(sizes, steps)
+    return Flow(
+        graph.name,
+        tuple(stages.values()),
+        tuple(_by_group(graph, depth)),
+        tuple(trunk),
+        factor,
+        steepest,
+        verdict,
+        _why(graph, trunk, sizes, verdict, factor, steepest),
+    )
+
+
+def _by_group(graph: Recorded, depth: int) -> list[Stage]:
+    """A stage for each group, and one for each run of operations between them; for each operation without groups."""
+    everything = groups(graph)
+    names = {g.nodes.start: g.key for g in everything if len(g.nodes) == 1 and len(g.path) <= depth}
+    parents = {g.path for g in everything if any(len(graph.nodes[i].group) > len(g.path) for i in g.nodes)}
+    shown = fold(graph, [g.key for g in everything if len(g.path) < depth and g.path in parents]).items
+    items = [item for item in shown if _has_gradient(graph, item)]
+    inside = [item.group is not None or bool(item.path) for item in items]
+    stages: list[Stage] = []
+    for within, run in itertools.groupby(zip(inside, items, strict=True), key=lambda pair: pair[0]):
+        parts = [item for _, item in run]
+        if within or not any(inside):
+            stages += [_stage(graph, item, names.get(item.nodes.start, "")) for item in parts]
+        else:
+            first, last = (graph.nodes[part.nodes[0]].operation for part in (parts[0], parts[-1]))
+            nodes = range(parts[0].nodes.start, parts[-1].nodes.stop)
+            stages.append(_stage(graph, parts[-1], f"{first} … {last}" if len(parts) > 1 else "")._replace(nodes=nodes))
+    return stages
+
+
+def _has_gradient(graph: Recorded, item: Item) -> bool:
+    return any(graph.at(ref)[1] is not None for ref in item.outputs)
+
+
+def _stage(graph: Recorded, item: Item, name: str = "") -> Stage:
+    arrays = [graph.at(ref) for ref in item.outputs]
+    last = graph.nodes[item.nodes[-1]]
+    source = f"{PurePath(last.file).name}:{last.line}" if last.file else ""
+    name = name or (item.key if item.group else last.operation)
+    values, gradients = [value for value, _ in arrays], [gradient for _, gradient in arrays]
+    return Stage(name, item.nodes, *_sizes(values), *_sizes(gradients), source)
+
+
+def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
+    """Root mean square and largest magnitude of all floats among them, as if they were one array."""
+    found = [summary(x) for x in arrays if x is not None and is_float(x)]
+    found = [s for s in found if s.known and s.size]
+    if not found or any(s.nans for s in found):
+        return math.nan, math.nan
+    if any(s.infinite for s in found):
+        return math.inf, math.inf
+    total = math.hypot(*(s.norm for s in found))
+    return total / math.sqrt(sum(s.size for s in found)), max(map(_largest, found))
+
+
+def _largest(s: Summary) -> float:
+    return max(abs(s.low), abs(s.high))
+
+
+def _ratio(a: float, b: float) -> float:
+    if b == 0:
+        return math.nan if a == 0 else math.inf
+    return a / b
+
+
+# ---------------------------------------------------------------- the way
+
+
+def _trunk(graph: Recorded) -> list[int]:
+    """The operations on all paths of the gradient, from the one furthest from the output on."""
+    back = [[ref.node for ref, part in zip(n.inputs, n.passed, strict=True) if part is not None] for n in graph.nodes]
+    reach = [0] * len(graph.nodes)  # operations on the longest way from the output
+    ends = {ref.node for ref, given in zip(graph.outputs, graph.cotangents, strict=True) if given is not None}
+    for i in ends:
+        if i >= 0:
+            reach[i] = 1
+    for i in reversed(range(len(graph.nodes))):
+        for source in back[i]:
+            if source >= 0 and reach[i]:
+                reach[source] = max(reach[source], reach[i] + 1)
+    if not any(reach):
+        return []
+    start = reach.index(max(reach))
+    return _comparable(graph, _shared(back, ends, start))
+
+
+def _shared(back: list[list[int]], ends: set[int], start: int) -> list[int]:
+    """The operations that every path from start to the outputs goes through: those that no edge passes by."""
+    reached = [i == start for i in range(len(back))]
+    furthest = [len(back) if i in ends else i for i in range(len(back))]  # that an operation's output goes to
+    for i in range(start, len(back)):
+        for source in back[i]:
+            if source >= 0 and reached[source]:
+                reached[i] = True
+                furthest[source] = max(furthest[source], i)
+    shared, past = [], start
+    for i in range(start, len(back)):  # in the forward order, in which every edge goes on
+        if reached[i]:
+            if past <= i:
+                shared.append(i)
+            past = max(past, furthest[i])
+    return shared
+
+
+def _comparable(graph: Recorded, trunk: list[int]) -> list[int]:
+    """The part of a trunk whose gradients are of one kind.
+
+    What comes from one array alone, such as a weight before its product with x, has a gradient summed over the batch;
+    and behind the last array of several entries there are only means and sums.
+    """
+    end = max((k for k, i in enumerate(trunk) if any(v.size > 1 for v in graph.nodes[i].values)), default=len(trunk))
+    arrays = _arrays_into(graph)
+    begin = min((k for k, i in enumerate(trunk) if arrays[i].bit_count() > 1), default=0)
+    return trunk[begin : end + 1] if begin < end else trunk
+
+
+def _arrays_into(graph: Recorded) -> list[int]:
+    """For each operation the inputs and constants that it depends on, as the bits of a number."""
+    bits: list[int] = []
+    for node in graph.nodes:
+        of_node = 0
+        for ref in node.inputs:
+            if ref.node >= 0:
+                of_node |= bits[ref.node]
+            elif graph.leaves[-1 - ref.node].kind != "number":
+                of_node |= 1 << (-1 - ref.node)
+        bits.append(of_node)
+    return bits
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def _verdict(sizes: list[float], steps: list[Step]) -> tuple[str, float, Step | None]:
+    if not all(map(math.isfinite, sizes)):
+        return NOT_FINITE, math.nan, None
+    if not steps:
+        return SHORT, math.nan, None
+    factor = 0.0 if sizes[-1] == 0 else sizes[0] / sizes[-1]
+    verdict = VANISHES if factor < SMALLEST else EXPLODES if factor > LARGEST else KEEPS
+    logs = [_log(step.factor) for step in steps]
+    extreme = {VANISHES: min(logs), EXPLODES: max(logs), KEEPS: max(logs, key=abs)}[verdict]
+    return verdict, factor, steps[logs.index(extreme)]
+
+
+def _log(factor: float) -> float:
+    """Of a ratio of sizes; from 0 to 0 nothing changes."""
+    return 0.0 if math.isnan(factor) else -math.inf if factor == 0 else math.log(factor)
+
+
+def _why(
+    graph: Recorded,
+    trunk: list[int],
+    sizes: list[float],
+    verdict: str,
+    factor: float,
+    steepest: Step | None,
+) -> str:
+    if verdict == NOT_FINITE:
+        k = max(k for k, size in enumerate(sizes) if not math.isfinite(size))
+        return f"on its way back first at {_place(graph, trunk[k])}; graph.explain_nonfinite says why"
+    if steepest is None:
+        return "no two operations lie one behind the other on all paths to the output"
+    first, last = sizes[0], sizes[-1]
+    way = (
+        f"its root mean square is {_figure(last)} at {_place(graph, trunk[-1])} and {_figure(first)} at "
+        f"{_place(graph, trunk[0])}, × {_figure(factor)} over {len(trunk) - 1} step{'s' if len(trunk) > 2 else ''}"
+    )
+    loops = [i for i in trunk if graph.nodes[i].operation in LOOPS]
+    inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step, unroll=True looks into it" if loops else ""
+    return f"{way}; the steepest is × {_figure(steepest.factor)} through {_place(graph, steepest.after)}{inside}"
+
+
+def _place(graph: Recorded, i: int) -> str:
+    node = graph.nodes[i]
+    group = f" in {'/'.join(node.group)}" if node.group else ""
+    line = f" ({PurePath(node.file).name}:{node.line})" if node.file else ""
+    return f"#{i} {node.operation}{group}{line}"
+
+
+def _figure(x: float) -> str:
+    return digits(x) if 1e-2 <= abs(x) < 1e4 or not math.isfinite(x) or x == 0 else f"{x:.2g}"
+
+
+# ---------------------------------------------------------------- as text
+
+
+def _chart(flow: Flow, width: int) -> str:
+    """The verdict, and a bar for each group: its length is the logarithm of g."""
+    lines = textwrap.wrap(f"gradient of {flow.name}: it {flow.verdict}. {flow.why[:1].upper()}{flow.why[1:]}", width)
+    if not flow.groups:
+        return "\n".join(lines)
+    before = (ROWS + 1) // 2
+    skipped = max(len(flow.groups) - ROWS, 0)
+    rows = [*flow.groups[:before], *flow.groups[before + skipped :]] if skipped else list(flow.groups)
+    names = [row.name if row.name else "" for row in rows]
+    name = min(max([*map(columns, names), len("what leaves")]), max(width - 24, 8), NAME)
+    bar = max(min(BAR, width - name - 23), 0)
+    low, high = _range([stage.gradient_rms for stage in flow.groups])
+    lines += ["", cut(f"{pad('what leaves', name)}    values  gradients  √mean square, log scale", width)]
+    for k, (row, label) in enumerate(zip(rows, names, strict=True)):
+        if skipped and k == before:
+            lines.append(cut(f"⋮ {skipped} more", width))
+        size = row.gradient_rms
+        figures = f"{_figure(row.value_rms):>8}  {_figure(size):>9}"
+        mark = "✗" if not math.isfinite(size) else _bar((_decades(size) - low) / (high - low) * bar)
+        lines.append(cut(f"{pad(cut(label, name), name)}  {figures}  {mark}".rstrip(), width))
+    return "\n".join(lines)
+
+
+def _range(sizes: list[float]) -> tuple[float, float]:
+    """Decades from an empty bar to a full one."""
+    found = [_decades(size) for size in sizes if math.isfinite(size) and size > 0]
+    high = max(found, default=0.0)
+    return min(min(found, default=0.0), high - DECADES) - 0.1, high
+
+
+def _decades(size: float) -> float:
+    return math.log10(size) if size > 0 else -math.inf
+
+
+def _bar(length: float) -> str:
+    eighths = round(8 * max(length, 0))
+    return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()

@@ -1,0 +1,218 @@
+"""Where gradients vanish and explode: the verdict on networks of which it is known, and its figures."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from graph_texts import columns
+
+from jaxnn import autodiff, dense, graph, initializers, losses, mlp, named, relu, residual, serial, sigmoid, tanh
+from jaxnn.graph.flow import EXPLODES, KEEPS, LARGEST, NOT_FINITE, SHORT, SMALLEST, VANISHES
+
+N, D, K, LAYERS = 8, 8, 4, 10
+X = jax.random.normal(jax.random.key(1), (N, D))
+LABELS = jnp.arange(N, dtype=jnp.int32) % K
+
+
+def cost_of(net, scale=1.0, x=X, loss=losses.softmax_cross_entropy):
+    params, state = net.init(jax.random.key(0), (D,))
+    params = jax.tree.map(lambda p: scale * p, params)
+    return lambda p: loss.value(net.forward(p, state, x)[0], LABELS).mean(), params
+
+
+@functools.cache
+def flow_of(net, scale=1.0, **options):
+    cost, params = cost_of(net, scale)
+    return graph.gradient_flow(cost, **options)(params)
+
+
+ORTHOGONAL = [dense(D, w_init=initializers.orthogonal()) for _ in range(LAYERS)]
+SIGMOID, LARGE = mlp([D] * LAYERS + [K], sigmoid), mlp([D] * LAYERS + [K], relu)
+RESIDUAL = serial(*[residual(serial(dense(D), tanh))] * LAYERS, dense(K))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_a_deep_sigmoid_network_vanishes():
+    flow = flow_of(SIGMOID)
+    assert (flow.verdict, flow.ok) == (VANISHES, False)
+    assert flow.factor < SMALLEST
+    steepest = next(stage for stage in flow.operations if stage.nodes.start == flow.steepest.after)
+    assert steepest.name == "logistic"  # its slope is ¼ at most
+    assert flow.steepest.factor <= 0.25
+    assert "activations.py:" in flow.why
+
+
+def test_large_weights_explode():
+    flow = flow_of(LARGE, scale=7.0)
+    assert (flow.verdict, flow.ok) == (EXPLODES, False)
+    assert flow.factor > LARGEST
+    steepest = next(stage for stage in flow.operations if stage.nodes.start == flow.steepest.after)
+    assert steepest.name == "dot_general"
+    assert f"({steepest.source})" in flow.why
+
+
+@pytest.mark.parametrize(
+    "net", [serial(*ORTHOGONAL, dense(K)), RESIDUAL, mlp([D, K], tanh)], ids=["orthogonal", "residual", "shallow"]
+)
+def test_orthogonal_residual_and_shallow_networks_keep_the_scale(net):
+    flow = flow_of(net)
+    assert (flow.verdict, flow.ok) == (KEEPS, True)
+    assert 1e-2 < flow.factor < 1e2
+    assert str(flow).startswith("gradient of <lambda>: it keeps its scale. Its root mean square is ")
+
+
+def test_a_recurrent_network_vanishes_in_time():
+    w = 0.3 * jax.random.orthogonal(jax.random.key(0), D)
+
+    def f(w, xs):
+        return (jax.lax.scan(lambda h, x: (jnp.tanh(h @ w + x), None), jnp.zeros(D), xs)[0] ** 2).sum()
+
+    inside = graph.gradient_flow(f, unroll=True)(w, X)
+    assert inside.verdict == VANISHES
+    assert [stage.name for stage in inside.groups][:N] == [f"scan[{t}]" for t in range(N)]
+    sizes = [stage.gradient_rms for stage in inside.groups[:N]]
+    assert sizes == sorted(sizes)
+    assert "unroll=True looks into it" in graph.gradient_flow(f)(w, X).why
+    assert "unroll=True" not in inside.why
+
+
+def test_what_is_not_finite_is_named_where_it_begins():
+    flow = graph.gradient_flow(lambda x: jnp.sqrt(x * x).sum())(jnp.zeros(3))
+    assert (flow.verdict, flow.ok) == (NOT_FINITE, False)
+    assert "first at #0 mul" in flow.why
+    assert flow.steepest is None
+
+
+def test_a_gradient_of_zero_has_vanished():
+    flow = graph.gradient_flow(lambda x: (jax.nn.relu(x * 2 - 100) * 3).sum())(jnp.ones(3))
+    assert flow.verdict == VANISHES
+    assert (flow.factor, flow.steepest.factor) == (0, 0)
+    assert "relu" in flow.why
+
+
+def test_a_graph_without_a_way():
+    for f in (lambda x: x, jnp.sin):
+        flow = graph.gradient_flow(f)(1.0)
+        assert (flow.verdict, flow.ok, flow.steepest) == (SHORT, True, None)
+        assert str(flow).startswith("gradient of ")
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_the_sizes_are_those_of_the_deltas():
+    """Against the δs that jax.grad gives of the same network."""
+    net = serial(dense(D), tanh, dense(D), tanh, dense(K))
+    cost, params = cost_of(net)
+    flow = graph.gradient_flow(cost)(params)
+    deltas = autodiff(net, losses.softmax_cross_entropy, read=("deltas",))(params, (), X, LABELS).readings["deltas"]
+    stages = {stage.name: stage for stage in flow.groups}
+    for name in ("dense_0", "tanh_0", "dense_1", "tanh_1", "dense_2"):
+        delta = np.asarray(deltas[name]) / N  # a reading is ∂(Σ C)/∂z, the graph's ∂(mean C)/∂z
+        assert stages[name].gradient_rms == pytest.approx(np.sqrt((delta**2).mean()), rel=1e-5)
+        assert stages[name].gradient_max == pytest.approx(np.abs(delta).max(), rel=1e-5)
+
+
+def test_the_sizes_of_values():
+    flow = graph.gradient_flow(lambda x: (x * 2).sum())(jnp.array([3.0, -4.0]))
+    assert (flow.operations[0].value_rms, flow.operations[0].value_max) == (pytest.approx(math.sqrt((36 + 64) / 2)), 8)
+    assert (flow.operations[1].value_rms, flow.operations[1].gradient_rms) == (2, 1)
+
+
+def test_the_factor_is_the_product_of_the_steps():
+    flow = flow_of(SIGMOID)
+    size = {stage.nodes.start: stage.gradient_rms for stage in flow.operations}
+    ways = [size[a] / size[b] for a, b in zip(flow.trunk, flow.trunk[1:], strict=False)]
+    assert math.prod(ways) == pytest.approx(flow.factor, rel=1e-6)
+    assert flow.factor == pytest.approx(size[flow.trunk[0]] / size[flow.trunk[-1]])
+    assert flow.steepest.factor == min(ways)
+
+
+def test_the_trunk_is_what_all_paths_share():
+    """Against a search of all paths, one operation left out at a time."""
+    cost, params = cost_of(serial(residual(serial(dense(D), tanh)), dense(K)))
+    traced = graph.trace(cost)(params)
+    trunk = graph.gradient_flow(cost)(params).trunk
+    ways = {n.id: {r.node for r, g in zip(n.inputs, n.passed, strict=True) if g is not None} for n in traced.nodes}
+
+    def reaches(start, without):
+        found = {traced.outputs[0].node} - {without}
+        for i in sorted(ways, reverse=True):
+            if i in found:
+                found |= ways[i] - {without}
+        return start in found
+
+    shared = [i for i in range(trunk[0] + 1, trunk[-1] + 1) if reaches(i, None) and not reaches(trunk[0], i)]
+    assert [trunk[0], *shared] == list(trunk)
+    assert len(trunk) > 3
+
+
+def test_means_and_weights_of_their_own_do_not_count():
+    """A mean over N, and a weight that is scaled before its product with x, are not on the way through the layers."""
+
+    def f(params, x):
+        for w in params:
+            x = x @ (w / jnp.sqrt((w * w).sum()) * math.sqrt(D))
+        return (x * x).mean()
+
+    x = jax.random.normal(jax.random.key(0), (500, D))
+    flow = graph.gradient_flow(lambda p: f(p, x))(
+        [initializers.orthogonal()(jax.random.key(i), (D, D)) for i in range(4)]
+    )
+    assert flow.verdict == KEEPS
+    assert 0.2 < flow.factor < 5
+    names = {stage.nodes.start: stage.name for stage in flow.operations}
+    assert [names[i] for i in flow.trunk] == [*["dot_general"] * 4, "mul"]
+
+
+# ---------------------------------------------------------------- groups and text
+
+
+def test_groups_of_a_given_depth():
+    net = serial(named("outer", serial(dense(D), tanh)), dense(K))
+    first = [stage.name for stage in flow_of(net).groups]
+    second = [stage.name for stage in flow_of(net, depth=2).groups]
+    assert first[:2] == ["outer", "dense_0"]
+    assert second[:3] == ["outer/dense_0", "outer/tanh_0", "dense_0"]
+    assert " … " in first[2]  # the loss is in no layer
+    with pytest.raises(ValueError, match="depth must be 1 or more, got 0"):
+        graph.gradient_flow(jnp.sin, depth=0)
+
+
+def test_operations_stand_alone_where_there_are_no_groups():
+    flow = graph.gradient_flow(lambda x: jnp.sin(jnp.exp(x)).sum())(jnp.ones(2))
+    assert [stage.name for stage in flow.groups] == ["exp", "sin", "reduce_sum"]
+    assert flow.groups == flow.operations
+
+
+@pytest.mark.parametrize("width", [10, 40, 80, 120])
+def test_the_chart_fits_and_its_bars_are_logarithms(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for net, scale in ((SIGMOID, 1.0), (LARGE, 7.0), (RESIDUAL, 1.0)):
+        flow = flow_of(net, scale)
+        lines = str(flow).splitlines()
+        assert max(map(columns, lines)) <= width
+        if width < 60:
+            continue
+        bars = {line.split()[0]: line.count("█") for line in lines if "█" in line or line.split()[:1] == ["dense_0"]}
+        sizes = {stage.name: stage.gradient_rms for stage in flow.groups if stage.name in bars}
+        for a in sizes:
+            for b in sizes:
+                assert sizes[a] > sizes[b] or bars[a] <= bars[b]
+        assert max(bars.values()) >= 20
+
+
+def test_a_long_chart_says_what_it_skips():
+    def f(x):
+        for _ in range(50):
+            x = jnp.sin(x)
+        return x.sum()
+
+    text = str(graph.gradient_flow(f)(jnp.ones(2)))
+    assert "⋮ 21 more" in text
+    assert len(text.splitlines()) < 40
