@@ -113,6 +113,8 @@ def activations(*records: Activation, limits: tuple[float, float] = (-4.0, 4.0))
     Raises:
         TypeError: if something is not an Activation.
         ValueError: if there is none.
+
+    >>> activations(relu, tanh).savefig("activations.png")  # doctest: +SKIP
     """
     _all_are(Activation, "activations", records)
     figure, [[left, right]] = _figure(2)
@@ -142,6 +144,8 @@ def losses(*records: Loss, target: float = 0.0, limits: tuple[float, float] = (-
     Raises:
         TypeError: if something is not a Loss.
         ValueError: if there is none.
+
+    >>> losses(mse, huber(1.0)).savefig("losses.png")  # doctest: +SKIP
     """
     _all_are(Loss, "losses", records)
     figure, [[left, right]] = _figure(2)
@@ -206,6 +210,8 @@ def schedules(rates: Mapping[str, Callable[[Any], Any]], steps: int, *, log: boo
     Raises:
         TypeError: if rates is no mapping.
         ValueError: if it is empty, or steps below 2.
+
+    >>> figure = schedules({"stairs": step(0.1, 0.5, every=200)}, steps=1000)  # doctest: +SKIP
     """
     _named("schedules", "rates", rates)
     steps = whole_number("plots.schedules: steps", steps, least=2)
@@ -235,6 +241,8 @@ def learning_curves(
 
     Raises:
         ValueError: if there is no epoch, or one that is marked was not run.
+
+    >>> learning_curves(fit(net, loss, adam(1e-3), …).history)  # doctest: +SKIP
     """
     quantities = [name for name in history if name != "seconds" and not name.startswith("validation_")]
     epochs = max((len(history[name]) for name in quantities), default=0)
@@ -301,6 +309,9 @@ def gradient_flow(
     Raises:
         TypeError: if norms is no mapping.
         ValueError: if it is empty, or holds nothing for a name.
+
+    >>> out = backprop(net, loss, read=("deltas",))(params, state, x, labels)  # doctest: +SKIP
+    >>> gradient_flow({"sigmoid": out.readings["deltas"]}, nets={"sigmoid": net})  # doctest: +SKIP
     """
     _named("gradient_flow", "norms", norms)
     lines = {name: _along_layers(name, tree, (nets or {}).get(name)) for name, tree in norms.items()}
@@ -367,6 +378,8 @@ def decision_boundary(
 
     Raises:
         ValueError: if shapes do not fit.
+
+    >>> decision_boundary(lambda x: predict(net, train_state, x), x, labels)  # doctest: +SKIP
     """
     from matplotlib.colors import ListedColormap
 
@@ -419,6 +432,8 @@ def confusion_matrix(labels: Any, predictions: Any, *, names: Sequence[str] | No
 
     Raises:
         ValueError: if shapes do not fit, or there is no example.
+
+    >>> confusion_matrix(labels, predict(net, train_state, x))  # doctest: +SKIP
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     k = predictions.shape[1] if predictions.ndim == 2 else 0
@@ -479,6 +494,8 @@ def weight_images(
 
     Raises:
         ValueError: if w is not [D, H] with D = height · width.
+
+    >>> weight_images(params["dense_0"]["w"], (28, 28))  # doctest: +SKIP
     """
     w = np.asarray(w, np.float64)
     if w.ndim != 2 or w.shape[0] != math.prod(shape):
@@ -510,6 +527,8 @@ def image_rows(rows: Mapping[str, Any]) -> Figure:
     Raises:
         TypeError: if rows is no mapping.
         ValueError: if it is empty, or something is not a batch of images.
+
+    >>> image_rows({"as they are": x, "rotated": augment.rotate(20)(key, x)})  # doctest: +SKIP
     """
     _named("image_rows", "rows", rows)
     batches = {name: np.asarray(images, np.float32) for name, images in rows.items()}
