@@ -46,7 +46,7 @@ def test_it_shows_the_textbook_graph():
     ]
     assert shown[3]["local rule"] == "δx = δ y, δy = δ x"
     assert shown[3]["line"] == f"test_graph_text.py:{test_it_shows_the_textbook_graph.__code__.co_firstlineno + 1}"
-    assert str(graph.trace(jnp.sin)(1.0)).startswith("sin = 0.8415: 1 operation\n")
+    assert str(graph.trace(jnp.sin)(1.0)).startswith("sin = 0.8415: 1 operation, all f32\n")
 
 
 @pytest.mark.parametrize("unfold", [(), ("residual_0",), True])
@@ -108,8 +108,8 @@ def test_arrays_are_shown_by_range_and_norm():
 def test_wide_and_combining_characters_keep_the_columns(width):
     names = {"重み": 1.0, "δᵀ": 2.0, "x̄": 3.0, "e\u0301": 4.0, "🧠": 5.0}
     traced = graph.trace(lambda p: sum(p.values(), start=jnp.float32(0)) * p["重み"])(names)
-    rows = [row for row in cells(graph.table(traced, width=width)) if row["array"]]
-    assert [row["array"] for row in rows] == ["f32"] * (len(names) + len(traced.nodes))
+    rows = [row for row in cells(graph.table(traced, width=width)) if row["value"]]
+    assert len(rows) == len(names) + len(traced.nodes)
     values = {node.id: float(node.value) for node in traced.nodes}
     assert [float(row["value"]) for row in rows if row["#"]] == list(values.values())
     assert {float(row["value"]) for row in rows if not row["#"]} == set(names.values())
@@ -170,7 +170,7 @@ def test_many_inputs_are_counted():
 
 
 def test_odd_graphs():
-    assert graph.table(graph.trace(lambda x: x)(1.0)).startswith("<lambda> = 1: 0 operations\n")
+    assert graph.table(graph.trace(lambda x: x)(1.0)).startswith("<lambda> = 1: 0 operations, all f32\n")
     two = graph.trace(lambda x: (x * 2, x.sum()), backward=False)(np.ones(3, np.float32))
     assert graph.table(two).startswith("<lambda> = 2…3 ‖4.58‖: 2 operations")
     keys = graph.trace(lambda x: jax.random.normal(jax.random.key(0), ()) * x)(1.0)

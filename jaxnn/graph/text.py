@@ -28,7 +28,7 @@ NUMBER, OPERATION, INPUTS, ARRAY, VALUE, GRADIENT, RULE, LINE = range(1, len(HEA
 # Columns that give way, the widest first, and how narrow each may become: with the local rules, without them, and in a
 # terminal too narrow for that.
 SQUEEZED = (
-    {OPERATION: 16, INPUTS: 12, RULE: 18, LINE: 14},
+    {OPERATION: 16, INPUTS: 12, RULE: 18, LINE: 12},
     {OPERATION: 16, INPUTS: 6, LINE: 9},
     {OPERATION: 8, INPUTS: 5, ARRAY: 5, VALUE: 8, GRADIENT: 8, LINE: 8},
 )
@@ -46,8 +46,9 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     """A graph as text: an operation a line, with its value, its gradient and its local rule.
 
     An array is shown as least…greatest ‖norm‖; where there is less room, its value as the range, its gradient as the
-    norm. Inputs of an operation are names, or #numbers of operations. Marks: ∧ a tie or a kink, with what JAX chose
-    there; ✗ not finite; ▸ a folded group, with how many operations it has and the arrays that leave it; ▾ an open one.
+    norm; a type that all have stands in the title. Inputs of an operation are names, or #numbers of operations. Marks:
+    ∧ a tie or a kink, with what JAX chose there; ✗ not finite; ▸ a folded group, with how many operations it has and
+    the arrays that leave it; ▾ an open one.
 
     Args:
         graph: what `graph.trace(f)(*args)` gives.
@@ -60,19 +61,22 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
 
     >>> from jaxnn import graph
     >>> print(graph.table(graph.trace(lambda x, y: x * (x + y))(2.0, 1.0), width=90))
-    <lambda> = 6: 2 operations
+    <lambda> = 6: 2 operations, all f32
     ...
-     1  mul        x, #0   f32    6      1         δx = δ y, δy = δ x  ...
+     1  mul        x, #0   6      1         δx = δ y, δy = δ x  ...
     """
     width = max(shutil.get_terminal_size().columns if width is None else width, 1)
     folded = fold(graph, unfold, most=rows)
     sound = [all(map(finite, (*node.values, *node.gradients))) for node in graph.nodes]
     body, remarks = _body(graph, folded, sound, rows)
-    lines, dropped = _fitted(body, width)
+    types = {row.whole[ARRAY] for row in body if row.whole[ARRAY]}
+    alike = len(types) == 1 and len(graph.nodes) == len(folded.items) <= rows and len(graph.leaves) <= LEAVES
+    lines, dropped = _fitted(body, width, {ARRAY} if alike else set())
     if dropped:
         remarks.append(f"not shown at {width} columns: {', '.join(HEADINGS[i] for i in dropped)}")
     value = brief([graph.at(ref)[0] for ref in graph.outputs])
     title = f"{graph.name} = {value or 'nothing'}: {_count(len(graph.nodes), 'operation')}"
+    title += f", all {types.pop()}" if alike else ""
     lines = [title, *([""] if lines else []), *lines]
     for remark in remarks:
         lines += textwrap.wrap(remark, width, subsequent_indent=GAP if width > 20 else "")
@@ -217,11 +221,12 @@ def _remarks(graph: Recorded, folded: Folded, sound: list[bool], skipped: list[i
 # ---------------------------------------------------------------- fitting
 
 
-def _fitted(body: list[Row], width: int) -> tuple[list[str], list[int]]:
-    """Lines no wider than width, and the columns that found no place."""
+def _fitted(body: list[Row], width: int, known: set[int]) -> tuple[list[str], list[int]]:
+    """Lines no wider than width without the columns that are known, and those that found no place."""
     if not body:
         return [], []
-    kept = [i for i in range(len(HEADINGS)) if i == 0 or any(row.whole[i] not in ("", NONE) for row in body)]
+    filled = {i for i in range(len(HEADINGS)) if any(row.whole[i] not in ("", NONE) for row in body)}
+    kept = sorted({0} | filled - known)
     without = [i for i in kept if i != RULE]
     ways: tuple[tuple[bool, list[int], dict[int, int]], ...] = (
         (False, kept, {}),
