@@ -32,6 +32,11 @@ def images(n=3, h=9, w=8, c=2, dtype=jnp.float32):
 
 COMPILED = {name: jax.jit(f) for name, f in STRONG.items()}  # compiled once for all tests: threefry takes seconds
 
+
+def run(f, x):
+    return jax.jit(f)(KEY, x)
+
+
 # ---------------------------------------------------------------- laws of every augmentation
 
 
@@ -166,7 +171,7 @@ def test_a_move_by_whole_pixels_is_a_roll_with_fill(down, right):
 
 def test_shift_moves_down_and_right():
     x = images()
-    y = augment.shift((2, 2))(KEY, x)
+    y = run(augment.shift((2, 2)), x)
     np.testing.assert_array_equal(y[:, 2:, 2:], x[:, :-2, :-2])
     np.testing.assert_array_equal(y[:, :2], jnp.zeros((3, 2, 8, 2)))
 
@@ -174,15 +179,15 @@ def test_shift_moves_down_and_right():
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (-90, -1), (270, 3)])
 def test_rotation_by_right_angles_is_rot90(degrees, turns):
     x = images(h=8)
-    y = augment.rotate((degrees, degrees))(KEY, x)
+    y = run(augment.rotate((degrees, degrees)), x)
     np.testing.assert_allclose(y, np.rot90(x, turns, axes=(1, 2)), atol=FLOAT32_ROUNDING)
 
 
 def test_scale_enlarges_and_shear_leans_to_the_right():
     x = jnp.zeros((1, 9, 9, 1)).at[0, 4, 4].set(1.0).at[0, 2, 4].set(1.0)  # the centre, and two rows above it
-    larger = augment.scale((2.0, 2.0))(KEY, x)[0, ..., 0]
+    larger = run(augment.scale((2.0, 2.0)), x)[0, ..., 0]
     assert float(larger[0, 4]) == pytest.approx(1, abs=FLOAT32_ROUNDING)  # now four rows above
-    leaning = augment.shear((45, 45))(KEY, x)[0, ..., 0]
+    leaning = run(augment.shear((45, 45)), x)[0, ..., 0]
     assert float(leaning[4, 4]) == 1
     assert float(leaning[2, 6]) == pytest.approx(1, abs=FLOAT32_ROUNDING)
 
@@ -202,7 +207,7 @@ def test_affine_maps_agree_with_scipy(name, move):
     strength, inverse = CASES[name]
     x, inverse = images(h=12, w=11), np.array(inverse)
     exact = {kind: (value, value) for kind, value in strength.items()}
-    y = augment.affine(shift=(move, move), fill=0.25, **exact)(KEY, x)
+    y = run(augment.affine(shift=(move, move), fill=0.25, **exact), x)
     centre = np.array([5.5, 5.0])
     offset = centre - inverse @ (centre + move)
     for n in range(3):
@@ -216,7 +221,7 @@ def test_affine_maps_agree_with_scipy(name, move):
 def test_affine_is_scaling_then_shearing_then_turning_then_moving():
     ndimage = pytest.importorskip("scipy.ndimage", reason="an independent affine resampling")
     x = images(h=12, w=11)
-    y = augment.affine((1.5, 1.5), (20.0, 20.0), (1.3, 1.3), (15.0, 15.0))(KEY, x)
+    y = run(augment.affine((1.5, 1.5), (20.0, 20.0), (1.3, 1.3), (15.0, 15.0)), x)
     inverse = np.linalg.multi_dot([np.array(CASES[name][1]) for name in ("scale", "shear", "rotate")])
     centre = np.array([5.5, 5.0])
     offset = centre - inverse @ (centre + 1.5)
@@ -227,11 +232,11 @@ def test_affine_is_scaling_then_shearing_then_turning_then_moving():
 def test_draws_fill_the_range_that_was_asked_for():
     n = 2000
     ramp = jnp.broadcast_to(jnp.arange(21.0)[None, :, None, None], (n, 21, 9, 1))
-    middle = augment.shift((-2.0, 3.0))(KEY, ramp)[:, 10, 4, 0]  # row 10 shows row 10 − move, away from the border
+    middle = run(augment.shift((-2.0, 3.0)), ramp)[:, 10, 4, 0]  # row 10 shows row 10 − move, away from the border
     moves = 10 - np.asarray(middle)
     assert -2 <= moves.min() < -1.98 < 2.98 < moves.max() <= 3
     assert moves.mean() == pytest.approx(0.5, abs=4 * 5 / math.sqrt(12 * n))
-    centred = augment.scale(0.5)(KEY, ramp - 10)[:, 11, 4, 0]  # a row from the centre shows 1 / factor
+    centred = run(augment.scale(0.5), ramp - 10)[:, 11, 4, 0]  # a row from the centre shows 1 / factor
     logarithms = -np.log(np.asarray(centred))
     assert np.abs(logarithms).max() <= math.log(1.5) + FLOAT32_ROUNDING
     assert logarithms.mean() == pytest.approx(0, abs=4 * math.log(1.5) / math.sqrt(3 * n))
@@ -243,7 +248,7 @@ def test_draws_fill_the_range_that_was_asked_for():
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
 def test_displacements_have_the_size_and_smoothness_that_was_stated(sigma):
     n, alpha = 3000, 34.0
-    d = np.asarray(augment.displacements(KEY, n, 20, 16, alpha, sigma), np.float64)
+    d = np.asarray(jax.jit(lambda: augment.displacements(KEY, n, 20, 16, alpha, sigma))(), np.float64)
     assert d.shape == (n, 20, 16, 2)
     variance = (alpha / (2 * sigma)) ** 2 / (3 * math.pi)
     error = 5 * math.sqrt(2 / n)  # five standard errors of a variance from n normal numbers
@@ -276,7 +281,7 @@ def test_elastic_looks_at_the_displaced_points():
 
 def test_noise_has_its_standard_deviation():
     x = images(100)
-    y = np.asarray(augment.noise(0.3)(KEY, x) - x)
+    y = np.asarray(run(augment.noise(0.3), x) - x)
     assert y.std() == pytest.approx(0.3, rel=5 / math.sqrt(2 * y.size))
     assert y.mean() == pytest.approx(0, abs=5 * 0.3 / math.sqrt(y.size))
 
