@@ -1,19 +1,40 @@
 """Learning rates that change with time: a schedule maps the step, from 0, to the rate of that step's update.
 
-Every public name is a factory; equal calls give the same schedule (compiled programs are cached by its
-identity). The step may be traced. Any function `step -> rate` will do where an optimizer takes a schedule.
+    constant      value                                  piecewise     values[i] from boundaries[i−1] on
+    step          initial · factor^⌊t/every⌋             exponential   initial · factor^(t/every)
+    inverse_time  initial / (1 + rate·t/every)           polynomial    from initial to final, in `steps`
+    cosine        half a wave, from initial to final     warmup        a line, then another schedule
+    joined        one schedule after another             scaled        another schedule times a factor
+
+Every public name is a factory; equal calls give the same schedule (compiled programs are cached by its identity).
+The step may be traced. Beyond the end the last rate stays. Any function `step -> rate` will do where an optimizer
+takes a schedule. Letters: t step, η rate.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
 from jaxnn.checks import number, whole_number
 from jaxnn.types import Array, Schedule
 
-__all__ = ["constant", "step"]
+__all__ = [
+    "constant",
+    "step",
+    "piecewise",
+    "exponential",
+    "inverse_time",
+    "polynomial",
+    "cosine",
+    "warmup",
+    "joined",
+    "scaled",
+]
 
 
 def constant(value: float) -> Schedule:
@@ -46,6 +67,151 @@ def step(initial: float, factor: float, every: int) -> Schedule:
     )
 
 
+def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
+    """η(t) = values[i] for boundaries[i−1] ≤ t < boundaries[i].
+
+    Raises:
+        ValueError: if a value is negative, the boundaries do not rise from above 0, or there is not one more value.
+        TypeError: if a boundary is not a whole number.
+
+    >>> rate = piecewise([0.1, 0.01], [10])
+    >>> print(rate(9), rate(10))
+    0.1 0.01
+    """
+    where = "schedules.piecewise"
+    rates = tuple(number(f"{where}: values[{i}]", value, least=0.0) for i, value in enumerate(values))
+    return _piecewise(rates, _rising(where, boundaries, len(rates), "values"))
+
+
+def exponential(initial: float, factor: float, every: int = 1) -> Schedule:
+    """η(t) = initial · factor^(t / every): `step` without its stairs.
+
+    Raises:
+        ValueError, TypeError: as `step`.
+
+    >>> rate = exponential(0.1, factor=0.25, every=10)
+    >>> print(rate(0), rate(5), rate(10))
+    0.1 0.05 0.025
+    """
+    return _exponential(
+        number("schedules.exponential: initial", initial, least=0.0),
+        number("schedules.exponential: factor", factor, above=0.0),
+        whole_number("schedules.exponential: every", every, least=1),
+    )
+
+
+def inverse_time(initial: float, rate: float, every: int = 1) -> Schedule:
+    """η(t) = initial / (1 + rate · t / every).
+
+    Raises:
+        ValueError: if the initial rate or `rate` is negative, or `every` below 1.
+        TypeError: if `every` is not a whole number.
+
+    Source: Robbins & Monro (1951), whose conditions Σ η = ∞ and Σ η² < ∞ it meets.
+
+    >>> schedule = inverse_time(0.1, rate=1.0, every=10)
+    >>> print(schedule(0), schedule(10), schedule(30))
+    0.1 0.05 0.025
+    """
+    return _inverse_time(
+        number("schedules.inverse_time: initial", initial, least=0.0),
+        number("schedules.inverse_time: rate", rate, least=0.0),
+        whole_number("schedules.inverse_time: every", every, least=1),
+    )
+
+
+def polynomial(initial: float, final: float, steps: int, power: float = 1.0) -> Schedule:
+    """η(t) = final + (initial − final) · (1 − t/steps)^power up to `steps`, then final; by default a line.
+
+    Raises:
+        ValueError: if a rate is negative, `steps` below 1, or the power not above 0.
+        TypeError: if `steps` is not a whole number.
+
+    >>> rate = polynomial(0.1, 0.0, steps=10)
+    >>> print(rate(0), rate(5), rate(10), rate(1000))
+    0.1 0.05 0.0 0.0
+    """
+    return _polynomial(
+        number("schedules.polynomial: initial", initial, least=0.0),
+        number("schedules.polynomial: final", final, least=0.0),
+        whole_number("schedules.polynomial: steps", steps, least=1),
+        number("schedules.polynomial: power", power, above=0.0),
+    )
+
+
+def cosine(initial: float, steps: int, final: float = 0.0) -> Schedule:
+    """η(t) = final + (initial − final) · ½(1 + cos(π t/steps)) up to `steps`, then final.
+
+    Raises:
+        ValueError: if a rate is negative, or `steps` below 1.
+        TypeError: if `steps` is not a whole number.
+
+    Source: Loshchilov & Hutter (2017), "SGDR: stochastic gradient descent with warm restarts", eq. 5.
+
+    >>> rate = cosine(0.5, steps=10)
+    >>> print(rate(0), rate(5).round(6), rate(10))
+    0.5 0.25 0.0
+    """
+    return _cosine(
+        number("schedules.cosine: initial", initial, least=0.0),
+        whole_number("schedules.cosine: steps", steps, least=1),
+        number("schedules.cosine: final", final, least=0.0),
+    )
+
+
+def warmup(steps: int, then: Schedule, initial: float = 0.0) -> Schedule:
+    """A line from `initial` to then(0), reached at `steps`; from there on then(t − steps).
+
+    The first update, at step 0, has the rate `initial`: give one above 0 if it shall not be lost.
+
+    Raises:
+        ValueError: if `steps` is below 1, or `initial` negative.
+        TypeError: if `steps` is not a whole number, or `then` no schedule.
+
+    Source: Goyal et al. (2017), "Accurate, large minibatch SGD", section 2.2.
+
+    >>> rate = warmup(10, constant(0.1))
+    >>> print(rate(0), rate(5), rate(10), rate(11))
+    0.0 0.05 0.1 0.1
+    """
+    steps = whole_number("schedules.warmup: steps", steps, least=1)
+    initial = number("schedules.warmup: initial", initial, least=0.0)
+    return _cached(_warmup, steps, _schedule("schedules.warmup: then", then), initial)
+
+
+def joined(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """η(t) = schedules[i](t − boundaries[i−1]) for boundaries[i−1] ≤ t < boundaries[i]: each begins at its step 0.
+
+    Raises:
+        ValueError: if the boundaries do not rise from above 0, or there is not one more schedule than boundaries.
+        TypeError: if a boundary is not a whole number, or something is no schedule.
+
+    >>> rate = joined([constant(0.1), polynomial(0.4, 0.0, 4)], [10])
+    >>> print(rate(9), rate(10), rate(12))
+    0.1 0.4 0.2
+    """
+    where = "schedules.joined"
+    parts = tuple(_schedule(f"{where}: schedules[{i}]", part) for i, part in enumerate(schedules))
+    return _cached(_joined, parts, _rising(where, boundaries, len(parts), "schedules"))
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """η(t) = factor · schedule(t).
+
+    Raises:
+        ValueError: if the factor is negative or not finite.
+        TypeError: if the schedule is none.
+
+    >>> print(scaled(constant(0.1), 0.5)(3))
+    0.05
+    """
+    factor = number("schedules.scaled: factor", factor, least=0.0)
+    return _cached(_scaled, _schedule("schedules.scaled: schedule", schedule), factor)
+
+
+# ---------------------------------------------------------------- the formulas
+
+
 @functools.cache
 def _constant(value: float) -> Schedule:
     def schedule(step: Array) -> Array:
@@ -61,3 +227,113 @@ def _step(initial: float, factor: float, every: int) -> Schedule:
         return initial * factor ** stair.astype(jnp.result_type(float))
 
     return schedule
+
+
+@functools.cache
+def _piecewise(values: tuple[float, ...], boundaries: tuple[int, ...]) -> Schedule:
+    def schedule(step: Array) -> Array:
+        rates = jnp.asarray(values, jnp.result_type(float))
+        return rates[sum((jnp.asarray(step) >= boundary).astype(jnp.int32) for boundary in boundaries)]
+
+    return schedule
+
+
+@functools.cache
+def _exponential(initial: float, factor: float, every: int) -> Schedule:
+    def schedule(step: Array) -> Array:
+        return initial * factor ** (_float(step) / every)
+
+    return schedule
+
+
+@functools.cache
+def _inverse_time(initial: float, rate: float, every: int) -> Schedule:
+    def schedule(step: Array) -> Array:
+        return initial / (1 + rate * _float(step) / every)
+
+    return schedule
+
+
+@functools.cache
+def _polynomial(initial: float, final: float, steps: int, power: float) -> Schedule:
+    def schedule(step: Array) -> Array:
+        return final + (initial - final) * _left(step, steps) ** power
+
+    return schedule
+
+
+@functools.cache
+def _cosine(initial: float, steps: int, final: float) -> Schedule:
+    def schedule(step: Array) -> Array:
+        # ½(1 + cos πx) = sin²(π(1 − x)/2), which does not cancel near the end and is 0 there.
+        return final + (initial - final) * jnp.square(jnp.sin(jnp.pi / 2 * _left(step, steps)))
+
+    return schedule
+
+
+@functools.lru_cache
+def _warmup(steps: int, then: Schedule, initial: float) -> Schedule:
+    def schedule(step: Array) -> Array:
+        step = jnp.asarray(step)
+        peak = _float(then(jnp.zeros_like(step)))
+        line = peak + (initial - peak) * _left(step, steps)
+        return jnp.where(step < steps, line, _float(then(jnp.maximum(step - steps, 0))))
+
+    return schedule
+
+
+@functools.lru_cache
+def _joined(parts: tuple[Schedule, ...], boundaries: tuple[int, ...]) -> Schedule:
+    def schedule(step: Array) -> Array:
+        step = jnp.asarray(step)
+        rate = _float(parts[0](step))
+        for part, boundary in zip(parts[1:], boundaries, strict=True):
+            since = jnp.maximum(step - boundary, 0)  # before its time a schedule is not asked for negative steps
+            rate = jnp.where(step < boundary, rate, _float(part(since)))
+        return rate
+
+    return schedule
+
+
+@functools.lru_cache
+def _scaled(schedule: Schedule, factor: float) -> Schedule:
+    return lambda step: factor * _float(schedule(step))
+
+
+# ---------------------------------------------------------------- what they share
+
+
+def _float(value: Any) -> Array:
+    return jnp.asarray(value, jnp.result_type(float))
+
+
+def _left(step: Array, steps: int) -> Array:
+    """The part of the steps that is still to come, from 1 to 0; subtracted as whole numbers, so exactly."""
+    return _float(steps - jnp.clip(jnp.asarray(step), 0, steps)) / steps
+
+
+def _schedule(what: str, schedule: Any) -> Schedule:
+    if not callable(schedule):
+        raise TypeError(
+            f"{what} must be a schedule step -> rate, got {schedule!r}: use schedules.constant for a number"
+        )
+    return schedule
+
+
+def _rising(where: str, boundaries: Sequence[int], parts: int, what: str) -> tuple[int, ...]:
+    """The boundaries, if they rise and part that many parts."""
+    bounds = tuple(whole_number(f"{where}: boundaries[{i}]", b, least=1) for i, b in enumerate(boundaries))
+    if len(bounds) != parts - 1 or not bounds:
+        raise ValueError(f"{where}: {parts} {what} need {max(parts - 1, 1)} boundaries between them, got {len(bounds)}")
+    if any(later <= earlier for earlier, later in itertools.pairwise(bounds)):
+        raise ValueError(f"{where}: boundaries must rise, got {list(bounds)}")
+    return bounds
+
+
+def _cached(builder: Any, *parts: Any) -> Schedule:
+    """What builder makes of the parts, the same for equal ones; anew where a schedule is unhashable."""
+    try:
+        hash(parts)
+    except TypeError:
+        return builder.__wrapped__(*parts)
+    return builder(*parts)

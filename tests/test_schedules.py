@@ -11,6 +11,26 @@ STEPS = np.arange(40)
 CASES = {
     "constant": (schedules.constant(0.3), lambda t: 0.3),
     "step": (schedules.step(0.1, 0.5, 7), lambda t: 0.1 * 0.5 ** (t // 7)),
+    "piecewise": (schedules.piecewise([0.3, 0.1, 0.2], [7, 20]), lambda t: 0.3 if t < 7 else 0.1 if t < 20 else 0.2),
+    "exponential": (schedules.exponential(0.1, 0.5, 7), lambda t: 0.1 * 0.5 ** (t / 7)),
+    "inverse_time": (schedules.inverse_time(0.1, 0.5, 7), lambda t: 0.1 / (1 + 0.5 * t / 7)),
+    "polynomial": (
+        schedules.polynomial(0.3, 0.1, 20, power=2),
+        lambda t: 0.1 + 0.2 * (1 - min(t, 20) / 20) ** 2,
+    ),
+    "cosine": (
+        schedules.cosine(0.3, 20, final=0.1),
+        lambda t: 0.1 + 0.2 * (1 + math.cos(math.pi * min(t, 20) / 20)) / 2,
+    ),
+    "warmup": (
+        schedules.warmup(5, schedules.inverse_time(0.2, 1.0), initial=0.1),
+        lambda t: 0.1 + 0.1 * t / 5 if t < 5 else 0.2 / (1 + (t - 5)),
+    ),
+    "joined": (
+        schedules.joined([schedules.constant(0.3), schedules.step(0.1, 0.5, 7)], [10]),
+        lambda t: 0.3 if t < 10 else 0.1 * 0.5 ** ((t - 10) // 7),
+    ),
+    "scaled": (schedules.scaled(schedules.step(0.1, 0.5, 7), 0.3), lambda t: 0.03 * 0.5 ** (t // 7)),
 }
 every_schedule = pytest.mark.parametrize("name", CASES)
 
@@ -45,6 +65,49 @@ def test_step_agrees_with_optax():
         assert float(ours(t)) == pytest.approx(float(theirs(t)), rel=1e-5)
 
 
+def optax_twins(optax):
+    return {
+        "constant": optax.constant_schedule(0.3),
+        "piecewise": optax.piecewise_constant_schedule(0.3, {7: 1 / 3, 20: 2.0}),
+        "exponential": optax.exponential_decay(0.1, 7, 0.5),
+        "polynomial": optax.polynomial_schedule(0.3, 0.1, 2, 20),
+        "cosine": optax.cosine_decay_schedule(0.3, 20, alpha=1 / 3),
+        "warmup": optax.join_schedules(
+            [optax.linear_schedule(0.1, 0.2, 5), lambda t: 0.2 / (1 + t)],
+            [5],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["constant", "piecewise", "exponential", "polynomial", "cosine", "warmup"])
+def test_the_whole_range_agrees_with_optax(name: str):
+    optax = pytest.importorskip("optax", reason="optax is the independent reference")
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        theirs = optax_twins(optax)[name]
+        expected = [float(theirs(jnp.asarray(t, jnp.float64))) for t in STEPS]  # of an int32 it is in float32
+        ours = np.asarray(jax.vmap(CASES[name][0])(jnp.asarray(STEPS, jnp.int32)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [10**6, 2**31 - 1])
+def test_far_beyond_the_end(name: str, t: int):
+    schedule, formula = CASES[name]
+    rate = float(jax.jit(schedule)(jnp.asarray(t, jnp.int32)))
+    assert rate == pytest.approx(formula(t), rel=1e-6, abs=1e-37)
+
+
+def test_the_end_is_exact():
+    assert float(schedules.cosine(0.1, 1000)(1000)) == float(schedules.polynomial(0.1, 0.0, 1000)(1000)) == 0
+    near = float(schedules.cosine(1.0, 100_000)(99_999))  # 1 + cos would round to 0 in float32
+    assert near == pytest.approx((math.pi / 2 / 100_000) ** 2, rel=1e-5)
+
+
+def test_a_schedule_that_is_not_yet_asked_does_no_harm():
+    late = schedules.joined([schedules.constant(0.1), schedules.exponential(0.1, 1e-3)], [1000])
+    assert float(late(0)) == pytest.approx(0.1)
+
+
 def test_far_out_a_rate_vanishes_and_does_not_become_nan():
     assert float(schedules.step(0.1, 0.1, 1)(2**31 - 1)) == 0.0
 
@@ -52,6 +115,10 @@ def test_far_out_a_rate_vanishes_and_does_not_become_nan():
 def test_equal_calls_give_the_same_schedule():
     assert schedules.constant(1) is schedules.constant(value=1.0)
     assert schedules.step(0.1, 0.5, 10) is schedules.step(initial=0.1, factor=0.5, every=10)
+    assert schedules.piecewise([1, 0.5], [3]) is schedules.piecewise((1.0, 0.5), (3,))
+    warm = schedules.warmup(3, schedules.cosine(0.1, 10))
+    assert warm is schedules.warmup(3, schedules.cosine(0.1, 10), initial=0.0)
+    assert schedules.scaled(warm, 0.5) is schedules.scaled(warm, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +131,14 @@ def test_equal_calls_give_the_same_schedule():
         (lambda: schedules.step(0.1, 0.0, 10), ValueError, "step: factor must be above 0"),
         (lambda: schedules.step(0.1, math.inf, 10), ValueError, "step: factor"),
         (lambda: schedules.step(0.1, 0.5, 0), ValueError, "step: every must be at least 1"),
+        (lambda: schedules.piecewise([0.1], []), ValueError, "piecewise: 1 values need 1 boundaries"),
+        (lambda: schedules.piecewise([0.1, 0.2], [0]), ValueError, r"piecewise: boundaries\[0\] must be at least 1"),
+        (lambda: schedules.joined([schedules.constant(1)] * 3, [5, 5]), ValueError, "joined: boundaries must rise"),
+        (lambda: schedules.warmup(5, 0.1), TypeError, "warmup: then must be a schedule"),
+        (lambda: schedules.cosine(0.1, 0), ValueError, "cosine: steps must be at least 1"),
+        (lambda: schedules.polynomial(0.1, -0.1, 5), ValueError, "polynomial: final"),
+        (lambda: schedules.inverse_time(0.1, -1.0), ValueError, "inverse_time: rate"),
+        (lambda: schedules.scaled(schedules.constant(1), -1), ValueError, "scaled: factor"),
         (lambda: schedules.step(0.1, 0.5, 2.5), TypeError, "step: every must be a whole number"),
     ],
 )
