@@ -22,7 +22,7 @@ from jaxnn.combinators import (
     serial,
     share,
 )
-from jaxnn.layers import activation, dense, flatten, reshape, softmax
+from jaxnn.layers import activation, batch_norm, dense, dropout, flatten, layer_norm, reshape, softmax
 from jaxnn.optimizers import adam, apply_updates, gradient_descent, sgd
 from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.summary import summary
@@ -36,7 +36,7 @@ __all__ = [
     # records
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "EpochResult",
     # layers
-    "dense", "activation", "flatten", "reshape", "softmax",
+    "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "dropout",
     # activations
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
     # combinators

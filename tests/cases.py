@@ -7,7 +7,23 @@ import jax
 import jax.numpy as jnp
 
 import jaxnn
-from jaxnn import Layer, dense, flatten, mlp, named, parallel, repeat, reshape, residual, serial, share, softmax
+from jaxnn import (
+    Layer,
+    batch_norm,
+    dense,
+    dropout,
+    flatten,
+    layer_norm,
+    mlp,
+    named,
+    parallel,
+    repeat,
+    reshape,
+    residual,
+    serial,
+    share,
+    softmax,
+)
 from jaxnn import activations as act
 
 
@@ -19,12 +35,20 @@ class Case(NamedTuple):
         make: () -> Layer.
         in_shape: of one example.
         combinator: True for a combinator, whose own rule needs mutants of its own.
+        train: whether it is held to the laws in training.
+        seed: of the random key it is given; None for a layer that draws nothing.
     """
 
     name: str
     make: Callable[[], Layer]
     in_shape: tuple[int, ...]
     combinator: bool = False
+    train: bool = False
+    seed: int | None = None
+
+    @property
+    def rng(self):
+        return None if self.seed is None else jax.random.key(self.seed)
 
     def inputs(self, seed, n, dtype):
         """Signed inputs, a tenth away from the kinks at 0."""
@@ -49,6 +73,15 @@ def _block():
     return serial(dense(4), act.tanh)
 
 
+def _normed():
+    # no bias: batch norm takes it out again, and its gradient is nothing but rounding
+    return serial(dense(4, bias=False), batch_norm(), act.tanh)
+
+
+def _mixed():
+    return serial(residual(batch_norm()), parallel(layer_norm(), dropout(0.3)), act.tanh)
+
+
 LEAVES = (
     Case("dense", lambda: dense(4), (3,)),
     Case("dense, narrow after wide", lambda: dense(2), (40,)),
@@ -62,6 +95,13 @@ LEAVES = (
     Case("reshape, one size open", lambda: reshape(-1, 2), (6,)),
     Case("softmax", softmax, (4,)),
     Case("softmax over time", softmax, (2, 3)),
+    Case("batch_norm", batch_norm, (3,), train=True),
+    Case("batch_norm over time", batch_norm, (2, 3), train=True),
+    Case("batch_norm, evaluated", batch_norm, (2, 3)),
+    Case("layer_norm", layer_norm, (5,)),
+    Case("layer_norm over time", layer_norm, (2, 3), train=True),
+    Case("dropout", lambda: dropout(0.4), (2, 5), train=True, seed=0),
+    Case("dropout, evaluated", lambda: dropout(0.4), (5,)),
     *(Case(name, lambda record=record: jaxnn.activation(record), (5,)) for name, record in ACTIVATIONS.items()),
 )
 
@@ -82,6 +122,10 @@ COMBINATORS = (
     Case("share", lambda: share(_block(), 3), (4,), True),
     Case("repeat of share", lambda: repeat(share(residual(_block()), 2), 2), (4,), True),
     Case("share of repeat", lambda: share(repeat(_block(), 2), 2), (4,), True),
+    Case("repeat of batch_norm", lambda: repeat(_normed(), 2), (4,), True, True),
+    Case("share of batch_norm", lambda: share(_normed(), 2), (4,), True, True),
+    Case("norms and dropout", _mixed, (3,), True, True, 3),
+    Case("norms and dropout, evaluated", _mixed, (3,), True),
     Case(
         "everything",
         lambda: serial(

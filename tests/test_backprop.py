@@ -52,8 +52,9 @@ def test_backprop_is_autodiff(case):
     with jax.enable_x64(True):
         params, state, x, target, _ = variables(case, net, jnp.float64)
         weights = jnp.array([1.0, 0.0, 3.0, 0.5]) if COMBINATORS.index(case) % 2 else None
-        how = {"read": ("deltas",), "penalty": L2}
-        both = jax.jit(lambda *a: [f(net, losses.mse, **how)(*a, weights=weights) for f in (backprop, autodiff)])
+        how = {"read": ("deltas",), "penalty": L2, "train": case.train}
+        given = {"weights": weights, "rng": case.rng}
+        both = jax.jit(lambda *a: [f(net, losses.mse, **how)(*a, **given) for f in (backprop, autodiff)])
         hand, auto = numpy_tree(both(params, state, x, target))
     assert jax.tree.structure(hand.grads) == jax.tree.structure(params)
     close(tuple(hand), tuple(auto), FLOAT64, "hand vs jax.grad")

@@ -10,35 +10,38 @@ from jaxnn import dense, gradcheck, losses, named, parallel, repeat, residual, s
 
 DTYPES = ("float32", "bfloat16", "float64")
 N = 4
-IN_EVERY_PRECISION = ("dense", "dense, narrow after wide", "softmax", "gelu", "everything")  # a check compiles: seconds
+IN_EVERY_PRECISION = (  # a check compiles: seconds
+    *("dense", "dense, narrow after wide", "softmax", "gelu", "everything"),
+    *("batch_norm", "batch_norm, evaluated", "layer_norm", "dropout"),
+)
 ROWS_AND_DTYPES = [
     (case, dtype) for case in CASES for dtype in DTYPES if dtype == "float32" or case.name in IN_EVERY_PRECISION
 ]
 
 
-def check(layer, in_shape, dtype):
-    return check_network(serial(named("suspect", layer)), in_shape, dtype)
+def check(layer, case, dtype):
+    return check_network(serial(named("suspect", layer)), case.in_shape, dtype, train=case.train, rng=case.rng)
 
 
-def check_network(net, in_shape=(3,), dtype="float32"):
+def check_network(net, in_shape=(3,), dtype="float32", **mode):
     with jax.enable_x64(dtype == "float64"):
         params, state = net.init(jax.random.key(0), in_shape, jnp.dtype(dtype))
         params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape).astype(p.dtype), params)
         x = jax.random.normal(jax.random.key(1), (N, *in_shape)).astype(dtype)
         target = jnp.ones(jax.eval_shape(lambda: net.forward(params, state, x)[0]).shape, dtype)
-        return gradcheck.network(net, losses.half_squared_error, params, state, x, target)
+        return gradcheck.network(net, losses.half_squared_error, params, state, x, target, **mode)
 
 
 @pytest.mark.parametrize(("case", "dtype"), ROWS_AND_DTYPES, ids=lambda value: getattr(value, "name", value))
 def test_every_layer_and_combinator_is_right(case, dtype):
-    report = check(case.make(), case.in_shape, dtype)
+    report = check(case.make(), case, dtype)
     assert report.verdict == "right", report
     assert report.wrong == ()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_wrong_rule_is_named(mutant):
-    report = check(mutant.make(), ROWS[mutant.row].in_shape, "float32")
+    report = check(mutant.make(), ROWS[mutant.row], "float32")
     assert report.verdict == "wrong"
     assert report.wrong == ("suspect",), report
 

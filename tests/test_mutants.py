@@ -114,6 +114,32 @@ def fortran(layer, params, tape, delta):
     return delta.reshape(delta.shape[0], *tape.shape[:0:-1]).swapaxes(1, -1), {}
 
 
+def batch_norm_rule(rule):
+    """batch_norm with another δ_in, rule(g, x̂, r, over the batch's mean), g = γ δ; without r in it."""
+
+    def backward(layer, params, tape, delta):
+        x_hat, r = tape
+        mean = lambda a: a.mean(tuple(range(a.ndim - 1)), keepdims=True)
+        return r * rule(delta * params["scale"], x_hat, mean), layer.backward(params, tape, delta)[1]
+
+    return backward
+
+
+def layer_norm_rule(rule):
+    """layer_norm with another δ_in."""
+
+    def backward(layer, params, tape, delta):
+        x_hat, r = tape
+        mean = lambda a: a.mean(-1, keepdims=True)
+        return r * rule(delta * params["scale"], x_hat, mean), layer.backward(params, tape, delta)[1]
+
+    return backward
+
+
+def on(name, change):
+    return on_grads(lambda grads: {**grads, name: change(grads[name])})
+
+
 MUTANTS = (
     Mutant("dense: bias dropped", "dense", on_b(jnp.zeros_like)),
     Mutant("dense: bias averaged over the batch", "dense", on_b(lambda b: b / 4)),
@@ -142,6 +168,36 @@ MUTANTS = (
     Mutant("softmax: without its sum term", "softmax", lambda layer, p, y, d: (y * d, {})),
     Mutant("softmax: sum over the wrong axis", "softmax over time", lambda layer, p, y, d: (
         y * (d - (d * y).sum(1, keepdims=True)), {})),
+    Mutant("batch_norm: without its mean term", "batch_norm", batch_norm_rule(lambda g, x, mean: g - x * mean(g * x))),
+    Mutant("batch_norm: without its variance term", "batch_norm", batch_norm_rule(lambda g, x, mean: g - mean(g))),
+    Mutant("batch_norm: evaluation's rule in training", "batch_norm", batch_norm_rule(lambda g, x, mean: g)),
+    Mutant("batch_norm: means over N alone", "batch_norm over time", batch_norm_rule(lambda g, x, mean: (
+        g - g.mean(0) - x * (g * x).mean(0)))),
+    Mutant("batch_norm: training's rule in evaluation", "batch_norm, evaluated", batch_norm_rule(lambda g, x, mean: (
+        g - mean(g) - x * mean(g * x)))),
+    Mutant("batch_norm: γ forgotten in δ_in", "batch_norm", lambda layer, p, t, d: (
+        layer.backward({**p, "scale": jnp.ones_like(p["scale"])}, t, d)[0], layer.backward(p, t, d)[1])),
+    Mutant("batch_norm: 1/√v forgotten", "batch_norm, evaluated", lambda layer, p, t, d: (
+        p["scale"] * d, layer.backward(p, t, d)[1])),
+    Mutant("batch_norm: another feature's statistics", "batch_norm, evaluated", lambda layer, p, t, d: (
+        layer.backward(p, t._replace(r=t.r[::-1]), d)[0], layer.backward(p, t, d)[1])),
+    Mutant("batch_norm: γ's gradient of δ alone", "batch_norm", lambda layer, p, t, d: (
+        layer.backward(p, t, d)[0], {"scale": d.sum(0), "shift": d.sum(0)})),
+    Mutant("batch_norm: β's gradient averaged", "batch_norm", on("shift", lambda g: g / 4)),
+    Mutant("batch_norm: β's gradient of one time", "batch_norm over time", lambda layer, p, t, d: (
+        layer.backward(p, t, d)[0], {**layer.backward(p, t, d)[1], "shift": d[:, 0].sum(0)})),
+    Mutant("layer_norm: without its mean term", "layer_norm", layer_norm_rule(lambda g, x, mean: g - x * mean(g * x))),
+    Mutant("layer_norm: without its variance term", "layer_norm", layer_norm_rule(lambda g, x, mean: g - mean(g))),
+    Mutant("layer_norm: γ forgotten in δ_in", "layer_norm", lambda layer, p, t, d: (
+        layer.backward({**p, "scale": jnp.ones_like(p["scale"])}, t, d)[0], layer.backward(p, t, d)[1])),
+    Mutant("layer_norm: means over the batch", "layer_norm", lambda layer, p, t, d: (
+        t[1] * p["scale"] * (d - d.mean(0) - t[0] * (d * t[0]).mean(0)), layer.backward(p, t, d)[1])),
+    Mutant("layer_norm: γ's gradient without its sum", "layer_norm", lambda layer, p, t, d: (
+        layer.backward(p, t, d)[0], {"scale": (d * t[0])[0], "shift": d.sum(0)})),
+    Mutant("dropout: without its scale", "dropout", lambda layer, p, kept, d: (jnp.where(kept, d, 0), {})),
+    Mutant("dropout: scaled by 1/p", "dropout", lambda layer, p, kept, d: (jnp.where(kept, d, 0) / 0.4, {})),
+    Mutant("dropout: another mask", "dropout", lambda layer, p, kept, d: layer.backward(p, kept[::-1], d)),
+    Mutant("dropout: the identity", "dropout", lambda layer, p, kept, d: (d, {})),
     Mutant("flatten: column-major", "flatten", fortran),
     Mutant("reshape: rows reversed", "reshape", on_delta(lambda d: d[..., ::-1])),
     Mutant("serial: a δ changed on its way", "serial", untouched_by_first_layer),
