@@ -7,7 +7,7 @@ The names here are the ones a script needs; the rest is reached by its module: `
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxnn import augment, data, initializers, losses, metrics, penalties, plots, schedules
+from jaxnn import augment, data, initializers, losses, metrics, penalties, plots, schedules, stopping
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
 from jaxnn.combinators import (
@@ -51,6 +51,7 @@ __all__ = [
     "summary",
     # modules
     "augment", "data", "gradcheck", "graph", "initializers", "losses", "metrics", "penalties", "plots", "schedules",
+    "stopping",
 ]  # fmt: skip
 
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms

@@ -15,7 +15,7 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"types"},
     {"checks"},
-    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "schedules"},
+    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "schedules", "stopping"},
     {"layers"},
     {"combinators", "optimizers"},
     {"readings"},

@@ -1,0 +1,191 @@
+"""When to stop, when to slow down, what to keep: pure state machines that read one metric after another.
+
+`init() -> state`; `update(state, metric) -> (state, decision)`. They run in a Python loop, inside `scan` and under
+`vmap`, with the same answer. A metric m improves on the best b so far if it is better by more than a minimum ε, or,
+where `relative`, by more than ε·|b|, so that negative metrics are treated alike. A metric that is not finite is a
+failure: it never improves, and the decision says `failed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import number, whole_number
+from jaxnn.types import Array, Params
+
+__all__ = ["Monitor", "Progress", "Decision", "Best", "early_stopping", "reduce_on_plateau", "keep_best"]
+
+
+class Monitor(NamedTuple):
+    """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`."""
+
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class Progress(NamedTuple):
+    """What `early_stopping` and `reduce_on_plateau` remember.
+
+    Attributes:
+        best: the best metric so far; ±∞ before the first.
+        waited: metrics in a row without improvement, int32.
+        cooling: metrics that are still not counted after a reduction, int32.
+        scale: the factor for updates, 1 at first.
+        stopped: True once training should have stopped.
+    """
+
+    best: Array
+    waited: Array
+    cooling: Array
+    scale: Array
+    stopped: Array
+
+
+class Decision(NamedTuple):
+    """What is to be done: stop?, the factor for updates, and why: improved, failed."""
+
+    stop: Array
+    scale: Array
+    improved: Array
+    failed: Array
+
+
+class Best(NamedTuple):
+    """What `keep_best` keeps: the best metric and copies of the parameters that had it."""
+
+    metric: Array
+    params: Params
+
+
+def early_stopping(
+    patience: int, min_improvement: float = 0.0, relative: bool = False, maximise: bool = False
+) -> Monitor:
+    """Stops at the `patience`-th metric in a row without improvement, or at a failure; and stays stopped.
+
+    Raises:
+        ValueError: if the patience is below 1, or the minimum improvement negative.
+        TypeError: if the patience is not a whole number.
+
+    Source: Prechelt (1998), "Early stopping - but when?".
+
+    >>> monitor = early_stopping(patience=2)
+    >>> state, stops = monitor.init(), []
+    >>> for metric in (3.0, 2.0, 2.5, 2.0, 1.0):
+    ...     state, decision = monitor.update(state, metric)
+    ...     stops.append(bool(decision.stop))
+    >>> stops
+    [False, False, False, True, True]
+    """
+    patience = whole_number("early_stopping: patience", patience, least=1)
+    least = number("early_stopping: min_improvement", min_improvement, least=0.0)
+    return _monitor(patience, least, bool(relative), bool(maximise), None, 0, 0.0)
+
+
+def reduce_on_plateau(
+    factor: float = 0.1,
+    patience: int = 10,
+    min_improvement: float = 0.0,
+    relative: bool = False,
+    maximise: bool = False,
+    cooldown: int = 0,
+    least: float = 0.0,
+) -> Monitor:
+    """Multiplies the scale by `factor` at the `patience`-th metric in a row without improvement.
+
+    The next `cooldown` metrics may improve the best and are not counted otherwise. The scale stays at least `least`.
+    Multiply updates by `decision.scale`: that works for every optimizer.
+
+    Raises:
+        ValueError: if the factor is not between 0 and 1, or another number out of range.
+        TypeError: if the patience or the cooldown is not a whole number.
+
+    >>> monitor = reduce_on_plateau(factor=0.5, patience=1)
+    >>> state, first = monitor.update(monitor.init(), 1.0)
+    >>> print(first.scale, monitor.update(state, 1.0)[1].scale)
+    1.0 0.5
+    """
+    where = "reduce_on_plateau"
+    return _monitor(
+        whole_number(f"{where}: patience", patience, least=1),
+        number(f"{where}: min_improvement", min_improvement, least=0.0),
+        bool(relative),
+        bool(maximise),
+        number(f"{where}: factor", factor, above=0.0, below=1.0),
+        whole_number(f"{where}: cooldown", cooldown, least=0),
+        number(f"{where}: least", least, least=0.0, most=1.0),
+    )
+
+
+@cache
+def keep_best(maximise: bool = False) -> Monitor:
+    """Keeps the parameters of the best finite metric, the first among equals.
+
+    `init(params) -> Best` copies, so that donating the parameters loses nothing; `update(best, metric, params) ->
+    (Best, improved)`.
+
+    >>> keeper = keep_best()
+    >>> best, _ = keeper.update(keeper.init(jnp.array(0.0)), 2.0, jnp.array(5.0))
+    >>> best, improved = keeper.update(best, 3.0, jnp.array(6.0))
+    >>> print(best.metric, best.params, improved)
+    2.0 5.0 False
+    """
+
+    def init(params: Params) -> Best:
+        return Best(_worst(maximise), jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params))
+
+    def update(best: Best, metric: Array, params: Params) -> tuple[Best, Array]:
+        metric = jnp.asarray(metric).astype(best.metric.dtype)
+        improved = _improves(metric, best.metric, 0.0, False, maximise)
+        kept = jax.tree.map(lambda new, old: jnp.where(improved, new, old), params, best.params)
+        return Best(jnp.where(improved, metric, best.metric), kept), improved
+
+    return Monitor(init, update)
+
+
+@cache
+def _monitor(
+    patience: int,
+    min_improvement: float,
+    relative: bool,
+    maximise: bool,
+    factor: float | None,
+    cooldown: int,
+    least: float,
+) -> Monitor:
+    """Without a factor it stops; with one it scales."""
+
+    def init() -> Progress:
+        nought = jnp.zeros((), jnp.int32)
+        return Progress(_worst(maximise), nought, nought + 0, jnp.ones((), jnp.result_type(float)), jnp.asarray(False))
+
+    def update(state: Progress, metric: Array) -> tuple[Progress, Decision]:
+        metric = jnp.asarray(metric).astype(state.best.dtype)
+        failed = ~jnp.isfinite(metric)
+        improved = _improves(metric, state.best, min_improvement, relative, maximise) & ~state.stopped
+        best = jnp.where(improved, metric, state.best)
+        waited = jnp.where(improved | (state.cooling > 0), 0, state.waited + 1)
+        waited = jnp.where(state.stopped, state.waited, waited)
+        late, cooling = waited >= patience, jnp.maximum(state.cooling - 1, 0)
+        if factor is None:
+            new = Progress(best, waited, cooling, state.scale, state.stopped | late | failed)
+        else:
+            scale = jnp.where(late, jnp.maximum(state.scale * factor, least), state.scale)
+            new = Progress(best, jnp.where(late, 0, waited), jnp.where(late, cooldown, cooling), scale, state.stopped)
+        return new, Decision(new.stopped, new.scale, improved, failed)
+
+    return Monitor(init, update)
+
+
+def _worst(maximise: bool) -> Array:
+    return jnp.asarray(-jnp.inf if maximise else jnp.inf, jnp.result_type(float))
+
+
+def _improves(metric: Array, best: Array, least: float, relative: bool, maximise: bool) -> Array:
+    gain = metric - best if maximise else best - metric
+    needed = jnp.where(jnp.isfinite(best), least * jnp.abs(best), 0) if relative else least  # ∞ − ∞ is NaN
+    return jnp.isfinite(metric) & (gain > needed)
