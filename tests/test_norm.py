@@ -1,0 +1,166 @@
+"""The norms against flax, at large means against NumPy, and batch norm's running statistics, in combinators too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import batch_norm, dense, layer_norm, parallel, repeat, residual, serial, share
+
+PARAMS = {"scale": jnp.array([0.5, 2.0, -1.0]), "shift": jnp.array([0.1, -0.2, 0.3])}
+X = jax.random.normal(jax.random.key(0), (5, 4, 3)) * 2 + 1
+DELTA = jax.random.normal(jax.random.key(1), X.shape)
+
+
+def given_state(x=X):
+    return {"mean": jnp.array([0.3, 0.1, -0.5]), "var": jnp.array([0.5, 1.5, 2.0])}
+
+
+def flax_layer(name, **how):
+    linen = pytest.importorskip("flax.linen", reason="flax is the oracle")
+    return getattr(linen, name)(epsilon=1e-5, use_fast_variance=False, **how)
+
+
+def compare(layer, apply, train=False):
+    """Value and gradients against apply(params, x), differentiated by jax.grad."""
+    y, state, tape = layer.forward(PARAMS, given_state(), X, train=train)
+    delta_in, grads = layer.backward(PARAMS, tape, DELTA)
+    expected, pull = jax.vjp(apply, PARAMS, X)
+    expected_grads, expected_in = pull(DELTA)
+    pairs = zip(*map(jax.tree.leaves, ((y, delta_in, grads), (expected, expected_in, expected_grads))), strict=True)
+    for got, wanted in pairs:
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    return state
+
+
+def as_flax(params):
+    return {"scale": params["scale"], "bias": params["shift"]}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_flaxs(train):
+    theirs = flax_layer("BatchNorm", momentum=0.9, use_running_average=not train)
+
+    def apply(params, x):
+        variables = {"params": as_flax(params), "batch_stats": given_state()}
+        return theirs.apply(variables, x, mutable=["batch_stats"])[0]
+
+    state = compare(batch_norm(), apply, train)
+    variables = {"params": as_flax(PARAMS), "batch_stats": given_state()}
+    stats = theirs.apply(variables, X, mutable=["batch_stats"])[1]["batch_stats"]
+    n, old = 20, given_state()["var"]
+    unbiased = 0.9 * old + (stats["var"] - 0.9 * old) * (n / (n - 1)) if train else stats["var"]  # flax's is biased
+    np.testing.assert_allclose(state["mean"], stats["mean"], rtol=1e-6)
+    np.testing.assert_allclose(state["var"], unbiased, rtol=1e-5)
+
+
+def test_layer_norm_is_flaxs():
+    theirs = flax_layer("LayerNorm")
+    compare(layer_norm(), lambda params, x: theirs.apply({"params": as_flax(params)}, x))
+
+
+@pytest.mark.parametrize("mean", [1e4, 1e5])
+def test_large_means_lose_no_digits(mean):
+    """mean(x²) − mean(x)² would be wrong in the first digit."""
+    x = mean + jax.random.normal(jax.random.key(2), (256, 3))
+    exact = np.asarray(x, np.float64)
+    layer = batch_norm(momentum=0)
+    y, state, tape = layer.forward(PARAMS, given_state(), x, train=True)
+    delta_in, grads = layer.backward(PARAMS, tape, jnp.cos(x))
+    np.testing.assert_allclose(state["var"], exact.var(0, ddof=1), rtol=1e-4)
+    wanted = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
+    np.testing.assert_allclose(y, wanted * PARAMS["scale"] + PARAMS["shift"], atol=1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((delta_in, grads)))
+
+
+def test_what_is_constant_gives_the_shift():
+    x = jnp.full((5, 3), 100000.1)
+    for layer in (batch_norm(), layer_norm()):
+        y, _, tape = layer.forward(PARAMS, given_state(), x, train=True)
+        assert (y == PARAMS["shift"]).all()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layer.backward(PARAMS, tape, DELTA[:, 0])))
+
+
+def test_a_batch_of_one():
+    y, state, tape = batch_norm().forward(PARAMS, given_state(), X[:1, 0], train=True)
+    delta_in, grads = batch_norm().backward(PARAMS, tape, DELTA[:1, 0])
+    assert (y == PARAMS["shift"]).all()
+    assert not np.asarray(delta_in).any()
+    assert not np.asarray(grads["scale"]).any()
+    assert (state["var"] == given_state()["var"]).all()
+    np.testing.assert_allclose(state["mean"], 0.9 * given_state()["mean"] + 0.1 * X[0, 0], rtol=1e-5)
+
+
+def test_running_statistics_become_the_datas():
+    """Unbiased: batches of 4 would otherwise end at three quarters of the variance."""
+    layer = batch_norm(momentum=0.999)
+    x = 3 + 2 * jax.random.normal(jax.random.key(3), (10_000, 4, 1))
+    params, state = layer.init(0, (1,))
+    step = lambda state, x: (layer.forward(params, state, x, train=True)[1], None)
+    state, _ = jax.lax.scan(step, state, x)
+    # an average over about 2,000 batches: five standard errors of its mean and variance
+    np.testing.assert_allclose(state["mean"], 3, atol=5 * 2 / np.sqrt(8000))
+    np.testing.assert_allclose(state["var"], 4, rtol=5 * np.sqrt(2 / 3 / 2000))
+
+
+def updated(state, x):
+    n = x[..., 0].size
+    rows = np.asarray(x, np.float64).reshape(n, -1)
+    return {"mean": 0.9 * state["mean"] + 0.1 * rows.mean(0), "var": 0.9 * state["var"] + 0.1 * rows.var(0, ddof=1)}
+
+
+def same(got, expected):
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(got[name], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_state_in_combinators():
+    norm, x = batch_norm(), X
+    fresh = norm.init(0, (3,))[1]
+    y = norm.forward(norm.init(0, (3,))[0], fresh, x, train=True)[0]
+    for net, path in (
+        (serial(norm), ("batch_norm_0",)),
+        (residual(norm), ()),
+        (parallel(norm, dense(1)), ("batch_norm_0",)),
+    ):
+        assert net.couples_batch
+        state = net.forward(*net.init(0, (3,)), x, train=True)[1]
+        for name in path:
+            state = state[name]
+        same(state, updated(fresh, x))
+    for net in (repeat(norm, 2), share(norm, 2)):
+        assert net.couples_batch
+        state = net.forward(*net.init(0, (3,)), x, train=True)[1]
+        first = updated(fresh, x)
+        if net.kind == "repeat":  # each pass has its own
+            second = updated(fresh, y)
+            same(state, {name: np.stack([first[name], second[name]]) for name in first})
+        else:  # one average, over the uses in turn
+            same(state, updated(first, y))
+    assert not serial(layer_norm()).couples_batch
+
+
+def test_half_precision_is_summed_in_float32():
+    x = X.astype(jnp.bfloat16)
+    y, state, tape = batch_norm().forward(PARAMS, given_state(), x, train=True)
+    delta_in, grads = batch_norm().backward(PARAMS, tape, DELTA.astype(jnp.bfloat16))
+    assert (y.dtype, delta_in.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state, grads))} == {jnp.dtype("float32")}
+    same(state, updated(given_state(), x.astype(jnp.float32)))
+
+
+def test_refused():
+    for momentum in (-0.1, 1):
+        with pytest.raises(ValueError, match="batch_norm: momentum must be at least 0 and below 1"):
+            batch_norm(momentum=momentum)
+    for factory in (batch_norm, layer_norm):
+        with pytest.raises(ValueError, match="eps must be above 0"):
+            factory(eps=0)
+        net = serial(factory())
+        params, state = net.init(0, (3,))
+        with pytest.raises(ValueError, match=r"layer '.*_norm_0' expects 3 features, got x of shape \(2, 5\)"):
+            net.forward(params, state, jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"batch_norm expects state mean and var, got \(\)"):
+        batch_norm().forward(PARAMS, (), X)
+    with pytest.raises(ValueError, match="layer_norm expects parameters scale and shift, got"):
+        layer_norm().forward({}, (), X)
