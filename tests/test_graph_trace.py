@@ -194,6 +194,65 @@ def test_the_zoo(name):
         assert all(g is None or g.shape == v.shape for g, v in zip(each.gradients, each.values, strict=True))
 
 
+# ---------------------------------------------------------------- at two batch sizes
+
+
+def recurrent_batch(n):
+    def cost(p, x):  # [N, T, D]
+        step = lambda h, x: (jnp.tanh(h @ p["w"] + x @ p["u"]), h)
+        h, hs = jax.lax.scan(step, jnp.zeros((len(x), 4)), x.swapaxes(0, 1))
+        return h.sum() + (hs**2).mean()
+
+    return cost, {"w": M / 2, "u": np.ones((2, 4))}, np.linspace(-1, 2, n * 6).reshape(n, 3, 2)
+
+
+def attention_batch(n):
+    def cost(p, x):  # [N, T, D], causal
+        q, k, v = (x @ p[name] for name in "qkv")
+        scores = jnp.where(jnp.tri(3, dtype=bool), q @ k.swapaxes(1, 2) / 2, -jnp.inf)
+        return jnp.sin(jax.nn.softmax(scores) @ v).mean()
+
+    return cost, {"q": M, "k": M.T, "v": M + 1}, np.linspace(-1, 2, n * 12).reshape(n, 3, 4)
+
+
+def normalised_batch(n):
+    def cost(p, x):
+        x = (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5) * p["scale"]
+        return jax.nn.log_softmax(x @ p["w"])[jnp.arange(n), jnp.arange(n) % 4].mean()
+
+    return cost, {"scale": X, "w": M}, np.sin(np.arange(n * 4.0)).reshape(n, 4)
+
+
+BATCHED = [recurrent_batch, attention_batch, normalised_batch]  # a residual network is below, flax in a file of its own
+
+
+@pytest.mark.parametrize("make", BATCHED)
+def test_the_zoo_at_two_batch_sizes(make):
+    for n in (2, 5):
+        f, *args = make(n)
+        args = jax.tree.map(jnp.asarray, tuple(args))
+        traced, closed = graph.trace(f)(*args), jax.make_jaxpr(f)(*args)
+        assert np.array_equal(traced.value, evaluated(closed, args)[0])
+        assert len(traced.nodes) == operations(closed.jaxpr)
+        assert_close(traced.gradients, jax.grad(f, argnums=(0, 1))(*args))
+
+
+def test_pytrees_in_and_out_and_a_while_loop_by_its_values():
+    """A while loop has no gradient in reverse: its value is there, and the operations are the jaxpr's."""
+
+    def f(p, n):
+        doubled = jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * 2), (0, p["x"]))
+        return {"count": doubled[0], "value": (doubled[1], p["y"] + 1)}
+
+    args = ({"x": jnp.asarray(X), "y": jnp.asarray(2.0)}, jnp.asarray(3))
+    traced, closed = graph.trace(f, backward=False)(*args), jax.make_jaxpr(f)(*args)
+    assert jax.tree.structure(traced.value) == jax.tree.structure(f(*args))
+    assert all(map(np.array_equal, jax.tree.leaves(traced.value), evaluated(closed, args)))
+    assert len(traced.nodes) == operations(closed.jaxpr)
+    assert [node.operation for node in traced.nodes].count("while") == 1
+    assert traced.value["value"][0].tolist() == (8 * X).tolist()
+
+
 @pytest.mark.parametrize("name", ["loop", "loop from the end", "counted loop", "branch", "mapped"])
 def test_unrolled_loops_and_branches(name):
     f, *args = ZOO[name]
@@ -230,11 +289,14 @@ def test_the_graph_backprop_and_jax_grad_agree():
         def cost(params):
             return losses.softmax_cross_entropy.value(net.forward(params, state, x)[0], labels).mean()
 
+        traced, closed = graph.trace(cost)(params), jax.make_jaxpr(cost)(params)
+        assert np.array_equal(traced.value, evaluated(closed, params)[0])
+        assert len(traced.nodes) == operations(closed.jaxpr)
         third = graph.grad(cost)(params)
         assert_close(third, jax.grad(cost)(params))
         assert_close(third, backprop(net, losses.softmax_cross_entropy)(params, state, x, labels).grads)
         assert_close(jax.jit(graph.grad(cost))(params), third)
-    groups = {each.group[0] for each in graph.trace(cost)(params).nodes if each.group}
+    groups = {each.group[0] for each in traced.nodes if each.group}
     assert {"dense_0", "tanh_0", "residual_0", "dense_1"} <= groups
 
 
