@@ -27,13 +27,14 @@ def published(a, b):
     return f / 2.0 + 10.0 / f
 
 
-def main(out: str | None = "out") -> jaxnn.graph.Graph:
+def main(out: str | Path | None = "out") -> jaxnn.graph.Graph:
     """Prints the graph and the three published numbers, and writes its page; returns it."""
     traced = jaxnn.graph.trace(published)(-4.0, 2.0)
     print(traced)
     da, db = (float(gradient) for gradient in traced.gradients)
     print(f"g = {float(traced.value):.4f}, ∂g/∂a = {da:.4f}, ∂g/∂b = {db:.4f}")
     if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
         path = Path(out) / "graph_micrograd.html"
         jaxnn.graph.page(traced).save(path)
         print(f"wrote {path}")

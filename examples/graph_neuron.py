@@ -20,7 +20,7 @@ def neuron(w, x, b):
     return 1 / (1 + jnp.exp(-z))
 
 
-def main(out: str | None = "out") -> tuple[jaxnn.graph.Graph, tuple[float, float, float]]:
+def main(out: str | Path | None = "out") -> tuple[jaxnn.graph.Graph, tuple[float, float, float]]:
     """Prints the graph beside the formula and writes its page; returns it with the formula's gradient."""
     w, x, b = 1.5, -2.0, 0.5
     traced = jaxnn.graph.trace(neuron)(w, x, b)
@@ -31,6 +31,7 @@ def main(out: str | None = "out") -> tuple[jaxnn.graph.Graph, tuple[float, float
     for name, gradient, formula in zip("wxb", traced.gradients, by_formula, strict=True):
         print(f"∂h/∂{name}  by the graph {float(gradient): .6f}   by h(1 − h) {formula: .6f}")
     if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
         path = Path(out) / "graph_neuron.html"
         jaxnn.graph.page(traced).save(path)
         print(f"wrote {path}")

@@ -25,9 +25,11 @@ def exponential(x, y):
     return x * jnp.exp((x * 3) * jnp.maximum(x, y))
 
 
-def main(out: str | None = "out") -> dict[str, jaxnn.graph.Graph]:
+def main(out: str | Path | None = "out") -> dict[str, jaxnn.graph.Graph]:
     """Prints both graphs at (2, 1) and writes a page for each; returns them."""
     graphs = {}
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     for f in (product, exponential):
         traced = graphs[f.__name__] = jaxnn.graph.trace(f)(2.0, 1.0)
         print(traced)
