@@ -27,6 +27,7 @@ def check_network(net, in_shape=(3,), dtype="float32", **mode):
     with jax.enable_x64(dtype == "float64"):
         params, state = net.init(jax.random.key(0), in_shape, jnp.dtype(dtype))
         params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape).astype(p.dtype), params)
+        state = jax.tree.map(lambda s: s + 0.3 * jnp.arange(s.size, dtype=s.dtype).reshape(s.shape), state)
         x = jax.random.normal(jax.random.key(1), (N, *in_shape)).astype(dtype)
         target = jnp.ones(jax.eval_shape(lambda: net.forward(params, state, x)[0]).shape, dtype)
         return gradcheck.network(net, losses.half_squared_error, params, state, x, target, **mode)
