@@ -7,11 +7,12 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 SCRIPTS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+SHOWN = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_script_runs(capsys):
     pytest.importorskip("sklearn", reason="the script trains on scikit-learn's digits")
-    script, _ = SCRIPTS
+    script = SCRIPTS[0]
     assert len(script.splitlines()) <= 20
     names = {}
     exec(script, names)
@@ -24,7 +25,7 @@ def test_the_script_runs(capsys):
 def test_the_wrong_custom_vjp_is_caught_as_shown(capsys):
     exec(SCRIPTS[1], {})
     printed = capsys.readouterr().out
-    (shown,) = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    shown = SHOWN[0]
     numbers = re.compile(r"-?\d[\d.e+-]*")  # the last digits depend on the processor
     assert [re.sub(r"\s+", " ", numbers.sub("#", line)) for line in printed.splitlines()] == [
         re.sub(r"\s+", " ", numbers.sub("#", line)) for line in shown.splitlines()
@@ -40,6 +41,14 @@ def test_the_right_custom_vjp_is_right():
     names = {}
     exec(SCRIPTS[1].replace(forgotten, "delta - delta.mean(-1, keepdims=True) - y * "), names)
     names["gradcheck"].custom_vjp(names["normalise"], names["plain"], (names["x"],)).raise_if_failed()
+
+
+def test_the_graph_prints_what_is_shown(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    exec(compile(SCRIPTS[2], "f.py", "exec"), {})
+    assert capsys.readouterr().out == SHOWN[1]
+    assert (tmp_path / "f.html").stat().st_size > 10_000
 
 
 def test_pictures_are_there():
