@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnn.graph.nodes import Recorded
 from jaxnn.graph.values import number, summary
 from jaxnn.jaxprs import is_float
 
@@ -20,6 +21,17 @@ def finite(x: Any) -> bool:
     if x is None or isinstance(x, jax.core.Tracer) or not is_float(x):
         return True
     return bool(np.isfinite(np.asarray(x)).all())
+
+
+def sound(graph: Recorded) -> list[bool]:
+    """For each operation whether values and gradients are finite; NaN or −inf that the code itself writes is meant."""
+    found: list[bool] = []
+    written: list[bool] = []  # of numbers in the code alone
+    for node in graph.nodes:
+        sources = (graph.leaves[-1 - r.node].kind == "number" if r.node < 0 else written[r.node] for r in node.inputs)
+        written.append(all(sources))
+        found.append(written[-1] or all(map(finite, (*node.values, *node.gradients))))
+    return found
 
 
 def brief(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:

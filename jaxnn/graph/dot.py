@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from jaxnn.graph.briefs import brief, finite, kind
+from jaxnn.graph.briefs import brief, finite, kind, sound
 from jaxnn.graph.folding import Edge, Folded, Group, Item, fold
 from jaxnn.graph.nodes import BY_HAND, Recorded, Ref
 
@@ -60,7 +60,7 @@ def _nodes(graph: Recorded, folded: Folded) -> list[str]:
     for edge in folded.edges:
         if edge.source < 0:
             targets.setdefault(-1 - edge.source, []).append(edge.target)
-    outputs = set(graph.outputs)
+    outputs, good = set(graph.outputs), sound(graph)
     inside: dict[int, list[int]] = {}  # numbers stand beside the item that takes them
     lines = []
     for k, leaf in enumerate(graph.leaves):
@@ -81,7 +81,7 @@ def _nodes(graph: Recorded, folded: Folded) -> list[str]:
             lines.append(f'{indent}  label="{_text(_last(open_frames[-1].key))}"; style=rounded; color="#999999";')
         indent = "  " * len(open_frames)
         lines += [indent + _leaf(graph, leaf, False) for leaf in inside.get(k, [])]
-        lines.append(indent + _item(graph, item, not outputs.isdisjoint(item.outputs)))
+        lines.append(indent + _item(graph, item, good, not outputs.isdisjoint(item.outputs)))
     return lines + ["  " * depth + "}" for depth in range(len(open_frames), 0, -1)]
 
 
@@ -90,16 +90,17 @@ def _leaf(graph: Recorded, k: int, is_output: bool) -> str:
     array = kind([leaf.value])
     words = [leaf.name] if leaf.kind == "number" else [f"{leaf.name}  {array}", brief([leaf.value])]
     words += _delta([leaf.gradient])
-    colour = LEAF_COLOURS[leaf.kind] if finite(leaf.value) and finite(leaf.gradient) else NOT_FINITE
+    fine = leaf.kind == "number" or (finite(leaf.value) and finite(leaf.gradient))
+    colour = LEAF_COLOURS[leaf.kind] if fine else NOT_FINITE
     return _node(f"leaf{k}", words, colour, f"{leaf.kind} {array}", is_output, "shape=ellipse, style=filled, ")
 
 
-def _item(graph: Recorded, item: Item, is_output: bool) -> str:
+def _item(graph: Recorded, item: Item, good: list[bool], is_output: bool) -> str:
     nodes = [graph.nodes[i] for i in item.nodes]
     arrays = [graph.at(ref) for ref in item.outputs]
     values, gradients = [value for value, _ in arrays], [gradient for _, gradient in arrays]
-    sound = all(map(finite, (x for node in nodes for x in (*node.values, *node.gradients))))
-    mark = "✗ " if not sound else "∧ " if any(node.note for node in nodes) else ""
+    fine = all(good[i] for i in item.nodes)
+    mark = "✗ " if not fine else "∧ " if any(node.note for node in nodes) else ""
     if item.group is None:
         (node,) = nodes
         name, colour = node.operation, OPERATION
@@ -111,7 +112,7 @@ def _item(graph: Recorded, item: Item, is_output: bool) -> str:
         tip = [f"{item.key}: {len(nodes)} operations", ", ".join(dict.fromkeys(node.operation for node in nodes))]
     words = [f"{mark}{name}  {kind(values)}", brief(values), *_delta(gradients)]
     tooltip = "\n".join(filter(None, tip))
-    return _node(_id(item), words, colour if sound else NOT_FINITE, tooltip, is_output)
+    return _node(_id(item), words, colour if fine else NOT_FINITE, tooltip, is_output)
 
 
 def _node(name: str, words: list[str], colour: str, tooltip: str, is_output: bool, shape: str = "") -> str:

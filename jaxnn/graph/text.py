@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from jaxnn.graph.briefs import brief, finite, kind
+from jaxnn.graph.briefs import brief, finite, kind, sound
 from jaxnn.graph.folding import Folded, Item, fold
 from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref
 from jaxnn.graph.terminal import columns, cut, pad
@@ -67,8 +67,8 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     """
     width = max(shutil.get_terminal_size().columns if width is None else width, 1)
     folded = fold(graph, unfold, most=rows)
-    sound = [all(map(finite, (*node.values, *node.gradients))) for node in graph.nodes]
-    body, remarks = _body(graph, folded, sound, rows)
+    good = sound(graph)
+    body, remarks = _body(graph, folded, good, rows)
     types = {row.whole[ARRAY] for row in body if row.whole[ARRAY]}
     alike = len(types) == 1 and len(graph.nodes) == len(folded.items) <= rows and len(graph.leaves) <= LEAVES
     lines, dropped = _fitted(body, width, {ARRAY} if alike else set())
@@ -90,7 +90,7 @@ def _count(n: int, what: str) -> str:
 # ---------------------------------------------------------------- rows
 
 
-def _body(graph: Recorded, folded: Folded, sound: list[bool], rows: int) -> tuple[list[Row], list[str]]:
+def _body(graph: Recorded, folded: Folded, good: list[bool], rows: int) -> tuple[list[Row], list[str]]:
     """The rows, and what is to be said below them."""
     leaves = [Ref(-1 - k) for k, leaf in enumerate(graph.leaves) if leaf.kind != "number"]
     body = [_leaf(graph, ref) for ref in leaves[:LEAVES]]
@@ -107,7 +107,7 @@ def _body(graph: Recorded, folded: Folded, sound: list[bool], rows: int) -> tupl
     around: list[str] = []
     for k, item in enumerate(folded.items):
         if k == before and skipped:
-            body.append(_heading(f"{SKIPPED} {_count(len(skipped), 'operation')}", _mark(graph, sound, skipped)))
+            body.append(_heading(f"{SKIPPED} {_count(len(skipped), 'operation')}", _mark(graph, good, skipped)))
         if before <= k < after:
             continue
         inside = [group.key for group in open_groups if item.nodes.start in group.nodes]
@@ -115,13 +115,13 @@ def _body(graph: Recorded, folded: Folded, sound: list[bool], rows: int) -> tupl
             if inside[: depth + 1] != around[: depth + 1]:
                 body.append(_heading(f"{GAP * depth}{OPEN} {key.rpartition('/')[2]}"))
         around = inside
-        mark, indent = _mark(graph, sound, item.nodes), GAP * len(inside)
+        mark, indent = _mark(graph, good, item.nodes), GAP * len(inside)
         if item.group is None:
             body.append(_operation(graph, graph.nodes[item.nodes[0]], item, mark, indent, place))
         else:
             inputs = [_name(graph, Ref(source), folded.items) for source in sources.get(k, [])]
             body.append(_group(graph, item, mark, indent, inputs))
-    return body, _remarks(graph, folded, sound, skipped)
+    return body, _remarks(graph, folded, good, skipped)
 
 
 def _leaf(graph: Recorded, ref: Ref) -> Row:
@@ -191,15 +191,16 @@ def _name(graph: Recorded, ref: Ref, items: Sequence[Item]) -> str:
     return f"#{item.key}" if item.group is None else _label(item)
 
 
-def _mark(graph: Recorded, sound: list[bool], nodes: Iterable[int]) -> str:
-    if not all(sound[i] for i in nodes):
+def _mark(graph: Recorded, good: list[bool], nodes: Iterable[int]) -> str:
+    if not all(good[i] for i in nodes):
         return NOT_FINITE
     return KINK if any(graph.nodes[i].note for i in nodes) else ""
 
 
-def _remarks(graph: Recorded, folded: Folded, sound: list[bool], skipped: list[int]) -> list[str]:
+def _remarks(graph: Recorded, folded: Folded, good: list[bool], skipped: list[int]) -> list[str]:
     remarks = []
-    closed = [item for item in folded.items if item.group is not None]
+    out = set(skipped)
+    closed = [item for item in folded.items if item.group is not None and item.nodes[0] not in out]
     if closed:
         keys = ", ".join(repr(item.key) for item in closed[:NAMED]) + (", …" if len(closed) > NAMED else "")
         operations = _count(sum(len(item.nodes) for item in closed), "operation")
@@ -207,7 +208,7 @@ def _remarks(graph: Recorded, folded: Folded, sound: list[bool], skipped: list[i
         remarks.append(f"{FOLDED} folded: {them}; unfold=[{keys}] opens by name, unfold=True all")
     if skipped:
         remarks.append(f"{SKIPPED} skipped: {_count(len(skipped), 'operation')}; rows={len(folded.items)} shows all")
-    bad = [i for i, good in enumerate(sound) if not good]
+    bad = [i for i, fine in enumerate(good) if not fine]
     if bad:
         remarks.append(
             f"{NOT_FINITE} not finite: value or gradient of {_count(len(bad), 'operation')}, first #{bad[0]}"
