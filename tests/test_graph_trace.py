@@ -400,3 +400,32 @@ def test_the_branch_that_was_taken_and_a_function_with_its_own_rule():
     part = rule.inner()
     assert [each.operation for each in part.nodes] == ["sin"]
     assert part.gradients == ()  # its own rule stands in for them
+
+
+@pytest.mark.parametrize(("f", "error", "message"), [
+    (lambda x: np.sin(x), jax.errors.TracerArrayConversionError, "hands an array to NumPy: use jax.numpy"),
+    (lambda x: x * float(x), jax.errors.ConcretizationTypeError, "makes a Python number of an array"),
+    (lambda x: x * [1.0, 2.0][x.astype(int)], jax.errors.TracerIntegerConversionError, "as a Python index"),
+])  # fmt: skip
+def test_what_looks_at_the_numbers_is_told_what_to_do(f, error, message):
+    with pytest.raises(error) as caught:
+        graph.trace(f)(1.0)
+    assert message in "".join(caught.value.__notes__)
+
+
+def test_python_side_effects_are_refused():
+    rng, calls = np.random.default_rng(0), []
+
+    def noisy(x):
+        return x * rng.normal()
+
+    def counting(x):
+        calls.append(1)
+        return x * 2 if len(calls) % 2 else x * 2 + 1
+
+    with pytest.raises(ValueError, match=r"noisy is not pure.*test_graph_trace.py:\d+.*from a key"):
+        graph.trace(noisy)(1.0)
+    with pytest.raises(ValueError, match=r"counting is not pure.*count in an argument"):
+        graph.trace(counting)(1.0)
+    with pytest.raises(ValueError, match="a constant"):
+        graph.trace(lambda x: (x * rng.normal(size=3)).sum())(1.0)

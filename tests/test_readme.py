@@ -51,6 +51,14 @@ def test_the_graph_prints_what_is_shown(capsys, monkeypatch, tmp_path):
     assert (tmp_path / "f.html").stat().st_size > 10_000
 
 
+def test_the_nan_is_explained_as_shown(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "entropy.py"
+    script.write_text(SCRIPTS[3], encoding="utf-8")
+    exec(compile(SCRIPTS[3], str(script), "exec"), {})
+    assert capsys.readouterr().out == SHOWN[2]
+
+
 def test_pictures_are_there():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README.read_text()):
         assert (README.parent / picture).exists()

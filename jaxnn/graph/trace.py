@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
 
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.record import recorded
-from jaxnn.jaxprs import argument_names, is_float, name_of
+from jaxnn.jaxprs import argument_names, equations, is_float, name_of, source_of
 from jaxnn.types import Tree
 
 
@@ -31,7 +34,8 @@ def trace(
 
     Raises:
         TypeError: if an argument is no array, or none holds floats.
-        ValueError: if f gives more than one number and no cotangent is given, or an operation has no reverse rule.
+        ValueError: if f gives more than one number and no cotangent is given, is not pure, or an operation has no
+            reverse rule.
 
     Source: Linnainmaa (1970); Griewank & Walther (2008), ch. 3.
 
@@ -100,13 +104,57 @@ def _names(f: Callable[..., Tree], args: tuple[Tree, ...]) -> list[str]:
     return [f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}" for path in paths]
 
 
+CONCRETE = (  # what JAX raises where a function looks at the numbers themselves, and the way out of it
+    (jax.errors.TracerBoolConversionError, "f decides by the value of an array: use jnp.where or jax.lax.cond"),
+    (jax.errors.TracerArrayConversionError, "f hands an array to NumPy: use jax.numpy"),
+    (jax.errors.TracerIntegerConversionError, "f uses an array as a Python index: use jnp.take, or a static number"),
+    (jax.errors.ConcretizationTypeError, "f makes a Python number of an array: use jax.numpy"),
+)
+
+
 def _jaxpr(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
+    """The jaxpr of f and its output's form.
+
+    Raises:
+        ValueError: if f is no pure function: traced twice, it gives two programs.
+    """
+    first, second = (_traced(f, args) for _ in range(2))
+    differs = _difference(first[0], second[0])
+    if differs is not None:
+        raise ValueError(
+            f"graph: {name_of(f)} is not pure: called twice with the same arguments, it is two different programs, "
+            f"first at {differs}; draw random numbers from a key and count in an argument, not in Python"
+        )
+    return second
+
+
+def _traced(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
+    def again(*args: Tree) -> Tree:  # JAX would not call f a second time
+        return f(*args)
+
     try:
-        closed: tuple[Any, Tree] = jax.make_jaxpr(f, return_shape=True)(*args)
-    except jax.errors.TracerBoolConversionError as error:
-        error.add_note("graph: f decides by the value of an array: use jnp.where or jax.lax.cond, or close over it")
+        traced: tuple[Any, Tree] = jax.make_jaxpr(again, return_shape=True)(*args)
+    except tuple(kind for kind, _ in CONCRETE) as error:
+        advice = next(advice for kind, advice in CONCRETE if isinstance(error, kind))
+        error.add_note(f"graph: {advice}, or close over what is fixed")
         raise
-    return closed
+    return traced
+
+
+def _difference(ours: Any, theirs: Any) -> str | None:
+    """The first operation in which two closed jaxprs differ, or None."""
+    for a, b in zip(ours.consts, theirs.consts, strict=False):
+        known = a is not b and is_float(a) and is_float(b) and not isinstance(a, jax.core.Tracer)
+        if known and not np.array_equal(a, b, equal_nan=True):
+            return "a constant"
+    pairs = itertools.zip_longest(equations(ours.jaxpr), equations(theirs.jaxpr))
+    return next((source_of(a or b) for a, b in pairs if a is None or b is None or _sketch(a) != _sketch(b)), None)
+
+
+def _sketch(eqn: Any) -> tuple[Any, ...]:
+    """An equation without its variables' names: its primitive, the numbers in it, and what comes out."""
+    numbers = [str(atom.val) for atom in eqn.invars if isinstance(atom, core.Literal)]
+    return eqn.primitive.name, *numbers, *(str(var.aval) for var in eqn.outvars)
 
 
 def _cotangents(f: Callable[..., Tree], outs: list[Any], tree: Any, cotangent: Tree) -> list[Any]:
