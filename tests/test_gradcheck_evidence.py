@@ -7,6 +7,7 @@ import pytest
 
 from jaxnn import gradcheck
 from jaxnn.gradcheck.differences import slope_of
+from jaxnn.gradcheck.mixtures import nearest
 from jaxnn.gradcheck.replay import casts, replay, widen
 
 TIED = jnp.array([[0.0, 0.0, 1.0], [0.0, -2.0, 0.0]])
@@ -65,6 +66,89 @@ def test_blank_rows_through_a_layer_of_relus():
     assert report.verdict == "kink", report  # the rule takes slope 0 where jax.grad shares the tie equally
     doubled = gradcheck.function(layer, (x, w, jnp.zeros(3)), lambda args, d: tuple(2 * g for g in backward(args, d)))
     assert doubled.verdict == "wrong"
+
+
+def relus(x, w, b, v):
+    """Ties after ties: what the first layer makes of blank rows is 0, and so is what the second makes of that."""
+    return jnp.maximum(jnp.maximum(x @ w + b, 0) @ v, 0)
+
+
+def by_conventions(first, second):
+    """The rule of `relus` with slopes at 0 for each layer: a number, or one for each element."""
+
+    def backward(args, d):
+        x, w, b, v = args
+        z = x @ w + b
+        h = jnp.maximum(z, 0)
+        slope = lambda z, at: jnp.where(z == 0, jnp.asarray(at, z.dtype), (z > 0).astype(z.dtype))
+        dy = d * slope(h @ v, second)
+        dz = (dy @ v.T) * slope(z, first)
+        return dz @ w.T, x.T @ dz, dz.sum(0), h.T @ dy
+
+    return backward
+
+
+SIDES = np.random.default_rng(0).integers(0, 2, (5, 4))  # a convention for each row and unit
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), [
+    (0, 0, "kink"), (1, 1, "kink"), (0.2, 1, "kink"), (SIDES[:, :3], SIDES[:, 2:], "kink"),
+    (2, 1, "wrong"), (1, 1.25, "wrong"), (-0.5, 1, "wrong"),
+])  # fmt: skip
+def test_ties_that_meet_in_one_gradient(first, second, expected):
+    rng = np.random.default_rng(4)
+    w, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 3), (3, 2)))
+    x = jnp.asarray(rng.standard_normal((5, 3)), jnp.float32).at[1:4].set(0)
+    # b moves all blank rows at once, x one row and all its units: no argument moves one tie, and each has its own side
+    report = gradcheck.function(relus, (1e-4 * x, w, jnp.zeros(3), v), by_conventions(first, second))
+    assert report.verdict == expected, report
+
+
+@pytest.mark.parametrize(("at_0", "expected"), [(1.0, "kink"), (0.3, "kink"), (1.1, "wrong")])
+def test_a_thousand_ties(at_0, expected):
+    x = jnp.zeros((40, 25)).at[::2].set(1.0)
+    assert verdict(lambda x: jnp.maximum(x, 0), (x,), relu_with(at_0)) == expected
+    slopes = jnp.zeros(x.shape).at[3, 7].set(at_0)  # that of one tie, which the others must not hide
+    one = lambda args, d: (d * jnp.where(args[0] == 0, slopes.astype(d.dtype), (args[0] > 0).astype(d.dtype)),)
+    assert verdict(lambda x: jnp.maximum(x, 0), (x,), one) == expected
+
+
+@pytest.mark.parametrize(("both", "expected"), [(0.0, "kink"), (1.0, "wrong")])
+def test_ties_inside_a_scan(both, expected):
+    def largest(x):
+        return jax.lax.scan(lambda most, row: (jnp.maximum(most, row), most), x[0], x[1:])[0]
+
+    def backward(args, d):
+        (x,) = args
+        top = x == x.max(0)
+        winners = jnp.where(both, top, top & (jnp.cumsum(top, 0) == 1))
+        return (winners.astype(d.dtype) * d,)
+
+    x = jnp.array([[1.0, 0.5], [1.0, 2.0], [0.3, 2.0], [1.0, 2.0]])
+    assert verdict(largest, (x,), backward) == expected
+
+
+@pytest.mark.parametrize(("at_0", "expected"), [(0.0, "kink"), (2.0, "wrong")])
+def test_ties_beside_a_rule_that_forbids_forward_mode(at_0, expected):
+    @jax.custom_vjp
+    def triple(x):
+        return 3 * x
+
+    triple.defvjp(lambda x: (3 * x, None), lambda _, d: (3 * d,))
+    rule = lambda args, d: relu_with(at_0)(args, 3 * d)
+    assert verdict(lambda x: triple(jnp.maximum(x, 0)), (TIED,), rule) == expected
+    assert verdict(lambda x: jnp.maximum(triple(x), 0), (TIED,), rule) == expected
+
+
+def test_the_nearest_mixture():
+    rng = np.random.default_rng(1)
+    for count in (1, 2, 5, 12):
+        points = rng.standard_normal((count, 4)) + 0.5
+        weights = nearest(points)
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1)
+        near = weights @ points
+        assert (points @ near).min() >= near @ near - 1e-9  # no point lies before the plane through it
 
 
 def test_a_point_treated_specially_is_wrong_where_there_is_no_kink():

@@ -17,6 +17,8 @@ from jaxnn.gradcheck.ties import Sided, Slots, Tied, blocks_of, furthest, piece,
 
 ASIDE = 1e-6  # relative: off a kink, still the same place
 WITNESSED = 3  # worst elements of a leaf for which differences are taken
+WORK = 3e8  # ties moved, in looking for pieces
+ASKED = (600, 10_000)  # pieces, at least and at most
 MIXED = 1e-4  # relative: nearer than this, a rule's answer at a kink counts as a mixture
 
 
@@ -90,10 +92,16 @@ class Court:
 
         return g
 
-    def mixture(self, i: int, hand: np.ndarray, v: np.ndarray) -> tuple[Mixture, tuple[int, ...] | None]:
-        """How leaf i's gradient stands to those of the pieces that meet here; an element outside of all of them.
+    def mixture(self, i: int, hand: np.ndarray, v: np.ndarray) -> tuple[Mixture, tuple[int, ...] | None, bool]:
+        """How leaf i's gradient stands to those of the pieces that meet here.
 
-        v is the direction of the first doubt.
+        Args:
+            i: the leaf.
+            hand: its gradient by hand.
+            v: the direction of the first doubt.
+
+        Returns:
+            The nearest mixture, an element of hand outside of all of them, and whether the search had to be given up.
         """
         pieces = _Pieces(self.problem, self.programs, i)
         found = mixture(hand, v, pieces.furthest, MIXED)
@@ -101,14 +109,12 @@ class Court:
             element = tuple(map(int, np.unravel_index(int(flat), hand.shape)))
             if found.left[element] <= MIXED:
                 break
-            unit = np.zeros(hand.shape)
-            unit[element] = 1.0
-            low, high = (float(pieces.furthest(sign * unit)[element]) for sign in (-1, 1))
+            low, high = (sign * pieces.at(element, sign, sign * float(hand[element])) for sign in (-1, 1))
             room = MIXED * max(abs(low), abs(high), rms(found.high))
             if not low - room <= hand[element] <= high + room:
                 found.low[element], found.high[element] = low, high
-                return found, element
-        return found, None
+                return found, element, pieces.left <= 0
+        return found, None, pieces.left <= 0
 
 
 class _Pieces:
@@ -122,7 +128,8 @@ class _Pieces:
             self.point = widen(problem.arguments)
             ties = jax.tree.map(np.asarray, jax.jit(values(tied))(self.point[:2]))
         self.base, self.tree = jax.tree.flatten(ties)
-        self.blocks = blocks_of(ties)
+        self.blocks = blocks_of(ties, len(problem.leaves))
+        self.left = int(np.clip(WORK / sum(tie.size for tie in self.base), *ASKED))
         self.steps = [np.ones(tie.shape) for tie in self.base]
         self._ask = compiled(piece(tied))
         leaves = [np.asarray(leaf) for leaf in self.point[0]]
@@ -132,13 +139,14 @@ class _Pieces:
 
     def _asked(self, sides: Slots, v: list[np.ndarray]) -> tuple[np.ndarray, Slots, Slots]:
         """The gradient of leaf i with the ties so many steps to the side, ż along v, and λ."""
+        self.left -= 1
         ties = [tie + step * side for tie, step, side in zip(self.base, self.steps, sides, strict=True)]
         with jax.enable_x64(True):
             found = jax.tree.map(np.asarray, self._ask(self.point, jax.tree.unflatten(self.tree, ties), v))
         return found.gradients[self.i], jax.tree.leaves(found.moved), jax.tree.leaves(found.sensitivities)
 
-    def furthest(self, v: np.ndarray) -> np.ndarray:
-        """The gradient that goes furthest along v, of those that are found."""
+    def furthest(self, v: np.ndarray, wanted: float) -> np.ndarray:
+        """The gradient that goes furthest along v, of those that are found, or one that goes as far as is wanted."""
         directions = [np.zeros(np.shape(leaf)) for leaf in self.point[0]]
         directions[self.i] = v / (np.abs(v).max() or 1.0)
         off = [self.rng.uniform(-1, 1, step.shape) for step in self.steps]
@@ -148,7 +156,14 @@ class _Pieces:
             worth = float(np.vdot(gradient, v)) if np.isfinite(gradient).all() else -np.inf
             return Sided(worth, gradient, sides, [finite(a * b) for a, b in zip(moved, carried, strict=True)])
 
-        return furthest(ask, self.blocks, [finite(move) for move in self._asked(off, directions)[1]], self.rng).gradient
+        moved = [finite(move) for move in self._asked(off, directions)[1]]
+        return furthest(ask, self.blocks, moved, wanted, lambda: self.left <= 0, self.rng).gradient
+
+    def at(self, element: tuple[int, ...], sign: float, wanted: float) -> float:
+        """The greatest slope, or minus the least, of one element."""
+        unit = np.zeros(self.point[0][self.i].shape)
+        unit[element] = sign
+        return float(self.furthest(unit, wanted)[element]) * sign
 
 
 def _size(z: np.ndarray, terms: np.ndarray) -> np.ndarray:

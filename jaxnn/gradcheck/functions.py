@@ -20,8 +20,8 @@ from jaxnn.gradcheck.judge import (
     threshold,
     verdicts,
 )
-from jaxnn.gradcheck.programs import Problem
-from jaxnn.gradcheck.replay import obstacles, widen, x64_is_on
+from jaxnn.gradcheck.programs import Problem, Programs
+from jaxnn.gradcheck.replay import calls_back, obstacles, replay, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import argument_names, is_float, name_of
 from jaxnn.types import DType, Tree
@@ -224,7 +224,7 @@ def _rows(case: _Case, order: int, *, custom: bool) -> list[Row]:
     if any(row.verdict == CANNOT_TELL and row.element is None for row in rows):
         return rows
     (programs,) = bench.programs
-    rows += _properties(case, flat, first, stopped=bool(programs.stopped or obstacles(programs.hand64)))
+    rows += _properties(case, flat, programs, first)
     if order == 2:
         rows += _second_order(case, flat, custom=custom)
     return rows
@@ -422,20 +422,19 @@ def _not_finite_value(case: _Case, flat: _Flat) -> Row | None:
 # ---------------------------------------------------------------- properties of the rule
 
 
-def _properties(case: _Case, flat: _Flat, measured: list[Measured], *, stopped: bool) -> list[Row]:
+def _properties(case: _Case, flat: _Flat, programs: Programs, measured: list[Measured]) -> list[Row]:
     """Deterministic, linear in δ, and the same under jit and vmap; in float64 where the rule runs there."""
-    problem = flat.problem
-    allowed = [threshold(m) for m in measured]
+    problem, stopped = flat.problem, bool(programs.stopped or obstacles(programs.hand64))
+    exact = [threshold(m) for m in measured]
+    allowed = exact
     if stopped:  # the rule runs as it is, with the rounding of its own precision
         allowed = [
-            REPLAYED * (noise(m) + np.abs(m.hand - m.replayed)) + a for m, a in zip(measured, allowed, strict=True)
+            REPLAYED * (noise(m) + np.abs(m.hand - m.replayed)) + a for m, a in zip(measured, exact, strict=True)
         ]
     native = x64_is_on()
     with jax.enable_x64(native or not stopped):
-        arguments = problem.arguments if stopped else widen(problem.arguments)
-        leaves, fixed, deltas = arguments
+        leaves, fixed, deltas = problem.arguments if stopped else widen(problem.arguments)
         other = _cotangents([jax.ShapeDtypeStruct(d.shape, d.dtype) for d in deltas], case.seed + 99, plain=False)
-        mixed = [COMBINED[0] * a + COMBINED[1] * b for a, b in zip(deltas, other, strict=True)]
 
         def run(leaves: list[Any], deltas: list[Any]) -> list[Any]:
             return problem.rule(leaves, fixed, deltas)
@@ -444,9 +443,10 @@ def _properties(case: _Case, flat: _Flat, measured: list[Measured], *, stopped: 
         once = _wide(run(leaves, deltas))
         rows = [_compare(problem, "deterministic", once, _wide(run(leaves, deltas)), None)]
         rows += [_compare(problem, "under jit", _wide(compiled(leaves, deltas)), once, allowed)]
-        combined = [COMBINED[0] * a + COMBINED[1] * b for a, b in zip(once, _wide(run(leaves, other)), strict=True)]
-        wider = [sum(map(abs, COMBINED)) * a for a in allowed]
-        rows += [_compare(problem, "linear in δ", _wide(compiled(leaves, mixed)), combined, wider)]
+        if stopped and not calls_back(programs.hand):
+            rows += [_linear_without_rounding(problem, programs, other, exact)]
+        else:
+            rows += [_linear(problem, lambda d: compiled(leaves, d), once, deltas, other, allowed)]
         moved = [NEARBY * leaf for leaf in leaves]
         points, stack = ([jnp.stack(pair) for pair in zip(a, b, strict=True)]
                          for a, b in ((leaves, moved), (deltas, other)))  # fmt: skip
@@ -458,6 +458,32 @@ def _properties(case: _Case, flat: _Flat, measured: list[Measured], *, stopped: 
         loop = [np.stack(pair) for pair in zip(once, _wide(run(moved, other)), strict=True)]
         room = [np.stack([a, np.full(a.shape, 4 * a.max(initial=0))]) for a in allowed]
         return [*rows, _compare(problem, "under vmap", together, loop, room)]
+
+
+def _linear(
+    problem: Problem,
+    rule: Callable[[list[Any]], list[Any]],
+    once: list[np.ndarray],
+    deltas: list[Any],
+    other: list[Any],
+    allowed: list[np.ndarray],
+) -> Row:
+    mixed = [COMBINED[0] * a + COMBINED[1] * b for a, b in zip(deltas, other, strict=True)]
+    combined = [COMBINED[0] * a + COMBINED[1] * b for a, b in zip(once, _wide(rule(other)), strict=True)]
+    wider = [sum(map(abs, COMBINED)) * a for a in allowed]
+    return _compare(problem, "linear in δ", _wide(rule(mixed)), combined, wider)
+
+
+def _linear_without_rounding(problem: Problem, programs: Programs, other: list[Any], allowed: list[np.ndarray]) -> Row:
+    """The low-precision program, replayed: the rounding of other δs than those measured is unknown."""
+    with jax.enable_x64(True):
+        leaves, fixed, deltas = widen(problem.arguments)
+        run = jax.jit(replay(programs.hand))
+
+        def rule(deltas: list[Any]) -> list[Any]:
+            return list(run(*jax.tree.leaves((leaves, fixed, deltas))))
+
+        return _linear(problem, rule, _wide(rule(deltas)), deltas, widen(other), allowed)
 
 
 def _wide(leaves: list[Any]) -> list[np.ndarray]:

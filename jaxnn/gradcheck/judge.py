@@ -372,7 +372,10 @@ def _at_a_kink(
         if not slope.bends:
             why = "it agrees with jax.grad nearby and not at this point, where the function has no kink"
             return here._replace(verdict=WRONG, why=why)
-    found, outside = court.mixture(i, m.hand64, m.hand64 - m.auto64)
+    found, outside, gave_up = court.mixture(i, m.hand64, m.hand64 - m.auto64)
+    if gave_up and (outside is not None or found.short > MIXED):
+        why = "more branches meet here than could be tried; no mixture of the gradients of those that were is this"
+        return row._replace(verdict=CANNOT_TELL, why=why)
     if outside is not None:
         h, (low, high) = float(m.hand64[outside]), (float(found.low[outside]), float(found.high[outside]))
         why = f"at a kink: {h:.7g} is not between the slopes nearby, {low:.7g} and {high:.7g}"

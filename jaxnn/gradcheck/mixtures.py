@@ -34,19 +34,21 @@ class Mixture(NamedTuple):
     left: np.ndarray
 
 
-def mixture(h: np.ndarray, v: np.ndarray, furthest: Callable[[np.ndarray], np.ndarray], enough: float) -> Mixture:
+def mixture(
+    h: np.ndarray, v: np.ndarray, furthest: Callable[[np.ndarray, float], np.ndarray], enough: float
+) -> Mixture:
     """Looks for a mixture of gradients that is h, or for a direction along which all of them fall short of it.
 
     Args:
         h: the vector.
         v: the first direction.
-        furthest: from a direction to the gradient that goes furthest along it.
+        furthest: from a direction to the gradient that goes furthest along it, or to one that goes as far as is wanted.
         enough: relative: below this, h is a mixture; above it, falling short is proof that it is none.
     """
     seen: list[np.ndarray] = []
     short, left = -np.inf, np.full(h.shape, np.inf)
     for _ in range(MOST):
-        seen.append(furthest(v))
+        seen.append(furthest(v, float(np.vdot(h, v))))
         size = np.maximum(np.abs(h), np.max(np.abs(seen), axis=0))
         terms = float(np.sum(np.abs(v) * size))
         short = float(np.vdot(h - seen[-1], v)) / terms if terms else 0.0

@@ -188,6 +188,11 @@ def draws(closed: Any) -> bool:
     return any(eqn.primitive.name in RANDOM for eqn in equations(closed.jaxpr))
 
 
+def calls_back(closed: Any) -> bool:
+    """True if part of the program is run elsewhere, in its own precision."""
+    return any(eqn.primitive.name in CALLBACKS for eqn in equations(closed.jaxpr))
+
+
 def casts(closed: Any) -> list[Obstacle]:
     """The operations of a float64 program that give lower precision than they were given."""
     found = []

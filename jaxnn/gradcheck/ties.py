@@ -10,6 +10,7 @@ Letters: s a slot, ż how a tie moves when the arguments move along v, λ the se
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -224,18 +225,28 @@ class Sided(NamedTuple):
     shares: Slots
 
 
-def furthest(ask: Callable[[Slots], Sided], blocks: list[Block], moved: Slots, rng: np.random.Generator) -> Sided:
-    """The piece with the greatest ⟨g, v⟩ that is found, each tie on the side that suits it.
+def furthest(
+    ask: Callable[[Slots], Sided],
+    blocks: list[Block],
+    moved: Slots,
+    wanted: float,
+    spent: Callable[[], bool],
+    rng: np.random.Generator,
+) -> Sided:
+    """A piece whose ⟨g, v⟩ is at least `wanted`, or the greatest that is found, each tie on the side that suits it.
 
-    What goes through a tie, λ ż, depends on its own side and on those of the ties before and after it. So the ties of
-    one block after another are moved, against where they were, or up or down where they carry nothing, and each takes
-    the side on which it carried more; until nothing improves, from several starts. Where no path leads through two
-    ties, the first start finds the best.
+    First the pieces that conventions choose: every tie up or down, the first or the last of rivals the winner. Then,
+    since what goes through a tie, λ ż, depends on its own side and on those of the ties before and after it, the ties
+    of one block after another are moved, against where they were, or up or down where they carry nothing, and each
+    takes the side on which it carried more; until nothing improves, and several starts have led to the same. Where no
+    path leads through two ties, every start leads to the best.
 
     Args:
         ask: from sides to the piece there.
         blocks: see `blocks_of`.
         moved: ż off the ties.
+        wanted: where to stop.
+        spent: whether to give up.
         rng: of the sides where ż says nothing.
     """
 
@@ -245,18 +256,31 @@ def furthest(ask: Callable[[Slots], Sided], blocks: list[Block], moved: Slots, r
     def climbed(here: Sided) -> Sided:
         while True:
             before = here.worth
-            for block in blocks:
-                for way in WAYS:
-                    other = asked(_moved(here, block, way))
-                    here = max(here, other, asked(_crossed(here, other)), key=_worth)
+            for block, way in itertools.product(blocks, WAYS):
+                other = asked(_moved(here, block, way))
+                here = max(here, other, asked(_crossed(here, other)), key=_worth)
+                if here.worth >= wanted or spent():
+                    return here
             if not here.worth > before + SAME * abs(before):
                 return here
 
     largest = max((float(np.abs(move).max(initial=0)) for move in moved), default=0.0)
     along = [_squashed(move, largest) for move in moved]
-    starts = [along, *([np.full(np.shape(tie), side) for tie in moved] for side in (1.0, -1.0))]
-    starts += [[rng.choice([-1.0, 1.0], np.shape(tie)) for tie in moved] for _ in range(AT_RANDOM)]
-    return max((climbed(asked(start)) for start in starts), key=_worth)
+    ramps = [np.linspace(1.0, 0.5, move.size).reshape(move.shape) for move in moved]
+    choices = [along, *([a + b * ramp for ramp in ramps] for a, b in CONVENTIONS)]
+    choices += [[rng.choice([-1.0, 1.0], move.shape) for move in moved] for _ in range(AT_RANDOM)]
+    starts = [asked(choice) for choice in choices]
+    tops = [max(starts, key=_worth)]
+    for start in starts:
+        best = max(tops, key=_worth)
+        if (
+            best.worth >= wanted
+            or spent()
+            or sum(top.worth >= best.worth - SAME * abs(best.worth) for top in tops) > AGREED
+        ):
+            break
+        tops.append(climbed(start))
+    return max(tops, key=_worth)
 
 
 def _worth(found: Sided) -> float:
@@ -282,7 +306,7 @@ def _crossed(here: Sided, other: Sided) -> Slots:
     return sides
 
 
-def blocks_of(ties: Any) -> list[Block]:
+def blocks_of(ties: Any, leaves: int) -> list[Block]:
     """Which ties to move at once: all; one array after another; of those inside a scan, one pass after another.
 
     No path leads through two ties of one array, or of one pass.
@@ -290,10 +314,12 @@ def blocks_of(ties: Any) -> list[Block]:
     arrays = jax.tree_util.tree_leaves_with_path(ties)
     blocks: list[Block] = [dict.fromkeys(range(len(arrays)), EVERYWHERE)]
     for k, (path, tie) in enumerate(arrays):
+        if k < leaves:  # they come first; one that is branched on may be moved with all others
+            continue
         inside = any(getattr(key, "key", None) == PASSES for key in path)
         if inside:
             blocks += [{k: (t,)} for t in range(min(len(tie), MOST_PASSES))]
-        elif len(arrays) > 1:
+        else:
             blocks.append({k: EVERYWHERE})
     return blocks
 
@@ -303,10 +329,12 @@ EVERYWHERE = (...,)
 PASSES = "passes"
 MOST_PASSES = 32
 WAYS = (0.0, 2.0, -2.0)  # reversed; up and down, before all others
-AT_RANDOM = 3  # starts
+CONVENTIONS = ((0.0, 1.0), (1.5, -1.0), (0.0, -1.0), (-1.5, 1.0))  # up, down; the first or the last foremost
+AT_RANDOM = 8  # starts
+AGREED = 5  # starts that lead to the same: there is no better
 FAINT = 0.01  # of a side: breaks ties that ż leaves
 HARDER = 2.0  # sides
-SAME = 1e-9  # relative: an improvement smaller than this is rounding
+SAME = 1e-6  # relative: an improvement smaller than this is none
 DECADES = 20  # of |ż|, within which the order of sides is that of ż
 
 
