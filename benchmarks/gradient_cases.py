@@ -29,6 +29,9 @@ NO_MEAN, NO_TERM, NO_SLOPE = "mean term missing", "other term missing", "slope m
 OTHER_DRAW, AT_KINK = "other random numbers", "wrong at a kink"
 
 
+NOT_LOW = ("float32", "float64")  # linear algebra
+
+
 class Draw(NamedTuple):
     """What the makers of arguments draw from; arrays are float64 and rounded to the case's precision later."""
 
@@ -76,7 +79,7 @@ class Family(NamedTuple):
         make: draws arguments.
         own: the faults that `backward` knows.
         scales: first and last decade of the scales that keep the function off overflow.
-        low: False where bfloat16 has no such operation.
+        dtypes: the precisions that have its operations.
         random: whether f draws random numbers.
         kink: None, or what moves the arguments to one side of the kinks that they lie on; minus that, to the other.
         joint: whether the elements of a row meet at one kink, so that only some combinations of slopes are allowed.
@@ -89,7 +92,7 @@ class Family(NamedTuple):
     make: Callable[[Draw], tuple[Any, ...]]
     own: tuple[str, ...] = ()
     scales: tuple[int, int] = (FIRST, LAST)
-    low: bool = True
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float64")
     random: bool = False
     kink: Callable[..., tuple[Any, ...]] | None = None
     joint: bool = False
@@ -1144,18 +1147,20 @@ FAMILIES = [
         solve_backward,
         lambda draw: (draw.conditioned(4), draw.normal(4, 2)),
         (TRANSPOSED,),
-        low=False,
+        dtypes=NOT_LOW,
     ),
-    Family("inverse", jnp.linalg.inv, inverse_backward, lambda draw: (draw.conditioned(4),), (TRANSPOSED,), low=False),
+    Family(
+        "inverse", jnp.linalg.inv, inverse_backward, lambda draw: (draw.conditioned(4),), (TRANSPOSED,), dtypes=NOT_LOW
+    ),
     Family(
         "log determinant",
         log_determinant,
         log_determinant_backward,
         lambda draw: (draw.conditioned(4),),
         (TRANSPOSED,),
-        low=False,
+        dtypes=NOT_LOW,
     ),
-    Family("cholesky", jnp.linalg.cholesky, cholesky_backward, cholesky_args, (MISSING_FACTOR,), low=False),
+    Family("cholesky", jnp.linalg.cholesky, cholesky_backward, cholesky_args, (MISSING_FACTOR,), dtypes=NOT_LOW),
     Family(
         "inverse 2×2",
         inverse_2x2,
@@ -1278,6 +1283,7 @@ FAMILIES = [
         *running_sum(jnp.float32),
         normals((5, 3)),
         (MISSING_FACTOR,),
+        dtypes=("float32", "bfloat16"),  # a float32 sum takes no float64
         twin=running_sum(np.float64),
     ),
     Family("captured constant", captured, captured_backward, normals((4, 6)), (MISSING_FACTOR,), (FIRST, 0)),

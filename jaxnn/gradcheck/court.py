@@ -126,7 +126,7 @@ class _Pieces:
         self.i, self.rng = i, np.random.default_rng(0)
         with jax.enable_x64(True):
             self.point = widen(problem.arguments)
-            ties = jax.tree.map(np.asarray, jax.jit(values(tied))(self.point[:2]))
+            ties = jax.tree.map(np.asarray, compiled(values(tied))(self.point[:2]))
         self.base, self.tree = jax.tree.flatten(ties)
         self.blocks = blocks_of(ties, len(problem.leaves))
         self.left = int(np.clip(WORK / sum(tie.size for tie in self.base), *ASKED))

@@ -20,7 +20,7 @@ from jaxnn.gradcheck.judge import (
     threshold,
     verdicts,
 )
-from jaxnn.gradcheck.programs import Problem, Programs
+from jaxnn.gradcheck.programs import Problem, Programs, compiled
 from jaxnn.gradcheck.replay import calls_back, obstacles, replay, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import argument_names, is_float, name_of
@@ -439,19 +439,19 @@ def _properties(case: _Case, flat: _Flat, programs: Programs, measured: list[Mea
         def run(leaves: list[Any], deltas: list[Any]) -> list[Any]:
             return problem.rule(leaves, fixed, deltas)
 
-        compiled = jax.jit(run)
+        jitted = compiled(run)
         once = _wide(run(leaves, deltas))
         rows = [_compare(problem, "deterministic", once, _wide(run(leaves, deltas)), None)]
-        rows += [_compare(problem, "under jit", _wide(compiled(leaves, deltas)), once, allowed)]
+        rows += [_compare(problem, "under jit", _wide(jitted(leaves, deltas)), once, allowed)]
         if stopped and not calls_back(programs.hand):
             rows += [_linear_without_rounding(problem, programs, other, exact)]
         else:
-            rows += [_linear(problem, lambda d: compiled(leaves, d), once, deltas, other, allowed)]
+            rows += [_linear(problem, lambda d: jitted(leaves, d), once, deltas, other, allowed)]
         moved = [NEARBY * leaf for leaf in leaves]
         points, stack = ([jnp.stack(pair) for pair in zip(a, b, strict=True)]
                          for a, b in ((leaves, moved), (deltas, other)))  # fmt: skip
         try:
-            together = _wide(jax.jit(jax.vmap(run))(points, stack))
+            together = _wide(compiled(jax.vmap(run))(points, stack))
         except Exception as error:  # whatever a user's rule raises there
             message = f"vmap of the rule raises {type(error).__name__}: {str(error).splitlines()[0]}"
             return [*rows, Row(problem.place, "under vmap", "every leaf", CANNOT_TELL, message)]
@@ -478,7 +478,7 @@ def _linear_without_rounding(problem: Problem, programs: Programs, other: list[A
     """The low-precision program, replayed: the rounding of other δs than those measured is unknown."""
     with jax.enable_x64(True):
         leaves, fixed, deltas = widen(problem.arguments)
-        run = jax.jit(replay(programs.hand))
+        run = compiled(replay(programs.hand))
 
         def rule(deltas: list[Any]) -> list[Any]:
             return list(run(*jax.tree.leaves((leaves, fixed, deltas))))
