@@ -39,6 +39,7 @@ EXP = "overflow in exp"
 HALF = "overflow in half precision"
 OVERFLOW = "overflow"
 DOMAIN = "outside of its domain"
+EDGE = "slope at the end of the domain"
 NO_DIRECTION = "direction of a zero vector"
 DEFINITE = "not positive definite"
 SINGULAR = "singular matrix"
@@ -77,7 +78,7 @@ REWRITES = {
     POWER: "where(x > 0, where(x > 0, x, 1) ** p, 0), or (x + ε) ** p",
     POWER_NEGATIVE: "abs(x) ** p, or keep x positive",
     ZERO_TIMES_INFINITY: "bound the factor that is infinite; for x log x use xlogy",
-    ZERO_BY_ZERO: "where(d > 0, x / where(d > 0, d, 1), 0), or x / maximum(d, 1) for a count d",
+    ZERO_BY_ZERO: "where(d != 0, x / where(d != 0, d, 1), 0), or x / maximum(d, 1) for a count d",
     BY_ZERO: "x / maximum(d, ε), or where(d != 0, x / where(d != 0, d, 1), 0)",
     BY_NORM: "x · rsqrt(sum(x²) + ε), ε inside of the root: x / (norm + ε) still has no gradient at 0",
     BY_VARIANCE: "(x − mean) · rsqrt(var + ε), ε inside of the root",
@@ -87,6 +88,7 @@ REWRITES = {
     EXP: "subtract the maximum first (logsumexp, softmax), or stay in logarithms",
     HALF: "compute this in float32, or scale the loss",
     OVERFLOW: "scale the numbers down, or stay in logarithms",
+    EDGE: "clip x to ±(1 − ε), short of the end; for an angle between vectors use arctan2(|a × b|, a · b)",
     DOMAIN: "clip x into the domain, or where with an input that is made safe inside",
     NO_DIRECTION: "where(r > 0, arctan2(where(r > 0, y, 1), where(r > 0, x, 1)), 0) with r = x² + y²",
     DEFINITE: "symmetrise it and add ε to its diagonal: (a + aᵀ)/2 + ε I",
@@ -248,9 +250,24 @@ def _log(s: Spot) -> Cause | None:
         return None
     zero = -1.0 if s.node.operation == "log1p" else 0.0
     letters = "log(1 + x)" if zero else "log x"
+    if x == zero and _sums_exps_of_nothing(s):
+        return cause(ALL_MASKED, "log Σ exp of nothing but −∞ is −∞")
     if x == zero:
         return cause(LOG, f"{letters} at x = {number(x)} is −∞{_clipped(s)}")
     return cause(LOG_NEGATIVE, f"{letters} at x = {number(x)} is NaN") if x < zero else None
+
+
+def _sums_exps_of_nothing(s: Spot) -> bool:
+    """True for the log of a sum of exponentials of −∞."""
+    total = _parent(s.graph, s.node.inputs[0])
+    if total is not None and total.operation == "abs":  # jax.nn.logsumexp has it
+        total = _parent(s.graph, total.inputs[0])
+    powers = _parent(s.graph, total.inputs[0]) if total is not None and total.operation == "reduce_sum" else None
+    return (
+        powers is not None
+        and powers.operation == "exp"
+        and bool(np.isneginf(np.asarray(s.graph.at(powers.inputs[0])[0], np.float64)).any())
+    )
 
 
 def _clipped(s: Spot) -> str:
@@ -478,7 +495,8 @@ def _slope(s: Spot) -> tuple[str, str]:
         return ZERO_TIMES_INFINITY, f"a factor is infinite{by}"
     if kind in ("exp", "exp2", "expm1", "sinh", "cosh", "tan", "square"):
         return EXP if kind != "square" else OVERFLOW, f"{kind} {at} is {number(s.z)}, and its slope too"
-    return DOMAIN, f"the slope of {kind} {at} is infinite"
+    at_end = x is not None and abs(x) == 1
+    return EDGE if at_end else DOMAIN, f"the slope of {kind} {at} is {'infinite' if at_end else 'NaN'}"
 
 
 SEEN = 64  # operations that are followed from an unasked number to what did not choose it

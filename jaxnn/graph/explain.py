@@ -51,6 +51,7 @@ class Explanation(NamedTuple):
         numbers: what the operation was given and gave at that element, "x = 0, z = 0, δ = 0".
         then: what became of it afterwards, where that is another operation: "∞/∞ in div at file:line (function)".
         others: more origins of the same kind, each an operation and its line.
+        unknown: why nothing is said of gradients, "f has no float inputs"; "" where they were looked at.
     """
 
     finite: bool
@@ -69,6 +70,7 @@ class Explanation(NamedTuple):
     numbers: str = ""
     then: str = ""
     others: tuple[str, ...] = ()
+    unknown: str = ""
 
     def __str__(self) -> str:
         return _text(self)
@@ -100,31 +102,33 @@ def explain_nonfinite(f: Callable[..., Tree], *, cotangent: Tree = None) -> Call
 
     def explained(*args: Tree) -> Explanation:
         graph = trace(f, backward=False)(*args)
-        found = _forward(graph)
+        found, unknown = _forward(graph), ""
         reached: tuple[str, ...] = ("the value",)
-        if found is None and any(leaf.kind == "input" and is_float(leaf.value) for leaf in graph.leaves):
-            graph = _with_gradients(f, cotangent, graph, args)
+        if found is None:
+            graph, unknown = _with_gradients(f, cotangent, graph, args)
             found = _backward(graph)
             reached = tuple(f"the gradient of {leaf.name}" for leaf in graph.leaves if _bad_gradient(leaf.gradient))
         if found is None:
-            return Explanation(True, graph.name)
+            return Explanation(True, graph.name, unknown=unknown)
         return found._replace(name=graph.name, reached=reached)
 
     return explained
 
 
-def _with_gradients(f: Callable[..., Tree], cotangent: Tree, graph: Graph, args: tuple[Tree, ...]) -> Graph:
-    """The graph with gradients, if f has them."""
+def _with_gradients(f: Callable[..., Tree], cotangent: Tree, graph: Graph, args: tuple[Tree, ...]) -> tuple[Graph, str]:
+    """The graph with gradients; or without, and why."""
+    if not any(leaf.kind == "input" and is_float(leaf.value) for leaf in graph.leaves):
+        return graph, f"{graph.name} is given no floats"
     if not any(map(is_float, jax.tree.leaves(graph.value))):
-        return graph
+        return graph, f"{graph.name} gives no floats"
     if cotangent is None:
         cotangent = jax.tree.map(jnp.ones_like, graph.value)
     try:
-        return trace(f, cotangent=cotangent)(*args)
+        return trace(f, cotangent=cotangent)(*args), ""
     except ValueError as error:
         if "cannot be differentiated" not in str(error):
             raise
-        return graph
+        return graph, str(error).removeprefix("graph: ")
 
 
 # ---------------------------------------------------------------- which entries
@@ -163,6 +167,8 @@ def _forward(graph: Graph) -> Explanation | None:
     if then is not None:
         word = _at(graph, then).cause
         found = found._replace(then=f"{word} in {_named(then)}")
+        if word == causes.ZERO_TIMES_INFINITY:  # perhaps a mask, which hides nothing
+            found = found._replace(rewrite=f"{found.rewrite}; if 0 is a mask: {causes.REWRITES[causes.MASKED]}")
     return found._replace(others=tuple(_named(node) for node in more if node is not then))
 
 
@@ -436,6 +442,8 @@ def _inside_rule(node: Node) -> Explanation | None:
 
 
 def _text(e: Explanation) -> str:
+    if e.finite and e.unknown:
+        return f"{e.name}: its value is finite; its gradients were not looked at: {e.unknown}"
     if e.finite:
         return f"{e.name}: its value and its gradients are finite"
     lines = [f"{e.name}: {', '.join(e.reached) or 'it'} is not finite", f"  cause   {e.cause}: {e.detail}"]
