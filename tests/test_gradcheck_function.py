@@ -177,6 +177,47 @@ def test_a_loop_with_a_fixed_dtype_is_replayed():
     assert gradcheck.function(f, (X,), lambda a, d: (3.003 * jnp.cos(a[0]) * d,)).verdict == "wrong"
 
 
+def test_an_error_in_float64_is_named_with_its_line():
+    def refuses(x):
+        if x.dtype == jnp.float64:
+            raise TypeError
+        return x
+
+    def f(x):
+        return jnp.sin(refuses(x)) * (1 / 3)
+
+    other = lambda a, d: (jnp.cos(a[0]) * d * jnp.float32(0.33333334),)  # the same in float32, and not in float64
+    exact = lambda a, d: (jnp.cos(a[0]) * d / 3,)
+    assert gradcheck.function(f, (X,), other).verdict == "right"
+    row = gradient_row(gradcheck.function(f, (X,), exact))
+    assert row.verdict == "cannot tell"
+    assert "an error in float64 (TypeError)" in row.why
+    assert f"test_gradcheck_function.py:{line_of(refuses) + 2} (refuses)" in row.source
+
+
+def small_norm(x):
+    """Layer normalisation of small numbers, with an ε that float32 has rounded."""
+    c = x - x.mean(-1, keepdims=True)
+    return c * jax.lax.rsqrt((c * c).mean(-1, keepdims=True) + jnp.asarray(1e-6, jnp.float32).astype(x.dtype))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, "cannot tell"), (0.99, "wrong")])
+def test_a_rounded_epsilon_is_named(share, expected):
+    def by_hand(args, d):
+        (x,) = args
+        c = x - x.mean(-1, keepdims=True)
+        root = jnp.sqrt((c * c).mean(-1, keepdims=True) + 1e-6)
+        h = c / root
+        return ((d - d.mean(-1, keepdims=True) - share * h * (d * h).mean(-1, keepdims=True)) / root,)
+
+    row = gradient_row(gradcheck.function(small_norm, (1e-3 * X,), by_hand))
+    assert row.verdict == expected, row
+    if expected == "cannot tell":
+        assert "9.999999974752427e-07" in row.why
+        assert f"test_gradcheck_function.py:{line_of(small_norm) + 3}" in row.source  # JAX adds the column
+        assert row.source.endswith(" (small_norm)")
+
+
 def test_stop_gradient_is_told_from_a_wrong_rule():
     f = lambda x: jnp.sin(x) + jax.lax.stop_gradient(x)
     row = gradient_row(gradcheck.function(f, (X,), sine))
@@ -233,6 +274,50 @@ def test_flax_and_optax():
     assert gradcheck.function(apply, (variables["params"], X), rule).verdict == "right"
     drops = lambda a, d: ({"kernel": a[1].T @ d, "bias": 0 * d.sum(0)}, d @ a[0]["kernel"].T)
     assert gradcheck.function(apply, (variables["params"], X), drops).wrong == ("params['bias']",)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_layer_norm_of_flax(dtype):
+    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
+    layer = nn.LayerNorm()
+    params = {"scale": jnp.array([1.5, 0.5, -1.0, 2.0]), "bias": jnp.ones(4)}
+    apply = lambda params, x: layer.apply({"params": params}, x)
+
+    def rule(share):
+        def backward(args, d):
+            params, x = args
+            c = x - x.mean(-1, keepdims=True)
+            root = jnp.sqrt((c * c).mean(-1, keepdims=True) + 1e-6)
+            h, dh = c / root, d * params["scale"]
+            dx = (dh - dh.mean(-1, keepdims=True) - share * h * (dh * h).mean(-1, keepdims=True)) / root
+            return {"scale": (d * h).sum(0), "bias": d.sum(0)}, dx
+
+        return backward
+
+    with jax.numpy_dtype_promotion("standard"):  # which flax relies on
+        assert gradcheck.function(apply, (params, X), rule(1.0), dtypes=[dtype]).verdict == "right"
+        assert gradcheck.function(apply, (params, X), rule(0.999), dtypes=[dtype]).wrong == ("x",)
+
+
+# ---------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "right"), (1 + 1e-5, "wrong")])
+def test_what_forward_gives_is_held_against_f(factor, expected):
+    forward = lambda x: (jnp.sin(x) * factor, jnp.cos(x))
+    report = gradcheck.function(jnp.sin, (X,), lambda slope, d: (slope * d,), forward=forward)
+    assert report.verdict == expected
+    assert [row.kind for row in report.rows if row.verdict == "wrong"] == ["value of forward"] * (expected == "wrong")
+
+
+def test_a_forward_of_another_form():
+    rule = lambda x, d: (jnp.cos(x) * d,)
+    with pytest.raises(ValueError, match=r"forward must return \(output, residuals\)"):
+        gradcheck.function(jnp.sin, (X,), rule, forward=jnp.sin)
+    with pytest.raises(
+        ValueError, match=r"(?s)forward's output is not like f's.*expected shape \[3, 4\], got \[4, 3\]"
+    ):
+        gradcheck.function(jnp.sin, (X,), rule, forward=lambda x: (jnp.sin(x).T, x))
 
 
 # ---------------------------------------------------------------- bad input, and no trace

@@ -52,7 +52,7 @@ class Court:
         """What keeps float64 from getting through."""
         p = self.programs
         if p.stopped:
-            return [Obstacle(f"an error in float64 ({p.stopped})", "")]
+            return [Obstacle(f"an error in float64 ({p.stopped})", p.stopped_at)]
         return obstacles(p.hand64) + obstacles(p.auto64)
 
     def slope(self, i: int, element: tuple[int, ...]) -> Slope:

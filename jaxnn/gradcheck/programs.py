@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck.replay import casts, draws, replay, widen
+from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
 from jaxnn.jaxprs import is_float
 
 ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
@@ -74,6 +74,7 @@ class Programs(NamedTuple):
         hand, auto: closed jaxprs in the given precision.
         hand64, auto64: in float64; None where the function cannot be traced there.
         stopped: why not, or "".
+        stopped_at: the line that raised it, as `file:line (function)`, or "".
         random: whether it draws random numbers, so that the float64 trace draws others.
         same: whether the float64 trace of the rule is the same program, so that a replay has nothing to add.
         value: the function itself, in float64 where it can be traced there.
@@ -84,6 +85,7 @@ class Programs(NamedTuple):
     hand64: Any
     auto64: Any
     stopped: str
+    stopped_at: str
     random: bool
     same: bool
     value: Any
@@ -93,19 +95,19 @@ def trace(problem: Problem) -> Programs:
     """Every program of a problem."""
     auto = gradient(problem)
     low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
-    stopped, high = "", list[Any]([None, None])
+    stopped, stopped_at, high = "", "", list[Any]([None, None])
     with jax.enable_x64(True):
         try:
             wide = widen(problem.arguments)
             high = [jax.make_jaxpr(f)(*wide) for f in (problem.rule, auto)]
             value = jax.make_jaxpr(problem.value)(*wide[:2])
         except Exception as error:  # whatever a user's function raises there
-            stopped = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            stopped, stopped_at = said(error), raised_at(error)
     if stopped:
         value = jax.make_jaxpr(problem.value)(*problem.arguments[:2])
     random = any(map(draws, low))
     same = not stopped and not random and alike(low[0].jaxpr, high[0].jaxpr)
-    return Programs(low[0], low[1], high[0], high[1], stopped, random, same, value)
+    return Programs(low[0], low[1], high[0], high[1], stopped, stopped_at, random, same, value)
 
 
 def alike(low: Any, high: Any) -> bool:

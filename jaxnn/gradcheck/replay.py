@@ -8,7 +8,10 @@ result is widened again.
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +24,7 @@ from jaxnn.jaxprs import bind, equations, is_float, source_of
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
 CALLBACKS = {"pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call"}
+NOT_THE_USERS = ("<frozen", *(f"{Path(path).parent}{os.sep}" for path in (jax.__file__, np.__file__, __file__)))
 SHORT_DECIMAL = 11  # characters
 AS_THEY_ARE = CALLBACKS | {"bitcast_convert_type", "shard_map"}  # run in the precision they were written for
 
@@ -181,6 +185,18 @@ class Obstacle(NamedTuple):
 
     what: str
     source: str
+
+
+def said(error: Exception) -> str:
+    """An exception's type and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def raised_at(error: Exception) -> str:
+    """`file:line (function)` of the innermost line outside of JAX, NumPy and this package that an exception passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_USERS)]
+    return f"{own[-1].filename}:{own[-1].lineno} ({own[-1].name})" if own else ""
 
 
 def draws(closed: Any) -> bool:
