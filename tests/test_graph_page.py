@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from examples_loader import load_example
 
 from jaxnn import dense, graph, losses, relu, residual, serial, tanh
 from jaxnn.graph.levels import MOST, levels
@@ -24,22 +25,11 @@ from jaxnn.graph.values import number
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 TOO_LARGE = 2_000_000  # bytes
+PUBLISHED = load_example("graph_micrograd").published
 
 
 def product(x, y):
     return x * (x + y)
-
-
-def micrograd(a, b):
-    c = a + b
-    d = a * b + b**3
-    c = c + (c + 1)
-    c = c + (1 + c + (-a))
-    d = d + (d * 2 + jax.nn.relu(b + a))
-    d = d + (3 * d + jax.nn.relu(b - a))
-    e = c - d
-    f = e**2
-    return f / 2.0 + 10.0 / f
 
 
 def trapped(x):
@@ -101,7 +91,7 @@ def written(page):
 @pytest.mark.parametrize("name", ["micrograd", "unrolled loop", "network", "long", "identity"])
 def test_every_array_has_a_way_from_where_it_is_made_to_where_it_is_used(name, small, long):
     traced = {
-        "micrograd": lambda: graph.trace(micrograd)(-4.0, 2.0),
+        "micrograd": lambda: graph.trace(PUBLISHED)(-4.0, 2.0),
         "unrolled loop": lambda: graph.trace(recurrent, unroll=True)(jnp.ones((4, 3)), jnp.eye(3)),
         "network": lambda: small,
         "long": lambda: long,
@@ -370,7 +360,7 @@ def test_both_passes_step_by_step(tmp_path):
 
 @in_a_browser
 def test_the_numbers_that_are_shown_are_those_of_the_graph(tmp_path):
-    traced = graph.trace(micrograd)(-4.0, 2.0)
+    traced = graph.trace(PUBLISHED)(-4.0, 2.0)
     seen = look(graph.page(traced), tmp_path, """
       const all = cards();
       const panels = all.map(card => {
@@ -381,7 +371,7 @@ def test_the_numbers_that_are_shown_are_those_of_the_graph(tmp_path):
       });
       return { all, panels, labels: labels(), title: one("#title").textContent, frames: frames() };
     """)  # fmt: skip
-    assert seen["title"] == "micrograd = 24.7041"
+    assert seen["title"] == "published = 24.7041"
     by_item = {card["item"]: card for card in seen["all"]}
     assert set(by_item) == set(range(-len(traced.leaves), len(traced.nodes)))
     for node in traced.nodes:
@@ -393,7 +383,7 @@ def test_the_numbers_that_are_shown_are_those_of_the_graph(tmp_path):
     for card, panel in zip(seen["all"], seen["panels"], strict=True):
         if card["item"] >= 0:
             node = traced.nodes[card["item"]]
-            assert f"test_graph_page.py:{node.line}" in panel
+            assert f"graph_micrograd.py:{node.line}" in panel
             assert node.rule in panel
             assert re.sub(r", (?=δ\S* =)", "\n", node.formula) in panel
             assert not node.note or node.note in panel

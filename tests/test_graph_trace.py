@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples_loader import load_example
 
 from jaxnn import backprop, dense, graph, losses, repeat, residual, serial, tanh
 
@@ -55,18 +56,7 @@ def test_a_sigmoid_neuron():
 
 
 def test_the_published_example_of_micrograd():
-    def g(a, b):
-        c = a + b
-        d = a * b + b**3
-        c = c + (c + 1)
-        c = c + (1 + c + (-a))
-        d = d + (d * 2 + jax.nn.relu(b + a))
-        d = d + (3 * d + jax.nn.relu(b - a))
-        e = c - d
-        f = e**2
-        return f / 2.0 + 10.0 / f
-
-    traced = graph.trace(g)(-4.0, 2.0)
+    traced = graph.trace(load_example("graph_micrograd").published)(-4.0, 2.0)
     assert [round(float(v), 4) for v in (traced.value, *traced.gradients)] == [24.7041, 138.8338, 645.5773]
 
 

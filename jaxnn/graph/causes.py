@@ -133,7 +133,7 @@ def _squares_of(graph: Recorded, ref: Ref) -> str:
     """DEVIATION for a mean of squared differences, NORM for a sum of squares, "" for anything else."""
     node = _parent(graph, ref)
     mean = False
-    while node is not None and node.operation in ("div", "mul", "max") and node.operation != "integer_pow":
+    while node is not None and node.operation in ("div", "mul", "max"):
         if node.operation == "mul" and node.inputs[0] == node.inputs[1]:
             break
         mean = mean or node.operation == "div"
