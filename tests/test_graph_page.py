@@ -508,3 +508,13 @@ def test_a_step_of_the_backward_pass_is_seen(scheme, tmp_path):
     highlight = {"light": (0xFD, 0xEA, 0xDE), "dark": (0x47, 0x29, 0x0F)}[scheme]  # --backward-soft in page.css
     assert (pixels == highlight).all(-1).sum() > 2000  # the card of the step
     assert (pixels.mean() < 128) == (scheme == "dark")
+
+
+@in_a_browser
+def test_a_tie_is_marked_on_its_card(tmp_path):
+    for y, marks in ((2.0, ["∧"]), (1.0, [])):
+        traced = graph.trace(lambda x, y: jnp.maximum(x, y) * 3)(2.0, y)
+        seen = look(graph.page(traced), tmp_path, """
+          return { tags: [...document.querySelectorAll(".tagtext")].map(tag => tag.textContent) };
+        """)  # fmt: skip
+        assert seen["tags"] == [*marks, "output"]

@@ -289,6 +289,7 @@ function legend() {
   const box = html("details", { open: "" }, html("summary", {}, "what is what"));
   for (const [cls, words] of rows) box.append(html("div", { class: "key" }, html("i", { class: cls }), words));
   box.append(html("div", { class: "key" }, html("i", { class: "along" }, "0.5"), "what is passed back along an edge"),
+    html("div", { class: "key" }, html("i", { class: "tie" }, "∧"), "a tie, a kink or a place of infinite slope"),
     p("hint", "Click or Enter pins an operation; Escape lets go. ← → step, Home and End, space plays. Drag and wheel move and zoom."));
   return box;
 }

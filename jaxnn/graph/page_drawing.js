@@ -188,7 +188,10 @@ function content(item) { // { title, symbol, sub, rows, kind, w, h }
     const back = gradient(ref);
     if (G.backward && back != null) card.rows.push({ label: "grad", brief: back });
   }
-  if (isOutput(ref)) card.tag = "output";
+  const tags = [];
+  if (item >= 0 && !isGroup(item) && G.nodes[item].note) tags.push("∧");
+  if (isOutput(ref)) tags.push("output");
+  card.tag = tags.join(" ");
   const bars = card.rows.some(row => barsOf(row.brief)) ? 54 : 0;
   const head = wide(card.title, "bold 13px") + (card.symbol ? wide(card.symbol, "bold 16px") + 8 : 0)
     + (isGroup(item) ? 16 : 0) + (card.tag ? wide(card.tag, "11px") + 18 : 0);
