@@ -2,7 +2,7 @@
 
     python examples/graph_nonfinite.py
 
-Four have a finite value and a gradient that is not; every one is explained by following what is not finite back to
+Three have a finite value and a gradient that is not; every one is explained by following what is not finite back to
 the operation that made it of finite numbers.
 """
 
