@@ -36,6 +36,11 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"branches", "sequence", "walking"},
         {"__init__"},
     ),
+    "optimizers": (
+        {"parts"},
+        {"adaptive", "descent"},
+        {"__init__"},
+    ),
     "data": (
         {"idx", "splitting", "values"},
         {"sets"},

@@ -1,0 +1,129 @@
+"""Descending along the gradient, plainly or with momentum.
+
+Letters: θ parameters, g gradient, η learning rate, v velocity, μ momentum.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import number
+from jaxnn.optimizers.parts import (
+    build,
+    check_fit,
+    first_rate,
+    first_step,
+    next_step,
+    rate_of,
+    schedule_of,
+    valid_rate,
+    wide,
+    zeros,
+)
+from jaxnn.types import Array, Optimizer, Params, Schedule
+
+
+class SgdState(NamedTuple):
+    """What `sgd` remembers.
+
+    Attributes:
+        step: the number of updates so far, int32.
+        learning_rate: η, see the module's docstring.
+        velocity: v, a tree like the parameters; () where the momentum is 0.
+    """
+
+    step: Array
+    learning_rate: Array
+    velocity: Params
+
+
+def gradient_descent(learning_rate: float | Schedule) -> Optimizer:
+    """Plain gradient descent, θ ← θ − ηg: `sgd` without momentum.
+
+    Raises:
+        ValueError, TypeError: as `sgd`.
+
+    Source: Cauchy (1847); Robbins & Monro (1951) for stochastic gradients.
+
+    >>> optimizer = gradient_descent(0.25)
+    >>> theta = jnp.array(4.0)
+    >>> updates, _ = optimizer.update(2 * theta, optimizer.init(theta))  # of θ²
+    >>> print(theta + updates)
+    2.0
+    """
+    return sgd(learning_rate)
+
+
+def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:
+    """Stochastic gradient descent with momentum μ.
+
+        v ← μv + g;    θ ← θ − ηv,    or with Nesterov's    θ ← θ − η(g + μv)
+
+    η stands outside v, as in optax and PyTorch: a change of η takes effect at once.
+
+    Args:
+        learning_rate: η ≥ 0, or a schedule step -> η.
+        momentum: 0 ≤ μ < 1.
+        nesterov: look ahead along v; needs μ > 0.
+
+    Raises:
+        ValueError: if η or μ is out of range, or nesterov is asked for without momentum; from `update`, if
+            the gradients and the parameters differ in structure or shape.
+        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+
+    Source: Polyak (1964); Sutskever, Martens, Dahl & Hinton (2013), "On the importance of initialization and
+    momentum in deep learning".
+
+    >>> optimizer = sgd(0.1, momentum=0.5)
+    >>> updates, opt_state = optimizer.update(jnp.array([1.0]), optimizer.init(jnp.array([0.0])))
+    >>> updates, opt_state = optimizer.update(jnp.array([1.0]), opt_state)  # v = 0.5 · 1 + 1
+    >>> print(updates, opt_state.velocity)
+    [-0.15] [1.5]
+    """
+    momentum = number("sgd: momentum", momentum, least=0.0, below=1.0)
+    if nesterov and not momentum:
+        raise ValueError("sgd: nesterov needs momentum above 0, got momentum=0: pass momentum=0.9, say")
+    rate = valid_rate("sgd", learning_rate)
+    init = build(_sgd_init, rate, momentum > 0)
+    return Optimizer(init, build(_sgd_update, schedule_of(rate), momentum, bool(nesterov)))
+
+
+# ---------------------------------------------------------------- the rule
+
+
+@functools.lru_cache
+def _sgd_init(rate: float | Schedule, has_velocity: bool) -> Callable[[Params], SgdState]:
+    def init(params: Params) -> SgdState:
+        memory = zeros("sgd", params)
+        return SgdState(first_step(), first_rate(rate), memory if has_velocity else ())
+
+    return init
+
+
+@functools.lru_cache
+def _sgd_update(schedule: Schedule | None, momentum: float, nesterov: bool) -> Callable[..., Any]:
+    def update(grads: Params, opt_state: SgdState, params: Params = None) -> tuple[Params, SgdState]:
+        check_fit("sgd", grads, params, opt_state.velocity if momentum else None)
+        rate = rate_of(schedule, opt_state)
+
+        def pushed(g: Array, v: Array) -> Array:
+            return jnp.asarray(g, v.dtype) + momentum * v
+
+        velocity = jax.tree.map(pushed, grads, opt_state.velocity) if momentum else ()
+        direction = velocity if momentum else grads
+        if nesterov:
+            direction = jax.tree.map(pushed, grads, velocity)
+
+        def downhill(like: Array, direction: Array) -> Array:
+            work = wide(like)
+            return (-rate.astype(work) * jnp.asarray(direction, work)).astype(jnp.result_type(like))
+
+        updates = jax.tree.map(downhill, grads if params is None else params, direction)
+        return updates, SgdState(next_step(opt_state.step), rate, velocity)
+
+    return update

@@ -1,0 +1,121 @@
+"""What optimizers are made with: learning rates, steps, memories and their dtypes; and how updates are applied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes
+from jaxnn.types import Array, DType, Params, Schedule, Tree
+
+ADVICE = "were they made from the same network?"
+LAST_STEP = 2**31 - 1  # of int32
+
+
+def apply_updates(params: Params, updates: Params) -> Params:
+    """θ + u for every leaf, added in at least float32 and rounded once to the parameter's dtype.
+
+    Raises:
+        ValueError: if the trees differ in structure or shape, naming the paths.
+
+    >>> print(apply_updates({"w": jnp.array([1.0])}, {"w": jnp.array([-0.5])}))
+    {'w': Array([0.5], dtype=float32)}
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    same_shapes("apply_updates: the updates do not fit the parameters", updates, params, ADVICE)
+
+    def add(theta: Array, update: Array) -> Array:
+        work = wide(theta)
+        return (theta.astype(work) + jnp.asarray(update, work)).astype(theta.dtype)
+
+    return jax.tree.map(add, params, updates)
+
+
+def build(builder: Any, *parts: Any) -> Any:
+    """What builder makes of the parts, the same thing for equal ones; anew where one is unhashable."""
+    try:
+        hash(parts)
+    except TypeError:
+        return builder.__wrapped__(*parts)
+    return builder(*parts)
+
+
+# ---------------------------------------------------------------- learning rates and steps
+
+
+def valid_rate(name: str, learning_rate: float | Schedule) -> float | Schedule:
+    """The schedule, or the number ≥ 0."""
+    if callable(learning_rate):
+        return learning_rate
+    if isinstance(learning_rate, jax.Array):
+        raise TypeError(
+            f"{name}: learning_rate must be a number or a schedule step -> rate, got an array {learning_rate}"
+            "; set it in the state: opt_state._replace(learning_rate=...)"
+        )
+    return number(f"{name}: learning_rate", learning_rate, least=0.0)
+
+
+def schedule_of(rate: float | Schedule) -> Schedule | None:
+    """The schedule; None for a number."""
+    return rate if callable(rate) else None
+
+
+def first_step() -> Array:
+    """0, int32."""
+    return jnp.zeros((), jnp.int32)
+
+
+def first_rate(rate: float | Schedule) -> Array:
+    """η of the first update."""
+    first = rate(first_step()) if callable(rate) else rate
+    return jnp.asarray(first, jnp.result_type(float))
+
+
+def next_step(step: Array) -> Array:
+    """The step after this one, or the last there is."""
+    return jnp.where(step < LAST_STEP, step + 1, step)  # wrapping round would make 1 − ρᵗ negative
+
+
+def as_rate(rate: Any) -> Array:
+    """The rate that stands in a state, as a float array."""
+    rate = jnp.asarray(rate)
+    return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.result_type(float))
+
+
+def rate_of(schedule: Schedule | None, opt_state: Any) -> Array:
+    """η of this update: the state's, or the schedule's for this step; NaN where it is negative, and would climb."""
+    rate = as_rate(opt_state.learning_rate)
+    if schedule is not None:
+        rate = jnp.asarray(schedule(opt_state.step), rate.dtype)
+    return jnp.where(rate < 0, jnp.nan, rate)
+
+
+# ---------------------------------------------------------------- trees
+
+
+def wide(leaf: Any) -> DType:
+    """The leaf's dtype, but at least float32."""
+    return accumulator(jnp.result_type(leaf))
+
+
+def real_floats(name: str, params: Params) -> None:
+    """Raises TypeError with the path of a parameter that is no real float."""
+    for path, leaf in named_leaves(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"{name}: parameters must be real floats, got {describe(leaf)} at '{path}'")
+
+
+def zeros(name: str, params: Params) -> Params:
+    """A memory like the parameters, of zeros in at least float32."""
+    real_floats(name, params)
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=wide(leaf)), params)
+
+
+def check_fit(name: str, grads: Params, params: Params, memory: Tree) -> None:
+    """Raises ValueError with the paths at which the gradients differ from the parameters or the state."""
+    for what, tree in (("parameters", params), ("optimizer's state", memory)):
+        if tree is not None:
+            expected = jax.tree.map(jnp.asarray, tree)
+            same_shapes(f"{name}: the gradients do not fit the {what}", grads, expected, ADVICE)
