@@ -14,6 +14,7 @@ of the image has the value `fill`, and a NaN stays one, in all that is computed 
     shear(degrees)                  an angle by which columns lean to the right
     affine(shift, rotate, …)        all of them, in one resampling: scaled, sheared, turned, then moved
     elastic(alpha, sigma)           a smooth field of displacements
+    deform(alpha, sigma, shift, …)  affine, then elastic, in one resampling
     noise(std)                      a normal number for each entry
 
     compose(f, g, …)                one after another, each with a key of its own
@@ -38,13 +39,14 @@ from jaxnn.checks import accumulator, as_key, describe, is_floating, number
 from jaxnn.types import Array, Key
 
 __all__ = [
-    "Augmentation", "shift", "rotate", "scale", "shear", "affine", "elastic", "noise", "compose",
+    "Augmentation", "shift", "rotate", "scale", "shear", "affine", "elastic", "deform", "noise", "compose",
     "affine_points", "resample",
 ]  # fmt: skip
 
 Augmentation: TypeAlias = Callable[[Key, Array], Array]
 Strength: TypeAlias = float | tuple[float, float]
 Range: TypeAlias = tuple[float, float]
+Map: TypeAlias = Callable[[Key, int, Any], tuple[Array, Array]]
 
 STEEPEST = 89.0  # degrees of shear; at 90 the image would be a line
 REACH = 4.0  # the Gaussian of `elastic` ends at so many σ
@@ -57,7 +59,8 @@ LOST = 1e-6  # share of the displacement's variance that its few dimensions leav
 def compose(*augmentations: Augmentation) -> Augmentation:
     """One augmentation after another, each with a key of its own; with none, the identity.
 
-    `affine` does in one resampling, with less blur, what shift, rotate, scale and shear would do in four.
+    `affine` does in one resampling, with less blur, what shift, rotate, scale and shear would do in four; `deform` in
+    one what affine and elastic do in two.
 
     Raises:
         TypeError: if one is no function.
@@ -182,24 +185,35 @@ def affine(
     >>> jax.jit(jitter)(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
     (4, 28, 28, 1)
     """
-    moves, angles, leans = _range("shift", shift), _range("rotate", rotate), _range("shear", shear, STEEPEST)
-    factors = _factors(scale)
-    fill = number("augment: fill", fill)
-    if (moves, angles, leans, factors) == ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)):
+    draw, fill = _affine_map(shift, rotate, scale, shear), number("augment: fill", fill)
+    if draw is None:
         return _nothing
-    logarithms = (math.log(factors[0]), math.log(factors[1]))
 
     def augmentation(key: Key, x: Array) -> Array:
         x = _checked("affine", x)
         n, h, w = x.shape[:3]
-        keys = jax.random.split(as_key(key), 4)
-        draw = functools.partial(_draw, dtype=accumulator(x.dtype))
+        return resample(x, affine_points(*draw(as_key(key), n, accumulator(x.dtype)), h, w), fill=fill)
+
+    return augmentation
+
+
+def _affine_map(shift: Strength, rotate: Strength, scale: Strength, shear: Strength) -> Map | None:
+    """A draw (key, n, dtype) of n maps q = A p + b as `affine_points` takes them; None where they change nothing."""
+    moves, angles, leans = _range("shift", shift), _range("rotate", rotate), _range("shear", shear, STEEPEST)
+    factors = _factors(scale)
+    if (moves, angles, leans, factors) == ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)):
+        return None
+    logarithms = (math.log(factors[0]), math.log(factors[1]))
+
+    def drawn(key: Key, n: int, dtype: Any) -> tuple[Array, Array]:
+        keys = jax.random.split(key, 4)
+        draw = functools.partial(_draw, dtype=dtype)
         move = draw(keys[0], (n, 2), moves)
         angle, lean = (jnp.deg2rad(draw(k, (n,), limits)) for k, limits in zip(keys[1:3], (angles, leans), strict=True))
         inverse = _turned(angle, jnp.tan(lean)) * jnp.exp(-draw(keys[3], (n,), logarithms))[:, None, None]
-        return resample(x, affine_points(inverse, -jnp.einsum("nij,nj->ni", inverse, move), h, w), fill=fill)
+        return inverse, -jnp.einsum("nij,nj->ni", inverse, move)
 
-    return augmentation
+    return drawn
 
 
 def _turned(angle: Array, slope: Array) -> Array:
@@ -225,8 +239,14 @@ def affine_points(matrix: Array, offset: Array, height: int, width: int) -> Arra
     >>> affine_points(jnp.eye(2)[None], jnp.zeros((1, 2)), 2, 3)[0, 1, 2].tolist()
     [1.0, 2.0]
     """
+    return _mapped(matrix, offset, _grid(height, width, matrix.dtype))
+
+
+def _mapped(matrix: Array, offset: Array, points: Array) -> Array:
+    """A p + b of points [N or none, H, W, 2], counted from the first pixel; A and b work from the image's centre."""
+    height, width = points.shape[-3:-1]
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2], matrix.dtype)
-    p = _grid(height, width, matrix.dtype) - centre
+    p = points - centre
     q = matrix[:, None, None, :, 0] * p[..., :1] + matrix[:, None, None, :, 1] * p[..., 1:]
     return q + (offset[:, None, None, :] + centre)
 
@@ -270,6 +290,55 @@ def elastic(alpha: float, sigma: float, *, fill: float = 0.0) -> Augmentation:
         n, h, w = x.shape[:3]
         d = displacements(key, n, h, w, alpha, sigma).astype(accumulator(x.dtype))
         return resample(x, _grid(h, w, d.dtype) + d, fill=fill)
+
+    return augmentation
+
+
+def deform(
+    alpha: float,
+    sigma: float,
+    shift: Strength = 0.0,
+    rotate: Strength = 0.0,
+    scale: Strength = 0.0,
+    shear: Strength = 0.0,
+    *,
+    fill: float = 0.0,
+) -> Augmentation:
+    """What `affine` and then `elastic` do, in one resampling: less blur, in three quarters of the time.
+
+    The point p of the result shows x at q = M⁻¹ (p + d(p) − m), with M and m of `affine`, d of `elastic`.
+
+    Args:
+        alpha: α, as in `elastic`.
+        sigma: σ, as in `elastic`.
+        shift: pixels, as in `shift`.
+        rotate: degrees, as in `rotate`.
+        scale: as in `scale`.
+        shear: degrees, as in `shear`.
+        fill: the value outside of the image.
+
+    Raises:
+        ValueError, TypeError: as `affine` and `elastic`.
+
+    Source: Simard, Steinkraus & Platt (2003), section 2; Cireşan et al. (2010), "Deep, big, simple neural nets for
+    handwritten digit recognition", who train with both.
+
+    >>> bend = deform(alpha=34.0, sigma=4.0, shift=2, rotate=10, scale=0.1)
+    >>> bend(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
+    (4, 28, 28, 1)
+    """
+    bent, draw = elastic(alpha, sigma, fill=fill), _affine_map(shift, rotate, scale, shear)
+    if draw is None:
+        return bent
+    if not alpha:
+        return affine(shift, rotate, scale, shear, fill=fill)
+
+    def augmentation(key: Key, x: Array) -> Array:
+        x = _checked("deform", x)
+        n, h, w = x.shape[:3]
+        dtype, (affine_key, elastic_key) = accumulator(x.dtype), jax.random.split(as_key(key))
+        d = displacements(elastic_key, n, h, w, float(alpha), float(sigma)).astype(dtype)
+        return resample(x, _mapped(*draw(affine_key, n, dtype), _grid(h, w, dtype) + d), fill=fill)
 
     return augmentation
 

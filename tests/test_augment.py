@@ -20,6 +20,7 @@ STRONG = {
     "shear": augment.shear(15),
     "affine": augment.affine(2, 10, 0.1, 5, fill=0.5),
     "elastic": augment.elastic(20.0, 3.0),
+    "deform": augment.deform(10.0, 3.0, 1, 10, 0.1, 5, fill=0.5),
     "noise": augment.noise(0.1),
     "compose": augment.compose(augment.elastic(20.0, 3.0), augment.rotate(5), augment.noise(0.1)),
 }
@@ -58,7 +59,7 @@ def test_keeps_shape_and_dtype(name, dtype):
     assert (y.shape, y.dtype) == (spec.shape, spec.dtype)
 
 
-@pytest.mark.parametrize("name", ["affine", "elastic"])
+@pytest.mark.parametrize("name", ["affine", "elastic", "deform"])
 def test_bfloat16_is_float32_rounded(name):
     x = images(dtype=jnp.bfloat16)
     y = COMPILED[name](KEY, x)
@@ -108,6 +109,7 @@ def test_a_nan_stays(name):
         augment.shear(0),
         augment.affine(),
         augment.elastic(0.0, 4.0),
+        augment.deform(0.0, 4.0),
         augment.noise(0.0),
         augment.compose(),
         augment.compose(augment.shift(0), augment.elastic(0, 4)),
@@ -276,6 +278,35 @@ def test_elastic_looks_at_the_displaced_points():
     np.testing.assert_allclose(COMPILED["elastic"](KEY, x), y, atol=FLOAT32_ROUNDING)
 
 
+# ---------------------------------------------------------------- both in one resampling
+
+
+def test_deform_is_affine_then_elastic_without_the_second_blur():
+    strengths, (alpha, sigma) = (1.0, 8.0, 0.1, 5.0), (8.0, 3.0)
+    affine_key, elastic_key = jax.random.split(KEY)
+    ramp = jnp.stack(jnp.meshgrid(jnp.arange(40.0), jnp.arange(44.0), indexing="ij"), -1)[None]  # has nothing to blur
+    ramp = jnp.broadcast_to(ramp, (3, *ramp.shape[1:]))
+    once = run(augment.deform(alpha, sigma, *strengths), ramp)
+    moved = jax.jit(augment.affine(*strengths))(affine_key, ramp)
+    twice = jax.jit(augment.elastic(alpha, sigma))(elastic_key, moved)
+    inside = np.s_[:, 12:-12, 12:-12]  # no edge in sight
+    assert np.abs(twice - moved)[inside].max() > 0.5
+    np.testing.assert_allclose(once[inside], twice[inside], atol=44 * FLOAT32_ROUNDING)
+    checks = (ramp.sum(-1, keepdims=True) % 2).astype(jnp.float32)  # and here there is much
+    once = run(augment.deform(alpha, sigma, *strengths), checks)
+    moved = jax.jit(augment.affine(*strengths))(affine_key, checks)
+    twice = jax.jit(augment.elastic(alpha, sigma))(elastic_key, moved)
+    assert once[inside].std() > 1.3 * twice[inside].std()
+
+
+def test_deform_without_one_is_the_other():
+    x = images()
+    np.testing.assert_array_equal(run(augment.deform(0, 3, 1, 10, 0.1, 5), x), run(augment.affine(1, 10, 0.1, 5), x))
+    np.testing.assert_array_equal(
+        run(augment.deform(20.0, 3.0, fill=0.5), x), run(augment.elastic(20.0, 3.0, fill=0.5), x)
+    )
+
+
 # ---------------------------------------------------------------- noise, composition
 
 
@@ -312,6 +343,8 @@ def test_strengths_that_cannot_be_are_refused():
         augment.shear(90)
     with pytest.raises(ValueError, match="sigma must be above 0"):
         augment.elastic(1.0, 0.0)
+    with pytest.raises(ValueError, match="sigma must be above 0"):
+        augment.deform(0.0, -1.0, 2)
     with pytest.raises(ValueError, match="std must be at least 0"):
         augment.noise(-0.1)
     with pytest.raises(TypeError, match="expected functions"):
