@@ -23,7 +23,20 @@ from jaxnn.combinators import (
     share,
 )
 from jaxnn.layers import activation, batch_norm, dense, dropout, flatten, layer_norm, reshape, softmax
-from jaxnn.optimizers import adam, apply_updates, gradient_descent, sgd
+from jaxnn.optimizers import (
+    accumulate,
+    adagrad,
+    adam,
+    adamw,
+    apply_updates,
+    chain,
+    clip_by_global_norm,
+    clip_by_value,
+    ema,
+    gradient_descent,
+    rmsprop,
+    sgd,
+)
 from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.summary import summary
 from jaxnn.training import DivergenceError, evaluate, fit, predict
@@ -44,7 +57,8 @@ __all__ = [
     # gradients
     "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
     # optimizers
-    "gradient_descent", "sgd", "adam", "apply_updates",
+    "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
+    "accumulate", "ema", "apply_updates",
     # training
     "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError",
     # seeing

@@ -38,7 +38,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "optimizers": (
         {"parts"},
-        {"adaptive", "descent"},
+        {"adaptive", "averages", "descent", "transforms"},
         {"__init__"},
     ),
     "data": (

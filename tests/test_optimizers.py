@@ -2,16 +2,31 @@ import functools
 import math
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnn import optimizers, schedules
-from jaxnn.optimizers import adam, apply_updates, gradient_descent, sgd
+from jaxnn.optimizers import (
+    accumulate,
+    adagrad,
+    adam,
+    adamw,
+    apply_updates,
+    chain,
+    clip_by_global_norm,
+    clip_by_value,
+    gradient_descent,
+    rmsprop,
+    sgd,
+)
+from jaxnn.penalties import everything
 
 STEPS = 1000
 FLOAT64, FLOAT32 = 1e-10, 1e-5  # after 1,000 steps, of each leaf's largest entry
 ULP = 2.0**-52
+EVERY = 4  # batches to an update, where they are accumulated
 
 OURS = {
     "gradient_descent": gradient_descent(0.1),
@@ -24,14 +39,37 @@ OURS = {
     "momentum, schedule": sgd(schedules.step(0.02, 0.7, 100), momentum=0.9),
     "adam, schedule": adam(schedules.step(0.01, 0.7, 100)),
     "adam, constant schedule": adam(schedules.constant(0.01)),
+    "adagrad": adagrad(0.1, eps=1e-20),  # optax's ε is inside the root: both vanish here
+    "adagrad, schedule": adagrad(schedules.step(0.1, 0.7, 100), eps=1e-20),
+    "rmsprop": rmsprop(0.01),
+    "rmsprop, other constants": rmsprop(0.01, rho=0.99, eps=1e-3),
+    "rmsprop, schedule": rmsprop(schedules.step(0.01, 0.7, 100)),
+    "adamw": adamw(0.01, weight_decay=0.1),
+    "adamw, everything": adamw(0.01, b1=0.5, eps=1e-3, weight_decay=0.1, decay=everything),
+    "adamw, schedule": adamw(schedules.step(0.01, 0.7, 100), weight_decay=0.1),
+    "clipped": chain(clip_by_global_norm(0.1), adam(0.01)),
+    "clipped by value": chain(clip_by_value(0.05), sgd(0.02, momentum=0.9)),
+    "clipped, schedule": chain(clip_by_global_norm(0.5), clip_by_value(0.1), sgd(schedules.step(0.1, 0.7, 100))),
+    "accumulated": accumulate(adamw(0.01, weight_decay=0.1), EVERY),
+    "accumulated, schedule": accumulate(sgd(schedules.step(0.1, 0.7, 100), momentum=0.9), EVERY),
+    "accumulated, clipped": chain(accumulate(chain(clip_by_global_norm(0.1), adam(0.01)), EVERY)),
 }
 every_optimizer = pytest.mark.parametrize("name", OURS)
+
+
+def batches(name):
+    """To an update."""
+    return EVERY if name.startswith("accumulated") else 1
 
 
 def optax_twins(optax):
     def stairs(rate):  # optax's own staircase is computed in float32 under x64 too
         return lambda step: jnp.asarray([rate * 0.7**stair for stair in range(10)])[step // 100]
 
+    def every(rule):
+        return optax.MultiSteps(rule, EVERY, accumulator_dtype="float64").gradient_transformation()
+
+    weights = {"w": True, "b": False}
     return {
         "gradient_descent": optax.sgd(0.1),
         "sgd": optax.sgd(0.1),
@@ -43,6 +81,20 @@ def optax_twins(optax):
         "momentum, schedule": optax.sgd(stairs(0.02), momentum=0.9),
         "adam, schedule": optax.adam(stairs(0.01), eps=1e-6),
         "adam, constant schedule": optax.adam(0.01, eps=1e-6),
+        "adagrad": optax.adagrad(0.1, initial_accumulator_value=0.0, eps=0.0),
+        "adagrad, schedule": optax.adagrad(stairs(0.1), initial_accumulator_value=0.0, eps=0.0),
+        "rmsprop": optax.rmsprop(0.01, eps=1e-6, eps_in_sqrt=False),
+        "rmsprop, other constants": optax.rmsprop(0.01, decay=0.99, eps=1e-3, eps_in_sqrt=False),
+        "rmsprop, schedule": optax.rmsprop(stairs(0.01), eps=1e-6, eps_in_sqrt=False),
+        "adamw": optax.adamw(0.01, eps=1e-6, weight_decay=0.1, mask=weights),
+        "adamw, everything": optax.adamw(0.01, b1=0.5, eps=1e-3, weight_decay=0.1),
+        "adamw, schedule": optax.adamw(stairs(0.01), eps=1e-6, weight_decay=0.1, mask=weights),
+        "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01, eps=1e-6)),
+        "clipped by value": optax.chain(optax.clip(0.05), optax.sgd(0.02, momentum=0.9)),
+        "clipped, schedule": optax.chain(optax.clip_by_global_norm(0.5), optax.clip(0.1), optax.sgd(stairs(0.1))),
+        "accumulated": every(optax.adamw(0.01, eps=1e-6, weight_decay=0.1, mask=weights)),
+        "accumulated, schedule": every(optax.sgd(stairs(0.1), momentum=0.9)),
+        "accumulated, clipped": every(optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01, eps=1e-6))),
     }
 
 
@@ -114,8 +166,18 @@ def our_paths(dtype):
 
 
 def test_every_public_name_is_tested():
-    tested = {"SgdState", "AdamState", "gradient_descent", "sgd", "adam", "apply_updates"}
-    assert set(optimizers.__all__) == tested
+    here = {"gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "apply_updates"}
+    states = {"SgdState", "AdagradState", "RmspropState", "AdamState", "ChainState", "AccumulateState"}
+    with_tests_of_their_own = {
+        "clip_by_global_norm",
+        "clip_by_value",
+        "chain",
+        "accumulate",
+        "ema",
+        "EmaState",
+        "Average",
+    }
+    assert set(optimizers.__all__) == here | states | with_tests_of_their_own
     assert set(optax_twins(pytest.importorskip("optax", reason="the table of twins"))) == set(OURS)
 
 
@@ -125,7 +187,7 @@ def test_a_thousand_steps_are_those_of_optax(name: str, dtype: str, tolerance: f
     ours, opt_state, losses = our_paths(dtype)[name]
     assert_close(ours, optax_paths()[name], tolerance)
     assert losses[-10:].mean() < 0.9 * losses[:10].mean()
-    assert opt_state.step == STEPS
+    assert opt_state.step == STEPS // batches(name)
     assert opt_state.step.dtype == np.int32
     assert opt_state.learning_rate.dtype == dtype
 
@@ -230,20 +292,23 @@ def test_without_memory_adam_is_a_normalised_step():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("eps", [1e-6, 1e-8, 1e-30, 1e-300])
-def test_zero_gradients_give_an_update_of_exactly_zero(dtype: str, eps: float):
+@pytest.mark.parametrize("make", [adagrad, rmsprop, adam])
+def test_zero_gradients_give_an_update_of_exactly_zero(make, dtype: str, eps: float):
     with jax.enable_x64(dtype == "float64"):
-        updates, opt_state = first_update(adam(0.1, eps=eps), np.zeros(3), dtype)
+        updates, opt_state = first_update(make(0.1, eps=eps), np.zeros(3), dtype)
         assert updates.dtype == dtype
         assert np.all(np.asarray(updates) == 0)
-        assert np.all(np.asarray(opt_state.second_moment) == 0)
+        for memory in opt_state[2:]:
+            assert np.all(np.asarray(memory) == 0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_low_precision_gradients_are_squared_in_float32(dtype: str):
+@pytest.mark.parametrize("make", [adagrad, functools.partial(rmsprop, rho=0.0), adam])
+def test_low_precision_gradients_are_squared_in_float32(make, dtype: str):
     # In float16, (1e-4)² vanishes and (6e4)² overflows.
     grads = np.array([1e-4, -6e4, 1.0])
-    updates, opt_state = first_update(adam(0.1, eps=1e-8), grads, dtype)
-    assert opt_state.first_moment.dtype == opt_state.second_moment.dtype == jnp.float32
+    updates, opt_state = first_update(make(0.1, eps=1e-8), grads, dtype)
+    assert {memory.dtype for memory in opt_state[2:]} == {jnp.dtype("float32")}
     assert updates.dtype == dtype
     np.testing.assert_allclose(np.asarray(updates, np.float32), -0.1 * np.sign(grads), rtol=2**-8)
 
@@ -268,8 +333,21 @@ def test_the_step_counter_stops_at_its_end():
 
 # ---------------------------------------------------------------- the learning rate
 
+MAKERS = {
+    "sgd": sgd,
+    "momentum": functools.partial(sgd, momentum=0.9),
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+    "adam": adam,
+    "adamw": functools.partial(adamw, weight_decay=0.1, decay=everything),
+    "chain": lambda rate: chain(clip_by_global_norm(1.0), adam(rate), clip_by_value(1e3)),
+    "accumulate": lambda rate: accumulate(sgd(rate, momentum=0.9), 1),
+    "chain of accumulate of chain": lambda rate: chain(accumulate(chain(clip_by_value(0.5), sgd(rate)), 1)),
+}
+every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
-@pytest.mark.parametrize("make", [sgd, functools.partial(sgd, momentum=0.9), adam])
+
+@every_maker
 def test_a_schedule_is_first_asked_with_step_0(make):
     rates = jnp.array([1.0, 0.5, 0.25])
     optimizer, grads = make(lambda step: rates[step]), jnp.ones(1)
@@ -277,8 +355,8 @@ def test_a_schedule_is_first_asked_with_step_0(make):
     assert (opt_state.step, opt_state.learning_rate) == (0, 1.0)
     plain, plain_state = make(1.0), make(1.0).init(grads)
     for t, rate in enumerate(rates):
-        updates, opt_state = optimizer.update(grads, opt_state)
-        unscaled, plain_state = plain.update(grads, plain_state)
+        updates, opt_state = optimizer.update(grads, opt_state, grads)
+        unscaled, plain_state = plain.update(grads, plain_state, grads)
         np.testing.assert_allclose(updates, rate * unscaled, rtol=1e-6)
         assert (opt_state.step, opt_state.learning_rate) == (t + 1, rate)
 
@@ -298,20 +376,24 @@ def counted(update):
     return traced, traces
 
 
-@pytest.mark.parametrize("make", [sgd, functools.partial(sgd, momentum=0.9), adam])
+@every_maker
 def test_a_rate_set_in_the_state_rules(make):
     grads = jnp.array([1.0, -2.0])
     update, traces = counted(make(0.1).update)
     update = jax.jit(update)
     opt_state = make(0.1).init(grads)
     for rate in (0.1, 0.01, 0.7):
-        set_there, after = update(grads, opt_state._replace(learning_rate=jnp.float32(rate)))
-        np.testing.assert_allclose(set_there, make(rate).update(grads, make(rate).init(grads))[0], rtol=1e-6)
+        set_there, after = update(grads, opt_state._replace(learning_rate=jnp.float32(rate)), grads)
+        np.testing.assert_allclose(set_there, make(rate).update(grads, make(rate).init(grads), grads)[0], rtol=1e-6)
         assert after.learning_rate == jnp.float32(rate)
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("make", [sgd, adam])
+@pytest.mark.parametrize(
+    "make",
+    [sgd, adam, lambda rate: chain(clip_by_global_norm(0.1), adamw(rate)), lambda rate: accumulate(rmsprop(rate), 4)],
+    ids=["sgd", "adam", "chain", "accumulate"],
+)
 def test_a_sweep_of_rates_under_vmap(make):
     params, loss = problem()
     rates = jnp.array([0.001, 0.01, 0.1])
@@ -331,31 +413,28 @@ def test_a_sweep_of_rates_under_vmap(make):
     assert not np.allclose(swept["w"][0], swept["w"][2], rtol=1e-2)
 
 
-def test_a_python_number_in_the_state_will_do():
-    grads = jnp.array([1.0])
-    opt_state = sgd(0.1).init(grads)._replace(learning_rate=0.5)
-    np.testing.assert_allclose(sgd(0.1).update(grads, opt_state)[0], [-0.5])
+@every_maker
+def test_a_python_number_or_a_whole_one_in_the_state_will_do(make):
+    grads, optimizer = jnp.array([1.0]), make(0.1)
+    expected, _ = make(1.0).update(grads, make(1.0).init(grads), grads)
+    for rate in (1.0, 1, jnp.int32(1)):
+        opt_state = optimizer.init(grads)._replace(learning_rate=rate)
+        np.testing.assert_allclose(optimizer.update(grads, opt_state, grads)[0], expected, rtol=1e-6)
 
 
-def test_a_whole_number_in_the_state_will_do():
-    grads = jnp.array([1.0])
-    for rate in (1, jnp.int32(1)):
-        opt_state = sgd(0.1).init(grads)._replace(learning_rate=rate)
-        np.testing.assert_allclose(sgd(0.1).update(grads, opt_state)[0], [-1.0])
-
-
-@pytest.mark.parametrize("make", [sgd, functools.partial(sgd, momentum=0.9), adam])
+@every_maker
 def test_a_negative_rate_climbs_nowhere(make):
     """A constructor refuses it; in the state, or from a schedule, it can be traced, and gives NaN."""
     grads = jnp.array([1.0, -2.0])
     falling = make(lambda step: 0.5 - step.astype(jnp.float32))
     for run in (lambda update: update, jax.jit):
-        updates, after = run(make(0.1).update)(grads, make(0.1).init(grads)._replace(learning_rate=jnp.float32(-0.1)))
+        climbing = make(0.1).init(grads)._replace(learning_rate=jnp.float32(-0.1))
+        updates, after = run(make(0.1).update)(grads, climbing, grads)
         assert np.isnan(updates).all()
         assert np.isnan(after.learning_rate)
-        updates, after = run(falling.update)(grads, falling.init(grads))
+        updates, after = run(falling.update)(grads, falling.init(grads), grads)
         assert np.isfinite(updates).all()
-        assert np.isnan(run(falling.update)(grads, after)[0]).all()
+        assert np.isnan(run(falling.update)(grads, after, grads)[0]).all()
 
 
 # ---------------------------------------------------------------- trees, dtypes, identity
@@ -364,9 +443,10 @@ def test_a_negative_rate_climbs_nowhere(make):
 @every_optimizer
 def test_none_and_empty_leaves_are_left_alone(name: str):
     params = {"w": jnp.ones((2, 3)), "frozen": None, "flatten_0": {}}
-    optimizer = OURS[name]
-    updates, opt_state = optimizer.update(params, optimizer.init(params), params)
-    moved = apply_updates(params, updates)
+    optimizer, moved, opt_state = OURS[name], params, OURS[name].init(params)
+    for _ in range(batches(name)):
+        updates, opt_state = optimizer.update(params, opt_state, moved)
+        moved = apply_updates(moved, updates)
     assert moved["frozen"] is None
     assert moved["flatten_0"] == {}
     assert np.all(np.asarray(moved["w"]) < 1)
@@ -375,11 +455,15 @@ def test_none_and_empty_leaves_are_left_alone(name: str):
 
 @every_optimizer
 def test_updates_have_the_dtype_of_the_parameters(name: str):
-    params = jnp.ones(3, jnp.bfloat16)
-    updates, opt_state = first_update(OURS[name], np.ones(3), "float32", params)
-    assert updates.dtype == jnp.bfloat16
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(opt_state)} <= {"int32", "float32"}
-    assert first_update(OURS[name], np.ones(3), "float16")[0].dtype == jnp.float16
+    params, grads = {"w": jnp.ones(3, jnp.bfloat16)}, {"w": jnp.ones(3)}
+    opt_state = OURS[name].init(params)
+    for _ in range(batches(name)):
+        updates, opt_state = OURS[name].update(grads, opt_state, params)
+        assert updates["w"].dtype == jnp.bfloat16
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(opt_state)} <= {"int32", "float32"}
+    if "adamw" not in name and name != "accumulated":  # these must know the parameters
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), grads)
+        assert OURS[name].update(half, OURS[name].init(half))[0]["w"].dtype == jnp.float16
 
 
 @every_optimizer
@@ -388,10 +472,20 @@ def test_a_fresh_state_can_be_donated(name: str):
     update, traces = counted(OURS[name].update)
     update = jax.jit(update, donate_argnums=1)
     opt_state = OURS[name].init(params)
-    for _ in range(2):
-        _, opt_state = update(params, opt_state)
+    for _ in range(2 * batches(name)):
+        _, opt_state = update(params, opt_state, params)
     assert opt_state.step == 2
     assert len(traces) == 1
+
+
+@every_optimizer
+def test_lowers_for_every_platform(name: str):
+    """Exported for machines that are not here, an update is on this one what it was."""
+    params = {"w": jnp.full((2, 3), 0.5), "b": jnp.ones(3)}
+    args, update = (params, OURS[name].init(params), params), jax.jit(OURS[name].update)
+    exported = jax.export.export(update, platforms=("cpu", "cuda", "tpu"))(*args)
+    for ours, theirs in zip(*(jax.tree.leaves(run(*args)) for run in (update, exported.call)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_apply_updates_rounds_once():
@@ -411,6 +505,18 @@ def test_equal_calls_give_equal_optimizers():
     assert adam(0.1) != adam(0.2)
     assert adam(0.1).update is adam(0.2).update
     assert adam(0.1).update is not adam(0.1, b1=0.8).update
+    assert adagrad(0.1) == adagrad(learning_rate=0.1, eps=1e-6)
+    assert rmsprop(0.1).update is rmsprop(0.2, rho=0.9).update
+    assert adamw(0.1) == adamw(0.1, weight_decay=0.01)
+    assert adamw(0.1).update is adamw(0.2).update
+    assert adamw(0.1).update is not adamw(0.1, decay=everything).update
+    clipped = lambda rate: chain(clip_by_global_norm(1), adam(rate))
+    assert clipped(0.1) == clipped(0.1) != clipped(0.2)
+    assert clipped(0.1).update is clipped(0.2).update
+    assert accumulate(clipped(0.1), 2) == accumulate(clipped(0.1), 2)
+    assert accumulate(clipped(0.1), 2).update is accumulate(clipped(0.2), 2).update
+    assert accumulate(adam(0.1), 2).update is not accumulate(adam(0.1), 3).update
+    assert clip_by_value(1) == clip_by_value(limit=1.0)
 
 
 def test_a_schedule_that_cannot_be_hashed():
@@ -449,6 +555,15 @@ def test_a_schedule_that_cannot_be_hashed():
         (lambda: adam(0.1, b2=math.nan), ValueError, "adam: b2"),
         (lambda: adam(0.1, eps=0.0), ValueError, "adam: eps must be above 0"),
         (lambda: adam(0.1, eps=-1e-8), ValueError, "adam: eps"),
+        (lambda: adagrad(-0.1), ValueError, "adagrad: learning_rate must be at least 0"),
+        (lambda: adagrad(0.1, eps=0.0), ValueError, "adagrad: eps must be above 0"),
+        (lambda: rmsprop(None), TypeError, "rmsprop: learning_rate must be a number"),
+        (lambda: rmsprop(0.1, rho=1.0), ValueError, "rmsprop: rho must be at least 0 and below 1"),
+        (lambda: rmsprop(0.1, eps=math.inf), ValueError, "rmsprop: eps"),
+        (lambda: adamw(jnp.float32(0.1)), TypeError, r"adamw: learning_rate.*set it in the state"),
+        (lambda: adamw(0.1, b2=1.0), ValueError, "adamw: b2"),
+        (lambda: adamw(0.1, weight_decay=-0.1), ValueError, "adamw: weight_decay must be at least 0"),
+        (lambda: adamw(0.1, decay=0.1), TypeError, "adamw: decay must be a function of a path.*called weight_decay"),
     ],
 )
 def test_arguments_out_of_range(make, error, message):
@@ -465,7 +580,7 @@ def test_parameters_that_are_no_real_floats(name: str, dtype: str):
 
 
 @pytest.mark.parametrize("compile", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+@every_optimizer
 def test_gradients_that_do_not_fit_name_the_paths(name: str, compile):
     params = {"dense_0": {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, "dense_1": {"w": jnp.ones((3, 1))}}
     grads = {"dense_0": {"w": jnp.ones((4, 2)), "b": jnp.ones(3)}}
@@ -478,7 +593,7 @@ def test_gradients_that_do_not_fit_name_the_paths(name: str, compile):
         compile(apply_updates)(params, grads)
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "rmsprop", "adam", "adamw", "clipped", "accumulated"])
 def test_a_state_of_other_parameters_is_refused(name: str):
     grads = {"w": jnp.ones(3)}
     with pytest.raises(ValueError, match="gradients do not fit the optimizer's state") as caught:

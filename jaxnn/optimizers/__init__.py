@@ -6,6 +6,13 @@ An optimizer is a pair of pure functions that follow optax's protocol: either li
     update(grads, opt_state, params=None) -> updates, opt_state
     apply_updates(params, updates) -> params
 
+    gradient_descent  −ηg                        sgd      −ηv, v the sum of decaying gradients
+    adagrad           −ηg/√(sum of g²)           rmsprop  −ηg/√(running mean of g²)
+    adam              −ηŝ/√r̂, running means      adamw    the same, and weights decay beside it
+    clip_by_global_norm, clip_by_value           gradients of bounded length
+    chain             one rule after another     accumulate   one update for several batches' mean gradient
+    ema               the running mean of the parameters themselves
+
 The learning rate η is a number, or a schedule `step -> rate` that is first asked with step 0. Every state
 shows `step`, the number of updates so far, and `learning_rate`. Where η is a number, the next update uses
 what stands there: set it to another array, traced or under `vmap`, and nothing compiles anew. Where η is a
@@ -20,14 +27,45 @@ given, and turns updates into NaN where it stands in the state or comes from a s
     [-0.5  0.5]
 
 Arithmetic and memories are in at least float32, whatever the parameters are; updates have the parameters'
-dtype. Equal calls give equal optimizers, and those that differ in a number η alone share their `update`
-(compiled programs are cached by the identity of such functions).
+dtype. In float32, g² of |g| > 1e19 is infinite, and the rules that divide by its root stand still there: clip
+where such gradients come. Equal calls give equal optimizers, and those that differ in a number η alone share
+their `update` (compiled programs are cached by the identity of such functions).
 
 Letters: θ parameters, g gradient, η learning rate, t the number of updates with this one.
 """
 
-from jaxnn.optimizers.adaptive import AdamState, adam
+from jaxnn.optimizers.adaptive import AdagradState, AdamState, RmspropState, adagrad, adam, adamw, rmsprop
+from jaxnn.optimizers.averages import Average, EmaState, ema
 from jaxnn.optimizers.descent import SgdState, gradient_descent, sgd
 from jaxnn.optimizers.parts import apply_updates
+from jaxnn.optimizers.transforms import (
+    AccumulateState,
+    ChainState,
+    accumulate,
+    chain,
+    clip_by_global_norm,
+    clip_by_value,
+)
 
-__all__ = ["SgdState", "AdamState", "gradient_descent", "sgd", "adam", "apply_updates"]
+__all__ = [
+    "SgdState",
+    "AdagradState",
+    "RmspropState",
+    "AdamState",
+    "ChainState",
+    "AccumulateState",
+    "Average",
+    "EmaState",
+    "gradient_descent",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adam",
+    "adamw",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "chain",
+    "accumulate",
+    "ema",
+    "apply_updates",
+]

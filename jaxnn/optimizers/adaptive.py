@@ -1,6 +1,11 @@
-"""Steps of their own size for every parameter, from the squares of its gradients.
+"""A step of its own size for every parameter, from the squares of its gradients: from SGD to Adam in stages.
 
-Letters: θ parameters, g gradient, η learning rate, t the number of updates with this one.
+    adagrad   a rate of its own for every parameter:  g / √(sum of g²)
+    rmsprop   old gradients are forgotten:            g / √(running mean of g²)
+    adam      momentum, and both means corrected:     ŝ / √r̂
+    adamw     weights decay at a rate that is not divided by √r̂
+
+Letters: θ parameters, g gradient, η learning rate, t the number of updates with this one, r of g², s of g.
 """
 
 from __future__ import annotations
@@ -25,15 +30,44 @@ from jaxnn.optimizers.parts import (
     valid_rate,
     zeros,
 )
+from jaxnn.penalties import Choice, chosen, is_weight
 from jaxnn.types import Array, Optimizer, Params, Schedule
 
 
-class AdamState(NamedTuple):
-    """What `adam` remembers.
+class AdagradState(NamedTuple):
+    """What `adagrad` remembers.
 
     Attributes:
         step: the number of updates so far, int32.
-        learning_rate: η, see the module's docstring.
+        learning_rate: η, see the docstring of `jaxnn.optimizers`.
+        sum_of_squares: r, the sum of all g², a tree like the parameters.
+    """
+
+    step: Array
+    learning_rate: Array
+    sum_of_squares: Params
+
+
+class RmspropState(NamedTuple):
+    """What `rmsprop` remembers.
+
+    Attributes:
+        step: the number of updates so far, int32.
+        learning_rate: η, see the docstring of `jaxnn.optimizers`.
+        mean_square: r, the running mean of g², a tree like the parameters.
+    """
+
+    step: Array
+    learning_rate: Array
+    mean_square: Params
+
+
+class AdamState(NamedTuple):
+    """What `adam` and `adamw` remember.
+
+    Attributes:
+        step: the number of updates so far, int32.
+        learning_rate: η, see the docstring of `jaxnn.optimizers`.
         first_moment: s, the running mean of g, a tree like the parameters.
         second_moment: r, the running mean of g², a tree like the parameters.
     """
@@ -44,11 +78,76 @@ class AdamState(NamedTuple):
     second_moment: Params
 
 
+def adagrad(learning_rate: float | Schedule, eps: float = 1e-6) -> Optimizer:
+    """AdaGrad: a rate for every parameter, smaller where gradients have been large.
+
+        r ← r + g²;    θ ← θ − η g / (√r + δ)
+
+    What it adds to `sgd`: η is divided by the root of the sum of all g² so far, parameter by parameter, so that rare
+    features learn as fast as frequent ones. The sum only grows: under gradients of one size, rates fall as 1/√t.
+
+    Args:
+        learning_rate: η ≥ 0, or a schedule step -> η.
+        eps: δ > 0, outside the root.
+
+    Raises:
+        ValueError: if η or δ is out of range; from `update`, if the gradients and the parameters differ in structure
+            or shape.
+        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+
+    Source: Duchi, Hazan & Singer (2011), "Adaptive subgradient methods for online learning and stochastic
+    optimization"; letters of Goodfellow, Bengio & Courville (2016), algorithm 8.4.
+
+    >>> optimizer = adagrad(0.1)
+    >>> updates, opt_state = optimizer.update(jnp.array([3.0, -1e-3]), optimizer.init(jnp.zeros(2)))
+    >>> print(jnp.round(updates, 3), opt_state.sum_of_squares[0])
+    [-0.1  0.1] 9.0
+    """
+    rate = valid_rate("adagrad", learning_rate)
+    eps = number("adagrad: eps", eps, above=0.0)
+    return Optimizer(build(_adagrad_init, rate), build(_adagrad_update, schedule_of(rate), eps))
+
+
+def rmsprop(learning_rate: float | Schedule, rho: float = 0.9, eps: float = 1e-6) -> Optimizer:
+    """RMSProp: `adagrad` that forgets.
+
+        r ← ρr + (1 − ρ)g²;    θ ← θ − η g / (√r + δ)
+
+    What it adds to `adagrad`: a running mean in the place of the sum, so that rates recover when gradients become
+    smaller. The mean begins at 0 and is not corrected for that: the first steps are up to 1/√(1 − ρ) times too large.
+
+    Args:
+        learning_rate: η ≥ 0, or a schedule step -> η.
+        rho: 0 ≤ ρ < 1, the decay of the mean squared gradient.
+        eps: δ > 0, outside the root.
+
+    Raises:
+        ValueError: if η, ρ or δ is out of range; from `update`, if the gradients and the parameters differ in
+            structure or shape.
+        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+
+    Source: Tieleman & Hinton (2012), "Neural networks for machine learning", lecture 6e; letters of Goodfellow,
+    Bengio & Courville (2016), algorithm 8.5, whose δ stands inside the root.
+
+    >>> optimizer = rmsprop(0.1, rho=0.75)
+    >>> updates, opt_state = optimizer.update(jnp.array([3.0, -1e-3]), optimizer.init(jnp.zeros(2)))
+    >>> print(jnp.round(updates, 3), opt_state.mean_square[0])
+    [-0.2  0.2] 2.25
+    """
+    rate = valid_rate("rmsprop", learning_rate)
+    rho = number("rmsprop: rho", rho, least=0.0, below=1.0)
+    eps = number("rmsprop: eps", eps, above=0.0)
+    return Optimizer(build(_rmsprop_init, rate), build(_rmsprop_update, schedule_of(rate), rho, eps))
+
+
 def adam(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Optimizer:
     """Adam: steps of size about η, whatever the gradients' scale.
 
         s ← ρ₁s + (1 − ρ₁)g;    r ← ρ₂r + (1 − ρ₂)g²
         θ ← θ − η ŝ / (√r̂ + δ),    ŝ = s / (1 − ρ₁ᵗ),    r̂ = r / (1 − ρ₂ᵗ)
+
+    What it adds to `rmsprop`: momentum, as the running mean s in the place of g, and the correction of both means
+    for having begun at 0, so that the first steps have size η too.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
@@ -69,41 +168,167 @@ def adam(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, ep
     >>> print(jnp.round(updates, 3), opt_state.step)
     [-0.1  0.1] 1
     """
-    rate = valid_rate("adam", learning_rate)
-    b1 = number("adam: b1", b1, least=0.0, below=1.0)
-    b2 = number("adam: b2", b2, least=0.0, below=1.0)
-    eps = number("adam: eps", eps, above=0.0)
-    return Optimizer(build(_adam_init, rate), build(_adam_update, schedule_of(rate), b1, b2, eps))
+    rate, b1, b2, eps = _adam_numbers("adam", learning_rate, b1, b2, eps)
+    update = build(_adam_update, schedule_of(rate), "adam", b1, b2, eps, 0.0, None)
+    return Optimizer(build(_adam_init, rate, "adam", None), update)
 
 
-# ---------------------------------------------------------------- the rule
+def adamw(
+    learning_rate: float | Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    decay: Choice = is_weight,
+) -> Optimizer:
+    """`adam` with decoupled weight decay.
+
+        θ ← θ − η (ŝ / (√r̂ + δ) + λθ),    ŝ and r̂ as in `adam`
+
+    What it adds to `adam`: every weight shrinks by the same part ηλ of itself in each step. `penalties.l2(λ)` adds λθ
+    to g instead, which Adam divides by √r̂ with the rest: weights with large gradients then shrink less, by about
+    ηλ/√r̂. Under `sgd` the two are one.
+
+    Args:
+        learning_rate: η ≥ 0, or a schedule step -> η; the decay follows it, as in optax and PyTorch. (The authors
+            multiply λ by their schedule's factor but not by its base rate: their λ is the ηλ of a constant η.)
+        b1: 0 ≤ ρ₁ < 1, the decay of the mean gradient.
+        b2: 0 ≤ ρ₂ < 1, the decay of the mean squared gradient.
+        eps: δ > 0, as in `adam`.
+        weight_decay: λ ≥ 0.
+        decay: which leaves decay, by their path; the weights by default, as `penalties` decides it.
+
+    Raises:
+        ValueError: if a number is out of range; when used, if no leaf is chosen or the gradients and the parameters
+            differ in structure or shape; from `update`, if it is not given the parameters.
+        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+
+    Source: Loshchilov & Hutter (2019), "Decoupled weight decay regularization", algorithm 2.
+
+    >>> optimizer, params = adamw(0.1, weight_decay=0.5), {"w": jnp.array([2.0]), "b": jnp.array([2.0])}
+    >>> grads = {"w": jnp.array([0.0]), "b": jnp.array([0.0])}
+    >>> optimizer.update(grads, optimizer.init(params), params)[0]
+    {'b': Array([-0.], dtype=float32), 'w': Array([-0.1], dtype=float32)}
+    """
+    rate, b1, b2, eps = _adam_numbers("adamw", learning_rate, b1, b2, eps)
+    weight_decay = number("adamw: weight_decay", weight_decay, least=0.0)
+    if not callable(decay):
+        raise TypeError(
+            f"adamw: decay must be a function of a path such as 'dense_0/w', got {decay!r}: "
+            "λ is called weight_decay; penalties.everything chooses every leaf"
+        )
+    update = build(_adam_update, schedule_of(rate), "adamw", b1, b2, eps, weight_decay, decay)
+    return Optimizer(build(_adam_init, rate, "adamw", decay), update)
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
+    """−size · s / (√r + floor)."""
+    tiny = float(jnp.finfo(r.dtype).tiny)  # a δ that vanishes in r's dtype would make 0/0 of g = 0
+    below = jnp.sqrt(r) + jnp.maximum(jnp.asarray(floor, r.dtype), tiny)
+    return -size.astype(r.dtype) * jnp.asarray(s, r.dtype) / below
+
+
+def _nearer(memory: Array, value: Array, part: float) -> Array:
+    """The running mean: it moves by a part 1 − ρ of its distance.
+
+    ρ rounded to float32 is then no other ρ, as it would be in ρr + (1 − ρ)g², where r of a constant g² ends up at
+    g²(1 − ρ)/(1 − round(ρ)).
+    """
+    return memory + part * (value - memory)
+
+
+def _square(g: Array, r: Array) -> Array:
+    return jnp.square(jnp.asarray(g, r.dtype))
+
+
+def _rounded(steps: Params, grads: Params, params: Params) -> Params:
+    """The steps in the dtypes of the parameters, or of the gradients where there are none."""
+    like = grads if params is None else params
+    return jax.tree.map(lambda leaf, step: step.astype(jnp.result_type(leaf)), like, steps)
 
 
 @functools.lru_cache
-def _adam_init(rate: float | Schedule) -> Callable[[Params], AdamState]:
+def _adagrad_init(rate: float | Schedule) -> Callable[[Params], AdagradState]:
+    return lambda params: AdagradState(first_step(), first_rate(rate), zeros("adagrad", params))
+
+
+@functools.lru_cache
+def _adagrad_update(schedule: Schedule | None, eps: float) -> Callable[..., Any]:
+    def update(grads: Params, opt_state: AdagradState, params: Params = None) -> tuple[Params, AdagradState]:
+        check_fit("adagrad", grads, params, opt_state.sum_of_squares)
+        rate = rate_of(schedule, opt_state)
+        squares = jax.tree.map(lambda g, r: r + _square(g, r), grads, opt_state.sum_of_squares)
+        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, eps), grads, squares), grads, params)
+        return updates, AdagradState(next_step(opt_state.step), rate, squares)
+
+    return update
+
+
+@functools.lru_cache
+def _rmsprop_init(rate: float | Schedule) -> Callable[[Params], RmspropState]:
+    return lambda params: RmspropState(first_step(), first_rate(rate), zeros("rmsprop", params))
+
+
+@functools.lru_cache
+def _rmsprop_update(schedule: Schedule | None, rho: float, eps: float) -> Callable[..., Any]:
+    def update(grads: Params, opt_state: RmspropState, params: Params = None) -> tuple[Params, RmspropState]:
+        check_fit("rmsprop", grads, params, opt_state.mean_square)
+        rate = rate_of(schedule, opt_state)
+        squares = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), 1 - rho), grads, opt_state.mean_square)
+        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, eps), grads, squares), grads, params)
+        return updates, RmspropState(next_step(opt_state.step), rate, squares)
+
+    return update
+
+
+def _adam_numbers(
+    name: str, learning_rate: float | Schedule, b1: float, b2: float, eps: float
+) -> tuple[float | Schedule, float, float, float]:
+    return (
+        valid_rate(name, learning_rate),
+        number(f"{name}: b1", b1, least=0.0, below=1.0),
+        number(f"{name}: b2", b2, least=0.0, below=1.0),
+        number(f"{name}: eps", eps, above=0.0),
+    )
+
+
+@functools.lru_cache
+def _adam_init(rate: float | Schedule, name: str, decay: Choice | None) -> Callable[[Params], AdamState]:
     def init(params: Params) -> AdamState:
-        first, second = zeros("adam", params), zeros("adam", params)  # not one tree twice: both are donated
+        first, second = zeros(name, params), zeros(name, params)  # not one tree twice: both are donated
+        if decay is not None:
+            chosen(name, params, decay)  # what it refuses is refused now, and not at the first update
         return AdamState(first_step(), first_rate(rate), first, second)
 
     return init
 
 
 @functools.lru_cache
-def _adam_update(schedule: Schedule | None, b1: float, b2: float, eps: float) -> Callable[..., Any]:
+def _adam_update(
+    schedule: Schedule | None,
+    name: str,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    decay: Choice | None,
+) -> Callable[..., Any]:
+    """Without a choice of leaves that decay it is `adam`."""
     log_b1, log_b2 = (math.log(b) if b else -math.inf for b in (b1, b2))
 
     def update(grads: Params, opt_state: AdamState, params: Params = None) -> tuple[Params, AdamState]:
-        check_fit("adam", grads, params, opt_state.first_moment)
+        check_fit(name, grads, params, opt_state.first_moment)
         rate = rate_of(schedule, opt_state)
         step = next_step(opt_state.step)
 
-        # s and r move by a part of their distance to g and g²: β rounded to float32 is then no other β, as it
-        # would be in βr + (1 − β)g², where r of a constant g² ends up at g²(1 − β)/(1 − round(β)).
         def mean(g: Array, s: Array) -> Array:
-            return s + (1 - b1) * (jnp.asarray(g, s.dtype) - s)
+            return _nearer(s, jnp.asarray(g, s.dtype), 1 - b1)
 
         def mean_square(g: Array, r: Array) -> Array:
-            return r + (1 - b2) * (jnp.square(jnp.asarray(g, r.dtype)) - r)
+            return _nearer(r, _square(g, r), 1 - b2)
 
         first = jax.tree.map(mean, grads, opt_state.first_moment)
         second = jax.tree.map(mean_square, grads, opt_state.second_moment)
@@ -113,13 +338,19 @@ def _adam_update(schedule: Schedule | None, b1: float, b2: float, eps: float) ->
         c1, c2 = -jnp.expm1(t * log_b1), -jnp.expm1(t * log_b2)  # 1 − ρᵗ, which cancels where ρ is near 1
         root_c2 = jnp.sqrt(c2)
         size, floor = rate.astype(t.dtype) * root_c2 / c1, eps * root_c2
-
-        def downhill(like: Array, s: Array, r: Array) -> Array:
-            tiny = float(jnp.finfo(r.dtype).tiny)  # a δ that vanishes in r's dtype would make 0/0 of g = 0
-            below = jnp.sqrt(r) + jnp.maximum(floor.astype(r.dtype), tiny)
-            return (-size.astype(s.dtype) * s / below).astype(jnp.result_type(like))
-
-        updates = jax.tree.map(downhill, grads if params is None else params, first, second)
-        return updates, AdamState(step, rate, first, second)
+        steps = jax.tree.map(functools.partial(_step_of, size, floor), first, second)
+        if decay is not None:
+            if params is None:
+                raise ValueError(f"{name}: weights decay, so update needs them: update(grads, opt_state, params)")
+            steps = jax.tree.map(
+                lambda theta, step, decays: _decayed(rate * weight_decay, theta, step) if decays else step,
+                *(params, steps, chosen(name, params, decay)),
+            )
+        return _rounded(steps, grads, params), AdamState(step, rate, first, second)
 
     return update
+
+
+def _decayed(part: Array, theta: Array, step: Array) -> Array:
+    """The step, and with it a part of θ less."""
+    return step - part.astype(step.dtype) * jnp.asarray(theta, step.dtype)

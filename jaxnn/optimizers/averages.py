@@ -1,0 +1,102 @@
+"""The running mean of the parameters: calmer than the parameters themselves, and often better on new data.
+
+Letters: θ parameters, m their mean, β its decay, t the number of parameters seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import number, same_shapes
+from jaxnn.optimizers.parts import ADVICE, first_step, next_step, real_floats, wide
+from jaxnn.types import Array, Params
+
+
+class EmaState(NamedTuple):
+    """What `ema` remembers.
+
+    Attributes:
+        step: how many parameters have been seen, int32.
+        average: m, a tree like the parameters, in at least float32; before the first update, the parameters that
+            `init` was given.
+    """
+
+    step: Array
+    average: Params
+
+
+class Average(NamedTuple):
+    """A state machine: `init(params) -> EmaState`, `update(state, params) -> EmaState`."""
+
+    init: Callable[[Params], EmaState]
+    update: Callable[[EmaState, Params], EmaState]
+
+
+def ema(decay: float = 0.999) -> Average:
+    """The exponential moving average of the parameters, unbiased from the first on.
+
+        m ← m + a(θ − m),    a = (1 − β) / (1 − βᵗ)
+
+    m is the mean of all θ seen, weighted by βᵏ where k came after: what m ← βm + (1 − β)θ, divided by 1 − βᵗ, gives
+    without beginning at 0. In a loop of your own, update it after each step or each epoch, then evaluate m:
+
+        run = jax.jit(train_epoch(net, loss, optimizer, batch_size=64), donate_argnums=0)
+        average = ema(0.9)
+        mean = average.init(train_state.params)
+        for _ in range(epochs):
+            train_state, _ = run(train_state, x, target)
+            mean = average.update(mean, train_state.params)
+        evaluate(net, loss, train_state._replace(params=mean.average), test_data)
+
+    It runs inside `scan`, carried beside the TrainState of `train_step`, and under `vmap`. Statistics of batch norm
+    are not averaged: they belong to θ, not to m, and are best taken anew.
+
+    Args:
+        decay: 0 ≤ β < 1. The mean reaches over about 1/(1 − β) updates.
+
+    Raises:
+        ValueError: if β is out of range; from `update`, if the parameters differ from the mean in structure or shape.
+        TypeError: if β is not a number, or parameters are not real floats.
+
+    Source: Polyak & Juditsky (1992) for averages; Kingma & Ba (2015), section 7.2, for this one.
+
+    >>> average = ema(0.5)
+    >>> state = average.init(jnp.array(0.0))
+    >>> for theta in (1.0, 2.0, 4.0):
+    ...     state = average.update(state, jnp.array(theta))
+    >>> print(state.average)  # (1·1 + 2·2 + 4·4) / 7
+    3.0
+    """
+    return _ema(number("ema: decay", decay, least=0.0, below=1.0))
+
+
+@functools.cache
+def _ema(decay: float) -> Average:
+    log_decay = math.log(decay) if decay else -math.inf
+
+    def init(params: Params) -> EmaState:
+        real_floats("ema", params)
+        copy = jax.tree.map(lambda leaf: jnp.array(leaf, wide(leaf), copy=True), params)  # donating θ loses nothing
+        return EmaState(first_step(), copy)
+
+    def update(state: EmaState, params: Params) -> EmaState:
+        average = jax.tree.map(jnp.asarray, state.average)
+        same_shapes("ema: the parameters do not fit the average", params, average, ADVICE)
+        step = next_step(state.step)
+        # a comes to 1 − β; 1 − βᵗ as expm1, because it cancels where β is near 1.
+        part = (1 - decay) / -jnp.expm1(step.astype(jnp.result_type(float)) * log_decay)
+
+        def nearer(mean: Array, theta: Array) -> Array:
+            theta = jnp.asarray(theta, mean.dtype)
+            # At the first step a is 1, but for rounding, and what init was given counts nothing, be it NaN.
+            return jnp.where(step == 1, theta, mean + part.astype(mean.dtype) * (theta - mean))
+
+        return EmaState(step, jax.tree.map(nearer, average, params))
+
+    return Average(init, update)

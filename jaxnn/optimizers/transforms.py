@@ -1,0 +1,302 @@
+"""What stands before or around an optimizer: bounds on the gradients, one rule after another, several batches as one.
+
+Letters: θ parameters, g gradient, c the bound, k batches to an update.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import number, whole_number
+from jaxnn.optimizers.parts import as_rate, build, check_fit, first_step, next_step, real_floats, wide, zeros
+from jaxnn.types import Array, Optimizer, Params
+
+
+class ChainState(NamedTuple):
+    """What `chain` remembers where one of its parts has a learning rate; a plain tuple of states otherwise.
+
+    Attributes:
+        step: of that part.
+        learning_rate: of that part; what is set here rules.
+        states: one state for each part; that part's own has () in the place of the two.
+    """
+
+    step: Array
+    learning_rate: Array | None
+    states: tuple[Any, ...]
+
+
+class AccumulateState(NamedTuple):
+    """What `accumulate` remembers.
+
+    Attributes:
+        step: the number of updates so far, not of batches, int32.
+        learning_rate: of the optimizer within; what is set here rules. None where that shows none, as optax's.
+        batches: how many batches have come since the last update, int32.
+        total: the sum of their gradients, a tree like the parameters, in at least float32.
+        state: the state of the optimizer within; () in the place of its step and learning rate.
+    """
+
+    step: Array
+    learning_rate: Array | None
+    batches: Array
+    total: Params
+    state: Any
+
+
+def clip_by_global_norm(max_norm: float) -> Optimizer:
+    """G · min(1, c/‖g‖), where ‖g‖ is the norm of all gradients together.
+
+    The direction is kept; gradients within the bound are left as they are, to the bit. Norms are taken in at least
+    float32 of g / max|g|: nothing overflows on the way. Where a gradient is NaN or infinite, ‖g‖ is unknown and
+    all become NaN, so that training ends with an error rather than with a step at random.
+
+    Args:
+        max_norm: c > 0.
+
+    Raises:
+        ValueError: if c is not above 0; from `update`, if the gradients and the parameters differ in structure or
+            shape.
+        TypeError: if c is not a number, or parameters are not real floats.
+
+    Source: Pascanu, Mikolov & Bengio (2013), "On the difficulty of training recurrent neural networks", algorithm 1.
+
+    >>> rule = clip_by_global_norm(1.0)
+    >>> grads = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([4e30])}
+    >>> print(rule.update(grads, rule.init(grads))[0])
+    {'b': Array([1.], dtype=float32), 'w': Array([7.5e-31, 0.0e+00], dtype=float32)}
+    """
+    max_norm = number("clip_by_global_norm: max_norm", max_norm, above=0.0)
+    return Optimizer(_nothing("clip_by_global_norm"), _clip_by_global_norm(max_norm))
+
+
+def clip_by_value(limit: float) -> Optimizer:
+    """min(max(g, −c), c) of every entry; NaN stays NaN.
+
+    The direction may change, which `clip_by_global_norm` avoids.
+
+    Args:
+        limit: c > 0.
+
+    Raises:
+        ValueError, TypeError: as `clip_by_global_norm`.
+
+    Source: Mikolov (2012), "Statistical language models based on neural networks", section 3.2.2.
+
+    >>> rule = clip_by_value(1.0)
+    >>> print(rule.update(jnp.array([0.5, -3.0]), ())[0])
+    [ 0.5 -1. ]
+    """
+    limit = number("clip_by_value: limit", limit, above=0.0)
+    return Optimizer(_nothing("clip_by_value"), _clip_by_value(limit))
+
+
+def chain(*parts: Optimizer) -> Optimizer:
+    """One rule after another: each is given what the one before returns.
+
+    At most one part may have a learning rate. The state then shows its `step` and `learning_rate`, and a rate that is
+    set there rules, as in that part's own state.
+
+    Args:
+        *parts: Optimizer records, or optax's; at least one.
+
+    Raises:
+        ValueError: if there is no part; from `init`, if more than one has a learning rate.
+        TypeError: if something is no optimizer.
+
+    >>> from jaxnn import sgd
+    >>> optimizer = chain(clip_by_value(1.0), sgd(0.1))
+    >>> updates, opt_state = optimizer.update(jnp.array([0.5, -3.0]), optimizer.init(jnp.zeros(2)))
+    >>> print(updates, opt_state.step, opt_state.learning_rate)
+    [-0.05  0.1 ] 1 0.1
+    """
+    if not parts:
+        raise ValueError("chain: give at least one part, as in chain(clip_by_global_norm(1.0), adam(1e-3))")
+    for i, part in enumerate(parts):
+        _check_part(f"chain: part {i}", part)
+    inits, updates = tuple(part.init for part in parts), tuple(part.update for part in parts)
+    return Optimizer(build(_chain_init, inits), build(_chain_update, updates))
+
+
+def accumulate(optimizer: Optimizer, steps: int) -> Optimizer:
+    """One update for k batches: their mean gradient, as if they had been one batch k times the size.
+
+    g ← (g₁ + … + g_k)/k at every k-th call, given to the optimizer; between them updates are 0 and its state rests. For
+    a batch that does not fit into memory. Batches must be of equal size for the mean to be that of the whole, so
+    choose k·B to divide N; what an epoch leaves over goes on in the next. Layers that couple a batch (batch norm) see
+    the small ones.
+
+    Args:
+        optimizer: an Optimizer record, or one of optax's; a `chain` with clipping clips the mean.
+        steps: k ≥ 1.
+
+    Raises:
+        ValueError: if k is below 1; from `update`, if the gradients and the parameters differ in structure or shape.
+        TypeError: if k is not a whole number, something is no optimizer, or parameters are not real floats.
+
+    >>> from jaxnn import sgd
+    >>> optimizer = accumulate(sgd(0.1), 2)
+    >>> opt_state = optimizer.init(jnp.zeros(1))
+    >>> for g in (1.0, 3.0):
+    ...     updates, opt_state = optimizer.update(jnp.array([g]), opt_state)
+    ...     print(updates, opt_state.step)
+    [0.] 0
+    [-0.2] 1
+    """
+    _check_part("accumulate: optimizer", optimizer)
+    steps = whole_number("accumulate: steps", steps, least=1)
+    return Optimizer(build(_accumulate_init, optimizer.init), build(_accumulate_update, optimizer.update, steps))
+
+
+# ---------------------------------------------------------------- clipping
+
+
+@functools.cache
+def _nothing(name: str) -> Callable[[Params], tuple[()]]:
+    def init(params: Params) -> tuple[()]:
+        real_floats(name, params)
+        return ()
+
+    return init
+
+
+@functools.cache
+def _clip_by_global_norm(max_norm: float) -> Callable[..., Any]:
+    def update(grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
+        check_fit("clip_by_global_norm", grads, params, None)
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(grads)]
+        work = max(map(wide, leaves), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
+        sizes = [jnp.abs(leaf).max(initial=0).astype(work) for leaf in leaves]
+        # ‖g‖ = m √Σ(g/m)² whatever m is, so its derivative by m is 0; and at g = 0 no root of 0 is differentiated.
+        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sizes, jnp.zeros((), work)))
+        m = jnp.where(largest == 0, 1, largest)
+        squares = sum((jnp.square(leaf.astype(work) / m).sum() for leaf in leaves), start=jnp.zeros((), work))
+        root = jnp.sqrt(jnp.where(squares == 0, 1, squares))
+        within = largest * root <= max_norm  # False of NaN
+
+        def clipped(g: Array) -> Array:
+            return jnp.where(within, g, (g.astype(work) / m * (max_norm / root)).astype(g.dtype))
+
+        return jax.tree.map(lambda g: clipped(jnp.asarray(g)), grads), opt_state
+
+    return update
+
+
+@functools.cache
+def _clip_by_value(limit: float) -> Callable[..., Any]:
+    def clipped(g: Array) -> Array:
+        g = jnp.asarray(g)
+        return jnp.where(g > limit, limit, jnp.where(g < -limit, -limit, g)).astype(g.dtype)  # NaN stays NaN
+
+    def update(grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
+        check_fit("clip_by_value", grads, params, None)
+        return jax.tree.map(clipped, grads), opt_state
+
+    return update
+
+
+# ---------------------------------------------------------------- what holds other optimizers
+
+
+def _check_part(what: str, part: Any) -> None:
+    if not callable(getattr(part, "init", None)) or not callable(getattr(part, "update", None)):
+        hint = "; a factory needs its parentheses, adam(1e-3)" if callable(part) else ""
+        raise TypeError(f"{what} must have init and update, as adam(1e-3) has, got {part!r}{hint}")
+
+
+def _shows_rate(state: Any) -> bool:
+    return {"step", "learning_rate"} <= set(getattr(state, "_fields", ()))
+
+
+def _without_rate(state: Any) -> Any:
+    """The state with () for what its holder shows: it stands in one place, and no buffer is donated twice."""
+    return state._replace(step=(), learning_rate=())
+
+
+@functools.lru_cache
+def _chain_init(inits: tuple[Callable[[Params], Any], ...]) -> Callable[[Params], Any]:
+    def init(params: Params) -> Any:
+        states = tuple(init(params) for init in inits)
+        rated = [i for i, state in enumerate(states) if _shows_rate(state)]
+        if len(rated) > 1:
+            raise ValueError(f"chain: parts {' and '.join(map(str, rated))} have a learning rate: keep one of them")
+        if not rated:
+            return states
+        (i,) = rated
+        return ChainState(states[i].step, states[i].learning_rate, _replaced(states, i, _without_rate(states[i])))
+
+    return init
+
+
+@functools.lru_cache
+def _chain_update(parts: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    def update(grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+        states, rated = opt_state, None
+        if isinstance(opt_state, ChainState):
+            step, rate, states = opt_state
+            rated = [_shows_rate(state) for state in states].index(True)
+            states = _replaced(states, rated, states[rated]._replace(step=step, learning_rate=rate))
+        for i, (part, state) in enumerate(zip(parts, states, strict=True)):
+            grads, state = part(grads, state, params)
+            states = _replaced(states, i, state)
+        if rated is None:
+            return grads, states
+        own = states[rated]
+        return grads, ChainState(own.step, own.learning_rate, _replaced(states, rated, _without_rate(own)))
+
+    return update
+
+
+def _replaced(states: tuple[Any, ...], i: int, state: Any) -> tuple[Any, ...]:
+    return (*states[:i], state, *states[i + 1 :])
+
+
+@functools.lru_cache
+def _accumulate_init(inner: Callable[[Params], Any]) -> Callable[[Params], AccumulateState]:
+    def init(params: Params) -> AccumulateState:
+        total, state = zeros("accumulate", params), inner(params)
+        if _shows_rate(state):
+            return AccumulateState(state.step, state.learning_rate, first_step(), total, _without_rate(state))
+        return AccumulateState(first_step(), None, first_step(), total, state)
+
+    return init
+
+
+@functools.lru_cache
+def _accumulate_update(inner: Callable[..., Any], steps: int) -> Callable[..., Any]:
+    def update(grads: Params, opt_state: AccumulateState, params: Params = None) -> tuple[Params, AccumulateState]:
+        step, rate, batches, total, state = opt_state
+        check_fit("accumulate", grads, params, total)
+        rated = _shows_rate(state)
+        if rated:
+            state = state._replace(step=step, learning_rate=as_rate(rate))
+        total = jax.tree.map(lambda s, g: s + jnp.asarray(g, s.dtype), total, grads)
+        like = grads if params is None else params
+
+        def move(total: Params, state: Any) -> tuple[Params, Any, Params]:
+            mean = jax.tree.map(lambda s: s / steps, total)
+            if not rated:  # optax's memories have the gradients' dtype
+                mean = jax.tree.map(lambda g, s: s.astype(jnp.result_type(g)), grads, mean)
+            updates, state = inner(mean, state, params)
+            updates = jax.tree.map(lambda leaf, u: u.astype(jnp.result_type(leaf)), like, updates)
+            return updates, state, jax.tree.map(jnp.zeros_like, total)
+
+        def rest(total: Params, state: Any) -> tuple[Params, Any, Params]:
+            updates = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), like)
+            return updates, state, total
+
+        last = batches + 1 >= steps
+        updates, state, total = jax.lax.cond(last, move, rest, total, state)
+        batches = jnp.where(last, 0, batches + 1)
+        if rated:
+            step, rate, state = state.step, state.learning_rate, _without_rate(state)
+        else:
+            step = jnp.where(last, next_step(step), step)
+        return updates, AccumulateState(step, rate, batches, total, state)
+
+    return update
