@@ -7,7 +7,7 @@ The names here are the ones a script needs; the rest is reached by its module: `
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxnn import augment, data, initializers, losses, metrics, penalties, plots, schedules, stopping
+from jaxnn import augment, data, diagnostics, initializers, losses, metrics, penalties, plots, schedules, stopping
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
 from jaxnn.combinators import (
@@ -22,6 +22,7 @@ from jaxnn.combinators import (
     serial,
     share,
 )
+from jaxnn.divergence import DivergenceError
 from jaxnn.layers import activation, batch_norm, dense, dropout, flatten, layer_norm, reshape, softmax
 from jaxnn.optimizers import (
     accumulate,
@@ -39,7 +40,7 @@ from jaxnn.optimizers import (
 )
 from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.summary import summary
-from jaxnn.training import DivergenceError, evaluate, fit, predict
+from jaxnn.training import evaluate, fit, predict
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ __all__ = [
     # seeing
     "summary",
     # modules
-    "augment", "data", "gradcheck", "graph", "initializers", "losses", "metrics", "penalties", "plots", "schedules",
-    "stopping",
+    "augment", "data", "diagnostics", "gradcheck", "graph", "initializers", "losses", "metrics", "penalties", "plots",
+    "schedules", "stopping",
 ]  # fmt: skip
 
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms

@@ -18,14 +18,21 @@ import jax.numpy as jnp
 from jaxnn.checks import number, whole_number
 from jaxnn.types import Array, Params
 
-__all__ = ["Monitor", "Progress", "Decision", "Best", "early_stopping", "reduce_on_plateau", "keep_best"]
+__all__ = [
+    "Monitor", "Monitors", "Progress", "Decision", "Best",
+    "early_stopping", "reduce_on_plateau", "keep_best", "together",
+]  # fmt: skip
 
 
 class Monitor(NamedTuple):
-    """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`."""
+    """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`.
+
+    `maximise` says which way is better.
+    """
 
     init: Callable[..., Any]
     update: Callable[..., tuple[Any, Any]]
+    maximise: bool = False
 
 
 class Progress(NamedTuple):
@@ -60,6 +67,14 @@ class Best(NamedTuple):
 
     metric: Array
     params: Params
+
+
+class Monitors(NamedTuple):
+    """What the machines of one training remember; None where there is no such machine."""
+
+    stopping: Progress | None = None
+    plateau: Progress | None = None
+    best: Best | None = None
 
 
 def early_stopping(
@@ -144,7 +159,54 @@ def keep_best(maximise: bool = False) -> Monitor:
         kept = jax.tree.map(lambda new, old: jnp.where(improved, new, old), params, best.params)
         return Best(jnp.where(improved, metric, best.metric), kept), improved
 
-    return Monitor(init, update)
+    return Monitor(init, update, maximise)
+
+
+@cache
+def together(stopping: Monitor | None = None, plateau: Monitor | None = None, best: Monitor | None = None) -> Monitor:
+    """Up to three machines that read the same metric, as one.
+
+    `init(params) -> Monitors`; `update(monitors, metric, params) -> (Monitors, Decision)`: stop is what `stopping`
+    says, scale what `plateau` says, improved what `best` says, or else the first of the others. `fit` is driven by it.
+    What is kept as `params` may be any tree, a whole TrainState too.
+
+    Raises:
+        ValueError: if one maximises what another minimises.
+
+    >>> machine = together(early_stopping(2), best=keep_best())
+    >>> monitors = machine.init(jnp.array(0.0))
+    >>> for metric, params in ((3.0, 1.0), (2.0, 2.0), (2.5, 3.0), (2.5, 4.0)):
+    ...     monitors, decision = machine.update(monitors, metric, jnp.array(params))
+    >>> print(decision.stop, monitors.best.params)
+    True 2.0
+    """
+    machines = [machine for machine in (stopping, plateau, best) if machine is not None]
+    if len({machine.maximise for machine in machines}) > 1:
+        raise ValueError("together: the machines read one metric: all must maximise it, or none")
+
+    def init(params: Params) -> Monitors:
+        return Monitors(
+            None if stopping is None else stopping.init(),
+            None if plateau is None else plateau.init(),
+            None if best is None else best.init(params),
+        )
+
+    def update(monitors: Monitors, metric: Array, params: Params) -> tuple[Monitors, Decision]:
+        metric = jnp.asarray(metric)
+        new, improved = monitors, jnp.asarray(False)
+        stop, scale = jnp.asarray(False), jnp.ones((), jnp.result_type(float))
+        if plateau is not None:
+            state, decision = plateau.update(monitors.plateau, metric)
+            new, scale, improved = new._replace(plateau=state), decision.scale, decision.improved
+        if stopping is not None:
+            state, decision = stopping.update(monitors.stopping, metric)
+            new, stop, improved = new._replace(stopping=state), decision.stop, decision.improved
+        if best is not None:
+            kept, improved = best.update(monitors.best, metric, params)
+            new = new._replace(best=kept)
+        return new, Decision(stop, scale, improved, ~jnp.isfinite(metric))
+
+    return Monitor(init, update, bool(machines) and machines[0].maximise)
 
 
 @cache
@@ -178,7 +240,7 @@ def _monitor(
             new = Progress(best, jnp.where(late, 0, waited), jnp.where(late, cooldown, cooling), scale, state.stopped)
         return new, Decision(new.stopped, new.scale, improved, failed)
 
-    return Monitor(init, update)
+    return Monitor(init, update, maximise)
 
 
 def _worst(maximise: bool) -> Array:

@@ -28,63 +28,32 @@ from jaxnn.checks import (
     usable_weights,
     whole_number,
 )
-from jaxnn.combinators import ordered_leaves
+from jaxnn.diagnostics.report import report_each
+from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, diverged
 from jaxnn.intake import check_fit_records, check_train_state, check_values, on_device
 from jaxnn.steps import (
+    Augment,
     DataSet,
     EpochResult,
     Gradient,
     Metrics,
     NamedMetrics,
     batch_sums,
+    check_augment,
     check_batch_size,
-    epoch_order,
     epoch_program,
     in_batches,
     init_train_state,
     means_of,
     named_metrics,
     rows_of,
-    train_step,
 )
+from jaxnn.stopping import Monitor, Monitors
 from jaxnn.types import Array, Fit, Key, Layer, Loss, Optimizer, Params, Penalty, TrainState, Tree
+from jaxnn.watching import begin, best_state, copied, look, outcome, stopped, watch_of
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
 CACHED_PROGRAMS = 64  # compiled programs kept
-VALIDATION_LOSS = "validation_loss"  # in the history
-
-
-class DivergenceError(ArithmeticError):
-    """Training met a loss or a parameter that is not finite, or a validation loss that is not.
-
-    Attributes:
-        step: the optimizer step at which it happened, counted from 0 over the whole training.
-        epoch: the epoch of that step, likewise.
-        leaf: the first leaf that is not finite, in the network's own order, such as "grads/dense_0/w"; or "loss", or
-            "validation_loss".
-        train_state: the last good state, from before that step; where the validation loss is not finite, the state
-            that gave it, whose parameters are finite.
-        history: the history of the epochs that were completed, that one included where it is the validation's.
-    """
-
-    def __init__(self, step: int, epoch: int, leaf: str, train_state: TrainState, history: dict[str, list[float]]):
-        where = f"step {step} (epoch {epoch})"
-        if leaf == VALIDATION_LOSS:
-            complaint = (
-                f"the validation loss after {where} is not finite, though the training loss and all parameters are. "
-                "The state that gave it is in this error's train_state; look at the validation data and the loss"
-            )
-        else:
-            complaint = (
-                f"training diverged at {where}: {leaf} is not finite. The state before that step is in this error's "
-                "train_state; lower the learning rate, or look at the data and the loss"
-            )
-        super().__init__(complaint)
-        self.step, self.epoch, self.leaf = step, epoch, leaf
-        self.train_state, self.history = train_state, history
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.step, self.epoch, self.leaf, self.train_state, self.history)
 
 
 # ---------------------------------------------------------------- drivers on the host
@@ -107,11 +76,24 @@ def fit(
     shuffle: bool = True,
     check_data: bool = True,
     progress: bool | None = None,
+    augment: Augment | None = None,
+    stopping: Monitor | None = None,
+    plateau: Monitor | None = None,
+    best: Monitor | None = None,
+    watch: str | None = None,
+    restore_best: bool = True,
+    monitors: Monitors | None = None,
+    diagnose: int = 0,
 ) -> Fit:
     """Trains a network; every epoch is one call of one compiled program.
 
     Same arguments and key on the same machine give bit-identical results, and so do a + b epochs in one call
-    or in two, the second going on from the first's `train_state`. The caller's arrays are left as they are.
+    or in two, the second going on from the first's `train_state`, and its `monitors` where there are such. The
+    caller's arrays are left as they are.
+
+    With `stopping`, training ends before the last epoch when the watched figure has not improved for so long, and the
+    state that it gives back is the best one: parameters, running statistics, the optimizer's state and the step of the
+    best epoch, copied before their memory is used again. All that is watched must stay finite.
 
     Args:
         net: the network.
@@ -129,14 +111,26 @@ def fit(
         shuffle: False keeps the order of the data.
         check_data: False skips looking for values that are not finite, and for bad labels.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
+        augment: a function (key, x) -> x, such as those of `augment`, applied to each training batch in the compiled
+            epoch, with a key of its own in every step. Evaluation never augments. Programs are found again by its
+            identity, so make it once.
+        stopping: `stopping.early_stopping(patience)`.
+        plateau: `stopping.reduce_on_plateau(factor)`; the updates of the next epochs are multiplied by its scale.
+        best: `stopping.keep_best()`, where the best state is wanted without stopping or where it must not be restored.
+        watch: what these three read: the name of a list in the history; by default "validation_loss", and "loss"
+            where there is no validation.
+        restore_best: whether train_state is the best one where training was stopped early. False with `stopping` and
+            no `best` saves its memory.
+        monitors: `Fit.monitors` of the training that goes on.
+        diagnose: how many steps of each epoch are measured for `Fit.diagnostics`; 1 is its last full batch.
 
     Returns:
-        A Fit: train_state, and history with one float per epoch in each of its lists.
+        A Fit: train_state, history with one float per epoch in each of its lists, why it ended, and the best epoch.
 
     Raises:
         ValueError, TypeError: before anything compiles, for data, labels, sizes or parameters that do not fit.
-        DivergenceError: if a step's loss, a parameter at an epoch's end, or the validation loss is not finite. It
-            names the step and the first such gradient or parameter, and carries the last good state.
+        DivergenceError: if a step's loss, a parameter at an epoch's end, the validation loss or what is watched is not
+            finite. It names the step and the first such gradient or parameter, and carries the last good state.
 
     >>> from jaxnn import losses, mlp, sgd
     >>> x = jnp.linspace(-1, 1, 32)[:, None]
@@ -147,13 +141,21 @@ def fit(
     check_fit_records(net, loss, optimizer)
     epochs = whole_number("fit: epochs", epochs, least=1)
     batch_size = whole_number("fit: batch_size", batch_size, least=1)
+    diagnose = whole_number("fit: diagnose", diagnose, least=0)
     named, resumed = named_metrics(metrics), train_state
+    figures: tuple[str, ...] = (*(name for name, _ in named), "loss")
+    if validation is not None:
+        figures += tuple(f"validation_{name}" for name in figures)
+    keep = watch_of(watch, figures, stopping, plateau, best, restore_best)
+    memory = begin(keep, monitors)
     data = on_device("data", data)
     sizes = [("data", data)]
     if validation is not None:
         validation = on_device("validation", validation)
         sizes.append(("validation", validation))
-    check_batch_size(batch_size, data[0])
+    check_batch_size(batch_size, data[0], diagnose)
+    if augment is not None:
+        check_augment(augment, data[0], batch_size)
     if train_state is None:
         if key is None:
             raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
@@ -169,18 +171,21 @@ def fit(
     if train_state is None:
         train_state = start(first_key)  # nothing has compiled before
 
-    parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle)
+    parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose)
     run = _compiled_epoch(*parts)
+    steps = -(-len(jax.tree.leaves(data[1])[0]) // batch_size)
     history: dict[str, list[float]] = {}
-    spare = _copy(train_state)  # its buffers are donated to the epoch's result; the good state is kept
+    measured: list[Any] = []
+    spare = copied(train_state)  # its buffers are donated to the epoch's result; the good state is kept
     owned = resumed is None
-    passes, show = _progress(epochs, progress)
+    passes, show = _progress(0 if stopped(memory) else epochs, progress)
     for _ in passes:
         began = time.perf_counter()
-        new_state, result = run(spare, train_state, data)
+        scale = memory.plateau.scale if memory is not None and memory.plateau is not None else None
+        new_state, result = run(spare, train_state, data, scale)
         if not bool(result.finite):
-            raise _diagnose(net, train_state, data, parts, history)
-        spare = train_state if owned else _copy(new_state)  # the caller's own state is never donated
+            raise diverged(train_state, data, scale, parts, history, best_state(memory))
+        spare = train_state if owned else copied(new_state)  # the caller's own state is never donated
         train_state, owned = new_state, True
         row = {"loss": float(result.loss), **{name: float(value) for name, value in result.metrics.items()}}
         seconds = time.perf_counter() - began
@@ -188,12 +193,21 @@ def fit(
             scores = _evaluate(net, loss, train_state, validation, named, EVALUATION_BATCH)
             row |= {f"validation_{name}": score for name, score in scores.items()}
         show(row)
-        for name, value in {**row, "seconds": seconds}.items():
+        aside = {"seconds": seconds} if scale is None else {"seconds": seconds, "update_scale": float(scale)}
+        for name, value in (row | aside).items():
             history.setdefault(name, []).append(value)
-        if validation is not None and not math.isfinite(row[VALIDATION_LOSS]):
+        bad = [name for name in (VALIDATION_LOSS, keep.name) if name in row and not math.isfinite(row[name])]
+        if bad:
             step = int(train_state.step)
-            raise DivergenceError(step, (step - 1) // len(result.losses), VALIDATION_LOSS, train_state, history)
-    return Fit(train_state, history)
+            raise DivergenceError(step, (step - 1) // steps, bad[0], train_state, history, best_state(memory))
+        if diagnose:
+            measured.append(result.diagnostics)
+        if memory is not None and keep.name is not None:
+            memory = look(keep, memory, row[keep.name], train_state)
+            if stopped(memory):
+                break
+    diagnoses = tuple(point for part in jax.device_get(measured) for point in report_each(net, part))
+    return outcome(keep, memory, train_state, history, steps)._replace(diagnostics=diagnoses)
 
 
 def evaluate(
@@ -269,12 +283,14 @@ def _compiled_init(net: Layer, optimizer: Optimizer, x_spec: Any) -> Callable[[K
 
 
 @lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_epoch(*parts: Any) -> Callable[[TrainState, TrainState, DataSet], tuple[TrainState, EpochResult]]:
+def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]]:
     """The epoch, its result written into the buffers of its first argument."""
     run = epoch_program(*parts)
 
-    def training(spare: TrainState, train_state: TrainState, data: DataSet) -> tuple[TrainState, EpochResult]:
-        return run(train_state, data)
+    def training(
+        spare: TrainState, train_state: TrainState, data: DataSet, update_scale: Array | None
+    ) -> tuple[TrainState, EpochResult]:
+        return run(train_state, data, update_scale)
 
     return jax.jit(training, donate_argnums=0, keep_unused=True)
 
@@ -327,64 +343,6 @@ def _evaluate(
 ) -> dict[str, float]:
     scores = _compiled_evaluation(net, loss, batch, metrics)(train_state.params, train_state.state, data)
     return {name: float(score) for name, score in scores.items()}
-
-
-def _copy(tree: Tree) -> Tree:
-    return jax.device_put(tree, may_alias=False)
-
-
-# ---------------------------------------------------------------- divergence
-
-
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_replay(
-    net: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    batch: int,
-    _metrics: Any,
-    gradient: Gradient,
-    penalty: Any,
-    shuffle: bool,
-) -> Callable[[TrainState, DataSet], tuple[TrainState, Tree]]:
-    """The same epoch with every step guarded: it stands still at the first step that is not finite."""
-    step = train_step(net, loss, optimizer, gradient=gradient, penalty=penalty)
-
-    def replay(train_state: TrainState, data: DataSet) -> tuple[TrainState, Tree]:
-        def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
-            train_state, going = carry
-            new_state, out = step(train_state, *rows_of(data, rows))
-            watched = {"loss": out.loss, "grads": out.grads, "params": new_state.params}
-            good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), watched)
-            going = going & jnp.stack(jax.tree.leaves(good)).all()
-            kept = jax.tree.map(lambda new, old: jnp.where(going, new, old), new_state, train_state)
-            return (kept, going), good
-
-        order = epoch_order(train_state, data[0], batch, shuffle)
-        (train_state, _), good = in_batches(one, (train_state, jnp.asarray(True)), order, batch)
-        return train_state, good
-
-    return jax.jit(replay)
-
-
-def _diagnose(
-    net: Layer,
-    train_state: TrainState,
-    data: DataSet,
-    parts: tuple[Any, ...],
-    history: dict[str, list[float]],
-) -> DivergenceError:
-    """Replays the epoch, which is deterministic, to find the step and the first leaf that is not finite."""
-    first_step = int(train_state.step)
-    last_good, good = _compiled_replay(*parts)(train_state, data)
-    step = int(last_good.step) - first_step
-    flags = {"loss": good["loss"]}
-    for part in ("grads", "params"):
-        flags |= {f"{part}/{path}": flag for path, flag in ordered_leaves(net, good[part]).items()}
-    bad = [name for name, flag in flags.items() if step < len(flag) and not bool(flag[step])]
-    leaves = [name for name in bad if name != "loss"] or bad or ["the loss"]
-    batches = len(good["loss"])
-    return DivergenceError(first_step + step, (first_step + step) // batches, leaves[0], last_good, history)
 
 
 # ---------------------------------------------------------------- the progress bar

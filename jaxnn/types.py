@@ -197,13 +197,26 @@ class Fit(NamedTuple):
     """What `fit` returns.
 
     Attributes:
-        train_state: the state after the last epoch; hand it to `fit` again to go on.
+        train_state: the state after the last epoch; hand it to `fit` again to go on. Where training was stopped early
+            it is the best one, unless `restore_best=False`.
         history: one list per quantity with one float per epoch: loss, seconds, the metrics, and
-            validation_loss, validation_<metric> where there is a validation set.
+            validation_loss, validation_<metric> where there is a validation set; update_scale with `plateau`.
+        best: the state after the best epoch, where one was kept.
+        best_epoch: which one that is, counted from 1 over the whole training.
+        stopped: True where training was stopped early.
+        why: why it ended, in words.
+        monitors: what the machines remember (`stopping.Monitors`); hand it to `fit` again with the state.
+        diagnostics: a `diagnostics.Diagnosis` for each step that was measured.
     """
 
     train_state: TrainState
     history: dict[str, list[float]]
+    best: TrainState | None = None
+    best_epoch: int | None = None
+    stopped: bool = False
+    why: str = ""
+    monitors: Any = None
+    diagnostics: tuple[Any, ...] = ()
 
 
 class Tagged(NamedTuple):

@@ -15,13 +15,14 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"types"},
     {"checks"},
-    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "schedules", "stopping"},
+    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"},
     {"layers"},
     {"combinators", "optimizers"},
     {"readings"},
     {"backprop"},
+    {"diagnostics"},
     {"gradcheck", "graph", "steps"},
-    {"intake"},
+    {"divergence", "intake", "watching"},
     {"summary", "training"},
     {"plots"},
 )
@@ -44,6 +45,12 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "data": (
         {"idx", "splitting", "values"},
         {"sets"},
+        {"__init__"},
+    ),
+    "diagnostics": (
+        {"measures"},
+        {"report"},
+        {"point"},
         {"__init__"},
     ),
     "gradcheck": (

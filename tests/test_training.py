@@ -300,11 +300,11 @@ def test_fit_updates_its_state_in_place(monkeypatch):
     """The buffers set aside for the result are donated to it; the data are not."""
     spares = []
 
-    def copy(tree, keep=training._copy):
+    def copy(tree, keep=training.copied):
         spares.append(keep(tree))
         return spares[-1]
 
-    monkeypatch.setattr(training, "_copy", copy)
+    monkeypatch.setattr(training, "copied", copy)
     x, labels = jnp.asarray(X), jnp.asarray(LABELS)
     trained(3, (x, labels), train_state=start(), key=None)
     assert spares

@@ -20,17 +20,13 @@ from jaxnn.graph.terminal import columns, cut, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
 from jaxnn.jaxprs import is_float
+from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.types import Tree
 
 VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
 NOT_FINITE, SHORT = "is not finite", "has no way to go"
-# All layers share one learning rate: where a gradient is a thousand times smaller than at the output, a layer needs a
-# thousand steps for what the last one does in one, and where it is as much larger, one step destroys it.
-SMALLEST, LARGEST = 1e-3, 1e3
-DECADES = 2  # that a chart spans at least, so that a factor of 2 does not look like a collapse
 ROWS = 30  # of a chart; more are skipped in the middle
 NAME, BAR = 28, 24  # columns, at most
-BLOCKS = " ▏▎▍▌▋▊▉█"
 LOOPS = {"scan", "while"}
 
 
@@ -352,29 +348,13 @@ def _chart(flow: Flow, width: int) -> str:
     names = [row.name if row.name else "" for row in rows]
     name = min(max([*map(columns, names), len("what leaves")]), max(width - 24, 8), NAME)
     bar = max(min(BAR, width - name - 23), 0)
-    low, high = _range([stage.gradient_rms for stage in flow.groups])
+    ends = span(stage.gradient_rms for stage in flow.groups)
     lines += ["", cut(f"{pad('what leaves', name)}    values  gradients  √mean square, log scale", width)]
     for k, (row, label) in enumerate(zip(rows, names, strict=True)):
         if skipped and k == before:
             lines.append(cut(f"⋮ {skipped} more", width))
         size = row.gradient_rms
         figures = f"{_figure(row.value_rms):>8}  {_figure(size):>9}"
-        mark = "✗" if not math.isfinite(size) else _bar((_decades(size) - low) / (high - low) * bar)
+        mark = bar_of(size, ends, bar)
         lines.append(cut(f"{pad(cut(label, name), name)}  {figures}  {mark}".rstrip(), width))
     return "\n".join(lines)
-
-
-def _range(sizes: list[float]) -> tuple[float, float]:
-    """Decades from an empty bar to a full one."""
-    found = [_decades(size) for size in sizes if math.isfinite(size) and size > 0]
-    high = max(found, default=0.0)
-    return min(min(found, default=0.0), high - DECADES) - 0.1, high
-
-
-def _decades(size: float) -> float:
-    return math.log10(size) if size > 0 else -math.inf
-
-
-def _bar(length: float) -> str:
-    eighths = round(8 * max(length, 0))
-    return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()

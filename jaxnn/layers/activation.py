@@ -51,4 +51,4 @@ def activation(function: Activation) -> Layer:
         z, h = tape
         return delta * function.slope(z, h), {}
 
-    return Layer(function.name, init, forward, backward)
+    return Layer(function.name, init, forward, backward, rules=(("activation", lambda: function),))

@@ -1,0 +1,12 @@
+"""What is wrong with a network that does not train: δ, gradients, outputs and updates of each layer, and a verdict.
+
+`diagnose` looks at one point, `fit(…, diagnose=1)` once in every epoch, in the compiled epoch itself; what a step of
+one's own measures (`train_step(…, diagnose=True)`) becomes words by `report`. Each gives a `Diagnosis`, whose limits
+are named in `report`.
+"""
+
+from jaxnn.diagnostics.measures import Measures
+from jaxnn.diagnostics.point import diagnose
+from jaxnn.diagnostics.report import Diagnosis, Finding, LayerRow, over_time, report, report_each
+
+__all__ = ["diagnose", "report", "report_each", "over_time", "Diagnosis", "Finding", "LayerRow", "Measures"]

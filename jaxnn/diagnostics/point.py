@@ -1,0 +1,90 @@
+"""The health of a network at one point: for fresh parameters, before any training, or for trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.backprop import backprop
+from jaxnn.checks import as_key
+from jaxnn.diagnostics.measures import HEALTH, Measures, instrumented, measures
+from jaxnn.diagnostics.report import Diagnosis, report
+from jaxnn.types import Array, Key, Layer, Loss, Optimizer, Params, Penalty, State, Tree
+
+CACHED_PROGRAMS = 64  # compiled programs kept
+
+
+def diagnose(
+    net: Layer,
+    loss: Loss,
+    params: Params,
+    state: State,
+    x: Tree,
+    target: Tree,
+    *,
+    rng: Key | int | None = None,
+    weights: Array | None = None,
+    penalty: Penalty | None = None,
+    optimizer: Optimizer | None = None,
+    opt_state: Any = None,
+    train: bool = True,
+    initial: bool = False,
+) -> Diagnosis:
+    """Whether δ vanishes or explodes on its way back, the outputs on their way, and which units are dead or saturated.
+
+    One forward and backward pass over one batch; nothing is changed. `print` shows the verdict, the figures that it
+    rests on, and a row for each layer.
+
+    Args:
+        net: the network.
+        loss: a Loss record.
+        params: its parameters.
+        state: its state.
+        x: a batch [N, …], or a tree of such.
+        target: as the loss wants it.
+        rng: a key or a seed, for layers that are random in training.
+        weights: [N] of the examples; 1 by default.
+        penalty: a Penalty record; becomes part of the gradients.
+        optimizer: whose updates are compared with the weights; without one they are left out.
+        opt_state: its state; by default that before the first step.
+        train: whether layers behave as in training.
+        initial: True for fresh parameters: a single layer with too large an initial scale is found as well.
+
+    Raises:
+        ValueError: as `backprop`.
+
+    Source: Hochreiter (1991); Bengio, Simard & Frasconi (1994); Glorot & Bengio (2010).
+
+    >>> from jaxnn import losses, mlp, sigmoid
+    >>> net = mlp([30] * 10 + [10], sigmoid)
+    >>> params, state = net.init(jax.random.key(0), (784,))
+    >>> x, labels = jnp.ones((16, 784)), jnp.arange(16) % 10
+    >>> found = diagnose(net, losses.softmax_cross_entropy, params, state, x, labels, initial=True)
+    >>> found.verdict, found.findings[0].path
+    ('vanishing', 'dense_0')
+    """
+    run = _compiled(net, loss, penalty, optimizer, bool(train), opt_state is None)
+    key = None if rng is None else as_key(rng)
+    return report(net, run(params, state, x, target, key, weights, opt_state), initial=initial)
+
+
+@lru_cache(maxsize=CACHED_PROGRAMS)
+def _compiled(
+    net: Layer, loss: Loss, penalty: Penalty | None, optimizer: Optimizer | None, train: bool, fresh: bool
+) -> Callable[..., Measures]:
+    differentiate = backprop(instrumented(net), loss, read=(HEALTH,), penalty=penalty, train=train)
+
+    def diagnosis(
+        params: Params, state: State, x: Tree, target: Tree, rng: Key | None, weights: Array | None, opt_state: Any
+    ) -> Measures:
+        out = differentiate(params, state, x, target, rng=rng, weights=weights)
+        updates = None
+        if optimizer is not None:
+            updates, _ = optimizer.update(out.grads, optimizer.init(params) if fresh else opt_state, params)
+        return measures(net, out.readings[HEALTH.name], params, out.grads, updates, jnp.int32(-1))
+
+    return jax.jit(diagnosis)

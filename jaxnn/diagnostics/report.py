@@ -1,0 +1,322 @@
+"""What the measures of a step say: a row for each layer, a verdict in words, and the figures it rests on."""
+
+from __future__ import annotations
+
+import math
+import operator
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnn.diagnostics.measures import Measures, is_loop, places
+from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
+from jaxnn.types import Layer
+
+NOT_FINITE, EXPLODING, VANISHING, DEAD, SATURATED, HEALTHY = (
+    "not finite", "exploding", "vanishing", "dead", "saturated", "healthy",
+)  # fmt: skip
+# Half of a layer: independent units of mean 0 are silent for 10 examples by chance 2⁻¹⁰, and networks that learn well
+# keep some dead units, but a layer that has lost half of them has lost half of its width.
+MOST_DEAD = 0.5
+# Likewise: σ(z) of z ~ N(0, 1) is flat for 1 in 80,000 entries of a sigmoid and 1 in 35 of a tanh.
+MOST_SATURATED = 0.5
+# He's initialisation multiplies the scale of a layer's input by √2, Glorot's and LeCun's by at most that; N(0, 1) by
+# the root of the number of inputs. A trained layer may do more, so this is asked of fresh parameters alone.
+LARGEST_GAIN = 5.0
+ROWS = 40  # of a table; more are skipped in the middle
+NAME, BAR = 26, 16  # columns, at most
+
+
+class LayerRow(NamedTuple):
+    """A layer of a network in one step; sizes are root mean squares, None where there is nothing of the kind.
+
+    Attributes:
+        path: its place in parameters, "residual_0/dense_1"; with "[i]" for pass i of a `repeat` or `share`.
+        kind: "dense".
+        output: of what it gives out.
+        delta: of δ = ∂(Σ wₙCₙ)/∂(its output).
+        weight: of its parameters, all leaves together.
+        gradient: of ∂C/∂(its parameters), penalty included.
+        ratio: of what the optimizer adds to the parameters, over that of the parameters; about 1e-3 is usual.
+        gain: of its output, over that of its input; where it has a matrix of weights.
+        dead: of a rectifier, the share of units whose slope is 0 for every example of the batch.
+        saturated: of another activation, the share of entries with a slope below 1/20 of that at 0.
+    """
+
+    path: str
+    kind: str
+    output: float | None
+    delta: float | None
+    weight: float | None
+    gradient: float | None
+    ratio: float | None
+    gain: float | None
+    dead: float | None
+    saturated: float | None
+
+
+class Finding(NamedTuple):
+    """Something that is wrong, at which layer, and the figures that say so."""
+
+    verdict: str
+    path: str
+    why: str
+
+
+class Diagnosis(NamedTuple):
+    """The health of a network in one step; `print` shows a verdict and a table.
+
+    Attributes:
+        verdict: "not finite", "exploding", "vanishing", "dead", "saturated" or "healthy": the first of the findings.
+        findings: all that is wrong, the gravest first; () for a healthy network.
+        layers: a row for each leaf layer, from the first to the last.
+        step: the step of training, counted from 0; None where none was taken.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    layers: tuple[LayerRow, ...]
+    step: int | None
+
+    @property
+    def ok(self) -> bool:
+        """True for a healthy network."""
+        return self.verdict == HEALTHY
+
+    def __str__(self) -> str:
+        return _table(self, shutil.get_terminal_size().columns)
+
+
+def report(net: Layer, measures: Measures, *, initial: bool = False) -> Diagnosis:
+    """What the measures of one step say of a network.
+
+    δ and the outputs are compared at the layers with parameters: δ with that at the last of them, the outputs with
+    that at the first. The network is vanishing or exploding where one is 1,000 times smaller or larger, dead or
+    saturated where half of a layer is.
+
+    Args:
+        net: the network.
+        measures: of one step of one network: of several, take one with `jax.tree.map(lambda leaf: leaf[i], …)`.
+        initial: whether the parameters are fresh; then a layer that multiplies the scale of its input by more than 5
+            is exploding as well.
+
+    Raises:
+        ValueError: if the measures are of several steps, or of another network.
+
+    >>> from jaxnn import losses, mlp, sgd, train_step, init_train_state
+    >>> net, rate = mlp([3, 1]), sgd(0.1)
+    >>> step = train_step(net, losses.mse, rate, diagnose=True)
+    >>> _, out = step(init_train_state(net, rate, 0, (2,)), np.ones((4, 2), "f"), np.ones((4, 1), "f"))
+    >>> report(net, out.readings["diagnostics"]).verdict
+    'healthy'
+    """
+    rows = tuple(_rows(net, measures))
+    findings = tuple(_findings(rows, initial))
+    step = int(np.asarray(measures.step))
+    return Diagnosis(findings[0].verdict if findings else HEALTHY, findings, rows, None if step < 0 else step)
+
+
+def report_each(net: Layer, measures: Measures) -> tuple[Diagnosis, ...]:
+    """`report` of each of several steps, [steps] in every leaf, as an epoch measures them.
+
+    Raises:
+        ValueError: as `report`.
+
+    >>> from jaxnn import losses, mlp, sgd, train_epoch, init_train_state
+    >>> net, rate, x = mlp([3, 1]), sgd(0.1), np.ones((12, 2), "f")
+    >>> epoch = train_epoch(net, losses.mse, rate, batch_size=2, diagnose=2)
+    >>> _, result = epoch(init_train_state(net, rate, 0, (2,)), x, x[:, :1])
+    >>> [found.step for found in report_each(net, result.diagnostics)]
+    [2, 5]
+    """
+    if np.ndim(measures.step) != 1:
+        raise ValueError(f"diagnostics.report_each: expects measures of [steps], got {np.shape(measures.step)}")
+    host = jax.tree.map(np.asarray, measures)
+    return tuple(report(net, jax.tree.map(operator.itemgetter(i), host)) for i in range(len(host.step)))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _rows(net: Layer, measures: Measures) -> Iterator[LayerRow]:
+    """Rows in the order in which the layers run, each pass of a loop apart."""
+    found = {"/".join(path): loops for path, _, loops in places(net)}
+    if set(found) != set(measures.layers):
+        raise ValueError("diagnostics.report: the measures are those of another network")
+    if np.ndim(measures.step):
+        raise ValueError(
+            f"diagnostics.report: expects the measures of one step, got those of {np.shape(measures.step)}: take one "
+            "with jax.tree.map(lambda leaf: leaf[i], measures)"
+        )
+    host = jax.tree.map(np.asarray, measures)
+    for path, layer, index in _passes(net, host, (), ()):
+        name = "/".join(path)
+        of_params = tuple(i for i, stacked in zip(index, found[name], strict=True) if stacked)
+        entry = {key: float(value[index]) for key, value in host.layers[name].items()}
+        entry |= {key: float(value[of_params]) for key, value in host.params.get(name, {}).items()}
+        gain = entry["output"] / entry["input"] if entry.get("input") and "output" in entry else None
+        given = {key: entry.get(key) for key in ("output", "delta", "weight", "gradient", "ratio", "dead", "saturated")}
+        yield LayerRow(name + "".join(f"[{i}]" for i in index), layer.kind, gain=gain, **given)
+
+
+def _passes(net: Layer, host: Any, path: tuple[str, ...], index: tuple[int, ...]) -> Iterator[Any]:
+    if net.rebuild is None:
+        yield path, net, index
+    times: Sequence[tuple[int, ...]] = [()]
+    if is_loop(net):
+        below = ["/".join((*path, *place)) for place, _, _ in places(net)]
+        sizes = [value.shape[len(index)] for name in below for value in host.layers[name].values()]
+        times = [(i,) for i in range(sizes[0] if sizes else 1)]
+    for one in times:
+        for name, child in zip(net.child_names, net.children, strict=True):
+            yield from _passes(child, host, (*path, name) if name else path, (*index, *one))
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def _findings(rows: Sequence[LayerRow], initial: bool) -> Iterator[Finding]:
+    sizes = [(row.path, what, value) for row in rows for what, value in _figures(row)]
+    bad = [(path, what) for path, what, value in sizes if not math.isfinite(value)]
+    if bad:
+        path, what = bad[0]
+        more = f", and {len(bad) - 1} more figures" if len(bad) > 1 else ""
+        yield Finding(NOT_FINITE, path, f"the {what} of {path or 'the layer'} is not finite{more}")
+    stations = [row for row in rows if row.weight is not None]
+    found = [*_drift(stations, "δ", -1), *_drift(stations, "outputs", 0)]
+    gains = [row for row in stations if row.gain is not None and math.isfinite(row.gain)]
+    if initial and gains:
+        worst = max(gains, key=lambda row: row.gain or 0.0)
+        if (worst.gain or 0.0) > LARGEST_GAIN:
+            why = f"{worst.path} multiplies the scale of its input by {_figure(worst.gain)}, limit {LARGEST_GAIN:g}"
+            found.append(Finding(EXPLODING, worst.path, f"{why}: its initial scale is too large"))
+    yield from (one for verdict in (EXPLODING, VANISHING) for one in found if one.verdict == verdict)
+    yield from _idle([(row, row.dead) for row in rows], DEAD, MOST_DEAD, "of its units are 0 for the whole batch")
+    flat = [(row, row.saturated) for row in rows]
+    yield from _idle(flat, SATURATED, MOST_SATURATED, "of its outputs are where the slope is below 1/20 of that at 0")
+
+
+def _figures(row: LayerRow) -> Iterator[tuple[str, float]]:
+    named = (("output", row.output), ("δ", row.delta), ("weight", row.weight), ("gradient", row.gradient))
+    yield from ((what, value) for what, value in named if value is not None)
+
+
+def _drift(stations: Sequence[LayerRow], what: str, reference: int) -> Iterator[Finding]:
+    """Where a size is far smaller or larger than at the layer it is held against."""
+    sizes = [(row, row.delta if what == "δ" else row.output) for row in stations]
+    known = [(row, size) for row, size in sizes if size is not None and math.isfinite(size)]
+    if len(known) < 2 or not known[reference][1]:
+        return
+    beside, unit = known[reference]
+    pick = {VANISHING: min(known, key=lambda pair: pair[1]), EXPLODING: max(known, key=lambda pair: pair[1])}
+    for verdict, (row, size) in pick.items():
+        factor = size / unit
+        if factor < SMALLEST if verdict == VANISHING else factor > LARGEST:
+            limit = SMALLEST if verdict == VANISHING else LARGEST
+            apart = abs(stations.index(row) - stations.index(beside))
+            figures = f"{_figure(unit)} at {beside.path} and {_figure(size)} at {row.path}"
+            verb = "is" if what == "δ" else "are"
+            over = f"× {_figure(factor)} over {apart} layer{'s' * (apart != 1)} (limit {limit:g})"
+            yield Finding(verdict, row.path, f"{what} {verb} {figures}, {over}")
+
+
+def _idle(shares: Sequence[tuple[LayerRow, float | None]], verdict: str, most: float, what: str) -> Iterator[Finding]:
+    """The layer with the largest share, and how many others are above the limit."""
+    over = [(row, share) for row, share in shares if share is not None and share >= most]
+    if over:
+        row, share = max(over, key=lambda pair: pair[1])
+        others = f"; {len(over) - 1} more layers" if len(over) > 2 else "; 1 more layer" if len(over) == 2 else ""
+        yield Finding(verdict, row.path, f"in {row.path}, {share:.0%} {what} (limit {most:.0%}){others}")
+
+
+# ---------------------------------------------------------------- text
+
+
+def _figure(x: float | None) -> str:
+    if x is None:
+        return ""
+    return f"{x:.3g}" if 1e-2 <= abs(x) < 1e4 or x == 0 or not math.isfinite(x) else f"{x:.1e}"
+
+
+def _table(diagnosis: Diagnosis, width: int) -> str:
+    """The verdict, and a row for each layer with a bar for δ, its length the logarithm."""
+    rows = diagnosis.layers
+    at = "" if diagnosis.step is None else f" at step {diagnosis.step}"
+    lines = textwrap.wrap(f"{diagnosis.verdict}{at}: {_headline(diagnosis)}", width)
+    for finding in diagnosis.findings[1:]:
+        lines += textwrap.wrap(f"{finding.verdict}: {finding.why}", width, initial_indent="and ")
+    before = (ROWS + 1) // 2
+    skipped = max(len(rows) - ROWS, 0)
+    shown = [*rows[:before], *rows[before + skipped :]] if skipped else list(rows)
+    ends = span(row.delta for row in rows if row.delta is not None)
+    name = min(max([len("layer"), *(len(row.path) for row in shown)]), NAME)
+    idle = [_share(row) for row in shown]
+    rest = name + 44 + max([0, *(len(text) + 2 for text in idle)])
+    room = max(min(BAR, width - rest), 4)
+    titles = ("output", "gradient", "update", "δ")
+    lines += ["", f"{'layer':<{name}}" + "".join(f"  {title:>8}" for title in titles)]
+    for k, (row, share) in enumerate(zip(shown, idle, strict=True)):
+        if skipped and k == before:
+            lines.append(f"⋮ {skipped} more")
+        sizes = (row.output, row.gradient, row.ratio, row.delta)
+        mark = "" if row.delta is None else bar_of(row.delta, ends, room)
+        label = row.path if len(row.path) <= name else "…" + row.path[1 - name :]
+        figures = "".join(f"  {_figure(size):>8}" for size in sizes)
+        lines.append(f"{label:<{name}}{figures}  {mark:<{room}}  {share}".rstrip())
+    lines += ["", "root mean squares; update is over the weights'; the bar is log δ"]
+    return "\n".join(lines)
+
+
+def over_time(points: Sequence[Diagnosis]) -> str:
+    """The diagnoses of a training as a table, a line for each: verdict, extremes of δ and outputs, the idlest layer.
+
+    >>> print(over_time([Diagnosis("healthy", (), (), 9)]))
+    step  verdict  δ  outputs  updates  idle
+       9  healthy
+    """
+    titles = ("step", "verdict", "δ", "outputs", "updates", "idle")
+    cells: list[tuple[str, ...]] = [titles]
+    for point in points:
+        stations = [row for row in point.layers if row.weight is not None]
+        extremes = [_range([getattr(row, of) for row in stations]) for of in ("delta", "output", "ratio")]
+        idlest = max(point.layers, key=lambda row: max(row.dead or 0.0, row.saturated or 0.0), default=None)
+        idle = f"{_share(idlest)} in {idlest.path}" if idlest is not None and _share(idlest) else ""
+        cells.append(("" if point.step is None else str(point.step), point.verdict, *extremes, idle))
+    widths = [max(len(line[i]) for line in cells) for i in range(len(titles))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{size}}" if i == 0 else f"{cell:<{size}}"
+            for i, (cell, size) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
+
+
+def _range(sizes: Sequence[float | None]) -> str:
+    known = [size for size in sizes if size is not None]
+    return f"{_figure(min(known))} to {_figure(max(known))}" if known else ""
+
+
+def _headline(diagnosis: Diagnosis) -> str:
+    """The first finding, or of a healthy network the figures that could have been one."""
+    if diagnosis.findings:
+        return diagnosis.findings[0].why
+    stations = [row for row in diagnosis.layers if row.weight is not None]
+    ranges = {"δ": _range([row.delta for row in stations]), "outputs": _range([row.output for row in stations])}
+    parts = [f"{what} from {figures}" for what, figures in ranges.items() if figures]
+    for what in ("dead", "saturated"):
+        known = [share for share in (getattr(row, what) for row in diagnosis.layers) if share is not None]
+        if known:
+            parts.append(f"at most {max(known):.0%} of a layer {what}")
+    return ", ".join(parts) or "nothing to judge by"
+
+
+def _share(row: LayerRow) -> str:
+    for what, share in (("dead", row.dead), ("saturated", row.saturated)):
+        if share is not None:
+            return f"{share:.0%} {what}"
+    return ""

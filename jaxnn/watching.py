@@ -1,0 +1,139 @@
+"""The watch that `fit` keeps from the host: state machines that read a figure of each epoch, and the best state.
+
+The machines are those of `stopping`, compiled once into one small program. The best state is copied when there is a
+better one, because an epoch writes its result into the memory of an older state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
+from jaxnn.types import Array, Fit, TrainState, Tree
+
+CACHED_PROGRAMS = 64  # compiled programs kept
+
+
+class Watch(NamedTuple):
+    """What is watched in a training, by which machines; `name` is None where nothing is."""
+
+    name: str | None
+    stopping: Monitor | None
+    plateau: Monitor | None
+    best: Monitor | None
+    restore: bool
+
+
+def watch_of(
+    name: str | None,
+    figures: tuple[str, ...],
+    stopping: Monitor | None,
+    plateau: Monitor | None,
+    best: Monitor | None,
+    restore_best: bool,
+) -> Watch:
+    """The watch that `fit` was asked for; figures are the names that the history will have, the default one last.
+
+    Raises ValueError for a name that is none of them, or that nothing reads, and TypeError for what is no machine.
+    """
+    for what, machine in (("stopping", stopping), ("plateau", plateau), ("best", best)):
+        if machine is not None and not isinstance(machine, Monitor):
+            hint = f"; a factory needs its parentheses, {machine.__name__}(…)" if callable(machine) else ""
+            raise TypeError(f"fit: {what} must be a machine of jaxnn.stopping, got {machine!r}{hint}")
+    if stopping is not None and best is None and restore_best:
+        best = keep_best(stopping.maximise)
+    if (stopping, plateau, best) == (None, None, None):
+        if name is not None:
+            raise ValueError(f"fit: watch={name!r}, but nothing reads it: give stopping, plateau or best")
+        return Watch(None, None, None, None, False)
+    if name is not None and name not in figures:
+        raise ValueError(f"fit: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
+    together(stopping, plateau, best)  # refuses machines that differ in what is better
+    return Watch(name or figures[-1], stopping, plateau, best, restore_best)
+
+
+def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
+    """What the machines remember before the first epoch: what is given, and nothing where they are new."""
+    if monitors is not None and not isinstance(monitors, Monitors):
+        raise TypeError(f"fit: monitors must be Monitors, as in fit(...).monitors, got {type(monitors).__name__}")
+    if watch.name is None:
+        if monitors is not None:
+            raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or best as before")
+        return None
+    fresh = _compiled(watch.stopping, watch.plateau, watch.best)[0]()
+    given = monitors or Monitors()
+    return Monitors(
+        None if fresh.stopping is None else given.stopping or fresh.stopping,
+        None if fresh.plateau is None else given.plateau or fresh.plateau,
+        None if fresh.best is None else given.best or fresh.best,
+    )
+
+
+def look(watch: Watch, monitors: Monitors, figure: float, train_state: TrainState) -> Monitors:
+    """The machines after another epoch; its state is copied if it is the best so far."""
+    kept = monitors.best
+    bare = monitors if kept is None else monitors._replace(best=Best(kept.metric, ()))
+    new, decision = _compiled(watch.stopping, watch.plateau, watch.best)[1](bare, figure)
+    if kept is None or new.best is None:
+        return new
+    return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else kept.params))
+
+
+@lru_cache(maxsize=CACHED_PROGRAMS)
+def _compiled(*machines: Any) -> tuple[Callable[[], Monitors], Callable[[Monitors, Any], tuple[Monitors, Decision]]]:
+    """`together`, without the parameters, which the host keeps."""
+    machine = together(*machines)
+
+    def first_watch() -> Monitors:
+        return machine.init(())
+
+    def watching(monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
+        return machine.update(monitors, figure, ())
+
+    return jax.jit(first_watch), jax.jit(watching)
+
+
+def copied(tree: Tree) -> Tree:
+    """The tree in memory of its own, which no donation reaches."""
+    return jax.device_put(tree, may_alias=False)
+
+
+def stopped(monitors: Monitors | None) -> bool:
+    """True once training should have stopped."""
+    return monitors is not None and monitors.stopping is not None and bool(monitors.stopping.stopped)
+
+
+def best_state(monitors: Monitors | None) -> TrainState | None:
+    """The best state so far, where one is kept."""
+    kept = None if monitors is None or monitors.best is None else monitors.best.params
+    return kept if isinstance(kept, TrainState) else None
+
+
+def outcome(
+    watch: Watch,
+    monitors: Monitors | None,
+    train_state: TrainState,
+    history: dict[str, list[float]],
+    steps: int,
+) -> Fit:
+    """What a training gives back, the best state restored where it was stopped early; steps are those of an epoch."""
+    epochs = len(history.get("loss", ()))
+    best = best_state(monitors)
+    best_epoch = None if best is None else int(best.step) // steps
+    early = stopped(monitors)
+    why = f"all {epochs} epochs were run" if epochs != 1 else "the one epoch was run"
+    if early and monitors is not None and monitors.stopping is not None:
+        waited = int(monitors.stopping.waited)
+        why = f"{watch.name} had not improved for {waited} epoch{'s' * (waited != 1)}"
+        if not epochs:
+            why = f"training had stopped before, {why}: no epoch was run"
+        if best_epoch is not None and monitors.best is not None:
+            why += f"; the best, {float(monitors.best.metric):.6g}, was that of epoch {best_epoch}"
+        if best is not None and watch.restore:
+            train_state = best
+            why += ", whose state was restored"
+    return Fit(train_state, history, best, best_epoch, early, why, monitors)
