@@ -165,4 +165,18 @@ LOSS_CASES = (
         (Kink([[0.0, 1.0], [0.0, 1.0]], [[0.5, 0.5], [0.0, 2.0]], [[-BIG / 2, -0.5], [0.0, -2.0]]),),
         classes=True,
     ),
+    LossCase(
+        "label_smoothing",
+        losses.label_smoothing(0.25),
+        _labels,
+        (Kink([[1.0, 1.0], [0.0, 200.0]], [0, 0], [[-0.375, 0.375], [-0.875, 0.875]]),),
+        classes=True,
+    ),
+    LossCase(
+        "label_smoothing, distribution",
+        losses.label_smoothing(0.25),
+        _distributions,
+        (Kink([[1.0, 1.0]], [[0.5, 1.5]], [[0.375, -0.375]]), Kink([[1.0, 1.0]], [[0.0, 0.0]], [[0.0, 0.0]])),
+        classes=True,
+    ),
 )

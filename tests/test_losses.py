@@ -23,6 +23,8 @@ DIFFERENCES = 1e-6  # against central differences of step STEP in float64
 STEP = 1e-6
 FUSED = 1e-6  # a compiled program may round otherwise than the same operations one by one
 
+FACTORIES = {"huber", "label_smoothing"}
+
 cases = pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
 KEY = 0
 
@@ -70,6 +72,10 @@ REFERENCES = {
     "multiclass_hinge": lambda y, t: sum(max(0, y[i] - y[t] + 1) for i in range(len(y)) if i != t),
     "softmax_cross_entropy": lambda z, t: -np.log(_softmax(z)[t]),
     "softmax_cross_entropy, distribution": lambda z, t: -sum(t * np.log(_softmax(z))),
+    "label_smoothing": lambda z, t: -0.75 * np.log(_softmax(z)[t]) - 0.25 * np.mean([np.log(p) for p in _softmax(z)]),
+    "label_smoothing, distribution": lambda z, t: sum(
+        t[i] * REFERENCES["label_smoothing"](z, i) for i in range(len(z))
+    ),
     "cross_entropy": lambda p, t: -np.log(p[t]),
     "cross_entropy, distribution": lambda p, t: -sum(t * np.log(p)),
 }
@@ -211,25 +217,27 @@ def test_check_accepts_what_is_right(case: LossCase) -> None:
 
 
 def test_every_public_loss_is_in_the_table() -> None:
-    records = [getattr(losses, name) for name in losses.__all__ if name != "huber"]
-    assert {record.name for record in records} == set(losses.__all__) - {"huber"}
+    records = [getattr(losses, name) for name in losses.__all__ if name not in FACTORIES]
+    assert {record.name for record in records} == set(losses.__all__) - FACTORIES
     assert {case.loss.name for case in LOSS_CASES} == set(losses.__all__)
-    public = {name for name, item in vars(losses).items() if isinstance(item, Loss)} | {"huber"}
+    public = {name for name, item in vars(losses).items() if isinstance(item, Loss)} | FACTORIES
     assert public == set(losses.__all__)
     assert all(name in losses.__doc__ for name in losses.__all__)
 
 
 def test_help_shows_the_formulas_of_the_table() -> None:
     """`help(losses.mse)`, as `losses.mse?` in a notebook: what the module's table says, the shapes and the source."""
-    rows = dict(line.split(maxsplit=1) for line in losses.__doc__.splitlines() if line.startswith("    "))
+    lines = [line.split(maxsplit=1) for line in losses.__doc__.splitlines() if line.startswith("    ")]
+    rows = {name.partition("(")[0]: row for name, row in lines}
     for case in LOSS_CASES:
         loss, text = case.loss, pydoc.render_doc(case.loss, renderer=pydoc.plaintext)
-        value, delta, _ = re.split(" {2,}", rows["huber(d)" if loss.name == "huber" else loss.name])
+        value, delta, _ = re.split(" {2,}", rows[loss.name])
         for part in (f"C = {value}, δ = {delta.removesuffix(', else 0')}", "Shapes: ", "Target: ", "Source: "):
             assert part in text, f"{part!r} is not in {text}"
         assert repr(loss).startswith(f"<Loss {loss.name}: C = {value}")
     assert "Attributes:" in pydoc.render_doc(Loss, renderer=pydoc.plaintext)
     assert "d = 0.25" in repr(losses.huber(0.25))
+    assert "α = 0.25" in repr(losses.label_smoothing(0.25))
 
 
 def test_help_of_a_loss_of_ones_own() -> None:
@@ -423,6 +431,44 @@ def test_huber_refuses_what_is_no_number(delta: Any) -> None:
         losses.huber(delta)
 
 
+# ---------------------------------------------------------------- smoothed labels
+
+
+def test_smoothing_of_rows_that_sum_to_one_is_that_of_optax() -> None:
+    optax = pytest.importorskip("optax", reason="optax is the independent reference here")
+    z, rows = jax.random.normal(jax.random.key(6), (5, 4)), jax.nn.softmax(jax.random.normal(jax.random.key(7), (5, 4)))
+    for alpha in (0.0, 0.1, 1.0):
+        theirs = lambda z, alpha=alpha: optax.softmax_cross_entropy(z, optax.smooth_labels(rows, alpha))
+        value, delta, _ = compiled(losses.label_smoothing(alpha))(z, rows)
+        assert worst(value, theirs(z)) <= F32
+        assert worst(delta, jax.grad(lambda z: theirs(z).sum())(z)) <= F32
+
+
+def test_smoothing_mixes_two_cross_entropies() -> None:
+    """C = (1−α)·C(t) + α·C(uniform); none is softmax_cross_entropy to the bit, and δ is 0 where the docs say."""
+    z, labels = jax.random.normal(jax.random.key(8), (6, 5)), jnp.array([0, 4, 2, 1, 3, 3])
+    uniform = jnp.full((6, 5), 0.2)
+    for route in ("value", "delta"):
+        hard, even, none, tenth = (
+            getattr(loss, route)(z, target)
+            for loss, target in (
+                (CE, labels), (CE, uniform), (losses.label_smoothing(0), labels), (losses.label_smoothing(0.1), labels)
+            )
+        )  # fmt: skip
+        np.testing.assert_array_equal(none, hard)
+        assert worst(tenth, 0.9 * hard + 0.1 * even) <= FUSED
+    best = jnp.array([[math.log(1 + 5 * 0.9 / 0.1), 0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(losses.label_smoothing(0.1).delta(best, jnp.array([0])), np.zeros((1, 5)), atol=1e-7)
+
+
+def test_equal_smoothings_are_one_record() -> None:
+    assert losses.label_smoothing() is losses.label_smoothing(smoothing=0.1)
+    assert losses.label_smoothing(0.2) is not losses.label_smoothing(0.1)
+    for bad, error in ((-0.1, ValueError), (1.1, ValueError), (math.nan, ValueError), ("0.1", TypeError)):
+        with pytest.raises(error, match=r"losses\.label_smoothing: smoothing must be"):
+            losses.label_smoothing(bad)
+
+
 # ---------------------------------------------------------------- bad shapes and dtypes: refused always
 
 
@@ -469,6 +515,7 @@ MISFITS = (
         losses.multiclass_hinge, (8, 3), (8, 3), jnp.float32, "got one-hot float32: use jnp.argmax(target, axis=-1)"
     ),
     Misfit(CE, (8, 3), (8, 1), jnp.int32, "use target[:, 0]"),
+    Misfit(losses.label_smoothing(), (8, 3), (8,), jnp.float32, "use target.astype('int32')"),
     Misfit(CE, (8, 5, 3), (8, 5, 1), jnp.int32, "use target[..., 0]"),
     Misfit(CE, (8, 5, 3), (8,), jnp.int32, "integer labels (8, 5) or distributions (8, 5, 3) are meant"),
     Misfit(CE, (8, 3), (8, 4), jnp.float32, "integer labels (8,) or distributions (8, 3) are meant"),
@@ -527,6 +574,7 @@ WRONG = {
         [[1.0, 0.0, 0.0], [0.0, math.inf, 0.0], [0.0, 0.0, 1.0]],
         "not ≥ 0 and finite",
     ),
+    "smoothed label": Wrong(losses.label_smoothing(), [0, 1, 2], [0, 3, 2], "losses.label_smoothing: 1 of 3"),
     "NaN weight": Wrong(
         CE,
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
@@ -554,7 +602,7 @@ WRONG = {
 @pytest.mark.parametrize("bad", WRONG.values(), ids=WRONG.keys())
 def test_values_that_cannot_be_right_give_nan_for_their_example(bad: Wrong) -> None:
     right, wrong = jnp.asarray(bad.right), jnp.asarray(bad.wrong)
-    by_class = bad.loss.name in ("softmax_cross_entropy", "cross_entropy", "multiclass_hinge")
+    by_class = bad.loss.name in ("softmax_cross_entropy", "label_smoothing", "cross_entropy", "multiclass_hinge")
     shape = (*right.shape, bad.classes) if by_class and jnp.issubdtype(right.dtype, jnp.integer) else right.shape
     prediction = jax.random.uniform(jax.random.key(4), shape)  # good as probabilities and as logits
     for dirty, clean in zip(compiled(bad.loss)(prediction, wrong), compiled(bad.loss)(prediction, right), strict=True):
@@ -625,6 +673,9 @@ def test_values_and_gradients_of_optax() -> None:
         "sigmoid_binary_cross_entropy": lambda y, t: optax.sigmoid_binary_cross_entropy(y, t).sum(-1),
         "softmax_cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
         "softmax_cross_entropy, distribution": optax.softmax_cross_entropy,
+        "label_smoothing": lambda z, t: optax.softmax_cross_entropy(
+            z, optax.smooth_labels(jax.nn.one_hot(t, z.shape[-1]), 0.25)
+        ),
     }
     with jax.enable_x64(True):
         for name, theirs in pairs.items():

@@ -14,7 +14,7 @@ from loss_cases import LOSS_CASES
 
 from jaxnn import Layer, autodiff, autodiff_twin, backprop, dense, map_layers, mlp, residual, serial, tanh
 from jaxnn.combinators import leaf_layers
-from jaxnn.losses import mse
+from jaxnn.losses import mse, softmax_cross_entropy
 
 ROWS = {case.name: case for case in CASES}
 
@@ -247,6 +247,11 @@ WRONG_DELTAS = {
     "softmax_cross_entropy": {
         "softmax for softmax − t": lambda y, t, d: jax.nn.softmax(y),
         "averaged over the batch twice": lambda y, t, d: d / y.shape[0],
+    },
+    "label_smoothing": {
+        "labels as they are": lambda y, t, d: softmax_cross_entropy.delta(y, t),
+        "share of the others forgotten": lambda y, t, d: d + 0.25 / y.shape[-1],
+        "α for α/K": lambda y, t, d: d - 0.25 + 0.25 / y.shape[-1],
     },
 }
 

@@ -15,11 +15,13 @@ prediction, is ∂Cₙ/∂(predictionₙ); `check(prediction, target)` looks at 
     binary_cross_entropy          −Σ t·log p + (1−t)·log(1−p)            (1−t)/(1−p) − t/p          in [0, 1]
     multiclass_hinge              Σ_{i≠t} max(0, yᵢ−y_t+1)               aᵢ − [i=t]·Σa              labels
     softmax_cross_entropy         Σ tᵢ·(log Σ exp z − zᵢ)                softmax(z)·Σt − t          classes
+    label_smoothing(α)            Σ t′ᵢ·(log Σ exp z − zᵢ)               softmax(z)·Σt − t′         classes
     cross_entropy                 −Σ tᵢ·log pᵢ                           −tᵢ/pᵢ                     classes
 
 Shapes: the first eight compare entry by entry, prediction and target [N], [N, D] or [N, T, D]; mean and Σ run
-over D, an axis that [N] lacks. The last three take a prediction [N, K] or [N, T, K] with integer labels [N] or
+over D, an axis that [N] lacks. The last four take a prediction [N, K] or [N, T, K] with integer labels [N] or
 [N, T] in 0…K−1; "classes" may also be distributions, floats of the prediction's shape. Over T, always the mean.
+A smoothed target is t′ = (1−α)t + α·Σt/K.
 
 Kinks: |e|′(0) = 0, a hinge at margin 1 has slope 0, and `jax.grad` of a value gives the same there. Probabilities
 are clipped at their type's smallest normal number, in value and δ alike: both stay finite at p = 0.
@@ -39,7 +41,7 @@ are meant. Shapes and dtypes that do not fit raise ValueError, under `jit` too.
 Letters: N batch, T time, D features, K classes; y prediction, p probability, z logit, t target, e = y − t.
 """
 
-from jaxnn.losses.classwise import cross_entropy, multiclass_hinge, softmax_cross_entropy
+from jaxnn.losses.classwise import cross_entropy, label_smoothing, multiclass_hinge, softmax_cross_entropy
 from jaxnn.losses.entrywise import (
     binary_cross_entropy,
     half_squared_error,
@@ -63,4 +65,5 @@ __all__ = [
     "multiclass_hinge",
     "cross_entropy",
     "softmax_cross_entropy",
+    "label_smoothing",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -148,3 +149,42 @@ softmax_cross_entropy = _classwise(
     slope=lambda z, t, total: jax.nn.softmax(z, axis=-1) * total - t,
     soft=True,
 )
+
+
+@cache
+def _label_smoothing(smoothing: float) -> Loss:
+    def smoothed(t: Array, total: Array | float) -> Array:
+        return (1 - smoothing) * t + smoothing / t.shape[-1] * total
+
+    return _classwise(
+        "label_smoothing",
+        "C = Σ t′ᵢ·(log Σ exp z − zᵢ), δ = softmax(z)·Σt − t′ with t′ = (1−α)t + α·Σt/K: softmax_cross_entropy of "
+        f"targets smoothed by α = {smoothing:g}.",
+        'Szegedy, Vanhoucke, Ioffe, Shlens & Wojna (2016), "Rethinking the Inception architecture", section 7',
+        cost=lambda z, t, total: _softmax_cost(z, smoothed(t, total), total),
+        slope=lambda z, t, total: jax.nn.softmax(z, axis=-1) * total - smoothed(t, total),
+        soft=True,
+    )
+
+
+def label_smoothing(smoothing: float = 0.1) -> Loss:
+    """C = Σ t′ᵢ·(log Σ exp z − zᵢ), δ = softmax(z)·Σt − t′ with t′ = (1−α)t + α·Σt/K: softmax_cross_entropy, smoothed.
+
+    `softmax_cross_entropy` is least where the right logit is infinitely above the others; this loss where it is
+    log(1 + K(1−α)/α) above them: networks become less sure of themselves. Its least value is above 0, so
+    evaluate with `softmax_cross_entropy`. Equal arguments give the same record, so that what is compiled for it is
+    found again. A class masked by a logit of −∞ has a share of the target, and costs ∞.
+
+    Args:
+        smoothing: α, from 0 (softmax_cross_entropy itself) to 1 (no label at all).
+
+    Raises:
+        ValueError, TypeError: if α is not a number from 0 to 1.
+
+    Source: Szegedy, Vanhoucke, Ioffe, Shlens & Wojna (2016), "Rethinking the Inception architecture", section 7.
+
+    >>> logits, labels = jnp.array([[0.0, 0.0, 0.0, 0.0]]), jnp.array([0])
+    >>> print(label_smoothing(0.5).delta(logits, labels))  # 1/4 − 5/8, and 1/4 − 1/8
+    [[-0.375  0.125  0.125  0.125]]
+    """
+    return _label_smoothing(checks.number("losses.label_smoothing: smoothing", smoothing, least=0.0, most=1.0))
