@@ -177,10 +177,11 @@ def _clip_by_global_norm(max_norm: float) -> Callable[..., Any]:
         m = jnp.where(largest == 0, 1, largest)
         squares = sum((jnp.square(leaf.astype(work) / m).sum() for leaf in leaves), start=jnp.zeros((), work))
         root = jnp.sqrt(jnp.where(squares == 0, 1, squares))
-        within = largest * root <= max_norm  # False of NaN
+        bound = min(max_norm, float(jnp.finfo(work).max))  # ∞ would leave an ‖g‖ beyond the range as it is
+        within = largest * root <= bound  # False of NaN
 
         def clipped(g: Array) -> Array:
-            return jnp.where(within, g, (g.astype(work) / m * (max_norm / root)).astype(g.dtype))
+            return jnp.where(within, g, (g.astype(work) / m * (bound / root)).astype(g.dtype))
 
         return jax.tree.map(lambda g: clipped(jnp.asarray(g)), grads), opt_state
 
@@ -191,7 +192,8 @@ def _clip_by_global_norm(max_norm: float) -> Callable[..., Any]:
 def _clip_by_value(limit: float) -> Callable[..., Any]:
     def clipped(g: Array) -> Array:
         g = jnp.asarray(g)
-        return jnp.where(g > limit, limit, jnp.where(g < -limit, -limit, g)).astype(g.dtype)  # NaN stays NaN
+        bound = min(limit, float(jnp.finfo(g.dtype).max))
+        return jnp.where(g > bound, bound, jnp.where(g < -bound, -bound, g))  # NaN stays NaN
 
     def update(grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
         check_fit("clip_by_value", grads, params, None)
