@@ -89,6 +89,56 @@ def test_the_whole_range_agrees_with_optax(name: str):
     np.testing.assert_allclose(ours, expected, rtol=1e-10)
 
 
+LONG = {  # 1,000 steps of what people use, and the same of optax
+    "constant": (schedules.constant(0.1), lambda optax: optax.constant_schedule(0.1)),
+    "step": (schedules.step(0.1, 0.7, 100), lambda optax: optax.exponential_decay(0.1, 100, 0.7, staircase=True)),
+    "piecewise": (
+        schedules.piecewise([0.1, 0.05, 0.01], [300, 700]),
+        lambda optax: optax.piecewise_constant_schedule(0.1, {300: 0.5, 700: 0.2}),
+    ),
+    "exponential": (schedules.exponential(0.1, 0.5, 150), lambda optax: optax.exponential_decay(0.1, 150, 0.5)),
+    "polynomial": (
+        schedules.polynomial(0.1, 0.001, 800, power=1.5),
+        lambda optax: optax.polynomial_schedule(0.1, 0.001, 1.5, 800),
+    ),
+    "cosine": (schedules.cosine(0.1, 900, final=0.001), lambda optax: optax.cosine_decay_schedule(0.1, 900, 0.01)),
+    "warmup": (
+        schedules.warmup(100, schedules.cosine(0.1, 900, final=0.001), initial=0.01),
+        lambda optax: optax.warmup_cosine_decay_schedule(0.01, 0.1, 100, 1000, 0.001),
+    ),
+    "joined": (
+        schedules.joined([schedules.constant(0.1), schedules.exponential(0.1, 0.5, 50)], [400]),
+        lambda optax: optax.join_schedules(
+            [optax.constant_schedule(0.1), optax.exponential_decay(0.1, 50, 0.5)], [400]
+        ),
+    ),
+    "scaled": (
+        schedules.scaled(schedules.cosine(0.1, 1000), 0.3),
+        lambda optax: optax.cosine_decay_schedule(0.03, 1000),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_thousand_steps_are_those_of_optax(name: str):
+    """Of the first rate: 1e-10 in float64, and float32 beside the same float64."""
+    optax = pytest.importorskip("optax", reason="optax is the independent reference")
+    ours, theirs = LONG[name]
+    steps = np.arange(1000)
+    run = lambda: np.asarray(jax.jit(jax.vmap(ours))(jnp.asarray(steps, jnp.int32)))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        expected = np.asarray(jax.vmap(theirs(optax))(jnp.asarray(steps, jnp.float64)))
+        double = run()
+    single = run()
+    assert (double.dtype, single.dtype) == (np.float64, np.float32)
+    np.testing.assert_allclose(double, np.broadcast_to(expected, steps.shape), rtol=0, atol=1e-10 * expected.max())
+    np.testing.assert_allclose(single, np.broadcast_to(expected, steps.shape), rtol=0, atol=1e-5 * expected.max())
+
+
+def test_what_optax_lacks_is_not_compared():
+    assert set(LONG) | {"inverse_time"} == set(schedules.__all__)
+
+
 @every_schedule
 @pytest.mark.parametrize("t", [10**6, 2**31 - 1])
 def test_far_beyond_the_end(name: str, t: int):
