@@ -23,7 +23,23 @@ from jaxnn.combinators import (
     share,
 )
 from jaxnn.divergence import DivergenceError
-from jaxnn.layers import activation, batch_norm, dense, dropout, flatten, layer_norm, reshape, softmax
+from jaxnn.layers import (
+    activation,
+    avg_pool,
+    batch_norm,
+    conv,
+    dense,
+    dropout,
+    embedding,
+    flatten,
+    global_avg_pool,
+    global_max_pool,
+    layer_norm,
+    max_pool,
+    reshape,
+    softmax,
+    upsample,
+)
 from jaxnn.optimizers import (
     accumulate,
     adagrad,
@@ -51,6 +67,7 @@ __all__ = [
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "EpochResult",
     # layers
     "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "dropout",
+    "conv", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "upsample", "embedding",
     # activations
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
     # combinators

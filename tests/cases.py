@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from conv_cases import ROWS as CONV_ROWS
 
 import jaxnn
 from jaxnn import (
@@ -33,7 +34,7 @@ class Case(NamedTuple):
     Attributes:
         name: of the row.
         make: () -> Layer.
-        in_shape: of one example.
+        in_shape: of one example; a jax.ShapeDtypeStruct where it is of whole numbers, which are drawn below 3.
         combinator: True for a combinator, whose own rule needs mutants of its own.
         train: whether it is held to the laws in training.
         seed: of the random key it is given; None for a layer that draws nothing.
@@ -41,7 +42,7 @@ class Case(NamedTuple):
 
     name: str
     make: Callable[[], Layer]
-    in_shape: tuple[int, ...]
+    in_shape: tuple[int, ...] | jax.ShapeDtypeStruct
     combinator: bool = False
     train: bool = False
     seed: int | None = None
@@ -52,6 +53,8 @@ class Case(NamedTuple):
 
     def inputs(self, seed, n, dtype):
         """Signed inputs, a tenth away from the kinks at 0."""
+        if isinstance(self.in_shape, jax.ShapeDtypeStruct):
+            return jax.random.randint(jax.random.key(seed), (n, *self.in_shape.shape), 0, 3, self.in_shape.dtype)
         x = jax.random.normal(jax.random.key(seed), (n, *self.in_shape), jnp.float32)
         return (x + 0.1 * jnp.sign(x)).astype(dtype)
 
@@ -102,6 +105,7 @@ LEAVES = (
     Case("layer_norm over time", layer_norm, (2, 3), train=True),
     Case("dropout", lambda: dropout(0.4), (2, 5), train=True, seed=0),
     Case("dropout, evaluated", lambda: dropout(0.4), (5,)),
+    *(Case(name, make, in_shape) for name, (make, in_shape) in CONV_ROWS.items()),
     *(Case(name, lambda record=record: jaxnn.activation(record), (5,)) for name, record in ACTIVATIONS.items()),
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxnn import as_custom_vjp, autodiff_twin, dense, serial, tanh
-from jaxnn.checks import named_leaves
+from jaxnn.checks import is_floating, named_leaves
 
 FLOAT64 = 1e-12  # rounding of a few hundred operations
 FLOAT32 = 1e-5
@@ -57,13 +57,25 @@ def variables(case, layer, dtype, n=N, seed=0):
     return params, state, x, *deltas
 
 
+def floats(x):
+    """Those leaves of x that have a slope, and what puts them back into x."""
+    leaves, structure = jax.tree.flatten(x)
+
+    def put(floats):
+        left = iter(floats)
+        return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else leaf for leaf in leaves])
+
+    return [leaf for leaf in leaves if is_floating(leaf)], put
+
+
 def _evaluate(case, layer, params, state, x, delta, other):
     y, _, tape = forward(case, layer, params, state, x)
     back = layer.backward(params, tape, delta)
     twin = autodiff_twin(layer)
     _, _, twin_tape = forward(case, twin, params, state, x)
-    v = jax.tree.map(jnp.cos, (x, params))  # any direction that depends on nothing else
-    _, jv = jax.jvp(lambda x, p: forward(case, layer, p, state, x)[0], (x, params), v)
+    free, put = floats(x)
+    v = jax.tree.map(jnp.cos, (free, params))  # any direction that depends on nothing else
+    _, jv = jax.jvp(lambda free, p: forward(case, layer, p, state, put(free))[0], (free, params), v)
     forwards = jnp.sum(delta * jv)
     pairs = zip(jax.tree.leaves(back), jax.tree.leaves(v), strict=True)
     backwards = sum((jnp.sum(a * b) for a, b in pairs), jnp.zeros((), delta.dtype))
@@ -154,18 +166,20 @@ def central_differences(case, layer):
     """(C(θ+h) − C(θ−h)) / 2h for every coordinate of parameters and input, C = ⟨δ, y⟩."""
     with jax.enable_x64(True):
         params, state, x, delta, _ = variables(case, layer, jnp.float64)
-        flat, unravel = ravel_pytree((x, params))
+        free, put = floats(x)
+        flat, unravel = ravel_pytree((free, params))
 
         def cost(flat):
-            x, params = unravel(flat)
-            return jnp.sum(delta * forward(case, layer, params, state, x)[0])
+            free, params = unravel(flat)
+            return jnp.sum(delta * forward(case, layer, params, state, put(free))[0])
 
         def difference(direction):
             return (cost(flat + STEP * direction) - cost(flat - STEP * direction)) / (2 * STEP)
 
         slopes = jax.jit(jax.vmap(difference))(jnp.eye(flat.size, dtype=flat.dtype))
         expected = jax.tree.map(np.asarray, unravel(slopes))
-        close(run(case, layer, "float64").back, expected, DIFFERENCES, "hand vs differences")
+        delta_in, grads = run(case, layer, "float64").back
+        close((jax.tree.leaves(delta_in), grads), expected, DIFFERENCES, "hand vs differences")
 
 
 def serial_associates(case, layer):
@@ -252,10 +266,10 @@ def batch_is_two_halves(case, layer):
         step = jax.jit(step)
         if case.seed is None:
             (y1, d1, g1), (y2, d2, g2) = step(x[:half], delta[:half]), step(x[half:], delta[half:])
-            y, delta_in = jnp.concatenate([y1, y2]), jnp.concatenate([d1, d2])
+            y, delta_in = jax.tree.map(lambda *halves: jnp.concatenate(halves), (y1, d1), (y2, d2))
         else:
             (y1, d1, g1), (y2, d2, g2) = step(x, delta.at[half:].set(0)), step(x, delta.at[:half].set(0))
-            y, delta_in = y1, jnp.concatenate([d1[:half], d2[half:]])
+            y, delta_in = y1, jax.tree.map(lambda a, b: jnp.concatenate([a[:half], b[half:]]), d1, d2)
         joined = (y, (delta_in, jax.tree.map(jnp.add, g1, g2)))
         close(jax.tree.map(np.asarray, joined), (result.y, result.back), FLOAT64, "two halves")
 
@@ -263,7 +277,8 @@ def batch_is_two_halves(case, layer):
 def nan_in_nan_out(case, layer):
     """A NaN in one example shows in that example's output, and elsewhere just if examples are coupled."""
     params, state, x, *_ = variables(case, layer, jnp.float32)
-    y, _, _ = forward(case, layer, params, state, x.at[1].set(jnp.nan))
+    spoil = lambda leaf: leaf.at[1].set(jnp.nan if is_floating(leaf) else -1)  # -1 is no index
+    y = jax.jit(lambda x: forward(case, layer, params, state, x)[0])(jax.tree.map(spoil, x))
     bad = np.isnan(np.asarray(y)).reshape(N, -1)
     assert bad[1].all(), "NaN in, but not NaN out"
     assert bad[[0, 2, 3]].any() == coupled(case, layer), "couples_batch is not what a NaN shows"
@@ -277,7 +292,8 @@ def shapes_and_dtypes(case, layer):
         delta_in, grads = jax.eval_shape(layer.backward, params, tape, delta)
         spec = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
         assert spec(grads) == spec(params), "gradients are not like the parameters"
-        assert spec(delta_in) == spec(x), "δ_in is not like x"
+        like_x = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype) if is_floating(leaf) else (), x)
+        assert spec(delta_in) == like_x, "δ_in is not like x"
         assert spec(new_state) == spec(state), "the state changed its form"
         assert y.dtype == dtype, f"{dtype} in, {y.dtype} out"
         assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tape))
@@ -294,7 +310,7 @@ def one_example(case, layer):
         assert np.asarray(y).shape == result.y[:1].shape
         if case.seed is None and not coupled(case, layer):
             close(np.asarray(y), result.y[:1], FLOAT64, "N = 1")
-            close(np.asarray(delta_in), result.back[0][:1], FLOAT64, "N = 1, δ_in")
+            close(delta_in, jax.tree.map(lambda d: d[:1], result.back[0]), FLOAT64, "N = 1, δ_in")
         else:
             twin = autodiff_twin(layer)
             twin_backward = lambda x, delta: twin.backward(params, forward(case, twin, params, state, x)[2], delta)
@@ -309,12 +325,14 @@ def custom_vjp_is_hand(case, layer):
     with jax.enable_x64(True):
         params, state, x, delta, _ = variables(case, layer, jnp.float64)
         apply = as_custom_vjp(layer)
+        free, put = floats(x)
         grad = jax.grad(
-            lambda x, params: jnp.sum(delta * apply(params, state, x, train=case.train, rng=case.rng)[0]),
+            lambda free, params: jnp.sum(delta * apply(params, state, put(free), train=case.train, rng=case.rng)[0]),
             argnums=(0, 1),
         )
-        got = jax.tree.map(np.asarray, jax.jit(grad)(x, params))
-        close(got, run(case, layer, "float64").back, FLOAT64, "custom_vjp")
+        got = jax.tree.map(np.asarray, jax.jit(grad)(free, params))
+        delta_in, grads = run(case, layer, "float64").back
+        close(got, (jax.tree.leaves(delta_in), grads), FLOAT64, "custom_vjp")
 
 
 LAWS = (

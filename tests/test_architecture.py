@@ -15,7 +15,8 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"types"},
     {"checks"},
-    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"},
+    {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
+    | {"windows"},
     {"layers"},
     {"combinators", "optimizers"},
     {"readings"},

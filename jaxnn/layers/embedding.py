@@ -1,0 +1,103 @@
+"""Embedding: the way in for tokens, a vector of its own for each index.  N batch, T time, V vocabulary, H width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import initializers
+from jaxnn.checks import LayerError, accumulator, first_of, input_spec, is_concrete, labels_and_wrong, whole_number
+from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
+
+
+def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None) -> Layer:
+    """A table with a row for each index: a dense layer on one-hot vectors that are never formed.
+
+    Forward, x [N, …] of whole numbers 0 … V − 1 → y [N, …, H]:
+
+        yₙₕ = W_jₕ,   j = xₙ
+
+    Backward, δ = ∂C/∂y: every place at which an index stands adds its δ to that index's row.
+
+        ∂C/∂W_jₕ = Σₙ δₙₕ over the n (and times) with xₙ = j   [V, H]
+        ∂C/∂x    none: `()`, whole numbers have no slope
+
+    Parameters: `{"w": [V, H]}`. An index below 0 or above V − 1 is refused where its value can be looked at; in a
+    compiled program it gives NaN, and is never wrapped round or clipped.
+
+    Args:
+        vocabulary: V, the number of indices, at least 1.
+        width: H, at least 1.
+        w_init: initializer of W; N(0, 1/H) by default, rows of length 1 or so.
+
+    Raises:
+        ValueError: if x holds no whole numbers, has no batch axis, or an index is not in the vocabulary.
+
+    Source: Bengio, Ducharme, Vincent & Jauvin (2003), "A neural probabilistic language model".
+
+    >>> import jax
+    >>> layer = embedding(5, 2)
+    >>> params, state = layer.init(0, jax.ShapeDtypeStruct((3,), jnp.int32))
+    >>> y, _, tape = layer.forward(params, state, jnp.array([[4, 0, 4]]))
+    >>> delta_in, grads = layer.backward(params, tape, jnp.ones_like(y))
+    >>> grads["w"][:, 0].tolist(), delta_in
+    ([1.0, 0.0, 0.0, 0.0, 2.0], ())
+    """
+    vocabulary = whole_number("embedding: vocabulary", vocabulary, least=1)
+    width = whole_number("embedding: width", width, least=1)
+    w_init = w_init or initializers.normal(width**-0.5)
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        _indices(input_spec(in_shape, dtype))
+        w = w_init(key, (vocabulary, width), dtype)
+        if jnp.shape(w) != (vocabulary, width):
+            raise LayerError("embedding", f"expects w_init to give {(vocabulary, width)}, got {jnp.shape(w)}")
+        return {"w": w}, ()
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        _indices(x)
+        if set(params) != {"w"} or params["w"].shape != (vocabulary, width):
+            got = {name: jnp.shape(param) for name, param in params.items()}
+            raise LayerError("embedding", f"expects w of shape {(vocabulary, width)}, got {got}", about_params=True)
+        if is_concrete(x):
+            _in_vocabulary(np.asarray(x), vocabulary)
+        index, _ = labels_and_wrong(x, vocabulary)
+        y = params["w"].at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return y, state, x
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        index, _ = labels_and_wrong(tape, vocabulary)
+        wide = accumulator(delta.dtype)  # in bfloat16 a word that is common would stop adding up
+        grad = jnp.zeros((vocabulary, width), wide)
+        grad = grad.at[index].add(delta.astype(wide), mode="drop", wrap_negative_indices=False)
+        return (), {"w": grad.astype(params["w"].dtype)}
+
+    return Layer("embedding", init, forward, backward)
+
+
+def _indices(x: Any) -> Shape:
+    """The shape of x if it holds whole numbers [N, …]."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise LayerError("embedding", f"expects one array, got {type(x).__name__}")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        advice = "x.astype('int32'), and for init in_shape=jax.ShapeDtypeStruct(shape, 'int32')"
+        raise LayerError("embedding", f"expects whole numbers, the indices of a vocabulary, got {x.dtype}: {advice}")
+    if x.ndim < 1:
+        raise LayerError("embedding", "expects x with the batch axis first, got a scalar: use x[None]")
+    return tuple(x.shape)
+
+
+def _in_vocabulary(x: np.ndarray, vocabulary: int) -> None:
+    wrong = (x < 0) | (x >= vocabulary)
+    if wrong.any():
+        first = first_of(wrong)
+        place = ", ".join(map(str, first))
+        raise LayerError(
+            "embedding",
+            f"expects indices 0 … {vocabulary - 1}, got {np.count_nonzero(wrong)} others, the first at "
+            f"[{place}]: {x[first]}",
+        )

@@ -1,0 +1,281 @@
+"""Pooling and its opposite: a window of the input becomes one number, or one number becomes a window.
+
+N batch, C channels (the last axis, each pooled by itself); spatial indices p (position of a window), k (its tap) and q
+(place on the input), each with one entry for each spatial axis. D, P and K are the sizes of input, output and window.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checks import LayerError, accumulator, features
+from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Shape, State, Tree
+from jaxnn.windows import (
+    Padding,
+    Windows,
+    added_back,
+    as_tiles,
+    for_each_axis,
+    from_tiles,
+    on_the_input,
+    padding_of,
+    place,
+    spatial_shape,
+    views,
+    window_size,
+)
+
+
+def max_pool(
+    window: tuple[int, ...], *, stride: int | tuple[int, ...] | None = None, padding: Padding = "valid"
+) -> Layer:
+    """The largest value of every window.
+
+    Forward, x [N, *D, C] → y [N, *P, C], with stride s and padding a before the input:
+
+        yₙₚ꜀ = max_k xₙ,ₛₚ₊ₖ₋ₐ,꜀      k* = the first k, in row-major order, at which it is reached
+
+    Backward, δ = ∂C/∂y: all of it goes to the winner, also at a tie.
+
+        ∂C/∂xₙq꜀ = Σ_p δₙₚ꜀   over the p with s p + k*ₙₚ꜀ − a = q
+
+    Padding never wins. The tape is k*, a byte for each output where the window has at most 256 taps.
+
+    Args:
+        window: K, a tuple with a size for each of 1, 2 or 3 spatial axes: `(2, 2)`.
+        stride: s, one number, or one for each axis; the window's size by default, so that windows do not overlap.
+        padding: "valid" (none), "same" (P = ⌈D/s⌉), "causal" (K − 1 before), or (before, behind) for each axis, less
+            than the window.
+
+    Raises:
+        ValueError: if x is not float [N, *D, C], or is smaller than the window.
+
+    Source: Zhou & Chellappa (1988), "Computation of optical flow using a neural network"; Scherer, Müller & Behnke
+    (2010), "Evaluation of pooling operations".
+
+    >>> x = jnp.array([1.0, 3.0, 2.0, 2.0]).reshape(1, 4, 1)
+    >>> y, _, tape = max_pool((2,)).forward({}, (), x)
+    >>> delta_in, _ = max_pool((2,)).backward({}, tape, jnp.ones_like(y))
+    >>> y.ravel().tolist(), delta_in.ravel().tolist()
+    ([3.0, 2.0], [0.0, 1.0, 1.0, 0.0])
+    """
+    size, strides, pads = _settings("max_pool", window, stride, padding)
+    index = jnp.uint8 if math.prod(size) <= 256 else jnp.int32
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        windows = _place("max_pool", spatial_shape("max_pool", x, len(size)), size, strides, pads)
+        y, *others = views(x, windows)
+        winner = jnp.zeros(y.shape, index)
+        there = on_the_input(windows)
+        for k, rival in enumerate(others, start=1):
+            wins = (rival > y) | (rival != rival)  # what is NaN wins: NaN in, NaN out
+            if windows.padded:
+                wins = there[k] & (wins | ~there[:k].any(0))
+            y = jnp.where(wins, rival, y)
+            winner = jnp.where(wins, jnp.asarray(k, index), winner)
+        return y, state, (winner, x[:0])
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        winner, x = tape
+        windows = _place("max_pool", x.shape[1:-1], size, strides, pads)
+        zero = jnp.zeros((), delta.dtype)
+        if windows.tiles:
+            k = jnp.arange(math.prod(size), dtype=index).reshape([n for taps in size for n in (taps, 1)])
+            return from_tiles(jnp.where(as_tiles(winner) == k, as_tiles(delta), zero), windows), {}
+        parts = [jnp.where(winner == k, delta, zero) for k in range(math.prod(size))]
+        return added_back(parts, windows), {}
+
+    return Layer("max_pool", _nothing, forward, backward)
+
+
+def avg_pool(
+    window: tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] | None = None,
+    padding: Padding = "valid",
+    count_include_pad: bool = True,
+) -> Layer:
+    """The mean of every window.
+
+    Forward, x [N, *D, C] → y [N, *P, C], with stride s and padding a before the input:
+
+        yₙₚ꜀ = (Σₖ xₙ,ₛₚ₊ₖ₋ₐ,꜀) / mₚ      mₚ = ∏ K, or the number of inputs that window p sees
+
+    Backward, δ = ∂C/∂y: every input takes its share from each window that sees it.
+
+        ∂C/∂xₙq꜀ = Σ_p δₙₚ꜀ / mₚ   over the p that see q
+
+    Args:
+        window: K, a tuple with a size for each of 1, 2 or 3 spatial axes: `(2, 2)`.
+        stride: s, one number, or one for each axis; the window's size by default, so that windows do not overlap.
+        padding: "valid" (none), "same" (P = ⌈D/s⌉), "causal" (K − 1 before), or (before, behind) for each axis, less
+            than the window.
+        count_include_pad: whether the zeros of the padding count, as in PyTorch and flax by default; False for the mean
+            of what is on the input.
+
+    Raises:
+        ValueError: if x is not float [N, *D, C], or is smaller than the window.
+
+    Source: LeCun et al. (1989), "Backpropagation applied to handwritten zip code recognition", whose windows have a
+    weight each besides.
+
+    >>> x = jnp.array([1.0, 3.0, 2.0, 2.0]).reshape(1, 4, 1)
+    >>> avg_pool((2,)).forward({}, (), x)[0].ravel().tolist()
+    [2.0, 2.0]
+    """
+    size, strides, pads = _settings("avg_pool", window, stride, padding)
+
+    def shares(windows: Windows, dtype: DType) -> Array:
+        """1/mₚ, [*P, 1]."""
+        count = np.full((1,), math.prod(size)) if count_include_pad else on_the_input(windows).sum(0)
+        return jnp.asarray(1 / count, dtype)
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        windows = _place("avg_pool", spatial_shape("avg_pool", x, len(size)), size, strides, pads)
+        wide = accumulator(x.dtype)
+        total, *others = views(x.astype(wide), windows)
+        for seen in others:
+            total = total + seen
+        return (total * shares(windows, wide)).astype(x.dtype), state, x[:0]
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        windows = _place("avg_pool", tape.shape[1:-1], size, strides, pads)
+        wide = accumulator(delta.dtype)
+        share = delta.astype(wide) * shares(windows, wide)
+        if windows.tiles:
+            delta_in = from_tiles(as_tiles(share, size), windows)
+        else:
+            delta_in = added_back([share] * math.prod(size), windows)
+        return delta_in.astype(delta.dtype), {}
+
+    return Layer("avg_pool", _nothing, forward, backward)
+
+
+def global_max_pool() -> Layer:
+    """The largest value of every channel, over all of space: x [N, *D, C] → y [N, C].
+
+    Forward:  yₙ꜀ = max_q xₙq꜀,   q* = the first q, in row-major order, at which it is reached.
+    Backward, δ = ∂C/∂y:  ∂C/∂xₙq꜀ = δₙ꜀ where q = q*ₙ꜀, else 0.
+
+    Raises:
+        ValueError: if x is not float [N, *D, C] with at least one spatial axis.
+
+    >>> global_max_pool().forward({}, (), jnp.arange(8.0).reshape(1, 2, 2, 2))[0].tolist()
+    [[6.0, 7.0]]
+    """
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        flat = _over_space("global_max_pool", x)
+        winner = flat.argmax(1, keepdims=True)  # the first, and a NaN before all others
+        return jnp.take_along_axis(flat, winner, 1)[:, 0], state, (winner, x[:0])
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        winner, x = tape
+        q = jnp.arange(math.prod(x.shape[1:-1]), dtype=winner.dtype)[:, None]
+        delta_in = jnp.where(winner == q, delta[:, None], jnp.zeros((), delta.dtype))
+        return delta_in.reshape(delta.shape[0], *x.shape[1:]), {}
+
+    return Layer("global_max_pool", _nothing, forward, backward)
+
+
+def global_avg_pool() -> Layer:
+    """The mean of every channel, over all of space: x [N, *D, C] → y [N, C].
+
+    Forward:  yₙ꜀ = (Σ_q xₙq꜀) / m,   m = ∏ D.    Backward, δ = ∂C/∂y:  ∂C/∂xₙq꜀ = δₙ꜀ / m.
+
+    Raises:
+        ValueError: if x is not float [N, *D, C] with at least one spatial axis.
+
+    Source: Lin, Chen & Yan (2014), "Network in network", section 3.2.
+
+    >>> global_avg_pool().forward({}, (), jnp.arange(8.0).reshape(1, 2, 2, 2))[0].tolist()
+    [[3.0, 4.0]]
+    """
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        flat = _over_space("global_avg_pool", x)
+        return flat.astype(accumulator(x.dtype)).mean(1).astype(x.dtype), state, x[:0]
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        *space, channels = tape.shape[1:]
+        share = (delta.astype(accumulator(delta.dtype)) / math.prod(space)).astype(delta.dtype)
+        share = share.reshape(-1, *(1,) * len(space), channels)
+        return jnp.broadcast_to(share, (delta.shape[0], *space, channels)), {}
+
+    return Layer("global_avg_pool", _nothing, forward, backward)
+
+
+def upsample(factor: tuple[int, ...]) -> Layer:
+    """Every value f times along each axis (nearest neighbour).
+
+    Forward, x [N, *D, C] → y [N, *(f D), C]:  yₙq꜀ = xₙ,⌊q/f⌋,꜀.
+    Backward, δ = ∂C/∂y:  ∂C/∂xₙp꜀ = Σ δₙq꜀ over the q with ⌊q/f⌋ = p.
+
+    Args:
+        factor: f, a tuple with a number for each of 1, 2 or 3 spatial axes: `(2, 2)`.
+
+    Raises:
+        ValueError: if x is not float [N, *D, C].
+
+    >>> upsample((2,)).forward({}, (), jnp.array([[[1.0], [5.0]]]))[0].ravel().tolist()
+    [1.0, 1.0, 5.0, 5.0]
+    """
+    factors = window_size("upsample: factor", factor)
+
+    def tiling(spatial: Shape) -> Windows:
+        larger = tuple(f * n for f, n in zip(factors, spatial, strict=True))
+        return place("upsample", larger, factors, factors, (1,) * len(factors), "valid")
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        windows = tiling(spatial_shape("upsample", x, len(factors)))
+        return from_tiles(as_tiles(x, factors), windows), state, x[:0]
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        total, *others = views(delta.astype(accumulator(delta.dtype)), tiling(tape.shape[1:-1]))
+        for part in others:
+            total = total + part
+        return total.astype(delta.dtype), {}
+
+    return Layer("upsample", _nothing, forward, backward)
+
+
+# ---------------------------------------------------------------- what they share
+
+
+def _settings(kind: str, window: Any, stride: Any, padding: Any) -> tuple[Shape, Shape, Padding]:
+    size = window_size(f"{kind}: window", window)
+    strides = size if stride is None else for_each_axis(f"{kind}: stride", stride, len(size))
+    pads = padding_of(f"{kind}: padding", padding, len(size))
+    if not isinstance(pads, str) and any(max(pair) >= taps for pair, taps in zip(pads, size, strict=True)):
+        raise ValueError(f"{kind}: padding must be less than the window {size}, or a window would see nothing else")
+    return size, strides, pads
+
+
+def _place(kind: str, spatial: Shape, size: Shape, strides: Shape, pads: Padding) -> Windows:
+    return place(kind, spatial, size, strides, (1,) * len(size), pads)
+
+
+def _over_space(kind: str, x: Any) -> Array:
+    """Space in one axis: x [N, *D, C] as [N, ∏ D, C]."""
+    shape = features(kind, x)
+    if len(shape) < 3 or 0 in shape[1:-1]:
+        raise LayerError(kind, f"expects x [N, *D, C] with something to pool between N and C, got x of shape {shape}")
+    return x.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
+
+
+def _nothing(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    return {}, ()

@@ -1,0 +1,217 @@
+"""Where windows lie on an input: what convolution and pooling share, for one, two and three spatial dimensions.
+
+A window has K taps on each axis, d apart. It moves s at a time over an input of size D with a zeros before it and b
+behind: tap k of the window at position p sees the input at s·p + d·k − a, and there are
+P = ⌊(D + a + b − d (K − 1) − 1)/s⌋ + 1 positions. N batch, C channels (the last axis).
+
+    >>> windows = place("conv", (28,), (5,), (2,), (1,), "same")
+    >>> windows.positions, windows.padding
+    ((14,), ((1, 2),))
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checks import LayerError, features, whole_number
+from jaxnn.types import Array, Shape
+
+Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, behind) for each axis
+
+MAX_RANK = 3
+AXES = {1: "[N, D, C]", 2: "[N, D₁, D₂, C]", 3: "[N, D₁, D₂, D₃, C]"}
+PADDINGS = ("same", "valid", "causal")
+
+
+class Windows(NamedTuple):
+    """The place of every window on an input; each entry is a tuple with one number for each spatial axis.
+
+    Attributes:
+        inputs: D, the size of the input.
+        size: K, the taps of the window.
+        stride: s.
+        dilation: d.
+        padding: (a, b), the zeros before and behind.
+        positions: P, the number of windows.
+    """
+
+    inputs: Shape
+    size: Shape
+    stride: Shape
+    dilation: Shape
+    padding: tuple[tuple[int, int], ...]
+    positions: Shape
+
+    @property
+    def padded(self) -> bool:
+        """Whether there is any padding."""
+        return any(map(any, self.padding))
+
+    @property
+    def tiles(self) -> bool:
+        """Whether no two windows overlap, and none has gaps."""
+        return self.stride == self.size and set(self.dilation) == {1}
+
+
+# ---------------------------------------------------------------- what users give
+
+
+def window_size(what: str, value: Any) -> Shape:
+    """A window's size on each axis, which says how many axes there are."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{what} must be a tuple with one size for each spatial axis, as in (5, 5), got {value!r}")
+    if not 1 <= len(value) <= MAX_RANK:
+        raise ValueError(f"{what} must have 1, 2 or 3 sizes, one for each spatial axis, got {tuple(value)}")
+    return tuple(whole_number(f"{what}[{i}]", size, least=1) for i, size in enumerate(value))
+
+
+def for_each_axis(what: str, value: Any, rank: int) -> Shape:
+    """One whole number ≥ 1 for each spatial axis, from one for all of them or from a tuple."""
+    if not isinstance(value, (tuple, list)):
+        return (whole_number(what, value, least=1),) * rank
+    if len(value) != rank:
+        raise ValueError(f"{what} must be one number or {rank}, one for each spatial axis, got {tuple(value)}")
+    return tuple(whole_number(f"{what}[{i}]", number, least=1) for i, number in enumerate(value))
+
+
+def padding_of(what: str, value: Any, rank: int) -> Padding:
+    """The name of a padding, or a pair for each spatial axis."""
+    if isinstance(value, str):
+        if value not in PADDINGS:
+            raise ValueError(f"{what} must be one of {', '.join(map(repr, PADDINGS))} or pairs, got {value!r}")
+        return value
+    expected = f"{what} must be a name or (before, behind) for each of the {rank} spatial axes"
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{expected}, got {value!r}")
+    if len(value) != rank or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in value):
+        raise ValueError(f"{expected}, got {value!r}")
+    pairs = [tuple(whole_number(f"{what}[{i}]", size, least=0) for size in pair) for i, pair in enumerate(value)]
+    return tuple((before, behind) for before, behind in pairs)
+
+
+def spatial_shape(kind: str, x: Any, rank: int) -> Shape:
+    """D, the sizes between batch and channels, if x is a float array [N, *D, C]; errors blame the input."""
+    shape = features(kind, x)
+    if len(shape) != rank + 2:
+        advice = "one image needs its batch axis, x[None], and a grey one its channel, x[..., None]"
+        raise LayerError(kind, f"expects x {AXES[rank]}, got x of shape {shape}: {advice}")
+    return shape[1:-1]
+
+
+def place(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape, padding: Padding) -> Windows:
+    """Where the windows lie.
+
+    With "same" there are ⌈D/s⌉ positions, and the padding that this takes is halved, the odd zero behind. With "causal"
+    all of it, d (K − 1), is before: a window sees nothing behind its position.
+
+    Raises:
+        LayerError: if a window is larger than the padded input.
+    """
+    spans = tuple(d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True))
+    if isinstance(padding, str):
+        pairs = [_named_padding(padding, n, span, s) for n, span, s in zip(inputs, spans, stride, strict=True)]
+    else:
+        pairs = [(before, behind) for before, behind in padding]
+    room = tuple(n + a + b for n, (a, b) in zip(inputs, pairs, strict=True))
+    if any(span > n for span, n in zip(spans, room, strict=True)):
+        dilated = f", {spans} with its dilation {dilation}," if spans != size else ""
+        where = f"an input of {inputs}" + f", {room} with its padding" * (room != tuple(inputs))
+        raise LayerError(
+            kind,
+            f"has a window of {size}{dilated} that is larger than {where}: take a smaller window or padding='same'",
+        )
+    positions = tuple((n - span) // s + 1 for n, span, s in zip(room, spans, stride, strict=True))
+    return Windows(tuple(inputs), size, stride, dilation, tuple(pairs), positions)
+
+
+def _named_padding(name: str, n: int, span: int, stride: int) -> tuple[int, int]:
+    if name == "valid":
+        return 0, 0
+    if name == "causal":
+        return span - 1, 0
+    total = max((-(-n // stride) - 1) * stride + span - n, 0)
+    return total // 2, total - total // 2
+
+
+# ---------------------------------------------------------------- what the windows see
+
+
+def taps(windows: Windows) -> Iterator[Shape]:
+    """The taps of a window in row-major order."""
+    return itertools.product(*map(range, windows.size))
+
+
+def views(x: Array, windows: Windows) -> list[Array]:
+    """What each tap sees: a strided view of x [N, *D, C] for each, [N, *P, C]; zeros where it is off the input."""
+    if windows.padded:
+        x = jnp.pad(x, ((0, 0), *windows.padding, (0, 0)))
+    last = [s * (p - 1) + 1 for s, p in zip(windows.stride, windows.positions, strict=True)]
+    found = []
+    for tap in taps(windows):
+        start = [d * k for d, k in zip(windows.dilation, tap, strict=True)]
+        stop = [a + n for a, n in zip(start, last, strict=True)]
+        found.append(jax.lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *windows.stride, 1)))
+    return found
+
+
+def added_back(parts: Sequence[Array], windows: Windows) -> Array:
+    """The adjoint of `views`: what came from each tap, [N, *P, C], summed at the inputs that it saw, [N, *D, C]."""
+    zero = jnp.zeros((), parts[0].dtype)
+    total = None
+    for tap, part in zip(taps(windows), parts, strict=True):
+        spread = jax.lax.pad(part, zero, ((0, 0, 0), *_spreads(windows, tap), (0, 0, 0)))
+        total = spread if total is None else total + spread
+    assert total is not None  # a window has a tap
+    return total
+
+
+def as_tiles(values: Array, size: Shape | None = None) -> Array:
+    """[N, P₁, P₂, C] as [N, P₁, 1, P₂, 1, C], to meet one entry for each tap; broadcast to `size` if it is given."""
+    n, *positions, channels = values.shape
+    ones = (1,) * len(positions) if size is None else size
+    apart = values.reshape(n, *(m for p in positions for m in (p, 1)), channels)
+    return jnp.broadcast_to(apart, (n, *(m for pair in zip(positions, ones, strict=True) for m in pair), channels))
+
+
+def from_tiles(tiles: Array, windows: Windows) -> Array:
+    """[N, P₁, K₁, P₂, K₂, C] laid out over the inputs, [N, D₁, D₂, C], for windows that do not overlap."""
+    n, channels = tiles.shape[0], tiles.shape[-1]
+    laid = tiles.reshape(n, *(p * k for p, k in zip(windows.positions, windows.size, strict=True)), channels)
+    ends = [
+        (-a, size - (covered - a), 0)
+        for size, covered, (a, _) in zip(windows.inputs, laid.shape[1:-1], windows.padding, strict=True)
+    ]
+    return jax.lax.pad(laid, jnp.zeros((), laid.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
+
+
+def _spreads(windows: Windows, tap: Shape) -> list[tuple[int, int, int]]:
+    """Before, behind and between: how values at the positions are laid out over the inputs. Negative ones cut off."""
+    spreads = []
+    for n, s, d, (a, _), p, k in zip(
+        windows.inputs, windows.stride, windows.dilation, windows.padding, windows.positions, tap, strict=True
+    ):
+        before = d * k - a
+        spreads.append((before, n - before - (s * (p - 1) + 1), s - 1))
+    return spreads
+
+
+def on_the_input(windows: Windows) -> np.ndarray:
+    """Whether a tap sees the input and not the padding, for each tap in row-major order: [K, *P, 1]."""
+    axes = []
+    for n, k, s, d, (a, _), p in zip(*windows[:5], windows.positions, strict=True):
+        at = s * np.arange(p) + d * np.arange(k)[:, None] - a
+        axes.append((at >= 0) & (at < n))  # [k, p]
+    rank = len(axes)
+    seen = np.ones((1,) * (2 * rank), bool)
+    for axis, mask in enumerate(axes):
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = mask.shape
+        seen = seen & mask.reshape(shape)
+    return seen.reshape(math.prod(windows.size), *windows.positions, 1)
