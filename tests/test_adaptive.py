@@ -81,15 +81,50 @@ def taken(optimizer, theta, gradients):
     return np.asarray(jax.lax.scan(update, (start, optimizer.init(start)), jnp.asarray(gradients))[1])
 
 
-@pytest.mark.parametrize("name", FORMULAS)
-def test_the_formula(name):
-    optimizer, rule = FORMULAS[name]
+WRONG = {  # likely mistakes, each of which the comparison must tell
+    "momentum": {"averaged": lambda th, g, m, t: th - 0.1 * running_sum(m, "v", g, 0.1, 0.9)},
+    "nesterov": {"no look ahead": momentum_rule},
+    "adagrad": {
+        "no root": lambda th, g, m, t: th - 0.1 * g / (running_sum(m, "r", g**2, 1, 1) + 0.5),
+        "δ inside the root": lambda th, g, m, t: th - 0.1 * g / np.sqrt(running_sum(m, "r", g**2, 1, 1) + 0.5),
+        "one step late": lambda th, g, m, t: th - 0.1 * g / (np.sqrt(running_sum(m, "r", g**2, 1, 1) - g**2) + 0.5),
+    },
+    "rmsprop": {
+        "a sum": adagrad_rule,
+        "ρ and 1 − ρ swapped": lambda th, g, m, t: th - 0.1 * g / (np.sqrt(running_sum(m, "r", g**2, 0.7, 0.3)) + 0.5),
+        "corrected": lambda th, g, m, t: (
+            th - 0.1 * g / (np.sqrt(running_sum(m, "r", g**2, 0.3, 0.7) / (1 - 0.7**t)) + 0.5)
+        ),
+    },
+    "adam": {"not corrected": rmsprop_rule, "t from 0": lambda th, g, m, t: adam_rule(th, g, m, t + 1)},
+    "adamw": {
+        "no decay": adam_rule,
+        "in the gradient": lambda th, g, m, t: adam_rule(th, g + 0.25 * th, m, t),
+        "not times η": lambda th, g, m, t: adam_rule(th, g, m, t) - 0.25 * th,
+        "after the step": lambda th, g, m, t: adam_rule(th, g, m, t) * (1 - 0.1 * 0.25),
+    },
+}
+
+
+def assert_follows(optimizer, rule):
+    """Ours are the parameters that the rule gives, with gradients of six scales."""
     rng = np.random.default_rng(0)
     theta, gradients = rng.normal(size=6), rng.normal(size=(TIMES, 6)) * 10.0 ** np.arange(-3, 3)
     expected = by_hand(rule, theta, gradients)
     with jax.enable_x64(True):
         ours = taken(optimizer, theta, gradients)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=FLOAT64 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_formula(name):
+    assert_follows(*FORMULAS[name])
+
+
+@pytest.mark.parametrize(("name", "fault"), [(name, fault) for name in WRONG for fault in WRONG[name]])
+def test_a_wrong_formula_is_told(name, fault):
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_follows(FORMULAS[name][0], WRONG[name][fault])
 
 
 def test_the_stages_from_sgd_to_adam():
