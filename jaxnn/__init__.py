@@ -11,6 +11,7 @@ from jaxnn import augment, data, diagnostics, initializers, losses, metrics, pen
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
 from jaxnn.combinators import (
+    bidirectional,
     leaf_layers,
     map_layers,
     mlp,
@@ -40,6 +41,7 @@ from jaxnn.layers import (
     softmax,
     upsample,
 )
+from jaxnn.layers.recurrent import Sequences, gru, gru_step, lstm, lstm_step, rnn, rnn_step
 from jaxnn.optimizers import (
     accumulate,
     adagrad,
@@ -68,6 +70,7 @@ __all__ = [
     # layers
     "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "dropout",
     "conv", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "upsample", "embedding",
+    "rnn", "gru", "lstm", "rnn_step", "gru_step", "lstm_step", "Sequences", "bidirectional",
     # activations
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
     # combinators

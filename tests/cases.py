@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from conv_cases import ROWS as CONV_ROWS
+from recurrent_cases import COMBINED as COMBINED_RECURRENT
+from recurrent_cases import LAYERS as RECURRENT
 
 import jaxnn
 from jaxnn import (
@@ -106,6 +108,7 @@ LEAVES = (
     Case("dropout", lambda: dropout(0.4), (2, 5), train=True, seed=0),
     Case("dropout, evaluated", lambda: dropout(0.4), (5,)),
     *(Case(name, make, in_shape) for name, (make, in_shape) in CONV_ROWS.items()),
+    *(Case(name, make, in_shape) for name, (make, in_shape) in RECURRENT.items()),
     *(Case(name, lambda record=record: jaxnn.activation(record), (5,)) for name, record in ACTIVATIONS.items()),
 )
 
@@ -128,6 +131,7 @@ COMBINATORS = (
     Case("share of repeat", lambda: share(repeat(_block(), 2), 2), (4,), True),
     Case("repeat of batch_norm", lambda: repeat(_normed(), 2), (4,), True, True),
     Case("share of batch_norm", lambda: share(_normed(), 2), (4,), True, True),
+    *(Case(name, make, in_shape, True) for name, (make, in_shape) in COMBINED_RECURRENT.items()),
     Case("norms and dropout", _mixed, (3,), True, True, 3),
     Case("norms and dropout, evaluated", _mixed, (3,), True),
     Case(

@@ -11,6 +11,7 @@ import pytest
 from cases import CASES
 from laws import FLOAT64, central_differences, close, hand_is_twin_float64
 from loss_cases import LOSS_CASES
+from recurrent_mutants import MUTANTS as RECURRENT_MUTANTS
 
 from jaxnn import Layer, autodiff, autodiff_twin, backprop, dense, map_layers, mlp, residual, serial, tanh
 from jaxnn.combinators import leaf_layers
@@ -217,6 +218,7 @@ MUTANTS = (
     Mutant("repeat: δ of the first pass only", "repeat", on_delta(lambda d: d * 0.5)),
     Mutant("share: the last use only", "share", last_use_only),
     Mutant("share: averaged for summed", "share", on_grads(lambda g: jax.tree.map(lambda leaf: leaf / 3, g))),
+    *(Mutant(*mutant) for mutant in RECURRENT_MUTANTS),
     Mutant("a fault deep inside", "everything", on_grads(
         lambda g: {**g, "parallel_0": {**g["parallel_0"], "b": jax.tree.map(jnp.zeros_like, g["parallel_0"]["b"])}})),
 )  # fmt: skip

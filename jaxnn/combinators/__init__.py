@@ -9,6 +9,7 @@ passes is done that way, and never by a second traversal.
 """
 
 from jaxnn.combinators.branches import parallel, residual
+from jaxnn.combinators.directions import bidirectional
 from jaxnn.combinators.sequence import mlp, repeat, serial, share
 from jaxnn.combinators.walking import leaf_layers, map_layers, named, ordered_leaves
 
@@ -19,6 +20,7 @@ __all__ = [
     "share",
     "residual",
     "parallel",
+    "bidirectional",
     "named",
     "map_layers",
     "leaf_layers",

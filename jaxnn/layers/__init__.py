@@ -7,10 +7,12 @@ from jaxnn.layers.dropout import dropout
 from jaxnn.layers.embedding import embedding
 from jaxnn.layers.norm import batch_norm, layer_norm
 from jaxnn.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool, upsample
+from jaxnn.layers.recurrent import Sequences, gru, gru_step, lstm, lstm_step, rnn, rnn_step
 from jaxnn.layers.reshape import flatten, reshape
 from jaxnn.layers.softmax import softmax
 
 __all__ = [
+    "Sequences",
     "activation",
     "avg_pool",
     "batch_norm",
@@ -21,9 +23,15 @@ __all__ = [
     "flatten",
     "global_avg_pool",
     "global_max_pool",
+    "gru",
+    "gru_step",
     "layer_norm",
+    "lstm",
+    "lstm_step",
     "max_pool",
     "reshape",
+    "rnn",
+    "rnn_step",
     "softmax",
     "upsample",
 ]

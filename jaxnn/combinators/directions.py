@@ -1,0 +1,120 @@
+"""A recurrent layer in both directions of time.  N batch, T time, H width of the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import LayerError, inside, layer_key
+from jaxnn.combinators.parts import as_layers, child_key, combinator, entries, entry
+from jaxnn.layers.recurrent import Sequences
+from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
+
+NAMES = ("forward", "backward")
+
+
+def bidirectional(layer: Layer) -> Layer:
+    """A recurrent layer that reads the sequence from its beginning, and one like it that reads it from its end.
+
+    Forward, x [N, T, D] → y [N, T, 2H], or [N, 2H] of a layer that returns the last state:
+
+        y = [f(x), R g(R x)]      R turns time round; the last state of g is that after the first step
+
+    Backward, δ = [δ_f, δ_g]:  ∂C/∂x = ∂f/∂xᵀ δ_f + R ∂g/∂xᵀ R δ_g.
+
+    Parameters are `{"forward": …, "backward": …}`, each the layer's own. A mask is turned round with the values; an
+    initial state is a pair, (f's, g's).
+
+    Args:
+        layer: `rnn`, `gru` or `lstm`, or a network of them, that returns sequences or the last state.
+
+    Raises:
+        ValueError: if the layer returns something else, or x is not a sequence.
+
+    Source: Schuster & Paliwal (1997), "Bidirectional recurrent neural networks".
+
+    >>> from jaxnn import gru
+    >>> net = bidirectional(gru(4))
+    >>> net.forward(*net.init(jax.random.key(0), (5, 3)), jnp.ones((2, 5, 3)))[0].shape
+    (2, 5, 8)
+    """
+    (child,) = as_layers("bidirectional", (layer,))
+    return _both(child._replace(name=NAMES[0]), child._replace(name=NAMES[1]))
+
+
+def _both(*children: Layer) -> Layer:
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = {}, {}
+        for name, layer, part in zip(NAMES, children, _initial_of_each(in_shape), strict=True):
+            with inside(name):
+                params[name], state[name] = layer.init(child_key(key, name), part, dtype)
+        return entries(params) or {}, entries(state)
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        there, back = _initial_of_each(x)
+        outputs, states, tape = {}, {}, {}
+        for name, layer, part in zip(NAMES, children, (there, _turned(back)), strict=True):
+            with inside(name), jax.named_scope(name):
+                outputs[name], states[name], tape[name] = layer.forward(
+                    entry(params, name, {}), entry(state, name, ()), part, train=train, rng=layer_key(rng, name)
+                )
+        y, y_back = (_array(outputs[name]) for name in NAMES)
+        in_time = y.ndim == _array(x).ndim
+        values = jnp.concatenate([y, _reversed(y_back) if in_time else y_back], axis=-1)
+        mask = outputs[NAMES[0]].mask if isinstance(outputs[NAMES[0]], Sequences) else ()
+        return (Sequences(values, mask) if not isinstance(mask, tuple) else values), entries(states), tape
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        values = _array(delta)
+        in_time = values.ndim == 3
+        deltas = jnp.split(values, 2, axis=-1)
+        deltas[1] = _reversed(deltas[1]) if in_time else deltas[1]
+        delta_in, grads = {}, {}
+        for name, layer, part in zip(NAMES, children, deltas, strict=True):
+            with inside(name), jax.named_scope(name):
+                delta_in[name], grads[name] = layer.backward(entry(params, name, {}), tape[name], part)
+        there, back = delta_in[NAMES[0]], _turned(delta_in[NAMES[1]])
+        total = _array(there) + _array(back)
+        if isinstance(there, Sequences):
+            given = jax.tree.leaves((there.initial, back.initial))
+            return Sequences(total, (), (there.initial, back.initial) if given else ()), entries(grads) or {}
+        return total, entries(grads) or {}
+
+    return combinator("bidirectional", init, forward, backward, children, NAMES, lambda new: _both(*_renamed(new)))
+
+
+def _renamed(children: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    return tuple(child._replace(name=name) for child, name in zip(children, NAMES, strict=True))
+
+
+def _initial_of_each(x: Any) -> tuple[Any, Any]:
+    """What each direction reads: x with its own initial state."""
+    if not isinstance(x, Sequences) or not jax.tree.leaves(x.initial):
+        return x, x
+    if not isinstance(x.initial, tuple) or len(x.initial) != 2:
+        raise LayerError("bidirectional", "expects an initial state (forwards, backwards), a pair of states")
+    there, back = x.initial
+    return x._replace(initial=there), x._replace(initial=back)
+
+
+def _array(y: Any) -> Any:
+    values = y.values if isinstance(y, Sequences) else y
+    if not hasattr(values, "ndim"):
+        advice = "a layer that returns sequences or the last state"
+        raise LayerError("bidirectional", f"expects {advice}, got an output of {len(values)} parts")
+    return values
+
+
+def _reversed(values: Array) -> Array:
+    return values[:, ::-1]
+
+
+def _turned(x: Any) -> Any:
+    """The same with time turned round."""
+    if not isinstance(x, Sequences):
+        return _reversed(x) if x.ndim > 1 else x  # one axis is too few: the layer says so
+    return x._replace(values=_reversed(x.values), mask=_reversed(x.mask) if not isinstance(x.mask, tuple) else x.mask)

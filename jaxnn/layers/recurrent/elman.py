@@ -1,0 +1,107 @@
+"""The plain recurrent network.  N batch, T time, D features in, H width of the state."""
+
+from __future__ import annotations
+
+from jaxnn.activations import tanh
+from jaxnn.layers.recurrent.through_time import (
+    Carried,
+    Cell,
+    Settings,
+    over_examples,
+    recurrent,
+    total_over_examples,
+)
+from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
+
+
+def rnn(
+    width: int,
+    activation: Activation = tanh,
+    *,
+    returns: str = "sequence",
+    truncate: int | None = None,
+    recompute: bool = False,
+    w_init: Initializer | None = None,
+    w_h_init: Initializer | None = None,
+    b_init: Initializer | None = None,
+) -> Layer:
+    """Elman's recurrent layer: the state is a function of the input and of the state before.
+
+    Forward, x [N, T, D] → h [N, T, H], t = 1 … T:
+
+        hₜ = σ(zₜ),   zₜ = xₜ W + hₜ₋₁ U + b
+
+    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ comes in at the output; t = T … 1, with ζ = ∂C/∂z:
+
+        ζₜ = δₜ ⊙ σ′(zₜ)
+        δₜ₋₁ = ζₜ Uᵀ + εₜ₋₁            ∂C/∂xₜ = ζₜ Wᵀ
+        ∂C/∂W = Σₜ xₜᵀ ζₜ,   ∂C/∂U = Σₜ hₜ₋₁ᵀ ζₜ,   ∂C/∂b = Σₜ Σₙ ζₜ
+
+    δ₀ = ζ₁ Uᵀ is the gradient of the initial state. The δ of early steps is a product of many matrices diag(σ′) Uᵀ:
+    it vanishes or explodes.
+
+    Parameters: `{"w": W [D, H], "w_h": U [H, H], "b": [H]}`. From flax's `SimpleCell`: w is the kernel of its `i`, w_h
+    that of `h`, b the bias of `i`. From PyTorch's `RNN`: w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh.
+
+    Args:
+        width: H, at least 1.
+        activation: σ, an Activation record.
+        returns: "sequence", h at every step, [N, T, H], and as `Sequences` with the mask where x has a mask, for the
+            next recurrent layer; "values", the same always as an array; "last", h after the last step, [N, H], which
+            with a mask is the last one that is not masked; "both", the values and the last state.
+        truncate: k, at least 1: backward, no δ is carried from step t to t − 1 where T − t is a multiple of k, so
+            that the last step's δ goes k steps back (truncated backpropagation through time; `jax.grad` of forward
+            gives the same). To carry the state itself from one chunk of a long sequence to the next, take
+            `returns="both"` and give the last state to the next chunk as `Sequences(x, initial=…)`.
+        recompute: True keeps only every √T-th state and runs forward again in backward: memory for 2√T steps in
+            place of T, for about 1.4 times the time.
+        w_init: initializer of W; Glorot's uniform one by default.
+        w_h_init: initializer of U; orthogonal by default, which keeps the norm of δ at first.
+        b_init: initializer of b; zeros by default.
+
+    x is an array, or `Sequences(values, mask, initial)`: then δ_in is `Sequences` too, with `()` for the mask. The
+    initial state is zero where none is given.
+
+    Raises:
+        ValueError: if x is not float [N, T, D] with T ≥ 1, mask, initial state or parameters do not fit it, or a
+            setting is out of range.
+
+    Source: Elman (1990), "Finding structure in time"; Werbos (1990); Williams & Peng (1990) for truncation; Chen et
+    al. (2016) for recomputing; Saxe et al. (2014) for the orthogonal start.
+
+    >>> import jax, jax.numpy as jnp
+    >>> layer = rnn(4, returns="last")
+    >>> params, state = layer.init(jax.random.key(0), (5, 3))
+    >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
+    (2, 4)
+    """
+    if not isinstance(activation, Activation):
+        raise TypeError(f"rnn: expected an Activation record such as jaxnn.tanh, got {activation!r}")
+
+    def forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
+        (h,) = state
+        z = x @ params["w"] + h @ params["w_h"] + params["b"]
+        new = activation.value(z)
+        return (new,), (h, z, new)
+
+    def backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+        h, z, new = kept
+        zeta = delta[0] * activation.slope(z, new)
+        grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
+        return (zeta @ params["w_h"].T,), zeta @ params["w"].T, grads
+
+    cell = Cell("rnn", ("h",), 1, forward, backward)
+    return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
+
+
+def rnn_step(params: Params, h: Array, x: Array, activation: Activation = tanh) -> Array:
+    """One step of `rnn`, for inputs that come one at a time: h [N, H], x [N, D] → the new h [N, H].
+
+    Source: Elman (1990).
+
+    >>> import jax.numpy as jnp
+    >>> params = {"w": jnp.ones((1, 1)), "w_h": jnp.ones((1, 1)), "b": jnp.zeros(1)}
+    >>> rnn_step(params, jnp.zeros((1, 1)), jnp.ones((1, 1))).round(3).tolist()
+    [[0.761...]]
+    """
+    return activation.value(x @ params["w"] + h @ params["w_h"] + params["b"])

@@ -1,0 +1,117 @@
+"""Long short-term memory.  N batch, T time, D features in, H width of the state."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.layers.recurrent.through_time import (
+    Carried,
+    Cell,
+    Settings,
+    over_examples,
+    recurrent,
+    total_over_examples,
+)
+from jaxnn.types import Array, Initializer, Layer, Params, Tree
+
+
+def lstm(
+    width: int,
+    *,
+    returns: str = "sequence",
+    truncate: int | None = None,
+    recompute: bool = False,
+    w_init: Initializer | None = None,
+    w_h_init: Initializer | None = None,
+    b_init: Initializer | None = None,
+) -> Layer:
+    """Long short-term memory: a cell c that gates write to, erase and read.
+
+    Forward, x [N, T, D] → h [N, T, H], t = 1 … T; z [N, 4H] is cut into four parts in the order i, f, g, o:
+
+        z = xₜ W + hₜ₋₁ U + b
+        i = σ(zᵢ),   f = σ(z_f),   g = tanh z_g,   o = σ(zₒ)      σ the sigmoid
+        cₜ = f ⊙ cₜ₋₁ + i ⊙ g,     hₜ = o ⊙ tanh cₜ
+
+    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ comes in at the output, γₜ = ∂C/∂cₜ and ζ = ∂C/∂z; t = T … 1:
+
+        γₜ ← γₜ + δₜ ⊙ o ⊙ (1 − tanh² cₜ)
+        ζᵢ = γₜ ⊙ g ⊙ i (1 − i),   ζ_f = γₜ ⊙ cₜ₋₁ ⊙ f (1 − f)
+        ζ_g = γₜ ⊙ i ⊙ (1 − g²),   ζₒ = δₜ ⊙ tanh cₜ ⊙ o (1 − o)
+        γₜ₋₁ = γₜ ⊙ f,   δₜ₋₁ = ζ Uᵀ + εₜ₋₁,   ∂C/∂xₜ = ζ Wᵀ
+        ∂C/∂W = Σₜ xₜᵀ ζ,   ∂C/∂U = Σₜ hₜ₋₁ᵀ ζ,   ∂C/∂b = Σₜ Σₙ ζ
+
+    γ passes from step to step through f alone: where f is near 1 it does not vanish.
+
+    Parameters: `{"w": W [D, 4H], "w_h": U [H, 4H], "b": [4H]}`, b zero at first but for the forget gate's 1. From
+    PyTorch's `LSTM`, whose order of gates is the same: w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh. From
+    flax's `OptimizedLSTMCell`: w is the kernels of ii, if, ig, io side by side, w_h those of hi, hf, hg, ho, and b the
+    biases of the latter.
+
+    Args:
+        width: H, at least 1.
+        returns: "sequence", h at every step, [N, T, H], and as `Sequences` with the mask where x has a mask, for the
+            next recurrent layer; "values", the same always as an array; "last", h after the last step, [N, H]; "both",
+            the values and the last state (h, c). See `rnn`.
+        truncate: how many steps back δ and γ go, as for `rnn`.
+        recompute: True keeps only every √T-th state, as for `rnn`.
+        w_init: initializer of each gate's part of W; Glorot's uniform one by default.
+        w_h_init: initializer of each gate's part of U; orthogonal by default.
+        b_init: initializer of each gate's part of b; by default zeros, and 1 for the forget gate.
+
+    x is an array, or `Sequences(values, mask, initial)` with initial = (h₀, c₀). The state is zero at first where none
+    is given.
+
+    Raises:
+        ValueError: if x is not float [N, T, D] with T ≥ 1, mask, initial state or parameters do not fit it, or a
+            setting is out of range.
+
+    Source: Hochreiter & Schmidhuber (1997), "Long short-term memory"; Gers, Schmidhuber & Cummins (2000) for the
+    forget gate; Graves (2012), "Supervised sequence labelling", ch. 4, for the full gradient (there with peepholes);
+    Jozefowicz, Zaremba & Sutskever (2015) for its bias of 1.
+
+    >>> layer = lstm(4)
+    >>> params, state = layer.init(jax.random.key(0), (5, 3))
+    >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
+    (2, 5, 4)
+    """
+    cell = Cell("lstm", ("h", "c"), 4, _forward, _backward, offset=_forget_gate_open)
+    return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
+
+
+def _forget_gate_open(width: int) -> Array:
+    return jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), width)
+
+
+def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
+    h, c = state
+    z_i, z_f, z_g, z_o = jnp.split(x @ params["w"] + h @ params["w_h"] + params["b"], 4, axis=-1)
+    i, f, g, o = jax.lax.logistic(z_i), jax.lax.logistic(z_f), jnp.tanh(z_g), jax.lax.logistic(z_o)
+    new = f * c + i * g
+    return (o * jnp.tanh(new), new), (h, c, i, f, g, o)
+
+
+def _backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+    (h, c, i, f, g, o), (delta_h, gamma) = kept, delta
+    squashed = jnp.tanh(f * c + i * g)
+    gamma = gamma + delta_h * o * (1 - squashed) * (1 + squashed)
+    zeta_i, zeta_f = gamma * g * i * (1 - i), gamma * c * f * (1 - f)
+    zeta_g, zeta_o = gamma * i * (1 - g) * (1 + g), delta_h * squashed * o * (1 - o)
+    zeta = jnp.concatenate([zeta_i, zeta_f, zeta_g, zeta_o], axis=-1)
+    grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
+    return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, grads
+
+
+def lstm_step(params: Params, state: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+    """One step of `lstm`, for inputs that come one at a time: (h, c), each [N, H], and x [N, D] → the new (h, c).
+
+    Source: Hochreiter & Schmidhuber (1997); Gers, Schmidhuber & Cummins (2000).
+
+    >>> params = {"w": jnp.zeros((1, 4)), "w_h": jnp.zeros((1, 4)), "b": jnp.array([0.0, 99.0, 0.0, 0.0])}
+    >>> h, c = lstm_step(params, (jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.ones((1, 1)))
+    >>> c.tolist()  # nothing is forgotten
+    [[1.0]]
+    """
+    (h, c), _ = _forward(params, x, state)
+    return h, c

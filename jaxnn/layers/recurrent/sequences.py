@@ -1,0 +1,107 @@
+"""What a recurrent layer reads: sequences, a mask where their lengths differ, a state to begin with.
+
+N batch, T time, D features in, H width of the state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxnn.checks import LayerError, features, is_floating
+from jaxnn.types import Array, Shape, Tree
+
+
+class Sequences(NamedTuple):
+    """A batch of sequences for a recurrent layer; `()` stands for what is left out, and for the δ of the mask.
+
+    Attributes:
+        values: [N, T, D]. Where the mask is False they are not looked at, NaN neither.
+        mask: [N, T] of booleans, True where there is something to read; all of it without a mask. A step that is
+            masked leaves the state as it was, wherever it stands.
+        initial: the state before the first step, zeros without one: [N, H] of `rnn` and `gru`, a pair (h, c) of such
+            of `lstm`, a pair (forwards, backwards) of states in `bidirectional`.
+
+    >>> import jax
+    >>> from jaxnn.layers import rnn
+    >>> x = Sequences(jnp.ones((2, 3, 1)), mask=jnp.array([[True, True, True], [True, False, False]]))
+    >>> layer = rnn(1, returns="last")
+    >>> params = {"w": jnp.ones((1, 1)), "w_h": jnp.ones((1, 1)), "b": jnp.zeros(1)}
+    >>> h, _, _ = layer.forward(params, (), x)
+    >>> h[:, 0].round(3).tolist()  # of the second sequence it is tanh(1)
+    [0.961..., 0.761...]
+    """
+
+    values: Any
+    mask: Any = ()
+    initial: Any = ()
+
+
+def as_sequences(x: Any) -> Sequences:
+    """An array as sequences without mask and initial state."""
+    return x if isinstance(x, Sequences) else Sequences(x)
+
+
+def is_given(part: Tree) -> bool:
+    """False for the `()` that stands for a mask or a state left out."""
+    return not (isinstance(part, tuple) and not part)
+
+
+def read_sequences(kind: str, x: Any, parts: tuple[str, ...], width: int) -> Sequences:
+    """Makes x `Sequences` of the right shapes and dtypes; errors blame the input.
+
+    `parts` names the arrays of a state, such as h and c.
+    """
+    x = as_sequences(x)
+    shape = _values_shape(kind, x.values)
+    if is_given(x.mask):
+        _check_mask(kind, x.mask, shape[:2])
+    if is_given(x.initial):
+        _check_initial(kind, x.initial, parts, (shape[0], width))
+    return x
+
+
+def _values_shape(kind: str, values: Any) -> Shape:
+    shape = features(kind, values)
+    if len(shape) != 3:
+        advice = (
+            "x[..., None] for one feature a step" if len(shape) == 2 else "reshape each step to one axis of features"
+        )
+        raise LayerError(kind, f"expects sequences [N, T, D], got x of shape {shape}: {advice}")
+    if shape[1] == 0:
+        raise LayerError(kind, f"expects at least one step, got x of shape {shape}: its time axis is empty")
+    return shape
+
+
+def _check_mask(kind: str, mask: Any, expected: Shape) -> None:
+    shape, dtype = getattr(mask, "shape", None), getattr(mask, "dtype", None)
+    if shape is None or dtype is None:
+        raise LayerError(kind, f"expects a mask of shape {expected}, got {type(mask).__name__}")
+    if tuple(shape) != expected:
+        raise LayerError(kind, f"expects a mask [N, T] of shape {expected}, got {tuple(shape)}")
+    if dtype != jnp.bool_:
+        raise LayerError(
+            kind, f"expects a mask of booleans, got {dtype}: use mask != 0, or jnp.arange(T) < lengths[:, None]"
+        )
+
+
+def _check_initial(kind: str, initial: Any, parts: tuple[str, ...], expected: Shape) -> None:
+    states = (initial,) if len(parts) == 1 else initial
+    names = f"({', '.join(parts)})"
+    if not isinstance(states, tuple) or len(states) != len(parts):
+        got = f"{len(states)} of them" if isinstance(states, tuple) else type(states).__name__
+        raise LayerError(kind, f"expects an initial state {names}, a tuple of {len(parts)} arrays, got {got}")
+    for name, state in zip(parts, states, strict=True):
+        if not hasattr(state, "shape") or not hasattr(state, "dtype"):
+            advice = f"; the state of {kind} is the array h itself" if len(parts) == 1 else ""
+            raise LayerError(kind, f"expects an initial {name} [N, H], got {type(state).__name__}{advice}")
+        if tuple(state.shape) != expected:
+            raise LayerError(kind, f"expects an initial {name} [N, H] of shape {expected}, got {tuple(state.shape)}")
+        if not is_floating(state):
+            raise LayerError(kind, f"expects an initial {name} of floats, got {state.dtype}")
+
+
+def hidden(values: Array, mask: Array) -> Array:
+    """The values with 0 where they are masked: what stands there must not reach a product, where 0 · NaN is NaN."""
+    return jnp.where(mask[..., None], values, 0)

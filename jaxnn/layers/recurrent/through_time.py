@@ -1,0 +1,322 @@
+"""Forward through time and backward through it: what all recurrent cells have in common.
+
+Forward, s the state (h, or h and c), from s₀:     sₜ = cell(xₜ, sₜ₋₁),   t = 1 … T
+Backward, with δₜ = ∂C/∂sₜ and εₜ the δ that comes in at the output hₜ, from t = T down to 1:
+
+    δₜ ← δₜ + εₜ
+    δₜ₋₁, ∂C/∂xₜ, gₜ = cell.backward(δₜ);      ∂C/∂θ = Σₜ gₜ;      ∂C/∂s₀ = δ₀
+
+Both are a `lax.scan`. The gradients of the weights are summed as the reverse scan goes: one product over all steps
+after it would need the δ of every step, and takes longer (measured for all three cells on a CPU, see
+benchmarks/recurrent.py).
+
+N batch, T time, D features in, H width of the state, G gates.
+Source: Werbos (1990), "Backpropagation through time: what it does and how to do it".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn import initializers
+from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number
+from jaxnn.layers.recurrent.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
+from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
+
+RETURNS = ("sequence", "values", "last", "both")
+
+Carried = tuple[Array, ...]  # a cell's state, h first
+
+
+class Cell(NamedTuple):
+    """One step of a recurrence, and its backward.
+
+    Attributes:
+        kind: the layer's.
+        parts: the arrays of the state by name, h first.
+        gates: G; w is [D, GH], w_h [H, GH], b [GH].
+        forward: (params, x [N, D], state) -> (state, kept).
+        backward: (params, x, kept, δ of the state after the step) -> (δ of the state before it, δ of x, grads).
+        more: names of further biases [H].
+        offset: H -> what is added to b [GH] before training, where no b_init is given.
+    """
+
+    kind: str
+    parts: tuple[str, ...]
+    gates: int
+    forward: Callable[[Params, Array, Carried], tuple[Carried, Tree]]
+    backward: Callable[[Params, Array, Tree, Carried], tuple[Carried, Array, Params]]
+    more: tuple[str, ...] = ()
+    offset: Callable[[int], Array] | None = None
+
+
+class Settings(NamedTuple):
+    """What all recurrent layers let one choose."""
+
+    returns: str
+    truncate: int | None
+    recompute: bool
+    w_init: Initializer | None
+    w_h_init: Initializer | None
+    b_init: Initializer | None
+
+
+class _Steps(NamedTuple):
+    """What is read step by step, time first; None for what there is not."""
+
+    x: Array  # [T, N, D]
+    mask: Array | None  # [T, N]
+    cut: Array | None  # [T], True where the gradient is not carried from this step to the one before
+
+
+class _Tape(NamedTuple):
+    steps: _Steps
+    kept: Tree  # of every step; with recompute the states at the start of each piece
+    initial: Carried
+    like: Tree  # x without its examples: which parts it has, their shapes and dtypes
+
+
+# ---------------------------------------------------------------- the layer
+
+
+def recurrent(cell: Cell, width: int, settings: Settings) -> Layer:
+    """The layer that runs a cell over time."""
+    kind, returns = cell.kind, settings.returns
+    width = whole_number(f"{kind}: width", width, least=1)
+    if returns not in RETURNS:
+        raise ValueError(f"{kind}: returns must be one of {', '.join(map(repr, RETURNS))}, got {returns!r}")
+    if settings.truncate is not None:
+        whole_number(f"{kind}: truncate", settings.truncate, least=1)
+    if not isinstance(settings.recompute, bool):
+        raise TypeError(f"{kind}: recompute must be True or False, got {settings.recompute!r}")
+    every_step = returns != "last"
+    run, run_back = (_pieces, _pieces_back) if settings.recompute else (_steps, _steps_back)
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        x = read_sequences(kind, input_spec(in_shape, dtype), cell.parts, width)
+        return _initialised(cell, as_key(key), x.values.shape[-1], width, settings, dtype), ()
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        given = read_sequences(kind, x, cell.parts, width)
+        _check_params(cell, params, given.values.shape, width)
+        steps, initial = _read(cell, params, given, width, settings.truncate)
+        final, h, kept = run(cell, params, steps, initial, every_step)
+        tape = _Tape(steps, kept, initial, jax.tree.map(lambda leaf: leaf[:0], x))
+        if h is None:  # only the last is wanted
+            return final[0], state, tape
+        values = jnp.swapaxes(h, 0, 1)
+        if returns == "both":
+            return (values, final if len(cell.parts) > 1 else final[0]), state, tape
+        return (
+            (Sequences(values, given.mask) if returns == "sequence" and is_given(given.mask) else values),
+            state,
+            tape,
+        )
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        steps, kept, initial, like = tape
+        nothing = tuple(jnp.zeros_like(s) for s in initial)
+        at_output, at_final = None, nothing
+        if returns == "last":
+            at_final = (delta, *nothing[1:])
+        elif returns == "both":
+            at_output, at_final = delta[0], delta[1] if len(cell.parts) > 1 else (delta[1],)
+        else:
+            at_output = as_sequences(delta).values
+        if at_output is not None:
+            at_output = jnp.swapaxes(at_output, 0, 1)
+        total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
+        (before, total), delta_x = run_back(cell, params, steps, kept, initial, at_output, (at_final, total))
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
+        return _like(like, jnp.swapaxes(delta_x, 0, 1), before, cell), grads
+
+    return Layer(kind, init, forward, backward)
+
+
+# ---------------------------------------------------------------- all steps kept
+
+
+def _steps(
+    cell: Cell, params: Params, steps: _Steps, state: Carried, every_step: bool
+) -> tuple[Carried, Array | None, Tree]:
+    """The state after the last step, h of every step if it is wanted, and what backward needs."""
+
+    def step(state: Carried, at: _Steps) -> tuple[Carried, tuple[Array | None, Tree]]:
+        if at.cut is not None:  # for jax.grad, which must stop where the hand-derived rule does
+            state = tuple(jnp.where(at.cut, jax.lax.stop_gradient(s), s) for s in state)
+        new, kept = cell.forward(params, at.x, state)
+        if at.mask is not None:
+            new = _where(at.mask, new, state)
+        return new, (new[0] if every_step else None, kept)
+
+    final, (h, kept) = jax.lax.scan(step, state, steps)
+    return final, h, kept
+
+
+def _steps_back(
+    cell: Cell, params: Params, steps: _Steps, kept: Tree, initial: Carried, at_output: Array | None, carry: Any
+) -> tuple[Any, Array]:
+    """(δ₀, ∂C/∂θ) and ∂C/∂x of every step from (δ_T, the sum so far)."""
+
+    def step(carry: tuple[Carried, Params], at: tuple[_Steps, Tree, Array | None]) -> tuple[Any, Array]:
+        delta, total = carry
+        (x, mask, cut), kept, epsilon = at
+        if epsilon is not None:
+            delta = (delta[0] + epsilon, *delta[1:])
+        nothing = tuple(jnp.zeros_like(d) for d in delta)
+        through = delta if mask is None else _where(mask, delta, nothing)
+        before, delta_x, grads = cell.backward(params, x, kept, through)
+        if mask is not None:  # a masked step hands δ on as it is
+            before = tuple(b + p for b, p in zip(before, _where(mask, nothing, delta), strict=True))
+        if cut is not None:
+            before = tuple(jnp.where(cut, 0, b) for b in before)
+        return (before, jax.tree.map(jnp.add, total, grads)), delta_x
+
+    return jax.lax.scan(step, carry, (steps, kept, at_output), reverse=True)
+
+
+def _where(mask: Array, there: Carried, elsewhere: Carried) -> Carried:
+    return tuple(jnp.where(mask[:, None], a, b) for a, b in zip(there, elsewhere, strict=True))
+
+
+# ---------------------------------------------------------------- only every √T-th state kept
+# Backward runs each piece of about √T steps forward again before it runs it backward: 2√T steps' worth of memory for
+# T, for one forward pass more (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+
+
+def _cut_up(tree: Tree) -> tuple[Tree, Tree]:
+    """The first T mod s steps, and the others in pieces of s = √T rounded, [T/s, s, …]."""
+    length = jax.tree.leaves(tree)[0].shape[0]
+    size = max(1, round(math.sqrt(length)))
+    first = length % size
+    pieces = lambda a: a[first:].reshape(length // size, size, *a.shape[1:])  # noqa: E731
+    return jax.tree.map(lambda a: a[:first], tree), jax.tree.map(pieces, tree)
+
+
+def _put_together(head: Array, pieces: Array) -> Array:
+    return jnp.concatenate([head, pieces.reshape(-1, *pieces.shape[2:])])
+
+
+def _pieces(
+    cell: Cell, params: Params, steps: _Steps, state: Carried, every_step: bool
+) -> tuple[Carried, Array | None, Tree]:
+    """As `_steps`; what backward needs are the states before each piece."""
+    head, pieces = _cut_up(steps)
+
+    def piece(state: Carried, at: _Steps) -> tuple[Carried, tuple[Carried, Array | None]]:
+        after, h, _ = _steps(cell, params, at, state, every_step)
+        return after, (state, h)
+
+    state, first, _ = _steps(cell, params, head, state, every_step)
+    final, (starts, h) = jax.lax.scan(piece, state, pieces)
+    if h is not None and first is not None:
+        h = _put_together(first, h)
+    return final, h, starts
+
+
+def _pieces_back(
+    cell: Cell, params: Params, steps: _Steps, starts: Tree, initial: Carried, at_output: Array | None, carry: Any
+) -> tuple[Any, Array]:
+    """As `_steps_back`."""
+    head, pieces = _cut_up((steps, at_output))
+
+    def piece(carry: Any, at: tuple[tuple[_Steps, Array | None], Carried]) -> tuple[Any, Array]:
+        (steps, at_output), start = at
+        _, _, kept = _steps(cell, params, steps, start, False)
+        return _steps_back(cell, params, steps, kept, start, at_output, carry)
+
+    carry, delta_x = jax.lax.scan(piece, carry, (pieces, starts), reverse=True)
+    carry, first = piece(carry, (head, initial))
+    return carry, _put_together(first, delta_x)
+
+
+# ---------------------------------------------------------------- in and out
+
+
+def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | None) -> tuple[_Steps, Carried]:
+    """What is read at each step, and the state before the first."""
+    n, length, _ = x.values.shape
+    dtype = jnp.promote_types(x.values.dtype, params["w"].dtype)
+    values = hidden(x.values, x.mask) if is_given(x.mask) else x.values
+    mask = jnp.swapaxes(x.mask, 0, 1) if is_given(x.mask) else None
+    cut = None
+    if truncate is not None and truncate < length:
+        cut = jnp.array([t > 0 and (length - t) % truncate == 0 for t in range(length)])
+    if is_given(x.initial):
+        initial = x.initial if len(cell.parts) > 1 else (x.initial,)
+        initial = tuple(s.astype(dtype) for s in initial)
+    else:
+        initial = tuple(jnp.zeros((n, width), dtype) for _ in cell.parts)
+    return _Steps(jnp.swapaxes(values, 0, 1).astype(dtype), mask, cut), initial
+
+
+def _like(like: Tree, delta_x: Array, before: Carried, cell: Cell) -> Any:
+    """δ_in in the form that x had."""
+    given = as_sequences(like)
+    delta_x = delta_x.astype(given.values.dtype)
+    if not isinstance(like, Sequences):
+        return delta_x
+    if not is_given(given.initial):
+        return Sequences(delta_x)
+    state = before if len(cell.parts) > 1 else before[0]
+    return Sequences(delta_x, (), jax.tree.map(lambda d, s: d.astype(s.dtype), state, given.initial))
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def _shapes(cell: Cell, in_features: int, width: int) -> dict[str, tuple[int, ...]]:
+    wide = cell.gates * width
+    return {"w": (in_features, wide), "w_h": (width, wide), "b": (wide,), **dict.fromkeys(cell.more, (width,))}
+
+
+def _initialised(cell: Cell, key: Key, in_features: int, width: int, settings: Settings, dtype: DType) -> Params:
+    """Each gate drawn by itself: its fans are D and H, and its own w_h is orthogonal."""
+    inits = {
+        "w": settings.w_init or initializers.glorot_uniform(),
+        "w_h": settings.w_h_init or initializers.orthogonal(),
+        **dict.fromkeys(("b", *cell.more), settings.b_init or initializers.zeros()),
+    }
+    params = {}
+    for i, (name, shape) in enumerate(_shapes(cell, in_features, width).items()):
+        keys = jax.random.split(jax.random.fold_in(key, i), shape[-1] // width)
+        each = (*shape[:-1], width)
+        gates = [inits[name](gate_key, each, dtype) for gate_key in keys]
+        wrong = [jnp.shape(gate) for gate in gates if jnp.shape(gate) != each]
+        if wrong:
+            option = f"{name}_init" if name.startswith("w") else "b_init"
+            raise LayerError(cell.kind, f"expects {option} to give {each} for each gate, got {wrong[0]}")
+        params[name] = jnp.concatenate(gates, axis=-1)
+    if cell.offset is not None and settings.b_init is None:
+        params["b"] = params["b"] + cell.offset(width).astype(dtype)
+    return params
+
+
+def _check_params(cell: Cell, params: Params, x_shape: tuple[int, ...], width: int) -> None:
+    expected = _shapes(cell, x_shape[-1], width)
+    if set(params) != set(expected):
+        complaint = f"expects parameters {', '.join(expected)}, got {sorted(params)}"
+        raise LayerError(cell.kind, complaint, about_params=True)
+    got = {name: tuple(jnp.shape(params[name])) for name in expected}
+    if got["w"] != expected["w"] and got["w"][1:] == expected["w"][1:]:
+        raise LayerError(cell.kind, f"expects {got['w'][0]} features, got x of shape {tuple(x_shape)}")
+    for name, shape in expected.items():
+        if got[name] != shape:
+            raise LayerError(cell.kind, f"expects {name} of shape {shape}, got {got[name]}", about_params=True)
+
+
+def over_examples(a: Array, delta: Array) -> Array:
+    """aᵀ δ, the sum over N in at least float32."""
+    return jnp.matmul(a.T, delta, preferred_element_type=accumulator(delta.dtype))
+
+
+def total_over_examples(delta: Array) -> Array:
+    """Σₙ δₙ, in at least float32."""
+    return delta.sum(0, dtype=accumulator(delta.dtype))
