@@ -14,9 +14,9 @@ An optimizer is a pair of pure functions that follow optax's protocol: either li
     ema               the running mean of the parameters themselves
 
 The learning rate η is a number, or a schedule `step -> rate` that is first asked with step 0. The state of every
-rule that has one shows `step`, the number of updates so far, and `learning_rate`. Where η is a number, the next update uses
-what stands there: set it to another array, traced or under `vmap`, and nothing compiles anew. Where η is a
-schedule, it shows the rate of the last update (after `init`: of the first). A negative η is refused where it is
+rule that has one shows `step`, the number of updates so far, and `learning_rate`. Where η is a number, the next
+update uses what stands there: set it to another array, traced or under `vmap`, and nothing compiles anew. Where η
+is a schedule, it shows the rate of the last update (after `init`: of the first). A negative η is refused where it is
 given, and turns updates into NaN where it stands in the state or comes from a schedule.
 
     >>> import jax, jax.numpy as jnp
