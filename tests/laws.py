@@ -138,7 +138,8 @@ def hand_is_twin_bfloat16(case, layer):
 @lru_cache(maxsize=256)
 def _in_float32(case, layer):
     """The twin's answer in float32, at the values that bfloat16 rounds to."""
-    rounded = jax.tree.map(lambda a: a.astype(jnp.float32), variables(case, layer, jnp.bfloat16))
+    in_float32 = lambda a: a.astype(jnp.float32) if is_floating(a) else a
+    rounded = jax.tree.map(in_float32, variables(case, layer, jnp.bfloat16))
     params, state, x, delta, _ = rounded
 
     def twin_backward(params, state, x, delta):
