@@ -7,6 +7,7 @@ no window, no global state; `figure.savefig("a.png")` keeps one, and a notebook 
     schedules               learning rates over the steps
     learning_curves         what `fit` noted, with the best and the last epoch
     gradient_flow           norms of δ, or of anything, from layer to layer
+    flow_over_time          the same at every epoch, layer by layer
     decision_boundary       which class a classifier gives to each point of a plane
     weight_images           what each unit looks for
     confusion_matrix        which class is taken for which
@@ -29,6 +30,7 @@ import numpy as np
 
 from jaxnn.checks import named_leaves, whole_number
 from jaxnn.combinators import ordered_leaves
+from jaxnn.diagnostics.report import Diagnosis
 from jaxnn.types import Activation, Layer, Loss, Tree
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "activations", "losses", "schedules", "learning_curves", "gradient_flow", "decision_boundary", "weight_images",
-    "confusion_matrix", "image_rows",
+    "activations", "losses", "schedules", "learning_curves", "gradient_flow", "flow_over_time", "decision_boundary",
+    "weight_images", "confusion_matrix", "image_rows",
 ]  # fmt: skip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -293,7 +295,7 @@ def _log_axis(axes: Axes) -> None:
 
 @_styled
 def gradient_flow(
-    norms: Mapping[str, Any], *, nets: Mapping[str, Layer] | None = None, quantity: str = "‖δ‖"
+    norms: Mapping[str, Any], *, nets: Mapping[str, Layer] | None = None, quantity: str | None = None
 ) -> Figure:
     """Norms from layer to layer, on a logarithmic axis: where δ vanishes or explodes on its way back.
 
@@ -301,10 +303,11 @@ def gradient_flow(
 
     Args:
         norms: by name, one line each: `readings["deltas"]` or `readings["delta_norms"]`, or plain numbers from the
-            first layer to the last. Of an array, the norm of all its entries is drawn.
+            first layer to the last. Of an array, the norm of all its entries is drawn; of a `diagnostics.Diagnosis`,
+            the root mean squares of δ.
         nets: by the same names, networks whose order the readings are put in; else it is the tree's own (a compiled
             function gives back sorted dicts).
-        quantity: what is drawn, for the axis.
+        quantity: what is drawn, for the axis; by default ‖δ‖, and what they hold where all are diagnoses.
 
     Raises:
         TypeError: if norms is no mapping.
@@ -315,6 +318,9 @@ def gradient_flow(
     """
     _named("gradient_flow", "norms", norms)
     lines = {name: _along_layers(name, tree, (nets or {}).get(name)) for name, tree in norms.items()}
+    if quantity is None:
+        diagnoses = all(isinstance(tree, Diagnosis) for tree in norms.values())
+        quantity = "root mean square of δ" if diagnoses else "‖δ‖"
     longest = max(lines.values(), key=len)
     names = list(longest)
     shared = all(list(line) == names[: len(line)] for line in lines.values())
@@ -343,7 +349,9 @@ def gradient_flow(
 
 def _along_layers(name: str, tree: Any, net: Layer | None) -> dict[str, float]:
     """{layer: norm} from the first to the last."""
-    if isinstance(tree, Mapping):
+    if isinstance(tree, Diagnosis):
+        line = {row.path: row.delta for row in tree.layers if row.delta is not None}
+    elif isinstance(tree, Mapping):
         leaves = ordered_leaves(net, tree) if net is not None else named_leaves(tree)
         line = {path: float(np.linalg.norm(np.asarray(leaf, np.float64))) for path, leaf in leaves.items()}
     else:
@@ -351,6 +359,56 @@ def _along_layers(name: str, tree: Any, net: Layer | None) -> dict[str, float]:
     if not line:
         raise ValueError(f"plots.gradient_flow: {name!r} holds no number")
     return line
+
+
+SIZES = {  # what a Diagnosis knows of each layer, and how an axis calls it
+    "delta": "δ",
+    "gradient": "gradient",
+    "output": "output",
+    "ratio": "update over weights",
+}
+
+
+@_styled
+def flow_over_time(points: Sequence[Diagnosis], *, quantity: str = "delta") -> Figure:
+    """A size at each layer over the steps that were measured, as colours on a logarithmic scale; grey where it is 0.
+
+    Args:
+        points: `fit(…, diagnose=1).diagnostics`.
+        quantity: "delta", "gradient", "output" or "ratio" (update over weights); layers without it are left out.
+
+    Raises:
+        ValueError: if there is no point, no layer has the quantity, or it is none of the four.
+        TypeError: if something is no Diagnosis.
+
+    >>> flow_over_time(fit(net, loss, adam(1e-3), …, diagnose=1).diagnostics)  # doctest: +SKIP
+    """
+    from matplotlib.colors import LogNorm
+
+    _all_are(Diagnosis, "flow_over_time", points)
+    if quantity not in SIZES:
+        raise ValueError(f"plots.flow_over_time: quantity must be one of {sorted(SIZES)}, got {quantity!r}")
+    names = [row.path for row in points[0].layers if getattr(row, quantity) is not None]
+    if not names:
+        raise ValueError(f"plots.flow_over_time: no layer has a {quantity}")
+    sizes = [{row.path: getattr(row, quantity) for row in point.layers} for point in points]
+    table = np.array([[size[name] for size in sizes] for name in names], np.float64)
+    shown = np.ma.masked_where(~(np.isfinite(table) & (table > 0)), table)
+    low, high = (shown.min(), shown.max()) if shown.count() else (1.0, 10.0)
+    figure, [[axes]] = _figure(size=(6.4, max(2.4, 0.19 * min(len(names), LABELS) + 1.4)))
+    axes.set_facecolor(GREY)
+    image = axes.imshow(shown, aspect="auto", origin="lower", interpolation="none", cmap="viridis",
+                        norm=LogNorm(low, high if high > low else 1.01 * low))  # fmt: skip
+    every = -(-len(names) // LABELS)
+    axes.set_yticks(range(0, len(names), every), names[::every], fontsize=8)
+    steps = [str(i + 1) if point.step is None else str(point.step + 1) for i, point in enumerate(points)]
+    ticks = np.unique(np.linspace(0, len(points) - 1, min(len(points), 7)).round().astype(int))
+    axes.set_xticks(ticks, [steps[i] for i in ticks])
+    axes.set(xlabel="steps taken", title=f"{SIZES[quantity]}, from the first layer (below) to the last")
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, aspect=16, label="root mean square" if quantity != "ratio" else "ratio")
+    bar.outline.set_visible(False)
+    return figure
 
 
 # ---------------------------------------------------------------- classifiers

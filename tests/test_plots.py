@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn import losses, mlp, plots, relu, schedules, sigmoid, tanh
+from jaxnn import diagnostics, losses, mlp, plots, relu, schedules, sigmoid, tanh
 
 pytest.importorskip("matplotlib", reason="an optional package that draws")
 
@@ -162,6 +162,40 @@ def test_a_dead_layer_leaves_a_gap(drawn):
     assert drawn(plots.gradient_flow({"dead": [0.0, 0.0]})).axes[0].get_yscale() == "linear"
 
 
+def diagnosed(step, sizes):
+    rows = [
+        diagnostics.LayerRow(name, "dense", 1.0, delta, 1.0, 1.0, ratio, None, None, None)
+        for name, delta, ratio in sizes
+    ]
+    return diagnostics.Diagnosis("healthy", (), tuple(rows), step)
+
+
+POINTS = [
+    diagnosed(9, [("first", 1e-6, 1e-2), ("relu", 0.0, None), ("last", 0.1, 1e-3)]),
+    diagnosed(19, [("first", 1e-4, 1e-3), ("relu", 1e-2, None), ("last", 0.2, 1e-4)]),
+]
+
+
+def test_gradient_flow_of_diagnoses(drawn):
+    (axes,) = drawn(plots.gradient_flow({"before": POINTS[0], "after": POINTS[1]})).axes
+    np.testing.assert_array_equal(lines(axes)["before"], [[1, 2, 3], [1e-6, 0, 0.1]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["first", "relu", "last"]
+    assert axes.get_ylabel() == "root mean square of δ"
+
+
+def test_flow_over_time(drawn):
+    axes, bar = drawn(plots.flow_over_time(POINTS)).axes
+    shown = axes.images[0].get_array()
+    np.testing.assert_array_equal(shown.filled(-1), [[1e-6, 1e-4], [-1, 1e-2], [0.1, 0.2]])  # 0 has no colour
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "relu", "last"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "20"]
+    assert axes.images[0].get_clim() == (1e-6, 0.2)
+    assert bar.get_ylabel() == "root mean square"
+    axes, bar = drawn(plots.flow_over_time(POINTS, quantity="ratio")).axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[1e-2, 1e-3], [1e-3, 1e-4]])
+    assert bar.get_ylabel() == "ratio"
+
+
 SQUARE = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
 
 
@@ -254,6 +288,9 @@ MISTAKES = {
     "no epoch": (lambda: plots.learning_curves({"seconds": []}), ValueError, "holds no epoch"),
     "late": (lambda: plots.learning_curves(HISTORY, stopped=5), ValueError, "an epoch from 1 to 4, got 5"),
     "no series": (lambda: plots.gradient_flow({}), ValueError, "norms is empty"),
+    "no diagnosis": (lambda: plots.flow_over_time([]), ValueError, "at least one Diagnosis"),
+    "a number": (lambda: plots.flow_over_time([1.0]), TypeError, "expected Diagnosis records"),
+    "a wrong size": (lambda: plots.flow_over_time(POINTS, quantity="size"), ValueError, "quantity must be one of"),
     "no numbers": (lambda: plots.gradient_flow({"a": []}), ValueError, "'a' holds no number"),
     "three features": (lambda: plots.decision_boundary(len, np.ones((2, 3)), [0, 1]), ValueError, "x \\[N, 2\\]"),
     "no scores": (lambda: plots.decision_boundary(lambda x: x[:3], SQUARE, [0] * 4), ValueError, "predict must give"),

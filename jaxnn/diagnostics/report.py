@@ -16,19 +16,21 @@ from jaxnn.diagnostics.measures import Measures, is_loop, places
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.types import Layer
 
-NOT_FINITE, EXPLODING, VANISHING, DEAD, SATURATED, HEALTHY = (
-    "not finite", "exploding", "vanishing", "dead", "saturated", "healthy",
+NOT_FINITE, DEAD, EXPLODING, VANISHING, SATURATED, HEALTHY = (
+    "not finite", "dead", "exploding", "vanishing", "saturated", "healthy",
 )  # fmt: skip
-# Half of a layer: independent units of mean 0 are silent for 10 examples by chance 2⁻¹⁰, and networks that learn well
-# keep some dead units, but a layer that has lost half of them has lost half of its width.
-MOST_DEAD = 0.5
-# Likewise: σ(z) of z ~ N(0, 1) is flat for 1 in 80,000 entries of a sigmoid and 1 in 35 of a tanh.
+# Deep in a fresh network of rectifiers all examples look alike (their correlation tends to 1), and half of the units of
+# a layer are then silent for all of them, by chance two thirds of a narrow one; nine in ten are lost, not unlucky.
+MOST_DEAD = 0.9
+# Half of a layer: σ(z) of z ~ N(0, 1) is flat for 1 in 80,000 entries of a sigmoid and 1 in 35 of a tanh.
 MOST_SATURATED = 0.5
 # He's initialisation multiplies the scale of a layer's input by √2, Glorot's and LeCun's by at most that; N(0, 1) by
 # the root of the number of inputs. A trained layer may do more, so this is asked of fresh parameters alone.
 LARGEST_GAIN = 5.0
 ROWS = 40  # of a table; more are skipped in the middle
-NAME, BAR = 26, 16  # columns, at most
+NAME, BAR, FIGURE = 26, 16, 7  # columns, at most
+LEAST_BAR = 4
+TITLES = ("output", "gradient", "update", "δ")
 
 
 class LayerRow(NamedTuple):
@@ -71,7 +73,7 @@ class Diagnosis(NamedTuple):
     """The health of a network in one step; `print` shows a verdict and a table.
 
     Attributes:
-        verdict: "not finite", "exploding", "vanishing", "dead", "saturated" or "healthy": the first of the findings.
+        verdict: "not finite", "dead", "exploding", "vanishing", "saturated" or "healthy": that of the first finding.
         findings: all that is wrong, the gravest first; () for a healthy network.
         layers: a row for each leaf layer, from the first to the last.
         step: the step of training, counted from 0; None where none was taken.
@@ -95,8 +97,8 @@ def report(net: Layer, measures: Measures, *, initial: bool = False) -> Diagnosi
     """What the measures of one step say of a network.
 
     δ and the outputs are compared at the layers with parameters: δ with that at the last of them, the outputs with
-    that at the first. The network is vanishing or exploding where one is 1,000 times smaller or larger, dead or
-    saturated where half of a layer is.
+    that at the first. The network is vanishing or exploding where one is 1,000 times smaller or larger, dead where
+    nine in ten units of a layer are, saturated where half of its entries are.
 
     Args:
         net: the network.
@@ -194,10 +196,11 @@ def _findings(rows: Sequence[LayerRow], initial: bool) -> Iterator[Finding]:
         if (worst.gain or 0.0) > LARGEST_GAIN:
             why = f"{worst.path} multiplies the scale of its input by {_figure(worst.gain)}, limit {LARGEST_GAIN:g}"
             found.append(Finding(EXPLODING, worst.path, f"{why}: its initial scale is too large"))
+    # Where units are dead, δ vanishes for that reason.
+    yield from _idle([(row, row.dead) for row in rows], DEAD, MOST_DEAD, "of the units are 0 for the whole batch")
     yield from (one for verdict in (EXPLODING, VANISHING) for one in found if one.verdict == verdict)
-    yield from _idle([(row, row.dead) for row in rows], DEAD, MOST_DEAD, "of its units are 0 for the whole batch")
     flat = [(row, row.saturated) for row in rows]
-    yield from _idle(flat, SATURATED, MOST_SATURATED, "of its outputs are where the slope is below 1/20 of that at 0")
+    yield from _idle(flat, SATURATED, MOST_SATURATED, "of the outputs are where the slope is below 1/20 of that at 0")
 
 
 def _figures(row: LayerRow) -> Iterator[tuple[str, float]]:
@@ -250,22 +253,22 @@ def _table(diagnosis: Diagnosis, width: int) -> str:
     for finding in diagnosis.findings[1:]:
         lines += textwrap.wrap(f"{finding.verdict}: {finding.why}", width, initial_indent="and ")
     before = (ROWS + 1) // 2
-    skipped = max(len(rows) - ROWS, 0)
+    skipped = len(rows) - ROWS if len(rows) > ROWS + 1 else 0  # a line that says so takes the place of one
     shown = [*rows[:before], *rows[before + skipped :]] if skipped else list(rows)
     ends = span(row.delta for row in rows if row.delta is not None)
-    name = min(max([len("layer"), *(len(row.path) for row in shown)]), NAME)
-    idle = [_share(row) for row in shown]
-    rest = name + 44 + max([0, *(len(text) + 2 for text in idle)])
-    room = max(min(BAR, width - rest), 4)
-    titles = ("output", "gradient", "update", "δ")
-    lines += ["", f"{'layer':<{name}}" + "".join(f"  {title:>8}" for title in titles)]
+    idle = [_share(row) if round(100 * (row.dead or row.saturated or 0.0)) else "" for row in shown]
+    rest = len(TITLES) * (FIGURE + 2) + max(2 + len(text) for text in ("", *idle)) + 2
+    name = max(len("layer"), *(len(row.path) for row in shown)) if shown else len("layer")
+    name = max(min(name, NAME, width - rest - LEAST_BAR), len("layer"))
+    room = max(min(BAR, width - rest - name), LEAST_BAR)
+    lines += ["", f"{'layer':<{name}}" + "".join(f"{title:>{FIGURE + 2}}" for title in TITLES)]
     for k, (row, share) in enumerate(zip(shown, idle, strict=True)):
         if skipped and k == before:
             lines.append(f"⋮ {skipped} more")
         sizes = (row.output, row.gradient, row.ratio, row.delta)
         mark = "" if row.delta is None else bar_of(row.delta, ends, room)
         label = row.path if len(row.path) <= name else "…" + row.path[1 - name :]
-        figures = "".join(f"  {_figure(size):>8}" for size in sizes)
+        figures = "".join(f"{_figure(size):>{FIGURE + 2}}" for size in sizes)
         lines.append(f"{label:<{name}}{figures}  {mark:<{room}}  {share}".rstrip())
     lines += ["", "root mean squares; update is over the weights'; the bar is log δ"]
     return "\n".join(lines)
