@@ -7,7 +7,19 @@ The names here are the ones a script needs; the rest is reached by its module: `
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxnn import augment, data, diagnostics, initializers, losses, metrics, penalties, plots, schedules, stopping
+from jaxnn import (
+    augment,
+    data,
+    diagnostics,
+    initializers,
+    losses,
+    metrics,
+    networks,
+    penalties,
+    plots,
+    schedules,
+    stopping,
+)
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
 from jaxnn.combinators import (
@@ -85,8 +97,8 @@ __all__ = [
     # seeing
     "summary",
     # modules
-    "augment", "data", "diagnostics", "gradcheck", "graph", "initializers", "losses", "metrics", "penalties", "plots",
-    "schedules", "stopping",
+    "augment", "data", "diagnostics", "gradcheck", "graph", "initializers", "losses", "metrics", "networks",
+    "penalties", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms

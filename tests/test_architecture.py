@@ -19,7 +19,7 @@ FLOORS = (
     | {"windows"},
     {"layers"},
     {"combinators", "optimizers"},
-    {"readings"},
+    {"networks", "readings"},
     {"backprop"},
     {"diagnostics"},
     {"gradcheck", "graph", "steps"},

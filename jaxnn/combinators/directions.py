@@ -74,7 +74,8 @@ def _both(*children: Layer) -> Layer:
         deltas = jnp.split(values, 2, axis=-1)
         deltas[1] = _reversed(deltas[1]) if in_time else deltas[1]
         delta_in, grads = {}, {}
-        for name, layer, part in zip(NAMES, children, deltas, strict=True):
+        parts = [delta._replace(values=half) if isinstance(delta, Sequences) else half for half in deltas]
+        for name, layer, part in zip(NAMES, children, parts, strict=True):
             with inside(name), jax.named_scope(name):
                 delta_in[name], grads[name] = layer.backward(entry(params, name, {}), tape[name], part)
         there, back = delta_in[NAMES[0]], _turned(delta_in[NAMES[1]])

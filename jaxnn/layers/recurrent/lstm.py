@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxnn.checks import number
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
@@ -22,6 +23,7 @@ def lstm(
     returns: str = "sequence",
     truncate: int | None = None,
     recompute: bool = False,
+    forget_bias: float = 1.0,
     w_init: Initializer | None = None,
     w_h_init: Initializer | None = None,
     b_init: Initializer | None = None,
@@ -44,7 +46,7 @@ def lstm(
 
     γ passes from step to step through f alone: where f is near 1 it does not vanish.
 
-    Parameters: `{"w": W [D, 4H], "w_h": U [H, 4H], "b": [4H]}`, b zero at first but for the forget gate's 1. From
+    Parameters: `{"w": W [D, 4H], "w_h": U [H, 4H], "b": [4H]}`, b zero at first but for the forget gate. From
     PyTorch's `LSTM`, whose order of gates is the same: w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh. From
     flax's `OptimizedLSTMCell`: w is the kernels of ii, if, ig, io side by side, w_h those of hi, hf, hg, ho, and b the
     biases of the latter.
@@ -56,9 +58,11 @@ def lstm(
             the values and the last state (h, c). See `rnn`.
         truncate: how many steps back δ and γ go, as for `rnn`.
         recompute: True keeps only every √T-th state, as for `rnn`.
+        forget_bias: what is added to the forget gate's bias at first. A cell keeps σ(forget_bias) of its value from
+            step to step: 1 is for memories of a few steps, log T for those of T.
         w_init: initializer of each gate's part of W; Glorot's uniform one by default.
         w_h_init: initializer of each gate's part of U; orthogonal by default.
-        b_init: initializer of each gate's part of b; by default zeros, and 1 for the forget gate.
+        b_init: initializer of each gate's part of b; zeros by default.
 
     x is an array, or `Sequences(values, mask, initial)` with initial = (h₀, c₀). The state is zero at first where none
     is given.
@@ -69,19 +73,20 @@ def lstm(
 
     Source: Hochreiter & Schmidhuber (1997), "Long short-term memory"; Gers, Schmidhuber & Cummins (2000) for the
     forget gate; Graves (2012), "Supervised sequence labelling", ch. 4, for the full gradient (there with peepholes);
-    Jozefowicz, Zaremba & Sutskever (2015) for its bias of 1.
+    Jozefowicz, Zaremba & Sutskever (2015) for its bias of 1; Tallec & Ollivier (2018) for log T.
 
     >>> layer = lstm(4)
     >>> params, state = layer.init(jax.random.key(0), (5, 3))
     >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
     (2, 5, 4)
     """
-    cell = Cell("lstm", ("h", "c"), 4, _forward, _backward, offset=_forget_gate_open)
+    forget_bias = number("lstm: forget_bias", forget_bias)
+
+    def on_forget_gate(width: int) -> Array:
+        return jnp.repeat(jnp.array([0.0, forget_bias, 0.0, 0.0]), width)
+
+    cell = Cell("lstm", ("h", "c"), 4, _forward, _backward, offset=on_forget_gate)
     return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
-
-
-def _forget_gate_open(width: int) -> Array:
-    return jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), width)
 
 
 def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:

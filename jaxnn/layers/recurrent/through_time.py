@@ -43,7 +43,7 @@ class Cell(NamedTuple):
         forward: (params, x [N, D], state) -> (state, kept).
         backward: (params, x, kept, δ of the state after the step) -> (δ of the state before it, δ of x, grads).
         more: names of further biases [H].
-        offset: H -> what is added to b [GH] before training, where no b_init is given.
+        offset: H -> what is added to b [GH] at first.
     """
 
     kind: str
@@ -107,7 +107,7 @@ def recurrent(cell: Cell, width: int, settings: Settings) -> Layer:
         given = read_sequences(kind, x, cell.parts, width)
         _check_params(cell, params, given.values.shape, width)
         steps, initial = _read(cell, params, given, width, settings.truncate)
-        final, h, kept = run(cell, params, steps, initial, every_step)
+        final, h, kept = run(cell, _in(steps.x.dtype, params), steps, initial, every_step)
         tape = _Tape(steps, kept, initial, jax.tree.map(lambda leaf: leaf[:0], x))
         if h is None:  # only the last is wanted
             return final[0], state, tape
@@ -132,8 +132,9 @@ def recurrent(cell: Cell, width: int, settings: Settings) -> Layer:
             at_output = as_sequences(delta).values
         if at_output is not None:
             at_output = jnp.swapaxes(at_output, 0, 1)
-        total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
-        (before, total), delta_x = run_back(cell, params, steps, kept, initial, at_output, (at_final, total))
+        total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), params)
+        wide = _in(steps.x.dtype, params)
+        (before, total), delta_x = run_back(cell, wide, steps, kept, initial, at_output, (at_final, total))
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
         return _like(like, jnp.swapaxes(delta_x, 0, 1), before, cell), grads
 
@@ -243,7 +244,7 @@ def _pieces_back(
 def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | None) -> tuple[_Steps, Carried]:
     """What is read at each step, and the state before the first."""
     n, length, _ = x.values.shape
-    dtype = jnp.promote_types(x.values.dtype, params["w"].dtype)
+    dtype = max(params["w"].dtype, x.values.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
     values = hidden(x.values, x.mask) if is_given(x.mask) else x.values
     mask = jnp.swapaxes(x.mask, 0, 1) if is_given(x.mask) else None
     cut = None
@@ -255,6 +256,11 @@ def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | 
     else:
         initial = tuple(jnp.zeros((n, width), dtype) for _ in cell.parts)
     return _Steps(jnp.swapaxes(values, 0, 1).astype(dtype), mask, cut), initial
+
+
+def _in(dtype: DType, params: Params) -> Params:
+    """The parameters in the precision of the computation, the higher of theirs and x's."""
+    return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 def _like(like: Tree, delta_x: Array, before: Carried, cell: Cell) -> Any:
@@ -294,7 +300,7 @@ def _initialised(cell: Cell, key: Key, in_features: int, width: int, settings: S
             option = f"{name}_init" if name.startswith("w") else "b_init"
             raise LayerError(cell.kind, f"expects {option} to give {each} for each gate, got {wrong[0]}")
         params[name] = jnp.concatenate(gates, axis=-1)
-    if cell.offset is not None and settings.b_init is None:
+    if cell.offset is not None:
         params["b"] = params["b"] + cell.offset(width).astype(dtype)
     return params
 
