@@ -20,6 +20,7 @@ DIFFERENCES = 1e-6  # central differences in float64 at a step of 1e-5: truncati
 STEP = 1e-5
 BFLOAT16_FACTOR = 2.0  # the hand rule may be this much further from float32 than jax.grad is,
 BFLOAT16_ROUNDING = 2.0**-8  # beside one rounding of the result
+BFLOAT16_SEEDS = range(8)
 N = 4
 
 
@@ -39,22 +40,24 @@ def forward(case, layer, params, state, x):
     return layer.forward(params, state, x, train=case.train, rng=case.rng)
 
 
+@lru_cache(maxsize=256)
 def variables(case, layer, dtype, n=N, seed=0):
-    """Parameters, state, x and two δs."""
-    params, state = layer.init(jax.random.key(seed), case.in_shape, dtype)
+    """Parameters, state, x and two δs; none by jax.random, which would compile for every shape."""
+    draw = np.random.default_rng(seed).normal
+    params, state = jax.eval_shape(lambda: layer.init(jax.random.key(seed), case.in_shape, dtype))
     # zero biases are special: a gradient that forgets them would pass
-    leaves, structure = jax.tree.flatten(params)
-    noise = [jax.random.normal(jax.random.key(10 + i), leaf.shape, jnp.float32) for i, leaf in enumerate(leaves)]
-    leaves = [leaf + (0.1 * e).astype(leaf.dtype) for leaf, e in zip(leaves, noise, strict=True)]
-    params = jax.tree.unflatten(structure, leaves)
+    params = jax.tree.map(lambda p: jnp.asarray(0.5 * draw(size=p.shape), p.dtype), params)
     # a mean of 0 and a variance of 1 are special too; a variance stays positive
-    state = jax.tree.map(
-        lambda leaf: leaf + 0.3 * jnp.arange(1, leaf.size + 1, dtype=leaf.dtype).reshape(leaf.shape), state
-    )
+    state = jax.tree.map(lambda s: jnp.asarray(0.7 + 0.3 * np.arange(1, s.size + 1).reshape(s.shape), s.dtype), state)
     x = case.inputs(seed + 1, n, dtype)
     y = jax.eval_shape(lambda p, s, x: forward(case, layer, p, s, x)[0], params, state, x)
-    deltas = [jax.random.normal(jax.random.key(seed + k), y.shape, jnp.float32).astype(dtype) for k in (2, 3)]
+    deltas = [jnp.asarray(draw(size=y.shape), dtype) for _ in range(2)]
     return params, state, x, *deltas
+
+
+def part_of(tree, rows):
+    """Those rows of every leaf, in NumPy, which compiles nothing."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
 def floats(x):
@@ -123,30 +126,32 @@ def hand_is_twin_float32(case, layer):
 
 
 def hand_is_twin_bfloat16(case, layer):
-    """No further from float32 than jax.grad is, by a stated factor."""
-    result = run(case, layer, "bfloat16")
-    exact = _in_float32(case, layer)
-    rows = zip(*map(jax.tree.leaves, (result.back, result.twin, exact)), strict=True)
-    for hand, auto, reference in rows:
-        hand, auto = (np.asarray(a, np.float32) for a in (hand, auto))
-        scale = np.abs(reference).max(initial=1e-30)
-        off, allowed = (np.abs(a - reference).max(initial=0) / scale for a in (hand, auto))
-        limit = BFLOAT16_FACTOR * allowed + BFLOAT16_ROUNDING
-        assert off <= limit, f"bfloat16: off by {off:.1e}, jax.grad by {allowed:.1e}"
+    """No further from float32 than jax.grad is, by a stated factor: the worst elements, on average over draws.
+
+    In a single draw either may be lucky, by a factor of four.
+    """
+    off = []
+    for args in (variables(case, layer, jnp.bfloat16, seed=seed) for seed in BFLOAT16_SEEDS):
+        widened = jax.tree.map(lambda a: a.astype(jnp.float32) if is_floating(a) else a, args)
+        results = (*_hand_and_twin(case, layer)(*args[:4]), _hand_and_twin(case, layer)(*widened[:4])[1])
+        leaves = [[np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)] for tree in results]
+        scales = [np.abs(exact).max(initial=1e-30) for exact in leaves[2]]
+        off.append([
+            [np.abs(a - exact).max(initial=0) / scale for a, exact, scale in zip(tree, leaves[2], scales, strict=True)]
+            for tree in leaves[:2]
+        ])  # fmt: skip
+    for hand, auto in np.mean(off, 0).T:
+        assert hand <= BFLOAT16_FACTOR * auto + BFLOAT16_ROUNDING, f"bfloat16: {hand:.1e} off, jax.grad {auto:.1e}"
 
 
-@lru_cache(maxsize=256)
-def _in_float32(case, layer):
-    """The twin's answer in float32, at the values that bfloat16 rounds to."""
-    in_float32 = lambda a: a.astype(jnp.float32) if is_floating(a) else a
-    rounded = jax.tree.map(in_float32, variables(case, layer, jnp.bfloat16))
-    params, state, x, delta, _ = rounded
-
-    def twin_backward(params, state, x, delta):
+@lru_cache(maxsize=4)
+def _hand_and_twin(case, layer):
+    def both(params, state, x, delta):
         twin = autodiff_twin(layer)
-        return twin.backward(params, forward(case, twin, params, state, x)[2], delta)
+        tape, twin_tape = (forward(case, of, params, state, x)[2] for of in (layer, twin))
+        return layer.backward(params, tape, delta), twin.backward(params, twin_tape, delta)
 
-    return jax.tree.map(np.asarray, jax.jit(twin_backward)(params, state, x, delta))
+    return jax.jit(both)
 
 
 def backward_is_linear(case, layer):
@@ -230,7 +235,7 @@ def vmap_is_loop(case, layer):
     """An ensemble under vmap is its members one after another."""
     with jax.enable_x64(True):
         members = [variables(case, layer, jnp.float64, seed=seed)[:4] for seed in (0, 7)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
         def step(params, state, x, delta):
             y, _, tape = forward(case, layer, params, state, x)
@@ -266,19 +271,26 @@ def batch_is_two_halves(case, layer):
 
         step = jax.jit(step)
         if case.seed is None:
-            (y1, d1, g1), (y2, d2, g2) = step(x[:half], delta[:half]), step(x[half:], delta[half:])
-            y, delta_in = jax.tree.map(lambda *halves: jnp.concatenate(halves), (y1, d1), (y2, d2))
+            halves = [step(*part_of((x, delta), rows)) for rows in (slice(half), slice(half, None))]
+            (y1, d1, g1), (y2, d2, g2) = jax.tree.map(np.asarray, halves)
+            y, delta_in = jax.tree.map(lambda a, b: np.concatenate([a, b]), (y1, d1), (y2, d2))
         else:
-            (y1, d1, g1), (y2, d2, g2) = step(x, delta.at[half:].set(0)), step(x, delta.at[:half].set(0))
-            y, delta_in = y1, jax.tree.map(lambda a, b: jnp.concatenate([a[:half], b[half:]]), d1, d2)
-        joined = (y, (delta_in, jax.tree.map(jnp.add, g1, g2)))
-        close(jax.tree.map(np.asarray, joined), (result.y, result.back), FLOAT64, "two halves")
+            first = np.arange(N).reshape(N, *[1] * (delta.ndim - 1)) < half
+            halves = [step(x, np.where(rows, delta, 0)) for rows in (first, ~first)]
+            (y, d1, g1), (_, d2, g2) = jax.tree.map(np.asarray, halves)
+            delta_in = jax.tree.map(lambda a, b: np.concatenate([a[:half], b[half:]]), d1, d2)
+        close((y, (delta_in, jax.tree.map(np.add, g1, g2))), (result.y, result.back), FLOAT64, "two halves")
 
 
 def nan_in_nan_out(case, layer):
     """A NaN in one example shows in that example's output, and elsewhere just if examples are coupled."""
     params, state, x, *_ = variables(case, layer, jnp.float32)
-    spoil = lambda leaf: leaf.at[1].set(jnp.nan if is_floating(leaf) else -1)  # -1 is no index
+
+    def spoil(leaf):
+        leaf = np.array(leaf)
+        leaf[1] = np.nan if is_floating(leaf) else -1  # -1 is no index
+        return leaf
+
     y = jax.jit(lambda x: forward(case, layer, params, state, x)[0])(jax.tree.map(spoil, x))
     bad = np.isnan(np.asarray(y)).reshape(N, -1)
     assert bad[1].all(), "NaN in, but not NaN out"
@@ -306,17 +318,22 @@ def one_example(case, layer):
     with jax.enable_x64(True):
         params, state, x, delta, _ = variables(case, layer, jnp.float64)
         result = run(case, layer, "float64")
-        y, _, tape = forward(case, layer, params, state, x[:1])
-        delta_in, grads = layer.backward(params, tape, delta[:1])
-        assert np.asarray(y).shape == result.y[:1].shape
+        x, delta = part_of((x, delta), slice(1))
+
+        def step(x, delta):
+            y, _, tape = forward(case, layer, params, state, x)
+            return y, layer.backward(params, tape, delta)
+
+        y, (delta_in, grads) = jax.tree.map(np.asarray, jax.jit(step)(x, delta))
+        assert y.shape == result.y[:1].shape
         if case.seed is None and not coupled(case, layer):
-            close(np.asarray(y), result.y[:1], FLOAT64, "N = 1")
+            close(y, result.y[:1], FLOAT64, "N = 1")
             close(delta_in, jax.tree.map(lambda d: d[:1], result.back[0]), FLOAT64, "N = 1, δ_in")
         else:
             twin = autodiff_twin(layer)
             twin_backward = lambda x, delta: twin.backward(params, forward(case, twin, params, state, x)[2], delta)
-            auto = jax.jit(twin_backward)(x[:1], delta[:1])
-            assert np.isfinite(np.asarray(y)).all()
+            auto = jax.jit(twin_backward)(x, delta)
+            assert np.isfinite(y).all()
             for a, b in zip(*map(jax.tree.leaves, ((delta_in, grads), auto)), strict=True):
                 np.testing.assert_allclose(a, b, rtol=FLOAT64, atol=FLOAT64)  # N = 1 may have no gradient but rounding
 
