@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -163,13 +164,29 @@ def views(x: Array, windows: Windows) -> list[Array]:
 
 def added_back(parts: Sequence[Array], windows: Windows) -> Array:
     """The adjoint of `views`: what came from each tap, [N, *P, C], summed at the inputs that it saw, [N, *D, C]."""
-    zero = jnp.zeros((), parts[0].dtype)
-    total = None
-    for tap, part in zip(taps(windows), parts, strict=True):
-        spread = jax.lax.pad(part, zero, ((0, 0, 0), *_spreads(windows, tap), (0, 0, 0)))
-        total = spread if total is None else total + spread
-    assert total is not None  # a window has a tap
-    return total
+    rank = len(windows.size)
+    spread = [
+        _spread(part, {1 + axis: _laid_out(windows, axis, tap[axis]) for axis in range(rank)})
+        for tap, part in zip(taps(windows), parts, strict=True)
+    ]
+    return reduce(jnp.add, spread)
+
+
+def added_back_along(axis: int, parts: Sequence[Array], windows: Windows) -> Array:
+    """The same of the taps of one spatial axis, of which `parts` [P₁, P₂, …] have no batch axis before them."""
+    return reduce(jnp.add, [_spread(part, {axis: _laid_out(windows, axis, k)}) for k, part in enumerate(parts)])
+
+
+def _spread(part: Array, axes: dict[int, tuple[int, int, int]]) -> Array:
+    edges = [axes.get(axis, (0, 0, 0)) for axis in range(part.ndim)]
+    return jax.lax.pad(part, jnp.zeros((), part.dtype), edges)
+
+
+def _laid_out(windows: Windows, axis: int, tap: int) -> tuple[int, int, int]:
+    """Zeros before, behind and between the values of a tap, laid out over the inputs; negative ones cut off."""
+    n, s, p = windows.inputs[axis], windows.stride[axis], windows.positions[axis]
+    before = windows.dilation[axis] * tap - windows.padding[axis][0]
+    return before, n - before - (s * (p - 1) + 1), s - 1
 
 
 def as_tiles(values: Array, size: Shape | None = None) -> Array:
@@ -189,17 +206,6 @@ def from_tiles(tiles: Array, windows: Windows) -> Array:
         for size, covered, (a, _) in zip(windows.inputs, laid.shape[1:-1], windows.padding, strict=True)
     ]
     return jax.lax.pad(laid, jnp.zeros((), laid.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
-
-
-def _spreads(windows: Windows, tap: Shape) -> list[tuple[int, int, int]]:
-    """Before, behind and between: how values at the positions are laid out over the inputs. Negative ones cut off."""
-    spreads = []
-    for n, s, d, (a, _), p, k in zip(
-        windows.inputs, windows.stride, windows.dilation, windows.padding, windows.positions, tap, strict=True
-    ):
-        before = d * k - a
-        spreads.append((before, n - before - (s * (p - 1) + 1), s - 1))
-    return spreads
 
 
 def on_the_input(windows: Windows) -> np.ndarray:

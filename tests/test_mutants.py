@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from conv_mutants import MUTANTS as CONV_MUTANTS
 from laws import FLOAT64, central_differences, close, hand_is_twin_float64
 from loss_cases import LOSS_CASES
 from recurrent_mutants import MUTANTS as RECURRENT_MUTANTS
@@ -219,6 +220,7 @@ MUTANTS = (
     Mutant("share: the last use only", "share", last_use_only),
     Mutant("share: averaged for summed", "share", on_grads(lambda g: jax.tree.map(lambda leaf: leaf / 3, g))),
     *(Mutant(*mutant) for mutant in RECURRENT_MUTANTS),
+    *(Mutant(*mutant) for mutant in CONV_MUTANTS),
     Mutant("a fault deep inside", "everything", on_grads(
         lambda g: {**g, "parallel_0": {**g["parallel_0"], "b": jax.tree.map(jnp.zeros_like, g["parallel_0"]["b"])}})),
 )  # fmt: skip

@@ -7,6 +7,7 @@ N batch, C channels (the last axis, each pooled by itself); spatial indices p (p
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -141,9 +142,7 @@ def avg_pool(
     ) -> tuple[Any, State, Tree]:
         windows = _place("avg_pool", spatial_shape("avg_pool", x, len(size)), size, strides, pads)
         wide = accumulator(x.dtype)
-        total, *others = views(x.astype(wide), windows)
-        for seen in others:
-            total = total + seen
+        total = reduce(jnp.add, views(x.astype(wide), windows))
         return (total * shares(windows, wide)).astype(x.dtype), state, x[:0]
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -245,10 +244,8 @@ def upsample(factor: tuple[int, ...]) -> Layer:
         return from_tiles(as_tiles(x, factors), windows), state, x[:0]
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        total, *others = views(delta.astype(accumulator(delta.dtype)), tiling(tape.shape[1:-1]))
-        for part in others:
-            total = total + part
-        return total.astype(delta.dtype), {}
+        copies = views(delta.astype(accumulator(delta.dtype)), tiling(tape.shape[1:-1]))
+        return reduce(jnp.add, copies).astype(delta.dtype), {}
 
     return Layer("upsample", _nothing, forward, backward)
 

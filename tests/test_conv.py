@@ -1,0 +1,198 @@
+"""Convolution against flax, loops in NumPy and jax.grad over a grid of settings; what it refuses."""
+
+import itertools
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import FLOAT32, FLOAT64, close
+
+from jaxnn import conv, serial
+from jaxnn.windows import place
+
+SETTINGS = {
+    "same": ((6, 5, 2), (3, 2), {}),
+    "valid, strides": ((7, 6, 2), (3, 2), {"stride": (2, 3), "padding": "valid"}),
+    "dilated": ((7, 6, 1), (2, 3), {"dilation": (3, 2)}),
+    "by hand": ((5, 4, 2), (2, 2), {"stride": 2, "padding": ((1, 0), (2, 1))}),
+    "groups": ((4, 4, 4), (3, 3), {"groups": 2}),
+    "depthwise": ((4, 4, 4), (2, 2), {"groups": 4, "stride": 2}),
+    "one dimension": ((9, 3), (4,), {"stride": 2, "dilation": 2}),
+    "causal": ((9, 2), (3,), {"padding": "causal", "dilation": 2}),
+    "three dimensions": ((4, 3, 5, 2), (2, 3, 2), {"stride": (1, 2, 2)}),
+}
+every_setting = pytest.mark.parametrize("name", SETTINGS)
+
+
+def built(name, features=4, dtype=jnp.float32):
+    shape, kernel, how = SETTINGS[name]
+    layer = conv(features, kernel, **how)
+    params, state = layer.init(0, shape, dtype)
+    params["b"] = jnp.arange(1.0, features + 1).astype(dtype)
+    return layer, params, state, jax.random.normal(jax.random.key(1), (2, *shape), dtype)
+
+
+@every_setting
+def test_values_are_flax_s(name):
+    linen = pytest.importorskip("flax.linen", reason="flax is the oracle")
+    layer, params, state, x = built(name)
+    _, kernel, how = SETTINGS[name]
+    theirs = linen.Conv(
+        4,
+        kernel,
+        strides=how.get("stride", 1),
+        padding=how["padding"].upper() if isinstance(how.get("padding"), str) else how.get("padding", "SAME"),
+        kernel_dilation=how.get("dilation", 1),
+        feature_group_count=how.get("groups", 1),
+    )
+    expected = theirs.apply({"params": {"kernel": params["w"], "bias": params["b"]}}, x)
+    close(layer.forward(params, state, x)[0], expected, FLOAT32, "flax")
+
+
+def by_loops(x, w, b, windows, groups):
+    """The formula, one product after another."""
+    n, features = x.shape[0], w.shape[-1]
+    z = np.zeros((n, *windows.positions, features))
+    for p in np.ndindex(*windows.positions):
+        for k in np.ndindex(*windows.size):
+            at = [
+                s * i + d * j - a
+                for i, j, s, d, (a, _) in zip(p, k, windows.stride, windows.dilation, windows.padding, strict=True)
+            ]
+            if not all(0 <= q < size for q, size in zip(at, windows.inputs, strict=True)):
+                continue
+            for o in range(features):
+                first = o * groups // features * w.shape[-2]
+                z[(slice(None), *p, o)] += x[(slice(None), *at)][:, first : first + w.shape[-2]] @ w[k][:, o]
+    return z + b
+
+
+@every_setting
+def test_values_are_the_formula_s(name):
+    with jax.enable_x64(True):
+        layer, params, state, x = built(name, dtype=jnp.float64)
+        _, kernel, how = SETTINGS[name]
+        each = lambda value: value if isinstance(value, tuple) else (value,) * len(kernel)
+        settings = each(how.get("stride", 1)), each(how.get("dilation", 1)), how.get("padding", "same")
+        windows = place("conv", x.shape[1:-1], kernel, *settings)
+        expected = by_loops(*map(np.asarray, (x, params["w"], params["b"])), windows, how.get("groups", 1))
+        close(layer.forward(params, state, x)[0], expected, FLOAT64, "loops")
+
+
+def drawn(seed):
+    """A convolution with settings and sizes by chance; None where the kernel does not fit."""
+    chance = random.Random(seed)
+    rank = chance.choice([1, 2, 2, 3])
+    sizes = lambda low, high: tuple(chance.randint(low, high) for _ in range(rank))
+    groups = chance.choice([1, 1, 2, 3])
+    pairs = tuple((chance.randint(0, 3), chance.randint(0, 3)) for _ in range(rank))
+    how = {
+        "stride": sizes(1, 3),
+        "dilation": sizes(1, 2),
+        "padding": chance.choice(["same", "valid", "causal", pairs]),
+        "groups": groups,
+    }
+    layer = conv(groups * chance.randint(1, 2), sizes(1, 4), **how)
+    return layer, (*sizes(4, 9), groups * chance.randint(1, 2))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_settings(seed):
+    """backward is jax.vjp of forward."""
+    layer, shape = drawn(seed)
+    with jax.enable_x64(True):
+        try:
+            params, state = layer.init(0, shape, jnp.float64)
+        except ValueError as error:
+            assert "larger than" in str(error)  # noqa: PT017
+            return
+        x = jax.random.normal(jax.random.key(1), (2, *shape), jnp.float64)
+        z, pull = jax.vjp(lambda params, x: layer.forward(params, state, x)[0], params, x)
+        delta = jax.random.normal(jax.random.key(2), z.shape, z.dtype)
+        delta_in, grads = layer.backward(params, layer.forward(params, state, x)[2], delta)
+        close((grads, delta_in), pull(delta), FLOAT64, "hand vs jax.vjp")
+
+
+def test_weights_of_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    theirs = torch.nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2)
+    x = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype(np.float32)
+    expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    w, b = (jnp.asarray(p.detach().numpy()) for p in (theirs.weight, theirs.bias))
+    layer = conv(6, (3, 2), stride=2, padding=((1, 1), (1, 1)), groups=2)
+    z, _, _ = layer.forward({"w": jnp.moveaxis(w, (0, 1), (-1, -2)), "b": b}, (), jnp.asarray(x))
+    close(z, expected, FLOAT32, "PyTorch")
+
+
+def test_causal_outputs_do_not_see_the_future():
+    layer, params, state, x = built("causal")
+    z, later = (layer.forward(params, state, x)[0] for x in (x, x.at[:, 5:].add(1)))
+    assert (z[:, :5] == later[:, :5]).all()
+    assert (z[:, 5:] != later[:, 5:]).any()
+
+
+def test_same_keeps_the_size_and_strides_divide_it():
+    for n, kernel, stride, dilation in itertools.product((1, 5, 8), (1, 2, 5), (1, 2, 3), (1, 2)):
+        windows = place("conv", (n,), (kernel,), (stride,), (dilation,), "same")
+        assert windows.positions == (-(-n // stride),)
+
+
+def test_mixed_precision():
+    layer, params, state, x = built("same")
+    z, _, tape = layer.forward(params, state, x.astype(jnp.bfloat16))
+    delta_in, grads = layer.backward(params, tape, z)
+    assert z.dtype == jnp.float32
+    assert delta_in.dtype == jnp.bfloat16
+    assert {grad.dtype for grad in grads.values()} == {jnp.dtype("float32")}
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "says"),
+    [
+        (lambda: conv(0, (3, 3)), ValueError, "conv: features must be at least 1"),
+        (lambda: conv(3, 5), TypeError, "conv: kernel must be a tuple"),
+        (lambda: conv(3, ()), ValueError, "1, 2 or 3 sizes"),
+        (lambda: conv(3, (3, 3, 3, 3)), ValueError, "1, 2 or 3 sizes"),
+        (lambda: conv(3, (3, 0)), ValueError, r"conv: kernel\[1\] must be at least 1"),
+        (lambda: conv(3, (3, 3), stride=0), ValueError, "conv: stride must be at least 1"),
+        (lambda: conv(3, (3, 3), stride=(1, 2, 3)), ValueError, "conv: stride must be one number or 2"),
+        (lambda: conv(3, (3, 3), stride=1.5), TypeError, "conv: stride must be a whole number"),
+        (lambda: conv(3, (3, 3), dilation=(1, 0)), ValueError, r"conv: dilation\[1\] must be at least 1"),
+        (lambda: conv(3, (3, 3), padding="full"), ValueError, "'same', 'valid', 'causal' or pairs, got 'full'"),
+        (lambda: conv(3, (3, 3), padding=1), TypeError, "conv: padding must be a name or"),
+        (lambda: conv(3, (3, 3), padding=((1, 1),)), ValueError, "each of the 2 spatial axes"),
+        (lambda: conv(3, (3, 3), padding=((1, 1), (-1, 1))), ValueError, "must be at least 0"),
+        (lambda: conv(3, (3, 3), groups=2), ValueError, "conv: groups must divide the features"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(build, error, says):
+    with pytest.raises(error, match=says):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "says"),
+    [
+        (conv(3, (5, 5), padding="valid"), (4, 8, 1), r"window of \(5, 5\) that is larger than an input of \(4, 8\)"),
+        (conv(3, (3,), dilation=4, padding="valid"), (8, 1), r"\(9,\) with its dilation \(4,\)"),
+        (conv(4, (3, 3), groups=2), (5, 5, 3), "expects channels in 2 groups, got 3: 2 must divide them"),
+        (conv(3, (3, 3)), (28, 28), r"expects x \[N, D₁, D₂, C\], got x of shape \(1, 28, 28\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_by_name(layer, shape, says):
+    with pytest.raises(ValueError, match=f"layer 'conv_0'.*{says}"):
+        serial(layer).init(0, shape)
+
+
+def test_another_number_of_channels_is_refused():
+    net = serial(conv(3, (3, 3)))
+    params, state = net.init(0, (5, 5, 2))
+    with pytest.raises(ValueError, match=r"layer 'conv_0' expects 2 channels, got x of shape \(1, 5, 5, 4\)"):
+        net.forward(params, state, jnp.ones((1, 5, 5, 4)))
+    with pytest.raises(ValueError, match="expects float features, got int32"):
+        net.forward(params, state, jnp.ones((1, 5, 5, 2), jnp.int32))
