@@ -21,6 +21,31 @@ def verdict(f, args, backward):
     return gradcheck.function(f, args, backward).verdict
 
 
+# ---------------------------------------------------------------- rounding in float64
+
+
+def divergence(a, b):
+    p, q = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+    return (jnp.exp(p) * (p - q)).sum(1)
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.0, "right"), (1e-5, "wrong")])
+@pytest.mark.parametrize("scale", [1e-7, 1e-6, 1e-3, 1.0])
+def test_what_is_rounded_inside_in_float64(scale, error, expected):
+    # At 1e-6, log softmax rounds numbers of size 1 that differ by 1e-6: ten digits are left, and no jitter of the
+    # arguments shows it.
+    def backward(args, d):
+        log_p, log_q = (jax.nn.log_softmax(x) for x in args)
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        ratio = log_p - log_q
+        off = d[:, None] * (1 + d.dtype.type(error))
+        return off * p * (ratio - (p * ratio).sum(1, keepdims=True)), d[:, None] * (q - p)
+
+    with jax.enable_x64(True):
+        a, b = (jnp.asarray(scale * np.random.default_rng(seed).normal(size=(4, 5))) for seed in (0, 1))
+        assert verdict(divergence, (a, b), backward) == expected
+
+
 # ---------------------------------------------------------------- kinks
 
 

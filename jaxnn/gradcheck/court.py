@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,23 @@ import numpy as np
 
 from jaxnn.gradcheck.differences import Slope, slope_of
 from jaxnn.gradcheck.mixtures import Mixture, mixture
-from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner
+from jaxnn.gradcheck.programs import Problem, Programs, compiled, gradient, runner
 from jaxnn.gradcheck.replay import Obstacle, casts, obstacles, replay, widen
 from jaxnn.gradcheck.ties import Sided, Slots, Tied, blocks_of, furthest, piece, values
+from jaxnn.jaxprs import is_float
 
 ASIDE = 1e-6  # relative: off a kink, still the same place
 WITNESSED = 3  # worst elements of a leaf for which differences are taken
 WORK = 3e8  # ties moved, in looking for pieces
 ASKED = (600, 10_000)  # pieces, at least and at most
+NARROW_POINTS = 3  # at which a float64 problem is run in float32
+NARROW_JITTER = 4 * 2.0**-24
+SATURATED = 16  # of the gradient: more noise than that says no more than that float32 has no digit right
 MIXED = 1e-4  # relative: nearer than this, a rule's answer at a kink counts as a mixture
+
+
+def _wide(x: Any) -> np.ndarray:
+    return np.asarray(x).astype(np.float64)
 
 
 def scales(x: np.ndarray) -> np.ndarray:
@@ -44,6 +53,7 @@ class Court:
     def __init__(self, problem: Problem, programs: Programs) -> None:
         self.problem, self.programs = problem, programs
         self._g: Any = None
+        self._narrow: list[np.ndarray] | None = None
 
     def wide_leaf(self, i: int) -> np.ndarray:
         return np.asarray(self.problem.leaves[i]).astype(np.float64)
@@ -54,6 +64,45 @@ class Court:
         if p.stopped:
             return [Obstacle(f"an error in float64 ({p.stopped})", p.stopped_at)]
         return obstacles(p.hand64) + obstacles(p.auto64)
+
+    def narrow(self) -> list[np.ndarray]:
+        """What rounding does to each gradient in float32, by hand and by jax.grad; 0 where it cannot run there.
+
+        A problem of float64 is put in float32 for that, its arguments rounded, and held against float64. See SATURATED.
+        """
+        if self._narrow is None:
+            self._narrow = [np.zeros(aval.shape) for aval in self.programs.auto.out_avals]
+            rng = np.random.default_rng(0)
+            for _ in range(NARROW_POINTS):
+                try:
+                    here = self._in_float32(rng)
+                except Exception:  # whatever a user's function raises there
+                    break
+                self._narrow = [np.maximum(a, b) for a, b in zip(self._narrow, here, strict=True)]
+        return self._narrow
+
+    def _in_float32(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """The same at one point, an element's own and the leaf's root mean square."""
+        leaves, fixed, deltas = self.problem.arguments
+        signs = [rng.integers(0, 2, np.shape(leaf)) * 2 - 1 for leaf in leaves]
+        leaves = [np.asarray(leaf) * (1 + NARROW_JITTER * sign) for leaf, sign in zip(leaves, signs, strict=True)]
+        narrow = jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float32) if is_float(leaf) else leaf, (leaves, fixed, deltas)
+        )
+        rules = (self.problem.rule, gradient(self.problem))
+        programs = (self.programs.hand64, self.programs.auto64)
+        with jax.enable_x64(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that float64 is not available
+            low = jax.tree.map(_wide, [compiled(rule)(*narrow) for rule in rules])
+        with jax.enable_x64(True):
+            flat = jax.tree.leaves(widen(narrow))
+            high = jax.tree.map(_wide, [compiled(runner(program))(*flat) for program in programs])
+        noise = [
+            sum(np.abs(finite(a - b)) for a, b in zip(pair, exact, strict=True))
+            for pair, exact in zip(zip(*low, strict=True), zip(*high, strict=True), strict=True)
+        ]
+        most = [SATURATED * np.maximum(np.abs(finite(r)), rms(r)) for r in high[1]]
+        return [np.minimum(n + rms(n), limit) for n, limit in zip(noise, most, strict=True)]
 
     def slope(self, i: int, element: tuple[int, ...]) -> Slope:
         """∂⟨δ, f⟩/∂(leaf i at element) by differences."""
