@@ -48,8 +48,8 @@ def draw(x, labels, probabilities, path):
     figure, steps = Figure(figsize=(9, 3.4), layout="constrained"), range(1, x.shape[1] + 1)
     panels = figure.subplot_mosaic("aac;bbc;AAc;BBc", height_ratios=(1, 2, 1, 2))
     for i, (top, bottom) in enumerate(("ab", "AB")):
-        strip = x[i].reshape(len(steps), ROWS, SLIT).transpose(1, 0, 2)
-        panels[top].imshow(np.pad(strip, ((0, 0), (0, 0), (0, 1)), constant_values=1).reshape(ROWS, -1), cmap="gray_r")
+        strip = np.pad(x[i].reshape(-1, ROWS, SLIT), ((0, 0), (0, 0), (0, 1)), constant_values=0.3)
+        panels[top].imshow(np.hstack(strip), cmap="gray_r", aspect="auto")
         panels[top].axis("off")
         panels[bottom].imshow(probabilities[i].T, cmap="Blues", aspect="auto", vmin=0, vmax=1)
         panels[bottom].set(yticks=[labels[i]], xticks=[])

@@ -54,7 +54,7 @@ def rnn(
             gives the same). To carry the state itself from one chunk of a long sequence to the next, take
             `returns="both"` and give the last state to the next chunk as `Sequences(x, initial=…)`.
         recompute: True keeps only every √T-th state and runs forward again in backward: memory for 2√T steps in
-            place of T, for about 1.4 times the time.
+            place of T, for a forward pass more, which may cost nothing where less memory is touched.
         w_init: initializer of W; Glorot's uniform one by default.
         w_h_init: initializer of U; orthogonal by default, which keeps the norm of δ at first.
         b_init: initializer of b; zeros by default.
