@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from jaxnn import initializers
+from jaxnn.activations import relu
 from jaxnn.checks import whole_number
-from jaxnn.combinators import bidirectional, serial
-from jaxnn.layers import dense
-from jaxnn.types import Layer
+from jaxnn.combinators import bidirectional, residual, serial
+from jaxnn.layers import batch_norm, conv, dense, flatten, global_avg_pool, max_pool
+from jaxnn.types import Activation, Layer
 
 
 def sequence_classifier(
@@ -41,3 +43,82 @@ def sequence_classifier(
     depth = whole_number("sequence_classifier: depth", depth, least=1)
     stack = [cell(width, returns="sequence") for _ in range(depth - 1)] + [cell(width, returns="last")]
     return serial(*(bidirectional(layer) if both_ways else layer for layer in stack), dense(classes))
+
+
+def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: int = 100) -> Layer:
+    """A network in the manner of LeNet-5 for small images: x [N, 28, 28, 1] → logits [N, K].
+
+    Twice a convolution of 5×5 taps, a relu and a max-pool of 2×2, then two dense layers. Images of other sizes, from
+    16×16 on, and with more channels will do as well.
+
+    Args:
+        classes: K.
+        features: the number of kernels of each convolution.
+        hidden: the width of the dense layer before the logits.
+
+    Raises:
+        ValueError: if a width is below 1.
+
+    Source: LeCun, Bottou, Bengio & Haffner (1998), "Gradient-based learning applied to document recognition", whose
+    LeNet-5 has tanh, weighted averages for pooling and another output; the widths are those of Nielsen (2015), ch. 6.
+
+    >>> from jaxnn.summary import summary
+    >>> summary(lenet(), (28, 28, 1), batch_size=None).params
+    85670
+    """
+    first, second = features
+    he = initializers.he_normal()
+    return serial(
+        conv(first, (5, 5), padding="valid", w_init=he),
+        relu,
+        max_pool((2, 2)),
+        conv(second, (5, 5), padding="valid", w_init=he),
+        relu,
+        max_pool((2, 2)),
+        flatten(),
+        dense(hidden, w_init=he),
+        relu,
+        dense(classes),
+    )
+
+
+def resnet(classes: int = 10, *, features: Sequence[int] = (16, 32, 64), blocks: int = 1) -> Layer:
+    """A small residual network: x [N, D₁, D₂, C] → logits [N, K].
+
+    A convolution of 3×3 taps, then a stage for each width: `blocks` times x + f(x), f two convolutions of 3×3, of which
+    the first halves the image from stage to stage; then the mean over space and a dense layer. Batch norm is behind
+    every convolution. With three stages that is 6 · blocks + 2 layers with weights, as in the paper.
+
+    Args:
+        classes: K.
+        features: the width of each stage.
+        blocks: how many in a stage.
+
+    Raises:
+        ValueError: if a width or blocks is below 1.
+
+    Source: He, Zhang, Ren & Sun (2016), "Deep residual learning for image recognition", section 4.2, with projections
+    where the width changes (option B).
+
+    >>> resnet(features=(4, 8)).init(0, (8, 8, 1))[0].keys()
+    dict_keys(['conv_0', 'batch_norm_0', 'residual_0', 'residual_1', 'dense_0'])
+    """
+    blocks = whole_number("resnet: blocks", blocks, least=1)
+    layers: list[Layer | Activation] = [*_normed_conv(features[0], 3), relu]
+    for stage, width in enumerate(features):
+        for block in range(blocks):
+            layers += [_residual_block(width, halve=stage > 0 and block == 0), relu]
+    return serial(*layers, global_avg_pool(), dense(classes))
+
+
+def _residual_block(features: int, *, halve: bool) -> Layer:
+    """Where f halves the image and widens it, a projection of 1×1 taps does the same to x."""
+    stride = 1 + halve
+    body = serial(*_normed_conv(features, 3, stride), relu, *_normed_conv(features, 3))
+    return residual(body, skip=serial(*_normed_conv(features, 1, stride)) if halve else None)
+
+
+def _normed_conv(features: int, taps: int, stride: int = 1) -> tuple[Layer, Layer]:
+    """A convolution, without the bias that batch norm would take out again."""
+    he = initializers.he_normal()
+    return conv(features, (taps, taps), stride=stride, bias=False, w_init=he), batch_norm()

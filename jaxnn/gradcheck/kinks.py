@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxnn import losses
 from jaxnn.activations import leaky_relu, relu
+from jaxnn.layers import max_pool
 from jaxnn.types import Activation, Array, Loss
 
 Function = Callable[[Array], Array]
@@ -100,6 +101,34 @@ def _rival_score(z: Array) -> tuple[Array, Array]:
     return jnp.stack([jnp.zeros_like(z), z])[None], jnp.zeros(1, jnp.int32)
 
 
+def _of_max_pool(entry: int) -> Kink:
+    """A window of z and 0, with z at its first entry or its second: at a tie the first wins."""
+    pool = max_pool((2,))
+
+    def window(z: Array) -> Array:
+        rival = jnp.zeros_like(z)
+        return jnp.stack([rival, z] if entry else [z, rival]).reshape(1, 2, 1)
+
+    def value(z: Array) -> Array:
+        return pool.forward({}, (), window(z))[0][0, 0, 0]
+
+    def rule(z: Array) -> Array:
+        y, _, tape = pool.forward({}, (), window(z))
+        return pool.backward({}, tape, jnp.ones_like(y))[0][0, entry, 0]
+
+    def others() -> dict[str, Function]:
+        def windowed(z: Array) -> Array:
+            x = window(z)
+            return jax.lax.reduce_window(
+                x, jnp.asarray(-jnp.inf, x.dtype), jax.lax.max, (1, 2, 1), (1, 1, 1), "VALID"
+            ).sum()
+
+        return {"jnp.max": lambda z: jnp.max(window(z)), "reduce_window": windowed}
+
+    name = ("max_pool, first", "max_pool, second")[entry]
+    return Kink(name, "z = 0", 0.0, 1.0 - entry, 0.0, 1.0, value, rule, others)
+
+
 # ---------------------------------------------------------------- others'
 
 
@@ -148,6 +177,8 @@ KINKS: tuple[Kink, ...] = (
     _of_loss(losses.hinge, "y t = 1", 1.0, (-1.0, 0.0, 0.0), _one(1.0), _hinges),
     _of_loss(losses.multiclass_hinge, "own score", 1.0, (-1.0, 0.0, 0.0), _own_score, _multiclass(_own_score)),
     _of_loss(losses.multiclass_hinge, "rival score", -1.0, (0.0, 0.0, 1.0), _rival_score, _multiclass(_rival_score)),
+    _of_max_pool(0),
+    _of_max_pool(1),
 )
 
 

@@ -1,0 +1,69 @@
+"""Networks for images: what they are made of, both derivations of their gradients, and the example that trains one."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from examples_loader import load_example
+from laws import FLOAT64, close
+
+import jaxnn
+from jaxnn import autodiff, backprop, losses, networks
+from jaxnn.checks import named_leaves
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [(networks.lenet(3, features=(2, 3), hidden=4), (16, 16, 2)), (networks.resnet(3, features=(2, 4)), (5, 6, 1))],
+    ids=["lenet", "resnet"],
+)
+def test_both_derivations_agree(net, shape):
+    with jax.enable_x64(True):
+        params, state = net.init(0, shape, jnp.float64)
+        x = jax.random.normal(jax.random.key(1), (4, *shape), jnp.float64)
+        labels = jnp.array([0, 1, 2, 1])
+        by_hand, by_jax = (
+            jax.jit(derive(net, losses.softmax_cross_entropy))(params, state, x, labels)
+            for derive in (backprop, autodiff)
+        )
+        close(by_hand.grads, by_jax.grads, FLOAT64, "gradients")
+        close(by_hand.state, by_jax.state, FLOAT64, "state")
+
+
+def test_layers_with_weights_are_counted_as_in_the_paper():
+    for blocks in (1, 3):
+        params, _ = jax.eval_shape(lambda b=blocks: networks.resnet(blocks=b).init(0, (32, 32, 3)))
+        weights = [path for path in named_leaves(params) if path.endswith("/w") and "/skip/" not in path]
+        assert len(weights) == 6 * blocks + 2
+
+
+def test_the_first_layer_s_delta_is_not_computed():
+    """Nobody reads it: compiled, the step has the three products that are needed and no more."""
+    net = jaxnn.conv(4, (3, 3), padding="valid")
+    params, state = net.init(0, (8, 8, 1))
+    x = jnp.ones((2, 8, 8, 1))
+
+    def flops(read):
+        def step(params, x):
+            z, _, tape = net.forward(params, state, x)
+            return read(net.backward(params, tape, z))
+
+        return jax.jit(step).lower(params, x).compile().cost_analysis()["flops"]
+
+    assert flops(lambda back: back[1]) < 0.75 * flops(lambda back: back)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="resnet: blocks must be at least 1"):
+        networks.resnet(blocks=0)
+    with pytest.raises(ValueError, match=r"layer 'conv_1' has a window of \(5, 5\)"):
+        networks.lenet().init(0, (8, 8, 1))
+
+
+def test_the_example_learns_the_digits(tmp_path, capsys):
+    for module in ("matplotlib", "sklearn"):
+        pytest.importorskip(module, reason="an optional package that the example uses")
+    accuracy = load_example("lenet").main(epochs=2, out=tmp_path)
+    assert accuracy > 0.8
+    assert "parameters" in capsys.readouterr().out
+    for picture in ("lenet_kernels", "lenet_features"):
+        assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
