@@ -5,7 +5,7 @@ import jax.export
 import numpy as np
 import pytest
 
-from jaxnn import adam, init_train_state, losses, metrics, mlp, sgd, train_epoch, train_step
+from jaxnn import adam, batch_norm, dense, init_train_state, losses, metrics, mlp, serial, sgd, train_epoch, train_step
 from jaxnn.steps import SORTED, shuffled
 
 shuffle = jax.jit(shuffled, static_argnums=1)
@@ -41,6 +41,13 @@ def test_shuffled_is_as_random_as_sorting():
         excess, deviation = chi_squared(np.bincount(differences.ravel(), minlength=n)[1:])
         assert abs(excess) < 6 * deviation, apart
     assert abs((drawn == np.arange(n)).sum(1).mean() - 1) < 6 / np.sqrt(orders)  # fixed points: mean 1, variance 1
+
+
+def test_a_fresh_state_can_be_donated():
+    """No two of its arrays share their memory: batch norm's shift and running mean begin as the same zeros."""
+    state = init_train_state(serial(dense(3), batch_norm()), adam(1e-2), 0, (2,))
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state._replace(key=()))]
+    assert len(set(places)) == len(places)
 
 
 # ---------------------------------------------------------------- lowering for machines that are not here
