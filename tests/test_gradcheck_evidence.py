@@ -46,6 +46,36 @@ def test_what_is_rounded_inside_in_float64(scale, error, expected):
         assert verdict(divergence, (a, b), backward) == expected
 
 
+def test_what_only_this_precision_does_where_it_has_no_digits():
+    # log cosh of bfloat16's 1e-3: rounding is as large as the gradient, so that a fault there cannot be told from it.
+    f = lambda x: x + jax.nn.softplus(-2 * x) - np.log(2.0).astype(x.dtype)
+
+    def backward(args, d):
+        grad = d * jnp.tanh(args[0])
+        return (grad.at[0].set(0) if d.dtype == jnp.bfloat16 else grad,)
+
+    x = jnp.array([2e-3, 3e-3, -1e-3], jnp.bfloat16)
+    assert verdict(f, (x,), backward) == "cannot tell"
+    assert verdict(f, (x,), lambda args, d: (d * jnp.tanh(args[0]),)) == "right"
+
+
+def test_differences_that_rounding_spoils_side_with_nobody():
+    # ⟨δ, log cosh⟩ at 1e-5 is 1e-10 of numbers of size 1: differences are good to three digits there.
+    f = lambda x: x + jax.nn.softplus(-2 * x) - np.log(2.0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(3e-5 * np.random.default_rng(3).normal(size=(4, 3)))
+        assert verdict(f, (x,), lambda args, d: (d * jnp.tanh(args[0]) * (1 + 1e-4),)) == "wrong"
+        assert verdict(f, (x,), lambda args, d: (d * jnp.tanh(args[0]),)) == "right"
+
+
+@pytest.mark.parametrize("f", [jnp.sqrt, lambda p: p * jnp.log(p)])
+def test_a_side_without_a_slope_is_no_kink(f):
+    tame = lambda x: jnp.where(x > 0, f(jnp.where(x > 0, x, 1)), 0)  # one-sided slope 0 at 0, and infinite
+    naive = lambda x: jnp.where(x > 0, f(x), 0)
+    backward = lambda args, d: jax.vjp(tame, *args)[1](d)
+    assert verdict(naive, (jnp.array([0.0, 1.0]),), backward) == "cannot tell"
+
+
 # ---------------------------------------------------------------- kinks
 
 

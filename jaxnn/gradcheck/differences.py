@@ -17,18 +17,29 @@ STEPS = np.array([start / 2**level for start in STARTS for level in range(LEVELS
 POINTS = np.concatenate([STEPS, -STEPS])  # where g is evaluated
 
 
+AGAIN = (
+    0.77  # times the steps, for a second answer: what rounding does to it differs, and a tableau alone may miss that
+)
+
+
 class Slope(NamedTuple):
-    """g′(0) and how far it may be off; the slopes from the left and from the right."""
+    """g′(0) and how far it may be off; the slopes from the left and from the right, and how far those may be off."""
 
     value: float
     error: float
     left: float
     right: float
+    sided_error: float
 
     @property
     def bends(self) -> bool:
         """True if the two sides differ: a kink."""
         return bool(abs(self.right - self.left) > BENDS * max(abs(self.left), abs(self.right)))
+
+    @property
+    def has_sides(self) -> bool:
+        """False where a side's slope has no limit, as √x has none at 0."""
+        return bool(self.sided_error <= BENDS * max(abs(self.left), abs(self.right)))
 
 
 BENDS = 1e-3  # of the slope: one-sided extrapolations are good to 1e-6, a kink worth the name is coarser
@@ -37,18 +48,29 @@ BENDS = 1e-3  # of the slope: one-sided extrapolations are good to 1e-6, a kink 
 def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float) -> Slope:
     """g′(0) by central differences, extrapolated (Ridders 1982), from both starting steps; the surer one counts.
 
+    It is done twice, with other steps: the error is no less than how far the two answers are apart.
+
     Args:
         g: from steps [P] to values [P], float64.
         scale: the size of a step of 1.
     """
-    values = np.asarray(g(POINTS * scale), np.float64)
+    values = np.asarray(g(np.concatenate([POINTS * scale, POINTS * scale * AGAIN])), np.float64)
+    first, again = (values[: len(POINTS)], scale), (values[len(POINTS) :], scale * AGAIN)
+    (value, error), (other, _) = (_central(*half) for half in (first, again))
+    ahead, behind = first[0].reshape(2, len(STARTS), LEVELS)
+    steps = STEPS.reshape(len(STARTS), LEVELS) * scale
+    right, right_error = _extrapolate(ahead[-1] / steps[-1], order=1)
+    left, left_error = _extrapolate(-behind[-1] / steps[-1], order=1)
+    error = max(error, abs(value - other))
+    return Slope(value, error, left, right, max(left_error, right_error))
+
+
+def _central(values: np.ndarray, scale: float) -> tuple[float, float]:
+    """The limit of central differences and its error, from the surer of the two starting steps."""
     ahead, behind = values.reshape(2, len(STARTS), LEVELS)
     steps = STEPS.reshape(len(STARTS), LEVELS) * scale
     candidates = [_extrapolate((a - b) / (2 * h), order=2) for a, b, h in zip(ahead, behind, steps, strict=True)]
-    value, error = min(candidates, key=lambda candidate: candidate[1])
-    right, _ = _extrapolate(ahead[-1] / steps[-1], order=1)
-    left, _ = _extrapolate(-behind[-1] / steps[-1], order=1)
-    return Slope(value, error, left, right)
+    return min(candidates, key=lambda candidate: candidate[1])
 
 
 def _extrapolate(quotients: np.ndarray, order: int) -> tuple[float, float]:

@@ -42,6 +42,7 @@ JITTER = 4  # units of roundoff
 FLOAT64_NOISE = 16  # times s
 REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that casts explain
 NARROWED = 64 * ROUNDOFF / FLOAT32_ROUNDOFF  # times float32's noise: float64's, with room for another order of terms
+CONSTANTS = 8  # times u that rounded constants explain in a well-conditioned rule
 DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
 CONTRADICTS = 1e-4  # of the terms: nearer than this, differences do not contradict what two derivations agree on
 BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
@@ -289,6 +290,10 @@ def _verdict(court: Court, i: int, name: str, m: Measured) -> Row:
         low = excess(m.replayed - m.reference, gate)
         if low.max() > 1:
             return _low_precision_only(court, i, m, low, row)
+        rounded = CONSTANTS * m.u * (np.abs(finite(m.reference)) + rms(m.reference) / 4) + threshold(m)
+        low = excess(m.replayed - m.reference, rounded)
+        if low.max() > 1:
+            return _low_precision_drowned(m, low, row)
     if rms(threshold(m)) > DROWNED * rms(m.auto64) and rms(m.auto64) > 0 and off.max() > 0:
         why = "rounding alone is over 1 % of this gradient, in float64 too: the point is ill-conditioned"
         return row._replace(verdict=CANNOT_TELL, why=why)
@@ -411,6 +416,17 @@ def _low_precision_only(court: Court, i: int, m: Measured, low: np.ndarray, row:
     return row._replace(verdict=WRONG, why=why, excess=float(low.max()))
 
 
+def _low_precision_drowned(m: Measured, low: np.ndarray, row: Row) -> Row:
+    """Its low-precision program is off even without rounding, at a point where rounding is as large as that."""
+    worst = tuple(map(int, _worst(low, m.reference)))
+    row = row._replace(element=worst, hand=float(m.replayed[worst]), autodiff=float(m.reference[worst]))
+    why = (
+        "right in float64; in the precision given it is another program, off where nothing is rounded, and by less "
+        "than rounding explains: the point is ill-conditioned in that precision"
+    )
+    return row._replace(verdict=CANNOT_TELL, why=why, excess=float(low.max()))
+
+
 def _not_finite(court: Court, i: int, m: Measured, row: Row) -> Row:
     """jax.grad is NaN or infinite at the point: the slopes from both sides may still say what is allowed."""
     bad = ~np.isfinite(m.auto64)
@@ -425,7 +441,7 @@ def _not_finite(court: Court, i: int, m: Measured, row: Row) -> Row:
     if np.isfinite(m.hand64[bad]).all() and court.problem.auto is None:
         elements = [tuple(map(int, where)) for where in np.argwhere(bad)[:WITNESSED]]
         slopes = [court.slope(i, where) for where in elements]
-        if all(np.isfinite([s.left, s.right]).all() and s.bends for s in slopes):
+        if all(np.isfinite([s.left, s.right]).all() and s.bends and s.has_sides for s in slopes):
             return _at_a_kink(court, i, m._replace(auto64=np.where(bad, 0, m.auto64)), elements, slopes, row)
     why = f"jax.grad is {r} at {int(bad.sum())} of {bad.size} elements, first at {list(element)}"
     return row._replace(verdict=CANNOT_TELL, why=why)
