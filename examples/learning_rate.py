@@ -1,0 +1,79 @@
+"""The learning rate: too small, right, too large; and schedules that do better than any rate that stays the same.
+
+    python examples/learning_rate.py [--data FOLDER] [--epochs 5] [--seeds 5] [--out out]
+
+100 hidden relu units learn by plain SGD: with eight constant rates, with a cosine that falls from that rate to 0, and
+with such a cosine after a warm-up over a tenth of the steps. All rates and seeds of a schedule learn at once, under
+vmap. The digits are MNIST's where FOLDER holds its four files, else scikit-learn's. The picture: out/learning_rate.png.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxnn
+
+NET = jaxnn.serial(jaxnn.flatten(), jaxnn.mlp([100, 10]))
+LOSS, BATCH, HELD_OUT, POINTS = jaxnn.losses.softmax_cross_entropy, 64, 0.2, 60  # of a loss curve
+RATES = np.array([0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6], np.float32)
+
+
+def train(shape, data, test, epochs, seeds):
+    """With η = rate · shape(step): loss of every step [seeds, rates, steps], test error (%) [seeds, rates]."""
+
+    def run(key, rate):
+        optimizer = jaxnn.sgd(lambda step: rate * shape(step))
+        epoch = jaxnn.train_epoch(NET, LOSS, optimizer, batch_size=BATCH)
+        start = jaxnn.init_train_state(NET, optimizer, key, data[0].shape[1:])
+        end, result = jax.lax.scan(lambda state, _: epoch(state, *data), start, length=epochs)
+        logits, _, _ = NET.forward(end.params, end.state, test[0])
+        return result.losses.ravel(), 100 * (logits.argmax(-1) != test[1]).mean()
+
+    together = jax.vmap(jax.vmap(run, (None, 0)), (0, None))  # the rates of one seed share its batches
+    return jax.device_get(jax.jit(together)(jax.random.split(jax.random.key(0), seeds), RATES))
+
+
+def draw(losses, errors, path):
+    """Left the training loss with three constant rates, right the test error of every schedule by its rate."""
+    curves, ends = (figure := Figure(figsize=(10, 3.6), layout="constrained")).subplots(1, 2)
+    for name, i, colour in (("too small", 0, "C0"), ("right", 5, "C2"), ("too large", 7, "C3")):  # i of RATES
+        means = [part.mean(1) for part in np.array_split(losses[:, i], min(POINTS, losses.shape[-1]), axis=1)]
+        curves.semilogy(np.linspace(0, losses.shape[-1], len(means)), means, color=colour, linewidth=0.8)
+        curves.plot([], color=colour, label=f"{name}, {RATES[i]:g}")
+    for name, error in errors.items():
+        ends.errorbar(RATES, error.mean(0), error.std(0, ddof=1), capsize=3, marker="o", markersize=4, label=name)
+    curves.set(xlabel="step", title="training loss, a line for each seed")
+    ends.set(xscale="log", ylim=(0, 12), xlabel="learning rate, the highest", title="test error (%), mean and spread")
+    for axes in (curves, ends):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main(data=None, epochs=5, seeds=5, out="out"):
+    """Trains, prints and draws; returns {schedule: test errors (%) [seeds, rates]}."""
+    parts = jaxnn.data.mnist(data) if data else jaxnn.data.split(jaxnn.data.digits(), HELD_OUT, key=0)
+    steps, cosine = epochs * -(-len(parts[0][1]) // BATCH), jaxnn.schedules.cosine
+    warm = jaxnn.schedules.warmup(steps // 10, cosine(1.0, steps - steps // 10), initial=0.01)
+    shapes = {"constant": jaxnn.schedules.constant(1.0), "cosine": cosine(1.0, steps), "warm-up, cosine": warm}
+    print(f"test error (%), {seeds} seeds\nrate           " + "".join(f"{rate:>14g}" for rate in RATES))
+    losses, errors = {}, {}
+    for name, shape in shapes.items():
+        losses[name], errors[name] = train(shape, *parts, epochs, seeds)
+        cells = zip(errors[name].mean(0), errors[name].std(0, ddof=1), strict=True)
+        print(f"{name:16}" + " ".join(f"{mean:6.2f} ± {spread:4.2f}" for mean, spread in cells), flush=True)
+    draw(losses["constant"], errors, Path(out) / "learning_rate.png")
+    return errors
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="the folder of MNIST's four files; scikit-learn's digits without it")
+    for name in ("--epochs", "--seeds"):
+        parser.add_argument(name, type=int, default=5)
+    parser.add_argument("--out", default="out", help="the folder for the picture")
+    main(**vars(parser.parse_args()))
