@@ -236,13 +236,17 @@ def _kind(layer: Layer, seen: dict[Place, _Seen], place: Place) -> str:
 def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, train: bool) -> float:
     """FLOPs of a network, its loops in full.
 
-    With every loop at one pass the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times.
+    With every loop at one pass the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times, a
+    recurrent layer one of its steps T − 1 times.
     """
 
     def whole(layer: Layer, place: Place, *, inner: bool) -> float:
         return once(layer, place, inner=inner) + sum(further(loop, at) for loop, at in _loops(layer, place))
 
     def further(loop: Layer, place: Place) -> float:
+        if not loop.children:
+            steps, x = dict(loop.rules)["short"](seen[place].x)
+            return (steps - 1) * _xla_flops(loop, x, n, dtype, train, not _is_first(net, place))
         child, below = loop.children[0], (*place, 0)
         times = _times(loop, seen[place].x)
         each = whole(child, below, inner=True)
@@ -255,12 +259,21 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
 
 
 def _loops(layer: Layer, place: Place) -> Iterator[tuple[Layer, Place]]:
-    """The outermost loops in a network."""
-    if layer.kind in LOOPS and layer.child_names == ("",):
+    """The outermost loops in a network, over layers or over time."""
+    if (layer.kind in LOOPS and layer.child_names == ("",)) or "short" in dict(layer.rules):
         yield layer, place
         return
     for i, child in enumerate(layer.children):
         yield from _loops(child, (*place, i))
+
+
+def _is_first(net: Layer, place: Place) -> bool:
+    """Whether the layer there reads the network's own input, whose δ nobody wants."""
+    for i in place:
+        if net.kind == "serial" and i > 0:
+            return False
+        net = net.children[i]
+    return True
 
 
 def _unlooped(layer: Layer) -> Layer:
