@@ -25,6 +25,7 @@ format: $(VENV)/test
 bench: $(VENV)/bench  ## step times beside the libraries that are installed; add PyTorch with pip for its column
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/recurrent.py
+	$(BIN)/python benchmarks/lenet.py
 
 $(VENV)/python.ok:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxnn needs Python 3.11 or newer")'

@@ -1,5 +1,6 @@
 """Convolution against flax, loops in NumPy and jax.grad over a grid of settings; what it refuses."""
 
+import importlib
 import itertools
 import random
 
@@ -100,7 +101,7 @@ def drawn(seed):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_any_settings(seed):
-    """backward is jax.vjp of forward."""
+    """backward is jax.vjp of forward, whichever algorithms it chose, and so is the plain rule."""
     layer, shape = drawn(seed)
     with jax.enable_x64(True):
         try:
@@ -111,8 +112,25 @@ def test_any_settings(seed):
         x = jax.random.normal(jax.random.key(1), (2, *shape), jnp.float64)
         z, pull = jax.vjp(lambda params, x: layer.forward(params, state, x)[0], params, x)
         delta = jax.random.normal(jax.random.key(2), z.shape, z.dtype)
-        delta_in, grads = layer.backward(params, layer.forward(params, state, x)[2], delta)
-        close((grads, delta_in), pull(delta), FLOAT64, "hand vs jax.vjp")
+        for rule in (layer.backward, dict(layer.rules)["plain"]):
+            delta_in, grads = rule(params, layer.forward(params, state, x)[2], delta)
+            close((grads, delta_in), pull(delta), FLOAT64, "hand vs jax.vjp")
+
+
+@pytest.mark.parametrize("examples_at_a_time", [1, 2, 5, 8])
+def test_products_are_formed_a_few_examples_at_a_time(monkeypatch, examples_at_a_time):
+    """Five examples, so that chunks of two leave one over."""
+    rules = importlib.import_module("jaxnn.layers.conv")
+    windows = place("conv", (6, 5), (3, 2), (2, 1), (1, 2), ((1, 0), (1, 1)))
+    draw = np.random.default_rng(0).normal
+    delta, w = (
+        jnp.asarray(draw(size=(5, *windows.positions, 4)), "float32"),
+        jnp.asarray(draw(size=(3, 2, 3, 4)), "float32"),
+    )
+    one = 4 * int(np.prod(windows.positions)) * 3 * 2 * 3
+    monkeypatch.setattr(rules, "CHUNK", examples_at_a_time * one)
+    got = rules.input_gradient_by_products(delta, w, windows)
+    close(got, rules.input_gradient(delta, w, windows), FLOAT32, "by products")
 
 
 def test_weights_of_pytorch():
