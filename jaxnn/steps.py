@@ -141,7 +141,8 @@ def train_step(
         out = differentiate(params, state, x, target, rng=rng, weights=weights)
         updates, opt_state = optimizer.update(out.grads, opt_state, params)
         if update_scale is not None:
-            updates = jax.tree.map(lambda u: u * jnp.asarray(update_scale).astype(u.dtype), updates)
+            scale = jnp.asarray(update_scale)
+            updates = jax.tree.map(lambda u: u * scale.astype(u.dtype) if is_floating(u) else u, updates)
         if diagnose:
             found = measures(net, out.readings[HEALTH.name], params, out.grads, updates, count)
             out = out._replace(readings={**out.readings, HEALTH.name: found})
