@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core, source_info_util
 
 
@@ -35,6 +38,22 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def source_of(eqn: Any) -> str:
     """`file:line (function)` of the user's code that made an equation."""
     return str(source_info_util.summarize(eqn.source_info))
+
+
+def first_difference(ours: Any, theirs: Any) -> str | None:
+    """The first operation in which two closed jaxprs differ, or None: a pure function traced twice has none."""
+    for a, b in zip(ours.consts, theirs.consts, strict=False):
+        known = a is not b and is_float(a) and is_float(b) and not isinstance(a, jax.core.Tracer)
+        if known and not np.array_equal(a, b, equal_nan=True):
+            return "a constant"
+    pairs = itertools.zip_longest(equations(ours.jaxpr), equations(theirs.jaxpr))
+    return next((source_of(a or b) for a, b in pairs if a is None or b is None or _sketch(a) != _sketch(b)), None)
+
+
+def _sketch(eqn: Any) -> tuple[Any, ...]:
+    """An equation without its variables' names: its primitive, the numbers in it, and what comes out."""
+    numbers = [str(atom.val) for atom in eqn.invars if isinstance(atom, core.Literal)]
+    return eqn.primitive.name, *numbers, *(str(var.aval) for var in eqn.outvars)
 
 
 class Source(NamedTuple):

@@ -143,6 +143,33 @@ def test_a_cast_is_named_with_its_line():
     assert gradcheck.function(f, (X,), right).verdict == "right"
     report = gradcheck.function(f, (X,), lambda a, d: (sine(a, d)[0] * 2,))
     assert report.verdict == "wrong"
+    row = gradient_row(gradcheck.function(f, (X,), lambda a, d: (sine(a, d)[0] * d.dtype.type(1.002),)))
+    assert row.verdict == "cannot tell"  # a bfloat16 rounding is 0.4 %
+    assert "a cast to bfloat16 keeps float64 from getting through" in row.why
+    assert f"test_gradcheck_function.py:{line_of(f) + 1}" in row.source
+
+
+def test_what_jit_leaves_out_is_not_the_rules_fault():
+    # a cast to bfloat16 and back rounds in one operation after the other, and not where XLA compiles both at once
+    rule = lambda a, d: (jnp.cos(a[0].astype(jnp.bfloat16)).astype(d.dtype) * d,)
+    report = gradcheck.function(jnp.sin, (X,), rule)
+    assert report.verdict == "right", report
+
+
+def test_a_rule_that_is_another_one_under_jit():
+    def rule(args, d):
+        factor = 1.0 if isinstance(args[0], jax.core.Tracer) else 1.01
+        return (jnp.cos(args[0]) * d * d.dtype.type(factor),)
+
+    report = gradcheck.function(jnp.sin, (X,), rule)
+    assert "under jit" in {row.kind for row in report.rows if row.verdict == "wrong"}
+
+
+def test_complex_numbers_inside():
+    f = lambda x: jnp.fft.rfft(x).real
+    right = lambda a, d: jax.vjp(f, *a)[1](d)
+    assert gradcheck.function(f, (X[0],), right).verdict == "right"
+    assert gradcheck.function(f, (X[0],), lambda a, d: (2 * right(a, d)[0],)).verdict == "wrong"
 
 
 def test_a_rounded_constant_is_named_with_its_line():
@@ -240,6 +267,7 @@ def test_custom_vjp_and_its_second_order():
     report.raise_if_failed()
     (second,) = (row for row in report.rows if row.kind == "second order")
     assert "forbids forward mode" in second.why
+    assert second.why in str(report)
     wrong = with_rule(lambda x, d: (jnp.cos(jax.lax.stop_gradient(x)) * d,))
     report = gradcheck.custom_vjp(wrong, jnp.sin, (X,), order=2)
     assert [row.kind for row in report.rows if row.verdict == "wrong"] == ["second order"]
@@ -334,6 +362,37 @@ def test_bad_input():
         gradcheck.function(lambda w, x: x @ w, (X[:, :2], X.T), lambda a, d: (d.T @ a[1], d[0]))
     with pytest.raises(ValueError, match="one gradient for each of the 2 arguments"):
         gradcheck.function(lambda w, x: x @ w, (X[:, :2], X.T), lambda a, d: (d,))
+
+
+@pytest.mark.parametrize("dtypes", [(), "float32", ("int32",)])
+def test_precisions_that_are_none(dtypes):
+    with pytest.raises((TypeError, ValueError), match="dtypes must be"):
+        gradcheck.function(jnp.sin, (X,), sine, dtypes=dtypes)
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(TypeError, match="complex numbers are not checked"):
+        gradcheck.function(lambda z: jnp.abs(z), (jnp.array([1 + 2j]),), lambda a, d: (a[0],))
+    with pytest.raises(TypeError, match="complex numbers are not checked"):
+        gradcheck.function(lambda x: (jax.lax.complex(x, x), x), (X,), lambda a, d: (d[1],))
+
+
+def test_every_mismatch_of_a_custom_rule_is_listed():
+    f = jax.custom_vjp(lambda p, x: p["a"] * x.sum() + p["b"].sum())
+    f.defvjp(lambda p, x: (f(p, x), ()), lambda _, d: ({"a": jnp.ones(2), "b": jnp.ones(5)}, jnp.ones(4)))
+    args = ({"a": jnp.ones(()), "b": jnp.ones(3)}, jnp.ones(3))
+    with pytest.raises(
+        ValueError, match=r"(?s)p\['a'\]: expected.*p\['b'\]: expected.*x: expected shape \[3\], got \[4\]"
+    ):
+        gradcheck.custom_vjp(f, lambda p, x: p["a"] * x.sum() + p["b"].sum(), args)
+
+
+def test_static_arguments_of_a_custom_rule():
+    power = jax.custom_vjp(lambda x, n: x**n, nondiff_argnums=(1,))
+    power.defvjp(lambda x, n: (x**n, x), lambda n, x, d: (d * n * x ** (n - 1),))
+    with pytest.raises(TypeError, match="close over those"):
+        gradcheck.custom_vjp(power, lambda x, n: x**n, (X, 3))
+    assert gradcheck.custom_vjp(lambda x: power(x, 3), lambda x: x**3, (X,)).verdict == "right"
 
 
 def test_nan_at_the_point():

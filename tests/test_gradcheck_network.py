@@ -352,6 +352,35 @@ def test_gradients_of_another_shape():
     assert all(path in str(caught.value) for path in ("suspect/w", "suspect/b"))
 
 
+@pytest.mark.parametrize(
+    ("backward", "words"),
+    [
+        (
+            lambda p, x, d: (jnp.ones((4, 7)), {"w": x.T @ d, "b": d.sum(0)}),
+            r"its δ_in is not like x.*\n.*got \[4, 7\]",
+        ),
+        (lambda p, x, d: {"w": x.T @ d, "b": d.sum(0)}, r"must return \(delta_in, grads\), got dict"),
+    ],
+)
+def test_a_delta_in_that_does_not_fit_is_its_layers(backward, words):
+    net = serial(dense(5), dense(3)._replace(backward=backward))
+    params, state = net.init(jax.random.key(0), (2,))
+    with pytest.raises(ValueError, match=f"layer 'dense_1': .*{words}"):
+        gradcheck.network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3)))
+
+
+def test_a_layer_that_is_not_deterministic():
+    draw = np.random.default_rng(0)
+
+    def noisy(params, state, x, *, train=False, rng=None):
+        return dense(3).forward(params, state, x * draw.normal())
+
+    net = serial(dense(3)._replace(forward=noisy), tanh)
+    params, state = net.init(jax.random.key(0), (2,))
+    with pytest.raises(ValueError, match=r"is not deterministic.*test_gradcheck_network\.py"):
+        gradcheck.network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3)))
+
+
 def test_a_gradient_left_out():
     net = serial(named("suspect", changed(dense(3), grads=lambda g: {"w": g["w"]})), dense(2))
     with pytest.raises(ValueError, match="suspect/b"):

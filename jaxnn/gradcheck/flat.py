@@ -76,6 +76,9 @@ def flatten(case: Case) -> Flat:
             raise ValueError(f"gradcheck: forward must return (output, residuals), got {type(pair).__name__}")
         _alike_outputs(pair[0], out, "forward's output is not like f's")
     out_leaves, out_tree = jax.tree.flatten(out)
+    for what, some in ((name_of(f), out_leaves), ("args", jax.tree.leaves(args))):
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in some):
+            raise TypeError(f"gradcheck: {what}: complex numbers are not checked; give real and imaginary parts apart")
     if not any(map(is_float, out_leaves)):
         shown = ", ".join(sorted({str(leaf.dtype) for leaf in out_leaves})) or "nothing"
         raise TypeError(f"gradcheck: {name_of(f)} returns {shown} and no floats: there is no gradient to check")
@@ -144,6 +147,33 @@ def flatten(case: Case) -> Flat:
     return Flat(problem, deltas, tuple(labels), at(f), again)
 
 
+def fits(f: Callable[..., Tree], args: Any) -> None:
+    """Raises ValueError with every place where the rule of a custom_vjp does not fit its arguments; JAX names one.
+
+    And TypeError where some of its arguments are static: those are closed over.
+    """
+    if getattr(f, "nondiff_argnums", ()):
+        raise TypeError(
+            f"gradcheck.custom_vjp: {name_of(f)} has nondiff_argnums {tuple(f.nondiff_argnums)}: close over those "  # type: ignore[attr-defined]
+            "arguments, as in lambda x: f(x, 3)"
+        )
+    forward, backward = getattr(f, "fwd", None), getattr(f, "bwd", None)
+    if forward is None or backward is None:
+        return
+    args = cast(f, args, None)
+    out, residuals = _shape_of(forward, args, "the custom_vjp's forward")
+    result = _shape_of(lambda residuals: backward(residuals, _like(out)), (residuals,), "the custom_vjp's backward")
+    if isinstance(result, (tuple, list)):
+        _mismatched(f, result, args, "the rule's gradients are not like the arguments")
+
+
+def _like(outputs: Any) -> Any:
+    """Zeros for a cotangent of that form."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_float(leaf) else np.zeros(leaf.shape, FLOAT0), outputs
+    )
+
+
 def _shape_of(f: Callable[..., Any], args: tuple[Any, ...], what: str) -> Any:
     try:
         return jax.eval_shape(f, *args)
@@ -165,7 +195,7 @@ def _mismatches(got: Any, expected: Any, what: str) -> list[str]:
     lines = []
     for path in dict.fromkeys([*theirs, *ours]):
         if path not in ours:
-            lines.append(f"{what}{path}: expected shape {list(theirs[path].shape)}, missing")
+            lines.append(f"{what}{path}: expected floats of shape {list(theirs[path].shape)}, and there are none")
         elif path not in theirs:
             lines.append(f"{what}{path}: not expected, got shape {list(jnp.shape(ours[path]))}")
         elif jnp.shape(ours[path]) != theirs[path].shape:
@@ -184,6 +214,18 @@ def _gradients(case: Case, result: Any, args: tuple[Any, ...], floats: list[int]
             f"gradcheck: backward must return a tuple with one gradient for each of the {len(args)} arguments "
             f"({', '.join(names)}), got {came}"
         )
+    _mismatched(case.f, result, args, "backward's gradients are not like the arguments")
+    given = [gradient is not None for gradient in _aligned(tuple(result), args, floats)]
+    if not any(given):
+        raise ValueError(f"gradcheck: backward gives no gradient for any float among {', '.join(names)}")
+    return given
+
+
+def _mismatched(f: Callable[..., Any], result: Any, args: tuple[Any, ...], what: str) -> None:
+    """Raises ValueError with every place where gradients are not like args; None and () stand for no gradient."""
+    names = argument_names(f, len(args))
+    if len(result) != len(args):
+        raise ValueError(f"gradcheck: {what}: {len(result)} gradients for {len(args)} arguments ({', '.join(names)})")
     lines: list[str] = []
     for name, gradient, argument in zip(names, result, args, strict=True):
         if gradient is None or (isinstance(gradient, (tuple, dict, list)) and not gradient):
@@ -192,11 +234,7 @@ def _gradients(case: Case, result: Any, args: tuple[Any, ...], floats: list[int]
                         for tree in (gradient, argument))  # fmt: skip
         lines += _mismatches(ours, theirs, name)
     if lines:
-        raise ValueError("\n  ".join(["gradcheck: backward's gradients are not like the arguments:", *lines]))
-    given = [gradient is not None for gradient in _aligned(tuple(result), args, floats)]
-    if not any(given):
-        raise ValueError(f"gradcheck: backward gives no gradient for any float among {', '.join(names)}")
-    return given
+        raise ValueError("\n  ".join([f"gradcheck: {what}:", *lines]))
 
 
 def _aligned(result: tuple[Any, ...], args: tuple[Any, ...], floats: list[int]) -> list[Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import whole_number
-from jaxnn.gradcheck.flat import Backward, Case, cast, flatten
+from jaxnn.gradcheck.flat import Backward, Case, cast, fits, flatten
 from jaxnn.gradcheck.judge import measure, prepare, verdicts
 from jaxnn.gradcheck.properties import not_finite_value, properties, second_order, value_rows
 from jaxnn.gradcheck.replay import x64_is_on
@@ -136,17 +136,37 @@ def _check(
     whole_number("gradcheck: cotangents", cotangents, least=1)
     if order not in (1, 2):
         raise ValueError(f"gradcheck: order must be 1 or 2, got {order!r}")
+    precisions = _precisions(dtypes)
+    if custom:
+        fits(f, args)
     rows: list[Row] = []
     points = [args, *grid]
     for i, point in enumerate(points):
-        for dtype in [None] if dtypes is None else dtypes:
+        for dtype in precisions:
             words = [f"point {i}"] * (len(points) > 1) + [str(jnp.dtype(dtype))] * (dtype is not None)
             place = " ".join(words) or name
             wide = dtype is not None and jnp.dtype(dtype) == np.float64
             with jax.enable_x64(wide or x64_is_on()):
                 case = Case(place, f, reference, backward, forward, cast(f, point, dtype), seed, cotangents)
-                rows += _rows(case, order, custom=custom)
+                try:
+                    rows += _rows(case, order, custom=custom)
+                except Exception as error:
+                    if words:
+                        error.add_note(f"gradcheck: at {place}")
+                    raise
     return rows
+
+
+def _precisions(dtypes: Sequence[DType] | None) -> Sequence[DType | None]:
+    """What every float is cast to, in turn; None to leave them as they are."""
+    if dtypes is None:
+        return [None]
+    if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
+        raise TypeError(f'gradcheck: dtypes must be several, as in ("float32", "bfloat16"), got {dtypes!r}')
+    bad = [dtype for dtype in dtypes if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating)]
+    if bad or not dtypes:
+        raise ValueError(f"gradcheck: dtypes must be one or more precisions of floats, got {list(dtypes)!r}")
+    return dtypes
 
 
 def _rows(case: Case, order: int, *, custom: bool) -> list[Row]:

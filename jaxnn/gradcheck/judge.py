@@ -33,7 +33,7 @@ from jaxnn.gradcheck.court import ASIDE, MIXED, WITNESSED, Court, finite, rms, s
 from jaxnn.gradcheck.differences import Slope
 from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
 from jaxnn.gradcheck.replay import replay, widen
-from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, WRONG, Row
+from jaxnn.gradcheck.report import CANNOT_TELL, KINK, NO_ELEMENTS, RIGHT, WRONG, Row
 
 ROUNDOFF = 2.0**-53  # of float64
 FLOAT32_ROUNDOFF = 2.0**-24
@@ -257,7 +257,7 @@ def verdicts(problem: Problem, programs: Programs, measured: list[Measured]) -> 
 def _verdict(court: Court, i: int, name: str, m: Measured) -> Row:
     problem = court.problem
     if m.auto64.size == 0:
-        return Row(problem.place, problem.kind, name, RIGHT, "no elements")
+        return Row(problem.place, problem.kind, name, RIGHT, NO_ELEMENTS)
     off = excess(m.hand64 - m.auto64, threshold(m))
     if m.coarsest == ROUNDOFF and off.max() > 1:
         m = m._replace(narrow=court.narrow()[i])

@@ -21,6 +21,7 @@ from jaxnn.combinators import ordered_leaves
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
+from jaxnn.jaxprs import first_difference
 from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
 
 WHOLE = "the whole pass"
@@ -76,9 +77,13 @@ def network(
     params, state, x, target, weights = jax.tree.map(jnp.asarray, (params, state, x, target, weights))
     check_params(net, params, x)
     derive = backprop(net, loss, train=train)
-    jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)  # its errors
-    spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng)
+    _deterministic(net, params, state, x, train, rng)
     nodes = list(_nodes(net))
+    try:
+        jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)
+    except Exception as error:
+        raise _at_its_layer(error, net, loss, params, state, x, target, train, rng) from None
+    spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng)
     problems = [_at_spot(node, spots[node.key], uses[node.key], train) for node in nodes]
     whole = [_loss(loss, output, target), *_whole(net, loss, params, state, x, target, train, rng, weights)]
     judged = judge([*problems, *whole], seed)
@@ -92,6 +97,42 @@ def network(
     overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
     broken = _not_finite(loss.value(output, target), nodes, spots, uses, train)
     return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
+
+
+def _deterministic(net: Layer, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> None:
+    """Raises ValueError if forward, traced twice, is two programs."""
+
+    def traced() -> Any:
+        def forward(params: Params, state: State, x: Tree, rng: Key | None) -> Any:
+            return net.forward(params, state, x, train=train, rng=rng)[0]
+
+        return jax.make_jaxpr(forward)(params, state, x, rng)
+
+    differs = first_difference(traced(), traced())
+    if differs is not None:
+        raise ValueError(
+            f"gradcheck.network: {net.name or net.kind} is not deterministic: its forward, called twice with the same "
+            f"arguments, is two different programs, first at {differs}; draw random numbers from rng"
+        )
+
+
+def _at_its_layer(error: Exception, *given: Any) -> Exception:
+    """What the backward pass raised, or what the layer raises whose rule does not fit, by its name."""
+    net, train = given[0], given[6]
+    try:
+        spots, uses, _ = find_spots(*given)
+    except Exception:
+        return error
+    for node in _nodes(net):
+        problem = _at_spot(node, spots[node.key], uses[node.key], train)
+        try:
+            jax.eval_shape(problem.rule, *problem.arguments)
+        except ValueError as found:
+            return found if DELTA_IN in str(found) else error
+        except Exception as found:
+            found.add_note(f"gradcheck.network: raised by the rule of layer '{node.label}'")
+            return found
+    return error
 
 
 def _title(net: Layer, params: Params) -> str:
@@ -337,7 +378,12 @@ def _at_spot(node: Node, spot: Spot, uses: int, train: bool, rule: Layer | None 
         y, _, tape = ruled.forward(params, state, x, train=train, rng=rng)
         left = iter(deltas)
         delta = jax.tree.map(lambda leaf: next(left) if is_floating(leaf) else (), y)
-        delta_in, grads = ruled.backward(params, tape, delta)
+        pair = ruled.backward(params, tape, delta)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            came = f"{len(pair)} of them" if isinstance(pair, tuple) else type(pair).__name__
+            raise ValueError(f"layer '{node.label}': {DELTA_IN}: backward must return (delta_in, grads), got {came}")
+        delta_in, grads = pair
+        same_shapes(f"layer '{node.label}': {DELTA_IN}", _inputs(delta_in), _inputs(x), "each input needs one:")
         same_shapes(f"layer '{node.label}': its gradients are not like its parameters", grads, params, ADVICE)
         return [*jax.tree.leaves(grads), *jax.tree.leaves(delta_in)]
 
@@ -351,6 +397,12 @@ def _at_spot(node: Node, spot: Spot, uses: int, train: bool, rule: Layer | None 
 
 
 ADVICE = "each parameter needs one:"
+DELTA_IN = "its δ_in is not like x"
+
+
+def _inputs(x: Any) -> dict[str, Any]:
+    """The floats of a layer's input by name."""
+    return {path or "x": leaf for path, leaf in named_leaves(x).items() if is_floating(leaf)}
 
 
 def _loss(loss: Loss, output: Any, target: Tree) -> Problem:

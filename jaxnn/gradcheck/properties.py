@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.gradcheck.court import finite, rms
 from jaxnn.gradcheck.flat import Case, Flat, cotangents
 from jaxnn.gradcheck.judge import REPLAYED, Measured, excess, measure, noise, prepare, threshold, verdicts
 from jaxnn.gradcheck.programs import Problem, Programs, compiled
-from jaxnn.gradcheck.replay import calls_back, obstacles, replay, said, widen, x64_is_on
+from jaxnn.gradcheck.replay import calls_back, coarsest, obstacles, replay, said, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, WRONG, Row
 
 NEARBY = 0.875  # times x: the second point under vmap
@@ -60,9 +61,9 @@ def properties(case: Case, flat: Flat, programs: Programs, measured: list[Measur
     exact = [threshold(m) for m in measured]
     allowed = exact
     if stopped:  # the rule runs as it is, with the rounding of its own precision
-        allowed = [
-            REPLAYED * (noise(m) + np.abs(m.hand - m.replayed)) + a for m, a in zip(measured, exact, strict=True)
-        ]
+        u = coarsest(programs.hand)  # under jit XLA may leave out a cast and the cast back
+        allowed = [REPLAYED * (noise(m) + np.abs(m.hand - m.replayed) + _rounding(m, u)) + a
+                   for m, a in zip(measured, exact, strict=True)]  # fmt: skip
     native = x64_is_on()
     with jax.enable_x64(native or not stopped):
         leaves, fixed, deltas = problem.arguments if stopped else widen(problem.arguments)
@@ -90,6 +91,11 @@ def properties(case: Case, flat: Flat, programs: Programs, measured: list[Measur
         loop = [np.stack(pair) for pair in zip(once, _wide(run(moved, other)), strict=True)]
         room = [np.stack([a, np.full(a.shape, 4 * a.max(initial=0))]) for a in allowed]
         return [*rows, _compare(problem, "under vmap", together, loop, room)]
+
+
+def _rounding(m: Measured, u: float) -> np.ndarray:
+    """What a cast inside explains, where it is to a lower precision than the arguments'."""
+    return np.asarray(u * (np.abs(finite(m.auto64)) + rms(m.auto64)) if u > m.u else np.zeros(m.auto64.shape))
 
 
 def _linear(

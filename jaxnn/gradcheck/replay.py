@@ -35,8 +35,17 @@ def x64_is_on() -> bool:
 
 
 def widen(tree: Any) -> Any:
-    """Every float in float64; under enable_x64."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) if is_float(leaf) else leaf, tree)
+    """Every float in float64, every complex number in complex128; under enable_x64."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, _wide(leaf)) if _has_precision(leaf) else leaf, tree)
+
+
+def _has_precision(x: Any) -> bool:
+    return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.inexact))
+
+
+def _wide(x: Any) -> Any:
+    """The widest dtype of its kind: float64, or complex128 for the complex numbers that a program may use inside."""
+    return np.dtype("float64" if is_float(x) else "complex128")
 
 
 # ---------------------------------------------------------------- replay
@@ -71,8 +80,8 @@ def _aval(atom: Any) -> Any:
 
 def number(literal: Any) -> Any:
     """A literal's value, floats as float64."""
-    if is_float(literal.aval):
-        return np.float64(literal.val)
+    if _has_precision(literal.aval):
+        return _wide(literal.aval).type(literal.val)
     dtype = literal.aval.dtype
     return literal.val if dtype == jax.dtypes.float0 else np.asarray(literal.val, dtype)
 
@@ -99,7 +108,9 @@ def step(eqn: Any, args: list[Any]) -> list[Any]:
 
 
 def _bind_as_it_is(eqn: Any, args: list[Any]) -> list[Any]:
-    narrow = [jnp.asarray(x, v.aval.dtype) if is_float(v.aval) else x for x, v in zip(args, eqn.invars, strict=True)]
+    narrow = [
+        jnp.asarray(x, v.aval.dtype) if _has_precision(v.aval) else x for x, v in zip(args, eqn.invars, strict=True)
+    ]
     return list(widen(bind(eqn.primitive, narrow, eqn.params)))
 
 
@@ -112,14 +123,14 @@ def _widened(value: Any) -> Any:
     if isinstance(value, tuple) and any(isinstance(part, core.ClosedJaxpr) for part in value):
         widened = map(_widened, value)  # the four functions of a linear solver
         return type(value)(*widened) if hasattr(value, "_fields") else tuple(widened)
-    if isinstance(value, (np.dtype, type)) and is_float(value):
-        return np.dtype("float64")
+    if isinstance(value, (np.dtype, type)) and _has_precision(value):
+        return _wide(value)
     return value
 
 
 def _wide_jaxpr(jaxpr: Any, consts: Sequence[Any]) -> Any:
     avals = map(_aval, jaxpr.invars)
-    specs = [jax.ShapeDtypeStruct(a.shape, jnp.float64 if is_float(a) else a.dtype) for a in avals]
+    specs = [jax.ShapeDtypeStruct(a.shape, _wide(a) if _has_precision(a) else a.dtype) for a in avals]
     return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, widen(list(consts)), args))(*specs)
 
 
@@ -169,7 +180,7 @@ def _arrays(values: Sequence[Any]) -> list[Any]:
 
 def like(carry: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """What a loop hands on, in the dtypes that it started with."""
-    return [jnp.asarray(v, c.dtype) if is_float(c) else v for c, v in zip(carry, values, strict=True)]
+    return [jnp.asarray(v, c.dtype) if _has_precision(c) else v for c, v in zip(carry, values, strict=True)]
 
 
 # ---------------------------------------------------------------- what stops float64
@@ -179,7 +190,7 @@ class Obstacle(NamedTuple):
     """Something in a program that keeps float64 from getting through, and where.
 
     Attributes:
-        what: "a cast to bfloat16", "a callback", "random numbers", "a captured constant in float32".
+        what: "a cast to bfloat16", "a pure_callback", "a captured constant, float32[3],", "an error in float64".
         source: `file:line (function)` of the user's code, or "".
     """
 
@@ -207,6 +218,12 @@ def draws(closed: Any) -> bool:
 def calls_back(closed: Any) -> bool:
     """True if part of the program is run elsewhere, in its own precision."""
     return any(eqn.primitive.name in CALLBACKS for eqn in equations(closed.jaxpr))
+
+
+def coarsest(closed: Any) -> float:
+    """The unit roundoff of the lowest precision in a program; that of float64 where there are no floats."""
+    floats = [v.aval.dtype for eqn in equations(closed.jaxpr) for v in eqn.outvars if is_float(v.aval)]
+    return max((float(jnp.finfo(dtype).eps) / 2 for dtype in floats), default=2.0**-53)
 
 
 def casts(closed: Any) -> list[Obstacle]:

@@ -92,6 +92,8 @@ class Report(NamedTuple):
 
 # ---------------------------------------------------------------- as text
 
+NO_ELEMENTS = "no elements"  # which goes without saying
+
 HEADINGS = ("", "where", "what", "leaf", "element", "by hand", "jax.grad", "differences", "ULPs", "jax.grad's")
 
 
@@ -109,7 +111,7 @@ def _text(report: Report) -> str:
     lines = [f"{report.title}: {_headline(report)}", "", line(cells[0])] if rows else [_headline(report)]
     for row, cell in zip(rows, cells[1:], strict=True):
         lines.append(line(cell))
-        if row.verdict != RIGHT and row.why:
+        if row.why and (row.verdict != RIGHT or row.why != NO_ELEMENTS):
             lines += [f"   {part}" for part in _wrapped(row.why)]
             if row.source:
                 lines.append(f"   at {row.source}")

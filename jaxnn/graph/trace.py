@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend import core
 
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.record import recorded
-from jaxnn.jaxprs import argument_names, equations, is_float, name_of, source_of
+from jaxnn.jaxprs import argument_names, first_difference, is_float, name_of
 from jaxnn.types import Tree
 
 
@@ -119,7 +116,7 @@ def _jaxpr(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
         ValueError: if f is no pure function: traced twice, it gives two programs.
     """
     first, second = (_traced(f, args) for _ in range(2))
-    differs = _difference(first[0], second[0])
+    differs = first_difference(first[0], second[0])
     if differs is not None:
         raise ValueError(
             f"graph: {name_of(f)} is not pure: called twice with the same arguments, it is two different programs, "
@@ -139,22 +136,6 @@ def _traced(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
         error.add_note(f"graph: {advice}, or close over what is fixed")
         raise
     return traced
-
-
-def _difference(ours: Any, theirs: Any) -> str | None:
-    """The first operation in which two closed jaxprs differ, or None."""
-    for a, b in zip(ours.consts, theirs.consts, strict=False):
-        known = a is not b and is_float(a) and is_float(b) and not isinstance(a, jax.core.Tracer)
-        if known and not np.array_equal(a, b, equal_nan=True):
-            return "a constant"
-    pairs = itertools.zip_longest(equations(ours.jaxpr), equations(theirs.jaxpr))
-    return next((source_of(a or b) for a, b in pairs if a is None or b is None or _sketch(a) != _sketch(b)), None)
-
-
-def _sketch(eqn: Any) -> tuple[Any, ...]:
-    """An equation without its variables' names: its primitive, the numbers in it, and what comes out."""
-    numbers = [str(atom.val) for atom in eqn.invars if isinstance(atom, core.Literal)]
-    return eqn.primitive.name, *numbers, *(str(var.aval) for var in eqn.outvars)
 
 
 def _cotangents(f: Callable[..., Tree], outs: list[Any], tree: Any, cotangent: Tree) -> list[Any]:
