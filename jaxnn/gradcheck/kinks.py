@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxnn import losses
 from jaxnn.activations import leaky_relu, relu
 from jaxnn.layers import max_pool
+from jaxnn.penalties import l1
 from jaxnn.types import Activation, Array, Loss
 
 Function = Callable[[Array], Array]
@@ -129,6 +130,12 @@ def _of_max_pool(entry: int) -> Kink:
     return Kink(name, "z = 0", 0.0, 1.0 - entry, 0.0, 1.0, value, rule, others)
 
 
+def _of_penalty() -> Kink:
+    penalty = l1(1.0)
+    value, rule = lambda w: penalty.value({"w": w}), lambda w: penalty.grad({"w": w})["w"]
+    return Kink(f"penalty {penalty.name}", "w = 0", 0.0, 0.0, -1.0, 1.0, value, rule, _sizes)
+
+
 # ---------------------------------------------------------------- others'
 
 
@@ -177,6 +184,7 @@ KINKS: tuple[Kink, ...] = (
     _of_loss(losses.hinge, "y t = 1", 1.0, (-1.0, 0.0, 0.0), _one(1.0), _hinges),
     _of_loss(losses.multiclass_hinge, "own score", 1.0, (-1.0, 0.0, 0.0), _own_score, _multiclass(_own_score)),
     _of_loss(losses.multiclass_hinge, "rival score", -1.0, (0.0, 0.0, 1.0), _rival_score, _multiclass(_rival_score)),
+    _of_penalty(),
     _of_max_pool(0),
     _of_max_pool(1),
 )
