@@ -67,3 +67,12 @@ def test_the_example_learns_the_digits(tmp_path, capsys):
     assert "parameters" in capsys.readouterr().out
     for picture in ("lenet_kernels", "lenet_features"):
         assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summary_counts_all_of_a_convolution():
+    """Its fast rule works in chunks, of which XLA would count one."""
+    net = jaxnn.serial(jaxnn.conv(4, (3, 3), padding="valid"), jaxnn.conv(4, (3, 3), padding="valid"))
+    first, second = 2 * 8 * 8 * 9 * 4, 2 * 6 * 6 * 36 * 4  # FLOPs of an example
+    cost = jaxnn.summary(net, (10, 10, 1), batch_size=512).cost
+    assert cost.forward / 512 == pytest.approx(first + second, rel=0.05)
+    assert cost.step / 512 == pytest.approx(2 * first + 3 * second, rel=0.1)  # no δ for the first layer's input
