@@ -62,8 +62,8 @@ def test_what_cannot_be_is_refused():
 def test_the_example_learns_the_digits(tmp_path, capsys):
     for module in ("matplotlib", "sklearn"):
         pytest.importorskip(module, reason="an optional package that the example uses")
-    accuracy = load_example("lenet").main(epochs=2, out=tmp_path)
-    assert accuracy > 0.8
+    accuracy = load_example("lenet").main(epochs=3, out=tmp_path)
+    assert accuracy > 0.6  # 36 steps; chance is 0.1
     assert "parameters" in capsys.readouterr().out
     for picture in ("lenet_kernels", "lenet_features"):
         assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
