@@ -1,4 +1,4 @@
-"""MNIST by convolution: 99 % and more, with the kernels that were learnt and what they make of an image.
+"""MNIST by convolution: the kernels that are learnt, and what they make of an image.
 
     python examples/lenet.py [--data FOLDER] [--epochs 10] [--out out]
 
