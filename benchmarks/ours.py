@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from peers import ADAM_EPS, PROBE, Config, Data
+from peers import ADAM_EPS, DROP_RATE, NORM_EPS, NORM_MOMENTUM, PROBE, Config, Data
 from timing import Contender
 
 import jaxnn
@@ -14,6 +14,7 @@ import jaxnn
 BY_HAND, BY_JAX = "jaxnn", "jaxnn, by jax.grad"
 LIMIT = "limit: the products alone"
 FIT = "jaxnn.fit, everything"
+DIAGNOSED = "jaxnn, diagnosed once an epoch"
 GRADIENTS = {BY_HAND: jaxnn.backprop, BY_JAX: jaxnn.autodiff}
 
 
@@ -23,14 +24,22 @@ def network(config: Config) -> tuple[Any, Any, Any]:
         optimizer = jaxnn.sgd(config.learning_rate)
     else:
         optimizer = jaxnn.adam(config.learning_rate, eps=ADAM_EPS)
-    net = jaxnn.mlp(config.widths[1:], activation=getattr(jaxnn, config.activation))
+    activation = getattr(jaxnn, config.activation)
+    net = jaxnn.mlp(config.widths[1:], activation=activation)
+    if config.extra:
+        after = {
+            "batch_norm": (jaxnn.batch_norm(momentum=NORM_MOMENTUM, eps=NORM_EPS), activation),
+            "dropout": (activation, jaxnn.dropout(DROP_RATE)),
+        }[config.extra]
+        net = jaxnn.map_layers(lambda layer: jaxnn.serial(*after) if layer.kind == activation.name else layer, net)
     return net, jaxnn.losses.softmax_cross_entropy, optimizer
 
 
 def epoch(name: str, config: Config, data: Data) -> Contender:
-    """The compiled epoch behind `fit`, called again and again; `name` says which gradient."""
+    """The compiled epoch behind `fit`, called again and again; `name` says which gradient, or that it is diagnosed."""
     net, loss, optimizer = network(config)
-    run = jaxnn.train_epoch(net, loss, optimizer, batch_size=config.batch, gradient=GRADIENTS[name])
+    options = {"gradient": GRADIENTS.get(name, jaxnn.backprop), "diagnose": int(name == DIAGNOSED)}
+    run = jaxnn.train_epoch(net, loss, optimizer, batch_size=config.batch, **options)
     compiled = jax.jit(run, donate_argnums=0)
     x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)
     train_state = jaxnn.init_train_state(net, optimizer, jax.random.key(0), data.x.shape[1:])
@@ -38,7 +47,9 @@ def epoch(name: str, config: Config, data: Data) -> Contender:
     def turn() -> None:
         nonlocal train_state
         for _ in range(config.epochs):
-            train_state, _ = compiled(train_state, x, labels)
+            train_state, result = compiled(train_state, x, labels)
+            if name == DIAGNOSED:
+                jaxnn.diagnostics.report_each(net, result.diagnostics)
         jax.block_until_ready(train_state)
 
     def now() -> float:

@@ -11,6 +11,7 @@ Index letters: N examples, D = 784 features, K = 10 classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,12 +32,14 @@ class Config(NamedTuple):
     learning_rate: float
     examples: int  # a multiple of batch, so that everyone takes steps of one size
     epochs: int  # in one turn
+    extra: str = ""  # "batch_norm" before each activation, or "dropout" after it
 
     @property
     def name(self) -> str:
         """How it is called in the table."""
         widths = "-".join(map(str, self.widths))
-        return f"{widths}, batch {self.batch}, {self.optimizer}, {self.activation}"
+        extra = f", {self.extra}" * bool(self.extra)
+        return f"{widths}, batch {self.batch}, {self.optimizer}, {self.activation}{extra}"
 
     @property
     def steps(self) -> int:
@@ -45,6 +48,7 @@ class Config(NamedTuple):
 
 
 ADAM_EPS = 1e-8  # the default of the peers; ours is given the same
+NORM_EPS, NORM_MOMENTUM, DROP_RATE = 1e-5, 0.9, 0.2  # momentum: the share of the running statistics that a step keeps
 
 
 class Data(NamedTuple):
@@ -99,7 +103,7 @@ def scanned(peer: Peer, config: Config, data: Data) -> Contender:
         return jax.lax.scan(body, carry, order)[0]
 
     compiled = jax.jit(epoch, donate_argnums=0)
-    carry, rng = jax.tree.map(jnp.array, peer.carry), np.random.default_rng(1)
+    carry, rng = jax.tree.map(jnp.copy, peer.carry), np.random.default_rng(1)
 
     def turn() -> None:
         nonlocal carry
@@ -129,21 +133,26 @@ def stax(config: Config, data: Data) -> Peer:
 
     from jax.example_libraries import optimizers, stax
 
-    hidden = {"sigmoid": stax.Sigmoid, "relu": stax.Relu}[config.activation]
-    layers = [layer for width in config.widths[1:-1] for layer in (stax.Dense(width), hidden)]
+    hidden = [{"sigmoid": stax.Sigmoid, "relu": stax.Relu}[config.activation]]
+    if config.extra == "batch_norm":
+        hidden.insert(0, stax.BatchNorm(axis=(0,), epsilon=NORM_EPS))  # it keeps no running statistics
+    elif config.extra == "dropout":
+        hidden.append(stax.Dropout(1 - DROP_RATE))
+    layers = [layer for width in config.widths[1:-1] for layer in (stax.Dense(width), *hidden)]
     init_random_params, predict = stax.serial(*layers, stax.Dense(config.widths[-1]), stax.LogSoftmax)
     if config.optimizer == "sgd":
         opt_init, opt_update, get_params = optimizers.sgd(config.learning_rate)
     else:
         opt_init, opt_update, get_params = optimizers.adam(config.learning_rate, eps=ADAM_EPS)
 
-    def loss(params: Any, batch: Any) -> jax.Array:
+    def loss(params: Any, batch: Any, rng: Any) -> jax.Array:
         inputs, targets = batch
-        return -jnp.mean(jnp.sum(predict(params, inputs) * targets, axis=1))
+        return -jnp.mean(jnp.sum(predict(params, inputs, rng=rng) * targets, axis=1))
 
     def plain_update(i: Any, opt_state: Any, batch: Any) -> Any:
         params = get_params(opt_state)
-        return opt_update(i, jax.grad(loss)(params, batch), opt_state)
+        rng = jax.random.fold_in(jax.random.key(0), i) if config.extra == "dropout" else None
+        return opt_update(i, jax.grad(loss)(params, batch, rng), opt_state)
 
     update = jax.jit(plain_update)
 
@@ -164,7 +173,7 @@ def stax(config: Config, data: Data) -> Peer:
         return i + 1, plain_update(i, opt_state, (x, jax.nn.one_hot(labels, config.widths[-1])))
 
     def now() -> float:
-        return float(loss(get_params(opt_state), (x[:PROBE], targets[:PROBE])))
+        return float(loss(get_params(opt_state), (x[:PROBE], targets[:PROBE]), jax.random.key(1)))
 
     return Peer(Contender("stax", turn, now), carry, step)
 
@@ -174,13 +183,15 @@ def equinox(config: Config, data: Data) -> Peer:
     import equinox as eqx
     import optax
 
-    hidden = config.widths[1:-1]
+    hidden, activation = config.widths[1:-1], getattr(jax.nn, config.activation)
+    if config.extra:
+        return equinox_with_extra(config, data)
     model = eqx.nn.MLP(
         config.widths[0],
         config.widths[-1],
         width_size=hidden[0],
         depth=len(hidden),
-        activation=getattr(jax.nn, config.activation),
+        activation=activation,
         key=jax.random.key(0),
     )
     optimizer = optax_optimizer(config)
@@ -215,6 +226,73 @@ def equinox(config: Config, data: Data) -> Peer:
     return Peer(Contender("Equinox + optax", turn, now), carry, step)
 
 
+def equinox_with_extra(config: Config, data: Data) -> Peer:
+    """Equinox with batch norm, its state carried by hand under a named `vmap`, or with dropout and its keys."""
+    import equinox as eqx
+    import optax
+
+    activation = getattr(jax.nn, config.activation)
+
+    class Network(eqx.Module):
+        """Linear layers, each but the last normalised, activated and thinned as the configuration says."""
+
+        linears: list[Any]
+        norms: list[Any]
+        dropout: Any
+
+        def __init__(self, key: Any) -> None:
+            sizes = list(zip(config.widths[:-1], config.widths[1:], strict=True))
+            keys = jax.random.split(key, len(sizes))
+            self.linears = [eqx.nn.Linear(*size, key=k) for size, k in zip(sizes, keys, strict=True)]
+            norm = partial(eqx.nn.BatchNorm, axis_name="batch", momentum=NORM_MOMENTUM, eps=NORM_EPS, mode="batch")
+            self.norms = [norm(width) for width in config.widths[1:-1]] if config.extra == "batch_norm" else []
+            self.dropout = eqx.nn.Dropout(DROP_RATE) if config.extra == "dropout" else None
+
+        def __call__(self, x: jax.Array, state: Any, key: Any) -> Any:
+            for i, linear in enumerate(self.linears[:-1]):
+                x = linear(x)
+                if self.norms:
+                    x, state = self.norms[i](x, state)
+                x = activation(x)
+                if self.dropout is not None:
+                    x = self.dropout(x, key=jax.random.fold_in(key, i))
+            return self.linears[-1](x), state
+
+    model, state = eqx.nn.make_with_state(Network)(jax.random.key(0))
+    optimizer = optax_optimizer(config)
+    opt_state, key = optimizer.init(eqx.filter(model, eqx.is_array)), jax.random.key(1)
+
+    def loss(model: Any, state: Any, x: jax.Array, labels: jax.Array, key: Any) -> Any:
+        keys = jax.random.split(key, len(x))
+        logits, state = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))(x, state, keys)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
+
+    def plain_step(model: Any, state: Any, opt_state: Any, key: Any, x: jax.Array, labels: jax.Array) -> Any:
+        key, own = jax.random.split(key)
+        (value, state), grads = eqx.filter_value_and_grad(loss, has_aux=True)(model, state, x, labels, own)
+        updates, opt_state = optimizer.update(grads, opt_state, eqx.filter(model, eqx.is_array))
+        return eqx.apply_updates(model, updates), state, opt_state, key, value
+
+    make_step = eqx.filter_jit(plain_step)
+    arrays, static = eqx.partition((model, state), eqx.is_array)
+    carry, rng = jax.tree.map(jnp.copy, (arrays, opt_state, key)), np.random.default_rng(1)
+
+    def turn() -> None:
+        nonlocal model, state, opt_state, key
+        for index in batches(config, rng):
+            model, state, opt_state, key, _ = make_step(model, state, opt_state, key, data.x[index], data.labels[index])
+        jax.block_until_ready((eqx.filter(model, eqx.is_array), opt_state))
+
+    def step(carry: Any, x: jax.Array, labels: jax.Array) -> Any:
+        model, state, opt_state, key, _ = plain_step(*eqx.combine(carry[0], static), *carry[1:], x, labels)
+        return eqx.filter((model, state), eqx.is_array), opt_state, key
+
+    def now() -> float:
+        return float(loss(model, state, data.x[:PROBE], data.labels[:PROBE], key)[0])
+
+    return Peer(Contender("Equinox + optax", turn, now), carry, step)
+
+
 def flax_nnx(config: Config, data: Data) -> Peer:
     """Flax NNX with optax: a Module, an `nnx.Optimizer`, and `nnx.jit` around `nnx.value_and_grad`."""
     import optax
@@ -228,10 +306,17 @@ def flax_nnx(config: Config, data: Data) -> Peer:
         def __init__(self, *, rngs: nnx.Rngs) -> None:
             sizes = zip(config.widths[:-1], config.widths[1:], strict=True)
             self.layers = nnx.List([nnx.Linear(into, out, rngs=rngs) for into, out in sizes])
+            norm = partial(nnx.BatchNorm, momentum=NORM_MOMENTUM, epsilon=NORM_EPS, rngs=rngs)
+            self.norms = nnx.List([norm(width) for width in config.widths[1:-1]] * (config.extra == "batch_norm"))
+            self.dropouts = nnx.List(
+                [nnx.Dropout(DROP_RATE, rngs=rngs) for _ in config.widths[1:-1]] * (config.extra == "dropout")
+            )
 
         def __call__(self, x: jax.Array) -> jax.Array:
-            for layer in self.layers[:-1]:
-                x = activation(layer(x))
+            for i, layer in enumerate(self.layers[:-1]):
+                x = layer(x)
+                x = activation(self.norms[i](x) if self.norms else x)
+                x = self.dropouts[i](x) if self.dropouts else x
             return self.layers[-1](x)
 
     model = MLP(rngs=nnx.Rngs(0))
@@ -247,7 +332,7 @@ def flax_nnx(config: Config, data: Data) -> Peer:
 
     train_step = nnx.jit(plain_step)
     graph, carry = nnx.split((model, optimizer))
-    carry, rng = jax.tree.map(jnp.array, carry), np.random.default_rng(1)
+    carry, rng = jax.tree.map(jnp.copy, carry), np.random.default_rng(1)
 
     def turn() -> None:
         for index in batches(config, rng):
@@ -277,8 +362,11 @@ def pytorch(config: Config, data: Data) -> Peer:
     hidden = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}[config.activation]
     layers: list[Any] = []
     for into, out in zip(config.widths[:-1], config.widths[1:], strict=True):
-        layers += [nn.Linear(into, out), hidden()]
-    model = nn.Sequential(*layers[:-1])
+        norm = [nn.BatchNorm1d(out, eps=NORM_EPS, momentum=1 - NORM_MOMENTUM)] * (config.extra == "batch_norm")
+        dropout = [nn.Dropout(DROP_RATE)] * (config.extra == "dropout")
+        layers += [nn.Linear(into, out), *norm, hidden(), *dropout]
+    last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    model = nn.Sequential(*layers[: last + 1])
     criterion = nn.CrossEntropyLoss()
     if config.optimizer == "sgd":
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
@@ -300,8 +388,10 @@ def pytorch(config: Config, data: Data) -> Peer:
     return Peer(Contender("PyTorch", turn, now))
 
 
-def scikit_learn(config: Config, data: Data) -> Peer:
-    """scikit-learn's MLPClassifier: `partial_fit` goes once over the data in shuffled batches."""
+def scikit_learn(config: Config, data: Data) -> Peer | None:
+    """scikit-learn's MLPClassifier: `partial_fit` goes once over the data in shuffled batches. Dense layers only."""
+    if config.extra:
+        return None
     from sklearn.metrics import log_loss
     from sklearn.neural_network import MLPClassifier
 
