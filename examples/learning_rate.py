@@ -45,11 +45,11 @@ def draw(losses, errors, path):
         curves.plot([], color=colour, label=f"{name}, {RATES[i]:g}")
     for name, error in errors.items():
         ends.errorbar(RATES, error.mean(0), error.std(0, ddof=1), capsize=3, marker="o", markersize=4, label=name)
-    curves.set(xlabel="step", title="training loss, a line for each seed")
+    curves.set(xlabel="step", ylim=(0.03, 30), title="training loss, a line for each seed")
     ends.set(xscale="log", ylim=(0, 12), xlabel="learning rate, the highest", title="test error (%), mean and spread")
     for axes in (curves, ends):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right" if axes is curves else "lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
