@@ -7,8 +7,8 @@ Backward, with δₜ = ∂C/∂sₜ and εₜ the δ that comes in at the output
     δₜ₋₁, ∂C/∂xₜ, gₜ = cell.backward(δₜ);      ∂C/∂θ = Σₜ gₜ;      ∂C/∂s₀ = δ₀
 
 Both are a `lax.scan`. The gradients of the weights are summed as the reverse scan goes: one product over all steps
-after it would need the δ of every step, and takes longer (measured for all three cells on a CPU, see
-benchmarks/recurrent.py).
+after it would need the δ of every step, and took longer for all three cells (at the sizes of benchmarks/recurrent.py,
+on one core: 44 against 37 ms for rnn, 19 against 16 for gru, 24 against 22 for lstm).
 
 N batch, T time, D features in, H width of the state, G gates.
 Source: Werbos (1990), "Backpropagation through time: what it does and how to do it".
@@ -114,11 +114,8 @@ def recurrent(cell: Cell, width: int, settings: Settings) -> Layer:
         values = jnp.swapaxes(h, 0, 1)
         if returns == "both":
             return (values, final if len(cell.parts) > 1 else final[0]), state, tape
-        return (
-            (Sequences(values, given.mask) if returns == "sequence" and is_given(given.mask) else values),
-            state,
-            tape,
-        )
+        masked = returns == "sequence" and is_given(given.mask)
+        return (Sequences(values, given.mask) if masked else values), state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         steps, kept, initial, like = tape
