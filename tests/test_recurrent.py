@@ -376,7 +376,7 @@ def test_fit_and_predict_take_sequences():
     key = jax.random.key(0)
     labels = jax.random.bernoulli(key, 0.5, (64,)).astype(jnp.int32)
     lengths = jax.random.randint(key, (64, 1), 2, 7)
-    x = jax.random.normal(key, (64, 6, 1)).at[:, 0, 0].set(2.0 * labels - 1)
+    x = jax.random.normal(key, (64, 6, 1)).at[:, 0, 0].set(2.0 * labels.astype(jnp.float32) - 1)
     data = (Sequences(x, jnp.arange(6) < lengths), labels)
     net = serial(gru(8, returns="last"), dense(2))
     fitted = jaxnn.fit(

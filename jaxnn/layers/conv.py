@@ -130,7 +130,7 @@ def conv(
         if w.shape != (*size, x.shape[-1] // groups, features):
             expected = (*size, x.shape[-1] // groups, features)
             raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)
-        dtype = jnp.promote_types(x.dtype, w.dtype)
+        dtype = max(x.dtype, w.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
         z = FASTEST.forward(x.astype(dtype), w.astype(dtype), windows, groups)
         return (z + params["b"].astype(dtype) if bias else z), state, x
 
@@ -225,6 +225,14 @@ def kernel_gradient_by_patches(x: Array, delta: Array, windows: Windows) -> Arra
     return product.reshape(*windows.size, channels, features)
 
 
+def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
+    """∂C/∂w as one matrix product for each tap, [C/G, N P] times [N P, H/G] in each group."""
+    channels, features = x.shape[-1] // groups, delta.shape[-1] // groups
+    back = delta.reshape(-1, groups, features)
+    each = [jnp.einsum("ngc,ngh->cgh", seen.reshape(-1, groups, channels), back) for seen in views(x, windows)]
+    return jnp.stack(each).reshape(*windows.size, channels, groups * features)
+
+
 def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Array:
     """∂C/∂x as one matrix product, [N P, H] times [H, K C], whose parts are added up where their taps saw the input.
 
@@ -273,17 +281,19 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
 
 # ---------------------------------------------------------------- which of them
 
-# Measured on one core, in milliseconds:
-#                                                     kernel gradient        input gradient
-#                                                     convolution  patches   convolution  products
-# batch 128, 28×28×1 → 20, 5×5 taps, no padding           6.4        4.2
-# batch 128, 12×12×20 → 40, 5×5 taps, no padding          7.0       10.3        14.4        5.2
-# batch 64, 32×32×3 → 16, 3×3 taps, same size             1.6        3.3         6.3        2.1
-# batch 64, 16×16×32 → 32, 3×3 taps, same size            4.3       27.8         2.9        4.2
-# and by taps instead of by convolution, depthwise, batch 64, 16×16×32, 3×3 taps: forward 0.5 against 13.8, kernel
+# Milliseconds. Kernel gradients on two cores, batch 128, inside a loop, as an epoch has one: XLA's CPU backend compiles
+# the convolution that they are another way there (outside a loop 11 and 9.5).
+#                                                     convolution  patches  a product for each tap
+# 28×28×1 → 20, 5×5 taps, no padding                       35         4.5        7.9
+# 12×12×20 → 40, 5×5 taps, no padding                     224         7.7        4.8
+# Input gradients on one core:                        convolution  products
+# batch 128, 12×12×20 → 40, 5×5 taps, no padding          14.4        5.2
+# batch 64, 32×32×3 → 16, 3×3 taps, same size              6.3        2.1
+# batch 64, 16×16×32 → 32, 3×3 taps, same size             2.9        4.2
+# And by taps instead of by convolution, depthwise, batch 64, 16×16×32, 3×3 taps: forward 0.5 against 13.8, kernel
 # gradient 3.3 against 5.3, input gradient 0.5 against 13.9.
 
-FEW_CHANNELS = 4  # up to as many, products beat the convolution with the flipped kernel
+FEW_CHANNELS = 4  # up to as many, patches win for the kernel's gradient, and products for the input's
 SHRINKS = 1.5  # and from this ratio of inputs to positions on: so many of its products are with zeros
 CHUNK = 1 << 20  # bytes that are formed at a time: what stays in the cache of a core
 
@@ -303,13 +313,17 @@ def _forward(x: Array, w: Array, windows: Windows, groups: int) -> Array:
 def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> Array:
     if groups == x.shape[-1] > 1:
         return kernel_gradient_by_taps(x, delta, windows)
-    if x.shape[-1] > 1 or jnp.finfo(x.dtype).bits < 32:  # half precisions would be summed in half precision
+    if jnp.finfo(x.dtype).bits < 32:  # half precisions would be summed in half precision
         return kernel_gradient(x, delta, windows, groups)
+    by_patches = groups == 1 and x.shape[-1] <= FEW_CHANNELS
+
+    def by_products(x: Array, delta: Array) -> Array:
+        if by_patches:
+            return kernel_gradient_by_patches(x, delta, windows)
+        return kernel_gradient_by_products(x, delta, windows, groups)
+
     return jax.lax.platform_dependent(
-        x,
-        delta,
-        cpu=lambda x, delta: kernel_gradient_by_patches(x, delta, windows),
-        default=lambda x, delta: kernel_gradient(x, delta, windows),
+        x, delta, cpu=by_products, default=lambda x, delta: kernel_gradient(x, delta, windows, groups)
     )
 
 
