@@ -27,7 +27,7 @@ def main(data: str, epochs: int = 15, out: str = "out", images: int | None = Non
     (x, labels), test = jaxnn.data.mnist(data)
     train, validation = jaxnn.data.split((x[:images], labels[:images]), VALIDATION, key=0)
     steps = -(-len(train[1]) // BATCH)  # in an epoch, a smaller last batch included
-    train_state, history = jaxnn.fit(
+    fitted = jaxnn.fit(
         NET,
         LOSS,
         jaxnn.adam(jaxnn.schedules.step(RATE, FACTOR, every=STAIR * steps)),
@@ -39,11 +39,12 @@ def main(data: str, epochs: int = 15, out: str = "out", images: int | None = Non
         metrics=[jaxnn.metrics.accuracy],
         progress=True,
     )
+    history = fitted.history
     draw(history, Path(out) / "mnist.png")
     seconds = statistics.median(history["seconds"])  # the first epoch's include the compilation
     print(f"{seconds:.2f} seconds per epoch, {len(train[1]) / seconds:,.0f} images per second")
     print(f"validation accuracy: {100 * history['validation_accuracy'][-1]:.2f} %")
-    score = jaxnn.evaluate(NET, LOSS, train_state, test, metrics=[jaxnn.metrics.accuracy])
+    score = jaxnn.evaluate(NET, LOSS, fitted.train_state, test, metrics=[jaxnn.metrics.accuracy])
     print(f"test accuracy: {100 * score['accuracy']:.2f} %")
     return score
 

@@ -20,7 +20,7 @@ def test_rows_are_learnt(tmp_path, monkeypatch, capsys):
     example = load_example("rows")
     monkeypatch.setattr(example, "VALIDATION", 1_000)
     monkeypatch.setattr(example, "WIDTH", 32)
-    accuracies = example.main(mnist_folder(), epochs=3, cells=("gru",), out=tmp_path, images=5_000)
+    accuracies = example.main(mnist_folder(), epochs=6, cells=("gru",), out=tmp_path, images=5_000)
     assert accuracies["gru"] > 0.6
     assert f"test accuracy: {100 * accuracies['gru']:.2f} %" in capsys.readouterr().out
     assert (tmp_path / "rows.png").read_bytes().startswith(PNG_MAGIC)
