@@ -83,8 +83,6 @@ def init_train_state(
     """
     key = as_key(key)
     params, state = net.init(key, in_shape, dtype)
-    # A layer may begin its state with an array of its parameters, and one buffer cannot be donated twice.
-    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
     return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 

@@ -76,7 +76,10 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params = _ones_and_zeros("batch_norm", in_shape, dtype)
         wide = accumulator(dtype)
-        return params, {"mean": params["shift"].astype(wide), "var": params["scale"].astype(wide)}
+        # Arrays of their own: a buffer that stood in the parameters too could not be donated with them.
+        return params, {
+            name: jnp.array(params[of], wide, copy=True) for name, of in (("mean", "shift"), ("var", "scale"))
+        }
 
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
