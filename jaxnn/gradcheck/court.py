@@ -27,7 +27,8 @@ SATURATED = 16  # of the gradient: more noise than that says no more than that f
 MIXED = 1e-4  # relative: nearer than this, a rule's answer at a kink counts as a mixture
 
 
-def _wide(x: Any) -> np.ndarray:
+def as_float64(x: Any) -> np.ndarray:
+    """In NumPy, which knows no x64 mode."""
     return np.asarray(x).astype(np.float64)
 
 
@@ -56,7 +57,7 @@ class Court:
         self._narrow: list[np.ndarray] | None = None
 
     def wide_leaf(self, i: int) -> np.ndarray:
-        return np.asarray(self.problem.leaves[i]).astype(np.float64)
+        return as_float64(self.problem.leaves[i])
 
     def stopped(self) -> list[Obstacle]:
         """What keeps float64 from getting through."""
@@ -72,31 +73,33 @@ class Court:
         """
         if self._narrow is None:
             self._narrow = [np.zeros(aval.shape) for aval in self.programs.auto.out_avals]
+            if self.programs.stopped:
+                return self._narrow
             rng = np.random.default_rng(0)
+            low = [compiled(rule) for rule in (self.problem.rule, gradient(self.problem))]
+            high = [compiled(runner(program)) for program in (self.programs.hand64, self.programs.auto64)]
             for _ in range(NARROW_POINTS):
                 try:
-                    here = self._in_float32(rng)
+                    here = self._in_float32(low, high, rng)
                 except Exception:  # whatever a user's function raises there
                     break
                 self._narrow = [np.maximum(a, b) for a, b in zip(self._narrow, here, strict=True)]
         return self._narrow
 
-    def _in_float32(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The same at one point, an element's own and the leaf's root mean square."""
+    def _in_float32(self, rules: list[Any], programs: list[Any], rng: np.random.Generator) -> list[np.ndarray]:
+        """Both rules in float32 against both in float64, at one point: each element's noise and the leaf's."""
         leaves, fixed, deltas = self.problem.arguments
         signs = [rng.integers(0, 2, np.shape(leaf)) * 2 - 1 for leaf in leaves]
         leaves = [np.asarray(leaf) * (1 + NARROW_JITTER * sign) for leaf, sign in zip(leaves, signs, strict=True)]
         narrow = jax.tree.map(
             lambda leaf: np.asarray(leaf, np.float32) if is_float(leaf) else leaf, (leaves, fixed, deltas)
         )
-        rules = (self.problem.rule, gradient(self.problem))
-        programs = (self.programs.hand64, self.programs.auto64)
         with jax.enable_x64(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that float64 is not available
-            low = jax.tree.map(_wide, [compiled(rule)(*narrow) for rule in rules])
+            low = jax.tree.map(as_float64, [rule(*narrow) for rule in rules])
         with jax.enable_x64(True):
             flat = jax.tree.leaves(widen(narrow))
-            high = jax.tree.map(_wide, [compiled(runner(program))(*flat) for program in programs])
+            high = jax.tree.map(as_float64, [program(*flat) for program in programs])
         noise = [
             sum(np.abs(finite(a - b)) for a, b in zip(pair, exact, strict=True))
             for pair, exact in zip(zip(*low, strict=True), zip(*high, strict=True), strict=True)

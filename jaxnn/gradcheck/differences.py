@@ -15,11 +15,7 @@ LEVELS = 6
 STARTS = (2e-3, 5e-5)  # 0.1 would cross kinks; the second is for functions that bend on a small scale
 STEPS = np.array([start / 2**level for start in STARTS for level in range(LEVELS)])
 POINTS = np.concatenate([STEPS, -STEPS])  # where g is evaluated
-
-
-AGAIN = (
-    0.77  # times the steps, for a second answer: what rounding does to it differs, and a tableau alone may miss that
-)
+AGAIN = 0.77  # times the steps, for a second answer: a tableau alone may miss what rounding does
 
 
 class Slope(NamedTuple):

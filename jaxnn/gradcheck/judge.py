@@ -12,7 +12,8 @@ it was written for, and held against jax.grad in float64. What may differ is not
 
 A leaf is right if |h₆₄ − r| ≤ τ at every element; no sum over a leaf enters, so its size does not matter. Where
 more than that is off, three further questions separate a wrong rule from a kink and from what cannot be told. Then
-the low-precision program itself is replayed in float64 arithmetic, which finds a fault that only exists there.
+the low-precision program itself is replayed in float64 arithmetic, which finds a fault that only exists there; where
+it is off by more than rounded constants explain and by less than rounding does, nothing can be told.
 
 In float64 there is no lower precision to learn from: N = s + rms s + u|r|, with the hand rule's own s added, and τ
 is as many digits above it as float32's. A jitter does not show what is rounded inside, where the argument is small
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck.court import ASIDE, MIXED, WITNESSED, Court, finite, rms, scales
+from jaxnn.gradcheck.court import ASIDE, MIXED, WITNESSED, Court, as_float64, finite, rms, scales
 from jaxnn.gradcheck.differences import Slope
 from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
 from jaxnn.gradcheck.replay import replay, widen
@@ -124,9 +125,9 @@ def measure(bench: Bench, points: list[Any], seed: int = 0) -> list[list[Measure
         aside = [_moved(widen(points), rng, _step_aside(rng)) for _ in range(2)]
         shaken = _moved(aside[0], rng, lambda x, u: x * (1 + JITTER * ROUNDOFF * _signs(rng, x)))
         asides, after = [bench.high(point) for point in aside], bench.high(shaken)
-        changes = jax.tree.map(lambda a, b: np.abs(_wide(a) - _wide(b)), after, asides[0])
+        changes = jax.tree.map(lambda a, b: np.abs(as_float64(a) - as_float64(b)), after, asides[0])
         apart = [
-            [np.maximum(*(np.abs(_wide(result[k][0][i]) - _wide(result[k][1][i])) for result in asides))
+            [np.maximum(*(np.abs(as_float64(result[k][0][i]) - as_float64(result[k][1][i])) for result in asides))
              for i in range(len(program.hand.out_avals))]
             for k, program in enumerate(bench.programs)
         ]  # fmt: skip
@@ -162,10 +163,10 @@ def measure(bench: Bench, points: list[Any], seed: int = 0) -> list[list[Measure
 
 def _results(bench: Bench, points: list[Any]) -> tuple[Any, Any, Any]:
     """(h, a), (h₆₄, r) and the replays of every problem at the points, as float64 in NumPy, which knows no x64 mode."""
-    low = jax.tree.map(_wide, bench.low(points))
+    low = jax.tree.map(as_float64, bench.low(points))
     with jax.enable_x64(True):
         wide = widen(points)
-        return low, jax.tree.map(_wide, bench.high(wide)), jax.tree.map(_wide, bench.replays(wide))
+        return low, jax.tree.map(as_float64, bench.high(wide)), jax.tree.map(as_float64, bench.replays(wide))
 
 
 def _errors(bench: Bench, low: Any, high: Any, replayed: Any) -> list[list[np.ndarray]]:
@@ -185,10 +186,6 @@ def _reference(program: Programs, high: Any, replayed: Any) -> list[np.ndarray]:
 def _coarsest(problem: Problem, program: Programs) -> float:
     dtypes = [*(aval.dtype for aval in program.hand.out_avals), *(leaf.dtype for leaf in problem.leaves)]
     return max(map(_roundoff, dtypes))
-
-
-def _wide(x: Any) -> np.ndarray:
-    return np.asarray(x).astype(np.float64)
 
 
 def _moved(points: list[Any], rng: np.random.Generator, move: Callable[[np.ndarray, float], np.ndarray]) -> list[Any]:

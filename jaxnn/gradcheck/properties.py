@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck.court import finite, rms
+from jaxnn.gradcheck.court import as_float64, finite, rms
 from jaxnn.gradcheck.flat import Case, Flat, cotangents
 from jaxnn.gradcheck.judge import REPLAYED, Measured, excess, measure, noise, prepare, threshold, verdicts
 from jaxnn.gradcheck.programs import Problem, Programs, compiled
@@ -125,7 +125,7 @@ def _linear_without_rounding(problem: Problem, programs: Programs, other: list[A
 
 
 def _wide(leaves: list[Any]) -> list[np.ndarray]:
-    return [np.asarray(leaf).astype(np.float64) for leaf in leaves]
+    return list(map(as_float64, leaves))
 
 
 def _compare(
