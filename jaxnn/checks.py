@@ -122,6 +122,15 @@ def accumulator(dtype: DType) -> DType:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")
 
 
+def widest(*dtypes: DType, default: DType | None = None) -> DType:
+    """The highest precision of several; JAX's own promotion refuses to mix them in its strict mode.
+
+    >>> widest(jnp.dtype("bfloat16"), jnp.dtype("float32"))
+    dtype('float32')
+    """
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits) if dtypes else default
+
+
 def input_spec(in_shape: InShape, dtype: DType, batch: int = 1) -> Tree:
     """What `forward` will be given: `in_shape` with a batch axis in front, as jax.ShapeDtypeStructs."""
     if isinstance(in_shape, (tuple, list)) and all(

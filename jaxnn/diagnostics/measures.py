@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, is_floating
+from jaxnn.checks import accumulator, is_floating, widest
 from jaxnn.combinators import map_layers
 from jaxnn.types import Activation, Array, Key, Layer, Params, Reading, State, Tree
 
@@ -161,7 +161,7 @@ def rms(arrays: list[Array], kept: int = 0) -> Array:
 
     Sizes that vanish or explode leave the range in which squares are numbers long before they leave that of floats.
     """
-    dtype = max((accumulator(leaf.dtype) for leaf in arrays), key=lambda dtype: jnp.finfo(dtype).bits)
+    dtype = widest(*(accumulator(leaf.dtype) for leaf in arrays))
     flat = [leaf.astype(dtype).reshape(*leaf.shape[:kept], -1) for leaf in arrays]
     largest = jnp.stack([jnp.abs(leaf).max(-1) for leaf in flat]).max(0)
     unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)

@@ -8,7 +8,7 @@ inside it is wrong too is judged again with jax.grad's rule in that layer's plac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_params, check_records, cost
-from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes
+from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes, widest
 from jaxnn.combinators import ordered_leaves
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
@@ -82,7 +82,8 @@ def network(
     try:
         jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)
     except Exception as error:
-        raise _at_its_layer(error, net, loss, params, state, x, target, train, rng) from None
+        noted = (net, loss, params, state, x, target, train, rng)
+        raise _at_its_layer(error, nodes, lambda: find_spots(*noted), train) from None
     spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng)
     problems = [_at_spot(node, spots[node.key], uses[node.key], train) for node in nodes]
     whole = [_loss(loss, output, target), *_whole(net, loss, params, state, x, target, train, rng, weights)]
@@ -116,14 +117,13 @@ def _deterministic(net: Layer, params: Params, state: State, x: Tree, train: boo
         )
 
 
-def _at_its_layer(error: Exception, *given: Any) -> Exception:
+def _at_its_layer(error: Exception, nodes: list[Node], find: Callable[[], Any], train: bool) -> Exception:
     """What the backward pass raised, or what the layer raises whose rule does not fit, by its name."""
-    net, train = given[0], given[6]
     try:
-        spots, uses, _ = find_spots(*given)
+        spots, uses, _ = find()
     except Exception:
         return error
-    for node in _nodes(net):
+    for node in nodes:
         problem = _at_spot(node, spots[node.key], uses[node.key], train)
         try:
             jax.eval_shape(problem.rule, *problem.arguments)
@@ -324,7 +324,7 @@ def _slots_of(layer: Layer, params: Params, key: tuple[int, ...] = ()) -> Iterat
 
 def _dtype(params: Params, x: Tree) -> DType:
     floats = _floats((params, x))
-    return max((leaf.dtype for leaf in floats), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype("float32"))
+    return widest(*(leaf.dtype for leaf in floats), default=jnp.dtype("float32"))
 
 
 def _code(spec: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number
+from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number, widest
 from jaxnn.types import Array, BackwardRule, DType, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 from jaxnn.windows import (
     Padding,
@@ -130,7 +130,7 @@ def conv(
         if w.shape != (*size, x.shape[-1] // groups, features):
             expected = (*size, x.shape[-1] // groups, features)
             raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)
-        dtype = max(x.dtype, w.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+        dtype = widest(x.dtype, w.dtype)
         z = FASTEST.forward(x.astype(dtype), w.astype(dtype), windows, groups)
         return (z + params["b"].astype(dtype) if bias else z), state, x
 

@@ -167,6 +167,8 @@ def global_max_pool() -> Layer:
     Raises:
         ValueError: if x is not float [N, *D, C] with at least one spatial axis.
 
+    Source: Oquab, Bottou, Laptev & Sivic (2015), "Is object localization for free?", section 3.
+
     >>> global_max_pool().forward({}, (), jnp.arange(8.0).reshape(1, 2, 2, 2))[0].tolist()
     [[6.0, 7.0]]
     """
@@ -227,6 +229,8 @@ def upsample(factor: tuple[int, ...]) -> Layer:
 
     Raises:
         ValueError: if x is not float [N, *D, C].
+
+    Source: Odena, Dumoulin & Olah (2016), "Deconvolution and checkerboard artifacts", who put it before a convolution.
 
     >>> upsample((2,)).forward({}, (), jnp.array([[[1.0], [5.0]]]))[0].ravel().tolist()
     [1.0, 1.0, 5.0, 5.0]

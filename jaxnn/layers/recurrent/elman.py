@@ -80,7 +80,7 @@ def rnn(
 
     def forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
         (h,) = state
-        z = x @ params["w"] + h @ params["w_h"] + params["b"]
+        z = _weighted(params, h, x)
         new = activation.value(z)
         return (new,), (h, z, new)
 
@@ -104,4 +104,9 @@ def rnn_step(params: Params, h: Array, x: Array, activation: Activation = tanh) 
     >>> print(rnn_step(params, jnp.zeros((1, 1)), jnp.ones((1, 1))).round(3))  # tanh 1
     [[0.762]]
     """
-    return activation.value(x @ params["w"] + h @ params["w_h"] + params["b"])
+    return activation.value(_weighted(params, h, x))
+
+
+def _weighted(params: Params, h: Array, x: Array) -> Array:
+    """The sum that σ is taken of, z = x W + h U + b."""
+    return x @ params["w"] + h @ params["w_h"] + params["b"]

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number
+from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number, widest
 from jaxnn.layers.recurrent.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
@@ -250,7 +250,7 @@ def _short(x: Any) -> tuple[int, Any]:
 def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | None) -> tuple[_Steps, Carried]:
     """What is read at each step, and the state before the first."""
     n, length, _ = x.values.shape
-    dtype = max(params["w"].dtype, x.values.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    dtype = widest(params["w"].dtype, x.values.dtype)
     values = hidden(x.values, x.mask) if is_given(x.mask) else x.values
     mask = jnp.swapaxes(x.mask, 0, 1) if is_given(x.mask) else None
     cut = None
