@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Contender, Turns, interleave, machine, ratio
+from timing import Contender, Turns, interleave, machine, on_one_core, ratio
 
 import jaxnn
 
@@ -246,9 +244,8 @@ def main() -> None:
     parser.add_argument("--one-core", action="store_true", help="processor time on one core: for a busy machine")
     parser.add_argument("--json", metavar="FILE", help="write every figure of every round there")
     options = parser.parse_args()
-    if options.one_core and len(os.sched_getaffinity(0)) > 1:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        os.execv(sys.executable, [sys.executable, *sys.argv])  # again: thread pools are sized at import
+    if options.one_core:
+        on_one_core()
     print("\n".join(f"{what}: {text}" for what, text in machine().items()))
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     turns = measure(rounds, time.process_time if options.one_core else time.perf_counter)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 import import_time
 import ours
 from peers import JAX_PEERS, OTHER_PEERS, Config, random_data, scanned
-from timing import Contender, interleave, machine, ratio
+from timing import Contender, interleave, machine, on_one_core, ratio
 
 ROUNDS, QUICK_ROUNDS = 9, 3
 QUICK_SHARE = 4  # --quick takes a quarter of the steps
@@ -179,9 +178,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    if options.one_core and len(os.sched_getaffinity(0)) > 1:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        os.execv(sys.executable, [sys.executable, *sys.argv])  # again: thread pools are sized at import
+    if options.one_core:
+        on_one_core()
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     about = machine()
     clock = "process_time" if options.one_core else "perf_counter"

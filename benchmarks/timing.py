@@ -109,6 +109,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def on_one_core() -> None:
+    """Goes on on one core; the script is run again for that, because thread pools are sized at import."""
+    if len(os.sched_getaffinity(0)) > 1:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     versions = {"Python": platform.python_version()}
