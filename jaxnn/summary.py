@@ -237,7 +237,7 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
     """FLOPs of a network, its loops in full.
 
     With every loop at one pass the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times, a
-    recurrent layer one of its steps T − 1 times.
+    recurrent layer one of its steps as often as the count leaves it out.
     """
 
     def whole(layer: Layer, place: Place, *, inner: bool) -> float:
@@ -245,8 +245,8 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
 
     def further(loop: Layer, place: Place) -> float:
         if not loop.children:
-            steps, x = dict(loop.rules)["short"](seen[place].x)
-            return (steps - 1) * _xla_flops(loop, x, n, dtype, train, not _is_first(net, place))
+            left_out, x = dict(loop.rules)["short"](seen[place].x)
+            return left_out * _xla_flops(loop, x, n, dtype, train, not _is_first(net, place))
         child, below = loop.children[0], (*place, 0)
         times = _times(loop, seen[place].x)
         each = whole(child, below, inner=True)

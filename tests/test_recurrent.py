@@ -393,9 +393,10 @@ def test_summary_shows_recurrent_layers():
         assert line.split() == [word for word in line.split() if word in text.split()]
 
 
-def test_summary_counts_every_step():
+@pytest.mark.parametrize("length", [2, 3, 6, 9])
+def test_summary_counts_every_step(length):
     """Products of T steps: forward x W + h U; in a step of training those, ζ Uᵀ, xᵀ ζ and hᵀ ζ."""
-    length, features, width, n = 6, 32, 48, 64
+    features, width, n = 32, 48, 64
     net = serial(rnn(width, returns="last"))
     cost = jaxnn.summary(net, (length, features), batch_size=n).cost
     through = 2 * n * length * width * (features + width)

@@ -7,9 +7,9 @@ from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Settings,
-    over_examples,
     recurrent,
-    total_over_examples,
+    weighted,
+    weighted_gradients,
 )
 from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
 
@@ -80,17 +80,16 @@ def rnn(
 
     def forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
         (h,) = state
-        z = _weighted(params, h, x)
+        z = weighted(params, x, h)
         new = activation.value(z)
         return (new,), (h, z, new)
 
     def backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
         h, z, new = kept
         zeta = delta[0] * activation.slope(z, new)
-        grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
-        return (zeta @ params["w_h"].T,), zeta @ params["w"].T, grads
+        return (zeta @ params["w_h"].T,), zeta @ params["w"].T, weighted_gradients(x, h, zeta)
 
-    cell = Cell("rnn", ("h",), 1, forward, backward)
+    cell = Cell("rnn", ("h",), 1, forward, backward, unroll=4)
     return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
 
 
@@ -104,9 +103,4 @@ def rnn_step(params: Params, h: Array, x: Array, activation: Activation = tanh) 
     >>> print(rnn_step(params, jnp.zeros((1, 1)), jnp.ones((1, 1))).round(3))  # tanh 1
     [[0.762]]
     """
-    return activation.value(_weighted(params, h, x))
-
-
-def _weighted(params: Params, h: Array, x: Array) -> Array:
-    """The sum that σ is taken of, z = x W + h U + b."""
-    return x @ params["w"] + h @ params["w_h"] + params["b"]
+    return activation.value(weighted(params, x, h))

@@ -75,7 +75,7 @@ def gru(
     >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
     (2, 4)
     """
-    cell = Cell("gru", ("h",), 3, _forward, _backward, more=("b_h",))
+    cell = Cell("gru", ("h",), 3, _forward, _backward, more=("b_h",), unroll=4)
     return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
 
 

@@ -10,9 +10,9 @@ from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Settings,
-    over_examples,
     recurrent,
-    total_over_examples,
+    weighted,
+    weighted_gradients,
 )
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
 
@@ -91,7 +91,7 @@ def lstm(
 
 def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
     h, c = state
-    z_i, z_f, z_g, z_o = jnp.split(x @ params["w"] + h @ params["w_h"] + params["b"], 4, axis=-1)
+    z_i, z_f, z_g, z_o = jnp.split(weighted(params, x, h), 4, axis=-1)
     i, f, g, o = jax.lax.logistic(z_i), jax.lax.logistic(z_f), jnp.tanh(z_g), jax.lax.logistic(z_o)
     new = f * c + i * g
     return (o * jnp.tanh(new), new), (h, c, i, f, g, o)
@@ -104,8 +104,7 @@ def _backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Car
     zeta_i, zeta_f = gamma * g * i * (1 - i), gamma * c * f * (1 - f)
     zeta_g, zeta_o = gamma * i * (1 - g) * (1 + g), delta_h * squashed * o * (1 - o)
     zeta = jnp.concatenate([zeta_i, zeta_f, zeta_g, zeta_o], axis=-1)
-    grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
-    return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, grads
+    return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, weighted_gradients(x, h, zeta)
 
 
 def lstm_step(params: Params, state: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
