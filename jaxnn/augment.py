@@ -376,13 +376,13 @@ def _smoothing(size: int, sigma: float) -> np.ndarray:
 
 
 def noise(std: float) -> Augmentation:
-    """Adds a normal number of mean 0 to every entry of x.
+    """Adds a normal number of mean 0 to every entry of x, which may have any shape.
 
     Args:
         std: its standard deviation, in the units of x; 0 is the identity.
 
     Raises:
-        ValueError: if std is negative or not finite; when called, if x is not [N, H, W, C].
+        ValueError: if std is negative or not finite.
         TypeError: when called, if x is not float.
 
     Source: Sietsma & Dow (1991), "Creating artificial neural networks that generalize".
@@ -396,7 +396,7 @@ def noise(std: float) -> Augmentation:
         return _nothing
 
     def augmentation(key: Key, x: Array) -> Array:
-        x = _checked("noise", x)
+        x = _float_array("noise", x)
         return x + std * jax.random.normal(as_key(key), x.shape, x.dtype)
 
     return augmentation
@@ -471,11 +471,20 @@ def _nothing(key: Key, x: Array) -> Array:
 
 def _checked(what: str, x: Array) -> Array:
     """The images on the device, if they are a batch of float ones."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise TypeError(f"augment: {what} expects images [N, H, W, C], got {type(x).__name__}")
+    x = _float_array(what, x)
     if x.ndim != 4:
-        advice = {2: ": x[None, :, :, None] for one grey image", 3: ": x[..., None] for grey images"}.get(x.ndim, "")
+        advice = {
+            2: ": x.reshape(-1, H, W, C) for flat images, x[None, :, :, None] for one grey image",
+            3: ": x[..., None] for grey images",
+        }.get(x.ndim, "")
         raise ValueError(f"augment: {what} expects images [N, H, W, C], got shape {tuple(x.shape)}{advice}")
+    return x
+
+
+def _float_array(what: str, x: Array) -> Array:
+    """The array on the device, if it is a float one."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"augment: {what} expects an array of images, got {type(x).__name__}")
     if not is_floating(x):
         raise TypeError(f"augment: {what} expects floats, got {x.dtype}: convert with x.astype('float32')")
     return jnp.asarray(x)

@@ -39,7 +39,7 @@ Choice: TypeAlias = Callable[[str], bool]  # of a path such as "dense_0/w"
 def is_weight(path: str) -> bool:
     """True for a weight, by the last part of its path: `w`, or what begins with `w_`.
 
-    >>> is_weight("dense_0/w"), is_weight("dense_0/b"), is_weight("batch_norm_0/gamma")
+    >>> is_weight("dense_0/w"), is_weight("dense_0/b"), is_weight("batch_norm_0/scale")
     (True, False, False)
     """
     name = path.rsplit("/", 1)[-1]

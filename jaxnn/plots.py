@@ -232,40 +232,56 @@ def schedules(rates: Mapping[str, Callable[[Any], Any]], steps: int, *, log: boo
 
 @_styled
 def learning_curves(
-    history: Mapping[str, Sequence[float]], *, best: int | None = None, stopped: int | None = None
+    history: Mapping[str, Sequence[float]],
+    *,
+    best: int | None = None,
+    stopped: int | None = None,
+    first_epoch: int = 1,
 ) -> Figure:
     """Training and validation over the epochs: the loss, on a logarithmic axis, and each metric.
 
     Args:
         history: a list per quantity, as `fit` returns it; "validation_x" is drawn beside "x", "seconds" not at all.
-        best: the epoch, from 1, whose parameters are the best; by default that of the least validation loss.
+        best: the epoch, from 1, whose parameters are the best, as in `Fit.best_epoch`; by default that of the least
+            validation loss. One before the first of the history is not marked.
         stopped: the epoch, from 1, at whose end training stopped early, if it did.
+        first_epoch: the number of the history's first epoch, of a training that was resumed.
 
     Raises:
         ValueError: if there is no epoch, or one that is marked was not run.
 
-    >>> learning_curves(fit(net, loss, adam(1e-3), …).history)  # doctest: +SKIP
+    >>> fitted = fit(net, loss, adam(1e-3), stopping=early_stopping(5), …)  # doctest: +SKIP
+    >>> learning_curves(fitted.history, best=fitted.best_epoch)  # doctest: +SKIP
     """
     quantities = [name for name in history if name != "seconds" and not name.startswith("validation_")]
     epochs = max((len(history[name]) for name in quantities), default=0)
     if not epochs:
         raise ValueError(f"plots.learning_curves: the history holds no epoch: {sorted(history)}")
     if best is None and "validation_loss" in history and np.isfinite(history["validation_loss"]).any():
-        best = int(np.nanargmin(history["validation_loss"])) + 1
-    for what, epoch in (("best", best), ("stopped", stopped)):
-        if epoch is not None and not 1 <= epoch <= epochs:
-            raise ValueError(f"plots.learning_curves: {what} must be an epoch from 1 to {epochs}, got {epoch}")
+        best = int(np.nanargmin(history["validation_loss"])) + first_epoch
+    last_epoch = first_epoch + epochs - 1
+    for what, epoch, least in (("best", best, 1), ("stopped", stopped, first_epoch)):
+        if epoch is not None and not least <= epoch <= last_epoch:
+            raise ValueError(
+                f"plots.learning_curves: {what} must be an epoch from {least} to {last_epoch}, got {epoch}"
+            )
     figure, [panels] = _figure(len(quantities))
     for axes, name in zip(panels, quantities, strict=True):
         for i, (label, key) in enumerate((("training", name), ("validation", f"validation_{name}"))):
             if key in history:
                 values = history[key]
-                axes.plot(range(1, len(values) + 1), values, label=label, **_line(i), marker="." if epochs < 2 else "")
+                axes.plot(
+                    range(first_epoch, first_epoch + len(values)),
+                    values,
+                    label=label,
+                    **_line(i),
+                    marker="." if epochs < 2 else "",
+                )
         if stopped is not None:
             axes.axvline(stopped, color=DARK, linewidth=1, linestyle=":", label=f"stopped, epoch {stopped}")
-        if best is not None:
+        if best is not None and best >= first_epoch:
             key = f"validation_{name}" if f"validation_{name}" in history else name
-            axes.plot([best], [history[key][best - 1]], "o", color=DARK, fillstyle="none", markersize=8,
+            axes.plot([best], [history[key][best - first_epoch]], "o", color=DARK, fillstyle="none", markersize=8,
                       linestyle="none", label=f"best, epoch {best}")  # fmt: skip
         if name == "loss" and min(v for k in (name, f"validation_{name}") for v in history.get(k, [1.0])) > 0:
             _log_axis(axes)
@@ -489,7 +505,8 @@ def confusion_matrix(labels: Any, predictions: Any, *, names: Sequence[str] | No
         names: of the K classes.
 
     Raises:
-        ValueError: if shapes do not fit, or there is no example.
+        ValueError: if shapes do not fit, there is no example, or a class is negative.
+        TypeError: if classes are no whole numbers.
 
     >>> confusion_matrix(labels, predict(net, train_state, x))  # doctest: +SKIP
     """
@@ -499,6 +516,11 @@ def confusion_matrix(labels: Any, predictions: Any, *, names: Sequence[str] | No
     if labels.ndim != 1 or labels.shape != predictions.shape or not len(labels):
         shown = f"{labels.shape} and {predictions.shape}"
         raise ValueError(f"plots.confusion_matrix: expects labels [N] and predictions [N] or [N, K], got {shown}")
+    for what, classes in (("labels", labels), ("predictions", predictions)):
+        if not np.issubdtype(classes.dtype, np.integer):
+            raise TypeError(f"plots.confusion_matrix: {what} must be whole numbers, got {classes.dtype}")
+        if classes.min() < 0:
+            raise ValueError(f"plots.confusion_matrix: {what} must be classes from 0, got {classes.min()}")
     k = max(k, int(labels.max()) + 1, int(predictions.max()) + 1)
     if names is not None and len(names) != k:
         raise ValueError(f"plots.confusion_matrix: {len(names)} names for {k} classes")

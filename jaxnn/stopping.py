@@ -119,6 +119,9 @@ def reduce_on_plateau(
         ValueError: if the factor is not between 0 and 1, or another number out of range.
         TypeError: if the patience or the cooldown is not a whole number.
 
+    Source: He et al. (2016), "Deep residual learning for image recognition", section 3.4: the rate is divided by 10
+    "when the error plateaus".
+
     >>> monitor = reduce_on_plateau(factor=0.5, patience=1)
     >>> state, first = monitor.update(monitor.init(), 1.0)
     >>> print(first.scale, monitor.update(state, 1.0)[1].scale)
@@ -168,7 +171,8 @@ def together(stopping: Monitor | None = None, plateau: Monitor | None = None, be
 
     `init(params) -> Monitors`; `update(monitors, metric, params) -> (Monitors, Decision)`: stop is what `stopping`
     says, scale what `plateau` says, improved what `best` says, or else the first of the others. `fit` is driven by it.
-    What is kept as `params` may be any tree, a whole TrainState too.
+    What is kept as `params` may be any tree, a whole TrainState too. Once `stopping` has stopped nothing changes any
+    more, so that a loop that cannot be left, as in `scan` or under `vmap`, ends with what one that is left ends with.
 
     Raises:
         ValueError: if one maximises what another minimises.
@@ -193,18 +197,21 @@ def together(stopping: Monitor | None = None, plateau: Monitor | None = None, be
 
     def update(monitors: Monitors, metric: Array, params: Params) -> tuple[Monitors, Decision]:
         metric = jnp.asarray(metric)
-        new, improved = monitors, jnp.asarray(False)
-        stop, scale = jnp.asarray(False), jnp.ones((), jnp.result_type(float))
+        over = jnp.asarray(False) if monitors.stopping is None else monitors.stopping.stopped
+        stop, scale, improved = over, jnp.ones((), jnp.result_type(float)), jnp.asarray(False)
+        frozen = lambda old, new: jax.tree.map(lambda a, b: jnp.where(over, a, b), old, new)  # noqa: E731
         if plateau is not None:
             state, decision = plateau.update(monitors.plateau, metric)
-            new, scale, improved = new._replace(plateau=state), decision.scale, decision.improved
+            state, improved = frozen(monitors.plateau, state), decision.improved
+            monitors, scale = monitors._replace(plateau=state), state.scale
         if stopping is not None:
             state, decision = stopping.update(monitors.stopping, metric)
-            new, stop, improved = new._replace(stopping=state), decision.stop, decision.improved
+            stop, improved = decision.stop, decision.improved
+            monitors = monitors._replace(stopping=frozen(monitors.stopping, state))
         if best is not None:
-            kept, improved = best.update(monitors.best, metric, params)
-            new = new._replace(best=kept)
-        return new, Decision(stop, scale, improved, ~jnp.isfinite(metric))
+            kept, improved = best.update(monitors.best, jnp.where(over, jnp.nan, metric), params)
+            monitors = monitors._replace(best=kept)
+        return monitors, Decision(stop, scale, improved & ~over, ~jnp.isfinite(metric))
 
     return Monitor(init, update, bool(machines) and machines[0].maximise)
 

@@ -16,6 +16,7 @@ from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, togethe
 from jaxnn.types import Array, Fit, TrainState, Tree
 
 CACHED_PROGRAMS = 64  # compiled programs kept
+LOSSES = ("loss", "validation_loss")
 
 
 class Watch(NamedTuple):
@@ -38,7 +39,8 @@ def watch_of(
 ) -> Watch:
     """The watch that `fit` was asked for; figures are the names that the history will have, the default one last.
 
-    Raises ValueError for a name that is none of them, or that nothing reads, and TypeError for what is no machine.
+    Raises ValueError for a name that is none of them, that nothing reads, or that machines read the wrong way up, and
+    TypeError for what is no machine.
     """
     for what, machine in (("stopping", stopping), ("plateau", plateau), ("best", best)):
         if machine is not None and not isinstance(machine, Monitor):
@@ -52,8 +54,13 @@ def watch_of(
         return Watch(None, None, None, None, False)
     if name is not None and name not in figures:
         raise ValueError(f"fit: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
-    together(stopping, plateau, best)  # refuses machines that differ in what is better
-    return Watch(name or figures[-1], stopping, plateau, best, restore_best)
+    machine = together(stopping, plateau, best)  # refuses machines that differ in what is better
+    name = name or figures[-1]
+    if name.endswith("accuracy") and not machine.maximise:
+        raise ValueError(f"fit: {name} is better when greater: give the machines that watch it maximise=True")
+    if name in LOSSES and machine.maximise:
+        raise ValueError(f"fit: {name} is better when smaller: the machines that watch it must not maximise")
+    return Watch(name, stopping, plateau, best, restore_best)
 
 
 def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
@@ -124,16 +131,19 @@ def outcome(
     epochs = len(history.get("loss", ()))
     best = best_state(monitors)
     best_epoch = None if best is None else int(best.step) // steps
-    early = stopped(monitors)
+    early, best_was = stopped(monitors), ""
+    if best_epoch is not None and monitors is not None and monitors.best is not None:
+        best_was = f"; the best, {float(monitors.best.metric):.6g}, was that of epoch {best_epoch}"
     why = f"all {epochs} epochs were run" if epochs != 1 else "the one epoch was run"
     if early and monitors is not None and monitors.stopping is not None:
         waited = int(monitors.stopping.waited)
         why = f"{watch.name} had not improved for {waited} epoch{'s' * (waited != 1)}"
         if not epochs:
             why = f"training had stopped before, {why}: no epoch was run"
-        if best_epoch is not None and monitors.best is not None:
-            why += f"; the best, {float(monitors.best.metric):.6g}, was that of epoch {best_epoch}"
+        why += best_was
         if best is not None and watch.restore:
             train_state = best
             why += ", whose state was restored"
+    elif best_epoch is not None and epochs and best_epoch < int(train_state.step) // steps:
+        why += f"{best_was}, whose state is in best"
     return Fit(train_state, history, best, best_epoch, early, why, monitors)

@@ -149,6 +149,29 @@ def taps(windows: Windows) -> Iterator[Shape]:
     return itertools.product(*map(range, windows.size))
 
 
+def split_last(windows: Windows) -> tuple[Windows, Windows]:
+    """The windows along the last spatial axis, and those along all others on what the first ones see."""
+    ones = (1,) * (len(windows.size) - 1)
+    before = windows.inputs[:-1]
+    last = Windows(
+        windows.inputs,
+        (*ones, windows.size[-1]),
+        (*ones, windows.stride[-1]),
+        (*ones, windows.dilation[-1]),
+        (*((0, 0) for _ in ones), windows.padding[-1]),
+        (*before, windows.positions[-1]),
+    )
+    others = Windows(
+        last.positions,
+        (*windows.size[:-1], 1),
+        (*windows.stride[:-1], 1),
+        (*windows.dilation[:-1], 1),
+        (*windows.padding[:-1], (0, 0)),
+        windows.positions,
+    )
+    return last, others
+
+
 def views(x: Array, windows: Windows) -> list[Array]:
     """What each tap sees: a strided view of x [N, *D, C] for each, [N, *P, C]; zeros where it is off the input."""
     if windows.padded:

@@ -317,6 +317,11 @@ def test_noise_has_its_standard_deviation():
     assert y.mean() == pytest.approx(0, abs=5 * 0.3 / math.sqrt(y.size))
 
 
+def test_noise_is_for_any_shape():
+    x = images().reshape(3, -1)
+    np.testing.assert_array_equal(run(augment.noise(0.3), x) == x, np.zeros(x.shape, bool))
+
+
 def test_compose_is_one_after_another_with_keys_of_their_own():
     x, names = images(), ("noise", "affine", "noise")
     y = jax.jit(augment.compose(*(STRONG[name] for name in names)))(KEY, x)
@@ -354,8 +359,13 @@ def test_strengths_that_cannot_be_are_refused():
 @each
 def test_what_is_not_a_batch_of_images_is_refused(name):
     f = STRONG[name]
-    with pytest.raises(ValueError, match=r"expects images \[N, H, W, C\], got shape \(3, 9, 8\): x\[\.\.\., None\]"):
-        f(KEY, images()[..., 0])
+    if name != "noise":
+        with pytest.raises(
+            ValueError, match=r"expects images \[N, H, W, C\], got shape \(3, 9, 8\): x\[\.\.\., None\]"
+        ):
+            f(KEY, images()[..., 0])
+        with pytest.raises(ValueError, match=r"got shape \(3, 144\): x\.reshape\(-1, H, W, C\) for flat images"):
+            f(KEY, images().reshape(3, -1))
     with pytest.raises(TypeError, match="expects floats, got int32"):
         f(KEY, jnp.zeros((3, 9, 8, 1), jnp.int32))
 

@@ -117,6 +117,32 @@ def test_any_settings(seed):
             close((grads, delta_in), pull(delta), FLOAT64, "hand vs jax.vjp")
 
 
+ROWS = {  # D, K, stride, dilation, padding, channels: how many neighbouring windows are one
+    "four": ((6, 8), (3, 3), (1, 1), (1, 1), "same", 1, 4),
+    "two": ((5, 6), (2, 5), (2, 1), (1, 1), ((1, 0), (2, 2)), 3, 2),
+    "odd": ((5, 7), (3, 3), (1, 1), (2, 1), "same", 2, 1),
+    "strides": ((5, 8), (3, 3), (1, 2), (1, 1), "same", 1, 1),
+    "dilation": ((5, 8), (3, 3), (1, 1), (1, 2), "same", 1, 1),
+    "one tap": ((5, 8), (3, 1), (1, 1), (1, 1), "same", 1, 1),
+    "many channels": ((6, 8), (3, 5), (1, 1), (1, 1), "causal", 6, 4),
+    "one axis": ((12,), (4,), (1,), (1,), "causal", 1, 4),
+    "three axes": ((3, 4, 4), (2, 3, 3), (1, 2, 1), (2, 1, 1), "same", 2, 4),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_kernel_gradients_by_rows(name):
+    inputs, size, stride, dilation, padding, channels, together = ROWS[name]
+    rules = importlib.import_module("jaxnn.layers.conv")
+    windows = place("conv", inputs, size, stride, dilation, padding)
+    assert rules._neighbours(windows) == together
+    draw = np.random.default_rng(0).normal
+    with jax.enable_x64(True):
+        x, delta = jnp.asarray(draw(size=(3, *inputs, channels))), jnp.asarray(draw(size=(3, *windows.positions, 4)))
+        got, expected = rules.kernel_gradient_by_rows(x, delta, windows), rules.kernel_gradient(x, delta, windows)
+    close(got, expected, FLOAT64, "by rows")
+
+
 @pytest.mark.parametrize("examples_at_a_time", [1, 2, 5, 8])
 def test_products_are_formed_a_few_examples_at_a_time(monkeypatch, examples_at_a_time):
     """Five examples, so that chunks of two leave one over."""

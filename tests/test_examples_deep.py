@@ -92,11 +92,15 @@ def test_more_data_closes_the_gap(tmp_path):
 def test_remedies_are_compared_seed_by_seed(tmp_path, monkeypatch, capsys):
     example = load_example("overfitting")
     only(monkeypatch, example, "REMEDIES", "nothing", "dropout")
+    example.REMEDIES["dropout"] = [example.Remedy(drop=(0.9, 0.9)), example.Remedy(drop=(0.1, 0.3))]
     found = example.main(mnist_folder(), epochs=15, out=tmp_path / "new", images=100, seeds=2)
     assert list(found) == ["nothing", "dropout"]
-    assert all(accuracy.shape == (2,) and 30 < accuracy.min() < accuracy.max() < 90 for accuracy in found.values())
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first.endswith("gain +0.00 ± 0.00")
+    assert all(own.test.shape == (2,) and 30 < own.test.min() < own.test.max() < 90 for own in found.values())
+    rows = capsys.readouterr().out.splitlines()
+    assert "+0.00 ± 0.00" in rows[1]
+    gain = found["dropout"].test - found["nothing"].test
+    assert f"{gain.mean():+.2f} ± {gain.std(ddof=1):.2f}" in rows[2]
+    assert rows[2].endswith("drop (0.1, 0.3)")  # the other one learns nothing
     assert is_picture(tmp_path / "new" / "overfitting.png")
 
 
@@ -106,8 +110,9 @@ def test_the_best_epoch_is_that_of_a_loop_in_python():
     (x, labels), test = example.jaxnn.data.mnist(mnist_folder())
     parts = [(x[rows][None], labels[rows][None]) for rows in (slice(0, 100), slice(100, 200))]
     test = test[0][:100], test[1][:100]
-    losses, best, _ = example.train(example.PLAIN, None, None, True, parts, test, epochs=60)
-    curve, monitor = losses[0, :, 1], example.STOPPER
+    found = example.train(example.Remedy(stop=True), parts, test, epochs=60)
+    losses, best, monitor = found.losses, found.best, example.jaxnn.stopping.early_stopping(patience=10)
+    curve = losses[0, :, 1]
     state, stop = monitor.init(), len(losses[0])
     for epoch, loss in enumerate(curve):
         state, decision = monitor.update(state, loss)
@@ -135,8 +140,8 @@ def test_rates_too_small_right_and_too_large(tmp_path):
     example = load_example("learning_rate")
     errors = example.main(epochs=1, seeds=2, out=tmp_path / "new")
     assert list(errors) == ["constant", "cosine", "warm-up, cosine"]
-    assert all(error.shape == (2, len(example.RATES)) for error in errors.values())
-    constant = errors["constant"].mean(axis=0)
+    assert all(error.shape == (2, len(example.RATES)) for both in errors.values() for error in both)
+    constant = errors["constant"][1].mean(axis=0)
     assert constant.argmin() not in (0, len(constant) - 1)
     assert constant[0] > 2 * constant.min()
     assert is_picture(tmp_path / "new" / "learning_rate.png")

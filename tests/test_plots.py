@@ -124,6 +124,14 @@ def test_learning_curves_mark_the_best_and_the_last_epoch(drawn):
     assert legend_words(figure) == ["training", "validation", "stopped, epoch 4", "best, epoch 3"]
 
 
+def test_learning_curves_of_a_training_that_was_resumed(drawn):
+    axes = drawn(plots.learning_curves(HISTORY, first_epoch=6)).axes[0]
+    np.testing.assert_array_equal(lines(axes)["training"][0], [6, 7, 8, 9])
+    assert f"best, epoch {int(np.argmin(HISTORY['validation_loss'])) + 6}" in lines(axes)
+    before = lines(drawn(plots.learning_curves(HISTORY, best=2, first_epoch=6)).axes[0])
+    assert not any(label.startswith("best") for label in before)
+
+
 def test_learning_curves_of_training_alone(drawn):
     figure = drawn(plots.learning_curves({"loss": [0.0, -1.0], "seconds": [1.0, 1.0]}))
     assert figure.axes[0].get_yscale() == "linear"  # a loss that is not above 0 has no logarithm
@@ -296,6 +304,9 @@ MISTAKES = {
     "no scores": (lambda: plots.decision_boundary(lambda x: x[:3], SQUARE, [0] * 4), ValueError, "predict must give"),
     "not square": (lambda: plots.weight_images(np.ones((6, 2)), (2, 2)), ValueError, "w \\[4, H\\]"),
     "two lengths": (lambda: plots.confusion_matrix([0, 1], [0]), ValueError, "labels \\[N\\]"),
+    "minus one": (lambda: plots.confusion_matrix([-1, 1], [1, 1]), ValueError, "labels must be classes from 0, got -1"),
+    "no classes": (lambda: plots.confusion_matrix([0, 1], [0.5, 1.0]), TypeError, "predictions must be whole numbers"),
+    "not yet": (lambda: plots.learning_curves(HISTORY, stopped=5, first_epoch=6), ValueError, "from 6 to 9, got 5"),
     "names": (lambda: plots.confusion_matrix([0, 1], [0, 1], names=["a"]), ValueError, "1 names for 2 classes"),
     "no images": (lambda: plots.image_rows({"a": np.ones((3, 4))}), ValueError, "'a' must be images"),
 }

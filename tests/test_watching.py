@@ -90,7 +90,7 @@ def test_fit_is_a_loop_over_epochs_and_machines():
 
 
 def scanned(state, epochs):
-    """All epochs in one program, the machines in the carry; after the stop nothing changes."""
+    """All epochs in one program, the machines in the carry; after the stop the machines are left as they are."""
     machine = together(STOPPING, PLATEAU, keep_best())
 
     def one(carry, _):
@@ -98,9 +98,7 @@ def scanned(state, epochs):
         new, _ = ONE_EPOCH(state, *DATA, update_scale=monitors.plateau.scale)
         figure = LOSS.value(NET.forward(new.params, new.state, VALIDATION[0])[0], VALIDATION[1]).mean()
         after, decision = machine.update(monitors, figure, new)
-        done = monitors.stopping.stopped
-        kept = jax.tree.map(lambda old, new: jnp.where(done, old, new), carry, (new, after))
-        return kept, (figure, monitors.plateau.scale, done, decision.improved & ~done)
+        return (new, after), (figure, monitors.plateau.scale, monitors.stopping.stopped, decision.improved)
 
     return jax.lax.scan(one, (state, machine.init(state)), None, length=epochs)
 
@@ -113,7 +111,7 @@ def test_scan_and_vmap_decide_as_fit_does():
     assert scales[:ran].tolist() == result.history["update_scale"]
     np.testing.assert_allclose(seen[:ran], result.history["validation_loss"], rtol=1e-5)
     assert int(jnp.flatnonzero(improved)[-1]) + 1 == result.best_epoch
-    assert_close(monitors.best.params, result.best)
+    assert_close(monitors, result.monitors)
 
     states = [start(seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -217,6 +215,12 @@ MISTAKES = {
         ValueError,
         "all must maximise it, or none",
     ),
+    "the least accuracy": (
+        {"stopping": STOPPING, "watch": "accuracy", "metrics": [metrics.accuracy]},
+        ValueError,
+        "accuracy is better when greater",
+    ),
+    "the greatest loss": ({"best": keep_best(maximise=True)}, ValueError, "loss is better when smaller"),
     "a factory": ({"stopping": early_stopping}, TypeError, r"its parentheses, early_stopping\(…\)"),
     "a number": ({"plateau": 0.1}, TypeError, "plateau must be a machine of jaxnn.stopping, got 0.1"),
     "monitors alone": ({"monitors": Monitors()}, ValueError, "monitors are given, but no machine"),

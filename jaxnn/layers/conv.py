@@ -26,6 +26,7 @@ from jaxnn.windows import (
     padding_of,
     place,
     spatial_shape,
+    split_last,
     views,
     window_size,
 )
@@ -217,12 +218,38 @@ def _forwards(rank: int) -> jax.lax.ConvDimensionNumbers:
 # ---------------------------------------------------------------- the same by other algorithms
 
 
-def kernel_gradient_by_patches(x: Array, delta: Array, windows: Windows) -> Array:
-    """∂C/∂w as one matrix product, [K C, N P] times [N P, H]: what each tap sees, times δ."""
-    channels, features = x.shape[-1], delta.shape[-1]
-    patches = [jnp.moveaxis(seen, -1, 0).reshape(channels, -1) for seen in views(x, windows)]
-    product = jnp.concatenate(patches) @ delta.reshape(-1, features)
-    return product.reshape(*windows.size, channels, features)
+def kernel_gradient_by_rows(x: Array, delta: Array, windows: Windows) -> Array:
+    """∂C/∂w as one matrix product for each tap of all axes but the last, whose taps stand side by side.
+
+    Where channels are few, t neighbouring windows of the last axis are one that has K + t − 1 taps and t H features:
+    [(K + t − 1) C, N P/t] times [N P/t, t H]. Less is copied, and the products are larger; the K taps of each of the t
+    are cut out of it and added.
+    """
+    channels, features, size = x.shape[-1], delta.shape[-1], windows.size[-1]
+    t = _neighbours(windows) if channels <= FEW_CHANNELS else 1
+    positions = windows.positions[-1] // t
+    last, others = split_last(
+        windows._replace(
+            size=(*windows.size[:-1], size + t - 1),
+            stride=(*windows.stride[:-1], t * windows.stride[-1]),
+            positions=(*windows.positions[:-1], positions),
+        )
+    )
+    rows = jnp.concatenate(views(x, last), axis=-1)
+    back = delta.reshape(-1, t * features)
+    each = jnp.stack([seen.reshape(-1, rows.shape[-1]).T @ back for seen in views(rows, others)])
+    each = each.reshape(*windows.size[:-1], size + t - 1, channels, t, features)
+    axis = len(windows.size) - 1
+    cut = [jax.lax.slice_in_dim(each[..., i, :], i, i + size, axis=axis) for i in range(t)]
+    return reduce(jnp.add, cut)
+
+
+def _neighbours(windows: Windows) -> int:
+    """How many windows to take together: 4 or 2 where that at most doubles what is multiplied."""
+    size, positions = windows.size[-1], windows.positions[-1]
+    if size == 1 or windows.stride[-1] > 1 or windows.dilation[-1] > 1:
+        return 1
+    return next((t for t in (4, 2) if positions % t == 0 and t - 1 <= size), 1)
 
 
 def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
@@ -281,11 +308,13 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
 
 # ---------------------------------------------------------------- which of them
 
-# Milliseconds. Kernel gradients on two cores, batch 128, inside a loop, as an epoch has one: XLA's CPU backend compiles
-# the convolution that they are another way there (outside a loop 11 and 9.5).
-#                                                     convolution  patches  a product for each tap
-# 28×28×1 → 20, 5×5 taps, no padding                       35         4.5        7.9
-# 12×12×20 → 40, 5×5 taps, no padding                     224         7.7        4.8
+# Milliseconds. Kernel gradients on two cores inside a loop, as an epoch has one: XLA's CPU backend compiles the
+# convolution that they are another way there (outside a loop 11 and 9.5).
+#                                                     convolution  a product for each tap  by rows
+# batch 128, 28×28×1 → 20, 5×5 taps, no padding            35              7.9               1.5
+# batch 128, 12×12×20 → 40, 5×5 taps, no padding          224              6.3               3.8
+# batch 64, 32×32×3 → 16, 3×3 taps, same size                              3.9               1.6
+# batch 64, 16×16×32 → 32, 3×3 taps, same size            474              4.9               4.8, and both cores busy
 # Input gradients on one core:                        convolution  products
 # batch 128, 12×12×20 → 40, 5×5 taps, no padding          14.4        5.2
 # batch 64, 32×32×3 → 16, 3×3 taps, same size              6.3        2.1
@@ -293,7 +322,8 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
 # And by taps instead of by convolution, depthwise, batch 64, 16×16×32, 3×3 taps: forward 0.5 against 13.8, kernel
 # gradient 3.3 against 5.3, input gradient 0.5 against 13.9.
 
-FEW_CHANNELS = 4  # up to as many, patches win for the kernel's gradient, and products for the input's
+FEW_CHANNELS = 4  # up to as many, rows win for the kernel's gradient, and products for the input's
+MANY_TAPS = 5  # and from so many on along the last axis, rows
 SHRINKS = 1.5  # and from this ratio of inputs to positions on: so many of its products are with zeros
 CHUNK = 1 << 20  # bytes that are formed at a time: what stays in the cache of a core
 
@@ -315,11 +345,11 @@ def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> A
         return kernel_gradient_by_taps(x, delta, windows)
     if jnp.finfo(x.dtype).bits < 32:  # half precisions would be summed in half precision
         return kernel_gradient(x, delta, windows, groups)
-    by_patches = groups == 1 and x.shape[-1] <= FEW_CHANNELS
+    by_rows = groups == 1 and (x.shape[-1] <= FEW_CHANNELS or windows.size[-1] >= MANY_TAPS)
 
     def by_products(x: Array, delta: Array) -> Array:
-        if by_patches:
-            return kernel_gradient_by_patches(x, delta, windows)
+        if by_rows:
+            return kernel_gradient_by_rows(x, delta, windows)
         return kernel_gradient_by_products(x, delta, windows, groups)
 
     return jax.lax.platform_dependent(

@@ -137,7 +137,7 @@ def layer_norm(*, eps: float = EPS) -> Layer:
     Raises:
         ValueError: if x is not float [N, …, D], or parameters have another number of features.
 
-    Source: Ba, Kiros & Hinton (2016), "Layer normalization", equation 4 without the gain of the recurrence.
+    Source: Ba, Kiros & Hinton (2016), "Layer normalization", equations 3 and 4, for a layer without recurrence.
 
     >>> layer = layer_norm()
     >>> y, _, _ = layer.forward(*layer.init(0, (2,)), jnp.array([[1.0, 3.0], [5.0, 5.0]]))
@@ -214,7 +214,7 @@ def _check_vectors(kind: str, what: str, got: Any, names: tuple[str, str], x: An
         shown = sorted(got) if isinstance(got, dict) else repr(got)
         raise LayerError(kind, f"expects {what} {' and '.join(names)}, got {shown}", about_params=about_params)
     for name in names:
-        if got[name].shape[0] != x.shape[-1] and got[name].ndim == 1:
+        if got[name].ndim == 1 and got[name].shape[0] != x.shape[-1]:
             raise LayerError(kind, f"expects {got[name].shape[0]} features, got x of shape {x.shape}")
         if got[name].shape != x.shape[-1:]:
             complaint = f"expects {name} of shape {x.shape[-1:]}, got {got[name].shape}"

@@ -187,7 +187,8 @@ def adamw(
 
     What it adds to `adam`: every weight shrinks by the same part ηλ of itself in each step. `penalties.l2(λ)` adds λθ
     to g instead, which Adam divides by √r̂ with the rest: weights with large gradients then shrink less, by about
-    ηλ/√r̂. Under `sgd` the two are one.
+    ηλ/√r̂. Under `sgd` without momentum the two are one; with momentum μ, L2's share goes through the mean too and
+    shrinks by about ηλ/(1 − μ).
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η; the decay follows it, as in optax and PyTorch. (The authors
