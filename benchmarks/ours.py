@@ -14,7 +14,7 @@ import jaxnn
 BY_HAND, BY_JAX = "jaxnn", "jaxnn, by jax.grad"
 LIMIT = "limit: the products alone"
 FIT = "jaxnn.fit, everything"
-DIAGNOSED = "jaxnn, diagnosed once an epoch"
+DIAGNOSED, EVERY_STEP = "jaxnn, diagnosed once an epoch", "jaxnn, diagnosed in every step"
 GRADIENTS = {BY_HAND: jaxnn.backprop, BY_JAX: jaxnn.autodiff}
 
 
@@ -38,7 +38,8 @@ def network(config: Config) -> tuple[Any, Any, Any]:
 def epoch(name: str, config: Config, data: Data) -> Contender:
     """The compiled epoch behind `fit`, called again and again; `name` says which gradient, or that it is diagnosed."""
     net, loss, optimizer = network(config)
-    options = {"gradient": GRADIENTS.get(name, jaxnn.backprop), "diagnose": int(name == DIAGNOSED)}
+    measured = {DIAGNOSED: 1, EVERY_STEP: config.steps // config.epochs}.get(name, 0)
+    options = {"gradient": GRADIENTS.get(name, jaxnn.backprop), "diagnose": measured}
     run = jaxnn.train_epoch(net, loss, optimizer, batch_size=config.batch, **options)
     compiled = jax.jit(run, donate_argnums=0)
     x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)
@@ -48,7 +49,7 @@ def epoch(name: str, config: Config, data: Data) -> Contender:
         nonlocal train_state
         for _ in range(config.epochs):
             train_state, result = compiled(train_state, x, labels)
-            if name == DIAGNOSED:
+            if measured:
                 jaxnn.diagnostics.report_each(net, result.diagnostics)
         jax.block_until_ready(train_state)
 

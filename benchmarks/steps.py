@@ -67,7 +67,7 @@ class Timings(NamedTuple):
     Attributes:
         others: the share of the processors that other processes took meanwhile.
         times: microseconds a step of each contender, one per round.
-        paired: the same of the hand-derived gradient, `jax.grad` and a diagnosed training alone, turn by turn.
+        paired: the same of the hand-derived gradient, `jax.grad` and diagnosed trainings alone, turn by turn.
         losses: the training loss at the end, where a contender has one.
         compiled: FLOPs and temporary bytes of one step, by gradient.
     """
@@ -105,7 +105,7 @@ def measure(config: Config, rounds: int, clock: Callable[[], float]) -> Timings:
     losses = {contender.name: contender.loss() for contender in entered if contender.loss is not None}
     data = random_data(config.examples, config.widths[0], config.widths[-1])
     pair = [contender for contender in entered if contender.name in ours.GRADIENTS]
-    pair.append(ours.epoch(ours.DIAGNOSED, config, data))
+    pair += [ours.epoch(name, config, data) for name in (ours.DIAGNOSED, ours.EVERY_STEP)]
     paired = interleave(pair, PAIRED_ROUNDS * rounds, config.steps, clock)
     data = random_data(config.batch, config.widths[0], config.widths[-1])
     compiled = {name: ours.compiled_step(name, config, data) for name in ours.GRADIENTS}
@@ -145,6 +145,7 @@ def targets(letter: str, timings: Timings, disturbed: bool) -> list[Target]:
     for one, other, what in (
         (ours.BY_HAND, ours.BY_JAX, "the time of jax.grad"),
         (ours.DIAGNOSED, ours.BY_HAND, "the plain epoch's time, diagnosed once"),
+        (ours.EVERY_STEP, ours.BY_HAND, "the plain epoch's time, diagnosed in every step"),
     ):
         same = ratio(timings.paired[one], timings.paired[other])
         shown = f"{same.median:.3f} ({same.low:.3f}–{same.high:.3f})"

@@ -58,12 +58,14 @@ def main(data=None, depths=range(1, 11), out="out"):
         print(f"{name:20}{depth:6}{deltas[0] / deltas[-1]:9.1e}", f"{found.verdict}", *why, sep="  ", flush=True)
         marker = "." if depth < DEEP else ""
         if name == "sigmoid":
-            panels["δ, sigmoid, by depth"].semilogy(range(1, depth + 2), deltas, marker=marker, label=depth)
+            shade = str(0.75 - 0.06 * depth)
+            panels["δ, sigmoid, by depth"].semilogy(range(1, depth + 2), deltas, shade, marker=marker, label=depth)
         if depth in panels:
             panels[depth].semilogy(range(1, depth + 2), deltas, marker=marker, label=name)
     for title, axes in panels.items():
         axes.set(title=title if isinstance(title, str) else f"δ, {title} hidden layers", xlabel="layer")
-        axes.legend(frameon=False, fontsize=8)
+        if not isinstance(title, str):
+            axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out) / "vanishing.png", dpi=150)

@@ -7,9 +7,10 @@ from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Settings,
+    over_examples,
     recurrent,
+    total_over_examples,
     weighted,
-    weighted_gradients,
 )
 from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
 
@@ -87,7 +88,8 @@ def rnn(
     def backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
         h, z, new = kept
         zeta = delta[0] * activation.slope(z, new)
-        return (zeta @ params["w_h"].T,), zeta @ params["w"].T, weighted_gradients(x, h, zeta)
+        grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
+        return (zeta @ params["w_h"].T,), zeta @ params["w"].T, grads
 
     cell = Cell("rnn", ("h",), 1, forward, backward, unroll=4)
     return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))

@@ -10,9 +10,11 @@ from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Settings,
+    beside,
+    over_examples,
     recurrent,
+    total_over_examples,
     weighted,
-    weighted_gradients,
 )
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
 
@@ -104,7 +106,9 @@ def _backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Car
     zeta_i, zeta_f = gamma * g * i * (1 - i), gamma * c * f * (1 - f)
     zeta_g, zeta_o = gamma * i * (1 - g) * (1 + g), delta_h * squashed * o * (1 - o)
     zeta = jnp.concatenate([zeta_i, zeta_f, zeta_g, zeta_o], axis=-1)
-    return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, weighted_gradients(x, h, zeta)
+    both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
+    grads = {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
+    return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, grads
 
 
 def lstm_step(params: Params, state: tuple[Array, Array], x: Array) -> tuple[Array, Array]:

@@ -353,12 +353,6 @@ def weighted(params: Params, x: Array, h: Array) -> Array:
     return beside(x, h) @ jnp.concatenate([params["w"], params["w_h"]]) + params["b"]
 
 
-def weighted_gradients(x: Array, h: Array, zeta: Array) -> Params:
-    """What ζ = ∂C/∂z gives the parameters of `weighted`: xᵀ ζ, hᵀ ζ and Σₙ ζₙ."""
-    both = over_examples(beside(x, h), zeta)
-    return {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
-
-
 def beside(x: Array, h: Array) -> Array:
     """[x, h]: N × (D + H)."""
     return jnp.concatenate([x, h], axis=-1)
