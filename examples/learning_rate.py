@@ -3,10 +3,9 @@
     python examples/learning_rate.py [--data FOLDER] [--epochs 5] [--seeds 5] [--out out]
 
 100 hidden relu units learn by plain SGD: with eight constant rates, with a cosine that falls from that rate to 0, and
-with such a cosine after a warm-up over a tenth of the steps. All rates and seeds of a schedule learn at once, under
-vmap. The rate of each schedule is chosen on a sixth of the training images, which are held out; then it is held against
-the best constant rate on the test images, seed by seed. The digits are MNIST's where FOLDER holds its four files, else
-scikit-learn's. The picture: out/learning_rate.png.
+with such a cosine after a warm-up over a tenth of the steps. The rate of each schedule is chosen on a sixth of the
+training images, which are held out; then it is held against the best constant one on the test images, seed by seed. The
+digits are MNIST's where FOLDER holds its four files, else scikit-learn's. The picture: out/learning_rate.png.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 import jaxnn
 
 NET = jaxnn.serial(jaxnn.flatten(), jaxnn.mlp([100, 10]))
-LOSS, HELD_OUT, POINTS = jaxnn.losses.softmax_cross_entropy, 0.2, 60  # of a loss curve
+LOSS = jaxnn.losses.softmax_cross_entropy
 BATCH = 50  # divides MNIST: a constant rate would suffer from a last batch of a few images alone
 RATES = np.array([0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6], np.float32)
 
@@ -43,9 +42,9 @@ def draw(losses, errors, path):
     """Left the training loss with three constant rates, right the test error of every schedule by its rate."""
     curves, ends = (figure := Figure(figsize=(10, 3.6), layout="constrained")).subplots(1, 2)
     for name, i, colour in (("too small", 0, "C0"), ("right", 5, "C2"), ("too large", 7, "C3")):  # i of RATES
-        means = [part.mean(1) for part in np.array_split(losses[:, i], min(POINTS, losses.shape[-1]), axis=1)]
-        curves.semilogy(np.linspace(0, losses.shape[-1], len(means)), means, color=colour, linewidth=0.8)
-        curves.plot([], color=colour, label=f"{name}, {RATES[i]:g}")
+        means = [part.mean(1) for part in np.array_split(losses[:, i], min(60, losses.shape[-1]), axis=1)]
+        lines = curves.semilogy(np.linspace(0, losses.shape[-1], len(means)), means, color=colour, linewidth=0.8)
+        lines[0].set_label(f"{name}, {RATES[i]:g}")
     for name, error in errors.items():
         ends.errorbar(RATES, error.mean(0), error.std(0, ddof=1), capsize=3, marker="o", markersize=4, label=name)
     curves.set(xlabel="step", ylim=(0.03, 30), title="training loss, a line for each seed")
@@ -53,13 +52,12 @@ def draw(losses, errors, path):
     for axes in (curves, ends):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="upper right" if axes is curves else "lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
 def main(data=None, epochs=5, seeds=5, out="out"):
     """Trains, prints and draws; returns {schedule: (validation errors, test errors) (%), each [seeds, rates]}."""
-    pool, test = jaxnn.data.mnist(data) if data else jaxnn.data.split(jaxnn.data.digits(), HELD_OUT, key=0)
+    pool, test = jaxnn.data.mnist(data) if data else jaxnn.data.split(jaxnn.data.digits(), 0.2, key=0)
     parts = *jaxnn.data.split(pool, 1 / 6, key=0), test
     steps, cosine = epochs * -(-len(parts[0][1]) // BATCH), jaxnn.schedules.cosine
     warm = jaxnn.schedules.warmup(steps // 10, cosine(1.0, steps - steps // 10), initial=0.01)
@@ -68,14 +66,14 @@ def main(data=None, epochs=5, seeds=5, out="out"):
     losses, errors = {}, {}
     for name, shape in shapes.items():
         losses[name], errors[name] = train(shape, parts[0], parts[1:], epochs, seeds)
-        cells = zip(errors[name][1].mean(0), errors[name][1].std(0, ddof=1), strict=True)
-        print(f"{name:16}" + " ".join(f"{mean:6.2f} ± {spread:4.2f}" for mean, spread in cells), flush=True)
+        cells = [f"{each.mean():6.2f} ± {each.std(ddof=1):4.2f}" for each in errors[name][1].T]
+        print(f"{name:16}" + " ".join(cells), flush=True)
     chosen = {name: validation.mean(0).argmin() for name, (validation, _) in errors.items()}
-    best = {name: errors[name][1][:, i] for name, i in chosen.items()}
-    for name, error in best.items():
-        less = best["constant"] - error
-        print(f"{name}, rate {RATES[chosen[name]]:g}: {error.mean():.2f} ± {error.std(ddof=1):.2f}", end="")
-        print(f", {less.mean():.2f} ± {less.std(ddof=1):.2f} less than constant" if name != "constant" else "")
+    for name, i in chosen.items():
+        error, constant = errors[name][1][:, i], errors["constant"][1][:, chosen["constant"]]
+        less = f", {(constant - error).mean():.2f} ± {(constant - error).std(ddof=1):.2f} less than constant"
+        print(f"{name}, rate {RATES[i]:g}: {error.mean():.2f} ± {error.std(ddof=1):.2f}{less * (name != 'constant')}")
+    Path(out).mkdir(parents=True, exist_ok=True)
     draw(losses["constant"], {name: test for name, (_, test) in errors.items()}, Path(out) / "learning_rate.png")
     return errors
 

@@ -91,13 +91,14 @@ def test_more_data_closes_the_gap(tmp_path):
 def test_remedies_are_compared_seed_by_seed(tmp_path, monkeypatch, capsys):
     example = load_example("overfitting")
     only(monkeypatch, example, "REMEDIES", "nothing", "dropout")
-    example.REMEDIES["dropout"] = [example.Remedy(drop=(0.9, 0.9)), example.Remedy(drop=(0.1, 0.3))]
+    example.REMEDIES["dropout"] = [{"drop": (0.9, 0.9)}, {"drop": (0.1, 0.3)}]
     found = example.main(mnist_folder(), epochs=15, out=tmp_path / "new", images=100, seeds=2)
     assert list(found) == ["nothing", "dropout"]
-    assert all(own.test.shape == (2,) and 30 < own.test.min() < own.test.max() < 90 for own in found.values())
+    accuracies = {name: test[:, 1] for name, (*_, test) in found.items()}
+    assert all(test.shape == (2,) and 30 < test.min() < test.max() < 90 for test in accuracies.values())
     rows = capsys.readouterr().out.splitlines()
     assert "+0.00 ± 0.00" in rows[1]
-    gain = found["dropout"].test - found["nothing"].test
+    gain = accuracies["dropout"] - accuracies["nothing"]
     assert f"{gain.mean():+.2f} ± {gain.std(ddof=1):.2f}" in rows[2]
     assert rows[2].endswith("drop (0.1, 0.3)")  # the other one learns nothing
     assert is_picture(tmp_path / "new" / "overfitting.png")
@@ -109,8 +110,8 @@ def test_the_best_epoch_is_that_of_a_loop_in_python():
     (x, labels), test = example.jaxnn.data.mnist(mnist_folder())
     parts = [(x[rows][None], labels[rows][None]) for rows in (slice(0, 100), slice(100, 200))]
     test = test[0][:100], test[1][:100]
-    found = example.train(example.Remedy(stop=True), parts, test, epochs=60)
-    losses, best, monitor = found.losses, found.best, example.jaxnn.stopping.early_stopping(patience=10)
+    losses, best, *_ = example.train(parts, test, epochs=60, stop=True)
+    monitor = example.jaxnn.stopping.early_stopping(patience=10)
     curve = losses[0, :, 1]
     state, stop = monitor.init(), len(losses[0])
     for epoch, loss in enumerate(curve):
