@@ -160,6 +160,14 @@ def test_mnist(tmp_path, capsys):
     assert (tmp_path / "new" / "mnist.png").read_bytes().startswith(PNG_MAGIC)
 
 
+def test_schedules_draws_every_one(tmp_path):
+    needs_drawing()
+    rates = load_example("schedules").main(out=tmp_path / "new")
+    assert [text.partition("(")[0] for text in rates] == jaxnn.schedules.__all__
+    assert all(rate.shape == (1000,) and 0 <= rate.min() <= rate.max() <= np.float32(0.4) for rate in rates.values())
+    assert (tmp_path / "new" / "schedules.png").read_bytes().startswith(PNG_MAGIC)
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_pictures_go_to_out_by_default(name):
     needs_drawing()

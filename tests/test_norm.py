@@ -114,6 +114,70 @@ def same(got, expected):
         np.testing.assert_allclose(got[name], leaf, rtol=1e-5, atol=1e-6)
 
 
+def normalised(x, mean, var):
+    return PARAMS["scale"] * (x - mean) / np.sqrt(np.asarray(var) + 1e-5) + PARAMS["shift"]
+
+
+def is_the_textbooks(forward):
+    """Value and new state of batch norm, in training and in evaluation, against the formulas in NumPy."""
+    rows = np.asarray(X, np.float64).reshape(-1, 3)
+    y, state = forward(X, given_state(), True)
+    np.testing.assert_allclose(y, normalised(X, rows.mean(0), rows.var(0)), rtol=1e-5, atol=1e-5)
+    same(state, updated(given_state(), X))
+    y, state = forward(X, given_state(), False)
+    np.testing.assert_allclose(y, normalised(X, *given_state().values()), rtol=1e-5, atol=1e-5)
+    same(state, given_state())
+
+
+def own(x, state, train):
+    return batch_norm().forward(PARAMS, state, x, train=train)[:2]
+
+
+def swapped(state):
+    return {"mean": state["var"], "var": state["mean"]}
+
+
+def biased(x, state, train):
+    y, new = own(x, state, train)
+    kept = 0.9 * state["var"] if train else new["var"]
+    return y, {**new, "var": kept + (new["var"] - kept) * 19 / 20}  # of 20 values
+
+
+def other_momentum(x, state, train):
+    y, _ = own(x, state, train)
+    return y, batch_norm(momentum=0.1).forward(PARAMS, state, x, train=train)[1]
+
+
+FORWARD_MUTANTS = {
+    "statistics swapped on the way in": lambda x, state, train: own(x, swapped(state), train),
+    "statistics swapped on the way out": lambda x, state, train: (
+        own(x, state, train)[0], swapped(own(x, state, train)[1])),
+    "the biased variance runs": biased,
+    "momentum and 1 − momentum": other_momentum,
+    "running statistics in training": lambda x, state, train: (
+        own(x, state, False)[0], own(x, state, train)[1]),
+    "the batch's statistics in evaluation": lambda x, state, train: (
+        own(x, state, True)[0], own(x, state, train)[1]),
+    "statistics move in evaluation": lambda x, state, train: (
+        own(x, state, train)[0], own(x, state, True)[1]),
+    "statistics stand still in training": lambda x, state, train: (own(x, state, train)[0], state),
+    "statistics begin anew": lambda x, state, train: (
+        own(x, state, train)[0], own(x, {"mean": jnp.zeros(3), "var": jnp.ones(3)}, train)[1]),
+    "over N alone": lambda x, state, train: jax.vmap(
+        lambda x: own(x, state, train), in_axes=1, out_axes=(1, None if not train else 0))(x),
+}  # fmt: skip
+
+
+def test_the_forward_pass_is_the_textbooks():
+    is_the_textbooks(own)
+
+
+@pytest.mark.parametrize("name", FORWARD_MUTANTS)
+def test_a_wrong_forward_pass_is_caught(name):
+    with pytest.raises(AssertionError):
+        is_the_textbooks(FORWARD_MUTANTS[name])
+
+
 def test_state_in_combinators():
     norm, x = batch_norm(), X
     fresh = norm.init(0, (3,))[1]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from schedule_cases import CASES
 
 import jaxnn
 from jaxnn import diagnostics, losses, mlp, plots, relu, schedules, sigmoid, tanh
@@ -98,6 +99,13 @@ def test_schedules(drawn):
     np.testing.assert_allclose(lines(axes)["any"][1], 0.2 / (1 + np.arange(40)), rtol=1e-6)
     assert axes.get_ylim()[0] == 0
     assert drawn(plots.schedules(rates, 100_000, log=True)).axes[0].get_yscale() == "log"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_schedule_can_be_drawn(name):
+    schedule, formula = CASES[name]
+    (axes,) = plots.schedules({name: schedule}, 40).axes
+    np.testing.assert_allclose(lines(axes)[name][1], [formula(step) for step in range(40)], rtol=1e-5, atol=1e-7)
 
 
 HISTORY = {

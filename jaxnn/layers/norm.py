@@ -45,7 +45,7 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
     Backward, δ = ∂C/∂y; sums run over the n values:
 
         ∂C/∂γ = Σ δ x̂,   ∂C/∂β = Σ δ   [D]
-        training     ∂C/∂x = γ r (δ − (Σ δ)/n − x̂ (Σ δ x̂)/n)     since μ and v depend on x
+        training     ∂C/∂x = γ r (δ − x̂ (Σ δ x̂)/n − (Σ δ)/n)     since μ and v depend on x
         evaluation   ∂C/∂x = γ r δ
 
     Parameters: `{"scale": γ, "shift": β}`, ones and zeros at first. State: `{"mean", "var"}`, [D] in at least
@@ -106,7 +106,7 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
         delta_in = wide
         if isinstance(tape, _ByBatch):
             n = wide.size // wide.shape[-1]
-            delta_in = wide - grads["shift"] / n - x_hat * (grads["scale"] / n)
+            delta_in = wide - x_hat * (grads["scale"] / n) - grads["shift"] / n
         return (gamma * r * delta_in).astype(delta.dtype), _like(params, grads)
 
     return Layer("batch_norm", init, forward, backward, couples_batch=True)
