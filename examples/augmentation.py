@@ -2,10 +2,10 @@
 
     python examples/augmentation.py [--data FOLDER] [--strength 1.0] [--seed 0] [--out out]
 
-Each column is one digit, each row one kind of change with a draw of its own for each digit; the last row is what a
-network would see in training. Everything is a pure function of a key, fast enough to run inside a compiled epoch: the
-time for a batch of 128 is printed. The digits are scikit-learn's 8×8, or MNIST's where FOLDER holds its four files;
-strengths follow the size of the images. The picture goes to out/augmentation.png.
+Each column is one digit, each row one kind of change with a draw of its own for each digit; the last two are what a
+network would see in training: moved and bent. Everything is a pure function of a key, fast enough to run inside a
+compiled epoch: the time for a batch of 128 is printed. The digits are scikit-learn's 8×8, or MNIST's where FOLDER holds
+its four files; strengths follow the size of the images. The picture goes to out/augmentation.png.
 """
 
 import argparse
@@ -26,16 +26,17 @@ def augmentations(size, strength):
     ratio, aug = size / MNIST_SIZE, jaxnn.augment
     pixel = strength * ratio
     # σ = 4 and α = 34 are Simard, Steinkraus & Platt's; displacements grow with α / σ, and should with the size.
-    bend = aug.elastic(alpha=34 * strength * ratio**2, sigma=4 * ratio)
-    jitter = aug.affine(shift=2 * pixel, rotate=10 * strength, scale=0.15 * strength, shear=10 * strength)
+    bend = {"alpha": 34 * strength * ratio**2, "sigma": 4 * ratio}
+    move = {"shift": 2 * pixel, "rotate": 10 * strength, "scale": 0.15 * strength, "shear": 10 * strength}
     return {
         "shift": aug.shift(3 * pixel),
         "rotate": aug.rotate(20 * strength),
         "scale": aug.scale(0.3 * strength),
         "shear": aug.shear(20 * strength),
-        "elastic": bend,
+        "elastic": aug.elastic(**bend),
         "noise": aug.noise(0.15 * strength),
-        "all but noise": aug.compose(bend, jitter),
+        "one after another": aug.compose(aug.affine(**move), aug.elastic(**bend)),
+        "in one resampling": aug.deform(**bend, **move),
     }
 
 
@@ -59,7 +60,7 @@ def main(data=None, strength=1.0, seed=0, out="out"):
         run, key = jax.jit(augment), jax.random.fold_in(jax.random.key(seed), i)
         rows[name] = np.asarray(run(key, batch)[:SHOWN])
         times[name] = milliseconds(run, key, batch)
-        print(f"{name:14} {times[name]:6.2f} ms for {len(batch)} images")
+        print(f"{name:18} {times[name]:6.2f} ms for {len(batch)} images")
     figure = jaxnn.plots.image_rows(rows)
     path = Path(out) / "augmentation.png"
     path.parent.mkdir(parents=True, exist_ok=True)

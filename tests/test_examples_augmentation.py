@@ -12,7 +12,7 @@ from examples_loader import load_example
 pytest.importorskip("matplotlib", reason="the example draws a picture")
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-CHANGES = ["shift", "rotate", "scale", "shear", "elastic", "noise", "all but noise"]
+CHANGES = ["shift", "rotate", "scale", "shear", "elastic", "noise", "one after another", "in one resampling"]
 
 
 def run(monkeypatch, **options):

@@ -28,34 +28,31 @@ def only(monkeypatch, example, name, *keys):
 # ---------------------------------------------------------------- vanishing and exploding
 
 
-def test_sigmoids_vanish_batch_norm_mends_and_large_weights_explode(tmp_path, monkeypatch):
+def test_what_keeps_the_scale_of_δ_and_what_does_not(tmp_path):
     pytest.importorskip("sklearn", reason="holds the digits")
     example, depth = load_example("vanishing"), 8
-    only(monkeypatch, example, "RECIPES", "sigmoid", "sigmoid, batch norm", "relu, N(0, 1)")
-    only(monkeypatch, example, "KEEPERS", "relu, He", "relu, orthogonal·√2")
     table = example.main(depths=(depth,), out=tmp_path / "new")
+    verdicts = {key: verdict for key, (verdict, _) in table.items()}
+    deltas = {key: np.array(found) for key, (_, found) in table.items()}
+    ends = {key: found[0] / found[-1] for key, found in deltas.items()}
+    ill = {("sigmoid", depth): "vanishing", ("relu, N(0, 1)", depth): "exploding", ("relu, LeCun", 50): "vanishing"}
+    every = [(name, depth) for name in example.RECIPES] + [(name, 50) for name in example.KEEPERS]
+    assert verdicts == {key: ill.get(key, "healthy") for key in every}
+    assert all(len(found) == layers + 1 for (_, layers), found in deltas.items())
 
-    verdict, deltas = table["sigmoid", depth]
-    assert verdict == "vanishing"
-    assert len(deltas) == depth + 1
-    factors = np.divide(deltas[:-1], deltas[1:])
+    factors = deltas["sigmoid", depth][:-1] / deltas["sigmoid", depth][1:]
     assert (factors < 0.3).all()  # σ′ ≤ 1/4, and W keeps the size of δ but for chance
     assert 0.2 < np.prod(factors) ** (1 / depth) < 0.25
-
-    verdict, deltas = table["sigmoid, batch norm", depth]
-    assert verdict == "healthy"
-    assert 0.2 < deltas[0] / deltas[-1] < 2
-
-    verdict, deltas = table["relu, N(0, 1)", depth]
-    assert verdict == "exploding"
-    growth = (deltas[0] / deltas[-2]) ** (1 / (depth - 1))
+    assert 0.2 < ends["sigmoid, batch norm", depth] < 2
+    assert 0.2 < ends["tanh", depth] < 1
+    assert ends["relu", depth] == pytest.approx(2 ** (-depth / 2), rel=0.5)  # 1/√2 a layer
+    assert 0.5 < ends["relu, He", depth] < 2
+    growth = (deltas["relu, N(0, 1)", depth][0] / deltas["relu, N(0, 1)", depth][-2]) ** (1 / (depth - 1))
     assert growth == pytest.approx(np.sqrt(30 / 2), rel=0.2)  # 30 weights of variance 1, half of the units silent
-
-    for name in example.KEEPERS:
-        _, deltas = table[name, example.DEEP]
-        hidden = np.array(deltas[:-1])
-        assert len(hidden) == 50
+    for name in ("relu, He", "relu, orthogonal·√2"):
+        hidden = deltas[name, 50][:-1]
         assert hidden.max() < 4 * hidden.min()  # at a factor of 1/√2 a layer it would be 2e7
+    assert ends["relu, LeCun", 50] == pytest.approx(2**-25, rel=0.9)
     assert is_picture(tmp_path / "new" / "vanishing.png")
 
 
@@ -135,15 +132,18 @@ def test_a_large_network_finds_the_noise_and_a_penalty_the_curve(tmp_path):
 # ---------------------------------------------------------------- rates and schedules
 
 
-def test_rates_too_small_right_and_too_large(tmp_path):
+def test_rates_too_small_right_and_too_large_and_schedules_that_beat_every_one(tmp_path):
     pytest.importorskip("sklearn", reason="holds the digits")
     example = load_example("learning_rate")
-    errors = example.main(epochs=1, seeds=2, out=tmp_path / "new")
+    errors = example.main(out=tmp_path / "new")
     assert list(errors) == ["constant", "cosine", "warm-up, cosine"]
-    assert all(error.shape == (2, len(example.RATES)) for both in errors.values() for error in both)
+    assert all(error.shape == (5, len(example.RATES)) for both in errors.values() for error in both)
     constant = errors["constant"][1].mean(axis=0)
     assert constant.argmin() not in (0, len(constant) - 1)
     assert constant[0] > 2 * constant.min()
+    for name in ("cosine", "warm-up, cosine"):
+        validation, test = errors[name]
+        assert test.mean(axis=0)[validation.mean(axis=0).argmin()] < constant.min(), name
     assert is_picture(tmp_path / "new" / "learning_rate.png")
 
 
