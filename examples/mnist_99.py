@@ -7,10 +7,10 @@ that no epoch shows the same images. FOLDER holds MNIST's four files. The recipe
 that are held out for validation; the test images are looked at once, when training is over. The curves go to
 out/mnist_99.png: training is harder than validation, which is not bent.
 
-20 epochs end at 99.20 % of the validation and 99.41 % of the test images. Cireşan, Meier, Gambardella & Schmidhuber
-(2010), "Deep, big, simple neural nets for handwritten digit recognition", reach 99.65 % with 2500-2000-1500-1000-500
-hidden units and very many epochs of this. That network has 9 times the weights (`jaxnn.summary` counts them), so that
-500 epochs of it are 225 times as long as what is done here.
+20 epochs take 81 seconds on two cores, 3.4 an epoch, and end at 99.20 % of the validation and 99.41 % of the test
+images (one seed). Cireşan, Meier, Gambardella & Schmidhuber (2010), "Deep, big, simple neural nets for handwritten
+digit recognition", reach 99.65 % with 2500-2000-1500-1000-500 hidden units and very many epochs of this. That network
+has 9 times the weights (`jaxnn.summary` counts them): 500 epochs of it would be 225 times this, about 5 hours.
 """
 
 import argparse
