@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-optimised check format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/examples  ## trains on scikit-learn's digits by the hand-derived backward pass
@@ -12,6 +12,11 @@ demo: $(VENV)/examples  ## trains on scikit-learn's digits by the hand-derived b
 
 test: $(VENV)/test  ## laws, tables, mutants, examples, doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What computes, once more, compiled as users' programs are: make test leaves out what costs compiling time.
+COMPUTES := laws mutants norm conv pooling recurrent losses optimizers backprop steps training watching diagnostics
+test-optimised: $(VENV)/test  ## layers, losses, optimizers and training, optimised by the compiler
+	JAXNN_OPTIMISED=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(COMPUTES:%=tests/test_%.py)
 
 check: $(VENV)/test  ## formatter, linter, type checker
 	$(BIN)/ruff format --check
