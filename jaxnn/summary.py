@@ -93,8 +93,8 @@ def summary(
 
     FLOPs are what XLA counts in the program that it compiled for this machine: a multiplication and an addition each
     are one, exponentials and the like are not in it, and what it left out as unused costs nothing. XLA counts the body
-    of a loop once; here `repeat` and `share` count n times. Another backend or version may count a few per cent more
-    or less.
+    of a loop once; here `repeat` and `share` count n times. A convolution counts as its formula has it, whichever
+    algorithm it takes on this backend. Another backend or version may count a few per cent more or less.
 
     Args:
         net: the network.
@@ -312,9 +312,11 @@ def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bo
 
 
 def _plain(layer: Layer) -> Layer:
-    """The leaf with its rule as one product or convolution: of a rule that works in chunks XLA counts one chunk."""
-    rule = dict(layer.rules).get("plain")
-    return layer if rule is None else layer._replace(backward=rule)
+    """The leaf by its formula: a faster form may multiply with zeros, or work in chunks, of which XLA counts one."""
+    rules = dict(layer.rules)
+    return layer._replace(
+        forward=rules.get("plain forward", layer.forward), backward=rules.get("plain", layer.backward)
+    )
 
 
 def _counted(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

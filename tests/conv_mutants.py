@@ -1,12 +1,10 @@
 """Wrong rules of convolution, pooling and embedding, as (what is wrong, the row of `cases`, rule)."""
 
-import importlib
-
 import jax.numpy as jnp
 
+from jaxnn.convolutions import input_gradient, kernel_gradient
 from jaxnn.windows import place
 
-conv = importlib.import_module("jaxnn.layers.conv")
 STRIDED, DILATED = "conv, strides that leave inputs over", "conv, dilated, padded by hand"
 
 
@@ -47,8 +45,8 @@ def misplaced(windows, part, **change):
         delta_in, grads = layer.backward(params, tape, delta)
         wrong = windows._replace(**change)
         if part == "x":
-            return conv.input_gradient(delta, params["w"], wrong), grads
-        return delta_in, {**grads, "w": conv.kernel_gradient(tape, delta, wrong)}
+            return input_gradient(delta, params["w"], wrong), grads
+        return delta_in, {**grads, "w": kernel_gradient(tape, delta, wrong)}
 
     return backward
 

@@ -17,6 +17,7 @@ FLOORS = (
     {"checks"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"windows"},
+    {"convolutions"},
     {"layers"},
     {"combinators", "optimizers"},
     {"networks", "readings"},

@@ -1,6 +1,5 @@
 """Convolution against flax, loops in NumPy and jax.grad over a grid of settings; what it refuses."""
 
-import importlib
 import itertools
 import random
 
@@ -11,6 +10,7 @@ import pytest
 from laws import FLOAT32, FLOAT64, close
 
 from jaxnn import conv, serial
+from jaxnn import convolutions as rules
 from jaxnn.windows import place
 
 SETTINGS = {
@@ -133,9 +133,8 @@ ROWS = {  # D, K, stride, dilation, padding, channels: how many neighbouring win
 @pytest.mark.parametrize("name", ROWS)
 def test_kernel_gradients_by_rows(name):
     inputs, size, stride, dilation, padding, channels, together = ROWS[name]
-    rules = importlib.import_module("jaxnn.layers.conv")
     windows = place("conv", inputs, size, stride, dilation, padding)
-    assert rules._neighbours(windows) == together
+    assert rules._neighbours(windows, 2) == together
     draw = np.random.default_rng(0).normal
     with jax.enable_x64(True):
         x, delta = jnp.asarray(draw(size=(3, *inputs, channels))), jnp.asarray(draw(size=(3, *windows.positions, 4)))
@@ -143,10 +142,132 @@ def test_kernel_gradients_by_rows(name):
     close(got, expected, FLOAT64, "by rows")
 
 
+PLANES = {  # D, K, stride, dilation, padding
+    "same": ((5, 6), (3, 3), (1, 1), (1, 1), "same"),
+    "valid": ((5, 6), (2, 3), (1, 1), (1, 1), "valid"),
+    "causal": ((5, 6), (3, 2), (1, 1), (2, 2), "causal"),
+    "strides": ((7, 8), (3, 3), (2, 3), (1, 1), "same"),
+    "strides beyond the window": ((6, 9), (1, 2), (1, 4), (1, 1), "valid"),
+    "by hand, more than the window": ((4, 3), (2, 2), (1, 1), (1, 1), ((3, 0), (0, 4))),
+    "by hand, before": ((4, 5), (2, 3), (1, 2), (1, 2), ((0, 1), (5, 1))),
+    "inputs that no window sees": ((6, 7), (2, 2), (1, 3), (1, 1), "valid"),
+    "one tap": ((3, 4), (1, 1), (1, 1), (1, 1), "same"),
+    "one column": ((4, 1), (3, 1), (1, 1), (1, 1), "same"),
+    "as large as the input": ((3, 4), (3, 4), (1, 1), (1, 1), "valid"),
+}
+every_plane = pytest.mark.parametrize("name", PLANES)
+
+
+def plane(name):
+    """The windows, and x, w and δ by chance: three images of two channels, five features."""
+    windows = place("conv", *PLANES[name])
+    draw = np.random.default_rng(0).normal
+    shapes = (3, *windows.inputs, 2), (*windows.size, 2, 5), (3, *windows.positions, 5)
+    return windows, *(jnp.asarray(draw(size=shape)) for shape in shapes)
+
+
+NEIGHBOURS = [
+    (name, together)
+    for name, (*_, (_, stride), (_, dilation), _) in PLANES.items()
+    for together in (1, 2, 3, 4)
+    if stride == dilation == 1 and place("conv", *PLANES[name]).positions[-1] % together == 0
+]
+
+
+@pytest.mark.parametrize(("name", "together"), NEIGHBOURS)
+def test_neighbouring_windows_as_one_product(monkeypatch, name, together):
+    with jax.enable_x64(True):
+        windows, x, w, _ = plane(name)
+        monkeypatch.setattr(rules, "_neighbours", lambda windows, times: together)
+        close(rules.by_neighbours(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "by neighbours")
+
+
+@pytest.mark.parametrize(("taps", "expected"), [(1, 1), (2, 2), (4, 2), (5, 4)])
+def test_at_most_so_many_neighbours_as_are_worth_it(taps, expected):
+    assert rules._neighbours(place("conv", (5, 8), (3, taps), (1, 1), (1, 1), "same"), rules.THICKER) == expected
+
+
+@every_plane
+def test_images_side_by_side(name):
+    with jax.enable_x64(True):
+        windows, x, w, _ = plane(name)
+        close(rules.side_by_side(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "side by side")
+
+
+@every_plane
+def test_kernel_gradients_at_once(name):
+    with jax.enable_x64(True):
+        windows, x, _, delta = plane(name)
+        got, expected = rules.kernel_gradient_at_once(x, delta, windows), rules.kernel_gradient(x, delta, windows)
+    close(got, expected, FLOAT64, "at once")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, stride, *_) in PLANES.items() if stride[0] == 1])
+def test_input_gradients_by_rows(name):
+    with jax.enable_x64(True):
+        windows, _, w, delta = plane(name)
+        got, expected = rules.input_gradient_by_rows(delta, w, windows), rules.input_gradient(delta, w, windows)
+    close(got, expected, FLOAT64, "by rows")
+
+
+CHOSEN = {  # N, D, C, H, K, stride, padding: what is taken on a CPU for the forward pass and for both gradients
+    "wide images": (
+        (32, (16, 16), 32, 32, (3, 3), 1, "same"),
+        ("side_by_side", "kernel_gradient_at_once", "side_by_side"),
+    ),
+    "shrinking": (
+        (40, (12, 12), 20, 40, (5, 5), 1, "valid"),
+        ("side_by_side", "kernel_gradient_by_rows", "input_gradient_by_rows"),
+    ),
+    "one image": ((1, (16, 16), 32, 32, (3, 3), 1, "same"), ("correlate", "kernel_gradient_at_once", "input_gradient")),
+    "few channels": (
+        (8, (16, 16), 3, 16, (3, 3), 1, "same"),
+        ("by_neighbours", "kernel_gradient_by_rows", "input_gradient_by_products"),
+    ),
+    "strides": (
+        (2, (8, 8), 8, 8, (3, 3), 2, "same"),
+        ("correlate", "kernel_gradient_by_products", "input_gradient_by_products"),
+    ),
+    "one axis": ((2, (8,), 8, 8, (3,), 1, "same"), ("correlate", "kernel_gradient_by_products", "input_gradient")),
+    "depthwise": (
+        (2, (8, 8), 8, 8, (3, 3), 1, "same"),
+        ("by_taps", "kernel_gradient_by_taps", "input_gradient_by_taps"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
+    """On a CPU: the names of those that are called, and values and gradients as the plain ones have them."""
+    (n, inputs, channels, features, kernel, stride, padding), expected = CHOSEN[name]
+    called = []
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
+
+    def spied(which):
+        plain = getattr(rules, which)
+        return lambda *args: (called.append(which), plain(*args))[1]
+
+    for which in {algorithm for _, algorithms in CHOSEN.values() for algorithm in algorithms}:
+        monkeypatch.setattr(rules, which, spied(which))
+    groups = channels if name == "depthwise" else 1
+    layer = conv(features, kernel, stride=stride, padding=padding, groups=groups, bias=False)
+    params, state = layer.init(0, (*inputs, channels))
+    x = jax.random.normal(jax.random.key(1), (n, *inputs, channels))
+    z, _, tape = layer.forward(params, state, x)
+    delta = jax.random.normal(jax.random.key(2), z.shape)
+    first = called.pop(0)
+    called.clear()
+    delta_in, grads = layer.backward(params, tape, delta)
+    assert (first, *(which for which in called if which != "correlate")) == expected  # they call it in their turn
+    plain_in, plain = dict(layer.rules)["plain"](params, tape, delta)
+    windows = place("conv", inputs, kernel, (stride,) * len(kernel), (1,) * len(kernel), padding)
+    close(z, rules.PLAIN.forward(x, params["w"], windows, groups), FLOAT32, "forward")
+    close((delta_in, grads), (plain_in, plain), FLOAT32, "backward")
+
+
 @pytest.mark.parametrize("examples_at_a_time", [1, 2, 5, 8])
 def test_products_are_formed_a_few_examples_at_a_time(monkeypatch, examples_at_a_time):
     """Five examples, so that chunks of two leave one over."""
-    rules = importlib.import_module("jaxnn.layers.conv")
     windows = place("conv", (6, 5), (3, 2), (2, 1), (1, 2), ((1, 0), (1, 1)))
     draw = np.random.default_rng(0).normal
     delta, w = (
