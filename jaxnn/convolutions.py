@@ -110,14 +110,48 @@ def by_neighbours(x: Array, w: Array, windows: Windows) -> Array:
     Along the last axis t neighbouring windows are one that has K + t − 1 taps and t H features. Where channels are few,
     the product is thin without it, and more is copied.
     """
-    features, t = w.shape[-1], _neighbours(windows, THICKER)
-    last, others = split_last(_together(windows, t))
-    rows = jax.lax.optimization_barrier(jnp.concatenate(views(x, last), axis=-1))  # else XLA gathers number by number
-    patches = jnp.concatenate(views(rows, others), axis=-1)
+    features, t = w.shape[-1], _neighbours(windows)
     keep = ((0, 0),) * (w.ndim - 3)
     each = [jnp.pad(w, (*keep, (i, t - 1 - i), (0, 0), (0, 0))) for i in range(t)]
     across = jnp.stack(each, axis=-2).reshape(-1, t * features)
-    return (patches.reshape(-1, patches.shape[-1]) @ across).reshape(x.shape[0], *windows.positions, features)
+    return (_patches(x, _together(windows, t)) @ across).reshape(x.shape[0], *windows.positions, features)
+
+
+def kernel_gradient_by_neighbours(x: Array, delta: Array, windows: Windows) -> Array:
+    """∂C/∂w as one matrix product, [K′ C, N P/t] times [N P/t, t H], with the patches of `by_neighbours`.
+
+    The K taps of each of the t are cut out of it and added.
+    """
+    channels, features, size, t = x.shape[-1], delta.shape[-1], windows.size[-1], _neighbours(windows)
+    each = _patches(x, _together(windows, t)).T @ delta.reshape(-1, t * features)
+    each = each.reshape(*windows.size[:-1], size + t - 1, channels, t, features)
+    axis = len(windows.size) - 1
+    return reduce(jnp.add, [jax.lax.slice_in_dim(each[..., i, :], i, i + size, axis=axis) for i in range(t)])
+
+
+def _patches(x: Array, windows: Windows) -> Array:
+    """What each window sees, [N P, K C]."""
+    last, others = split_last(windows)
+    rows = jax.lax.optimization_barrier(jnp.concatenate(views(x, last), axis=-1))  # else XLA gathers number by number
+    patches = jnp.concatenate(views(rows, others), axis=-1)
+    return patches.reshape(-1, patches.shape[-1])
+
+
+def _neighbours(windows: Windows) -> int:
+    """How many windows to take together: 4 or 2 where THICKER times as much is multiplied then, at most."""
+    size, positions = windows.size[-1], windows.positions[-1]
+    if size == 1 or windows.stride[-1] > 1 or windows.dilation[-1] > 1:
+        return 1
+    return next((t for t in (4, 2) if positions % t == 0 and size + t - 1 <= THICKER * size), 1)
+
+
+def _together(windows: Windows, t: int) -> Windows:
+    """Windows of K + t − 1 taps along the last axis, each in place of t that are neighbours."""
+    return windows._replace(
+        size=(*windows.size[:-1], windows.size[-1] + t - 1),
+        stride=(*windows.stride[:-1], t * windows.stride[-1]),
+        positions=(*windows.positions[:-1], windows.positions[-1] // t),
+    )
 
 
 def side_by_side(x: Array, w: Array, windows: Windows) -> Array:
@@ -154,38 +188,12 @@ def _in_rows(x: Array, windows: Windows) -> tuple[Array, Windows]:
 
 
 def kernel_gradient_by_rows(x: Array, delta: Array, windows: Windows) -> Array:
-    """∂C/∂w as one matrix product for each tap of all axes but the last, whose taps stand side by side.
-
-    Where channels are few, t neighbouring windows of the last axis are one that has K + t − 1 taps and t H features:
-    [(K + t − 1) C, N P/t] times [N P/t, t H]. Less is copied, and the products are larger; the K taps of each of the t
-    are cut out of it and added.
-    """
-    channels, features, size = x.shape[-1], delta.shape[-1], windows.size[-1]
-    t = _neighbours(windows, 2) if channels <= FEW_CHANNELS else 1
-    rows, others = _in_rows(x, _together(windows, t))
-    back = jnp.moveaxis(delta, 0, -3).reshape(-1, t * features)
+    """∂C/∂w as one matrix product for each tap of all axes but the last: [K C, N P] times [N P, H]."""
+    x = jax.lax.optimization_barrier(x)  # what gives x would be computed again for every tap
+    rows, others = _in_rows(x, windows)
+    back = jnp.moveaxis(delta, 0, -3).reshape(-1, delta.shape[-1])
     each = jnp.stack([seen.reshape(-1, rows.shape[-1]).T @ back for seen in views(rows, others)])
-    each = each.reshape(*windows.size[:-1], size + t - 1, channels, t, features)
-    axis = len(windows.size) - 1
-    cut = [jax.lax.slice_in_dim(each[..., i, :], i, i + size, axis=axis) for i in range(t)]
-    return reduce(jnp.add, cut)
-
-
-def _neighbours(windows: Windows, times: float) -> int:
-    """How many windows to take together: 4 or 2 where `times` as much is multiplied then, at most."""
-    size, positions = windows.size[-1], windows.positions[-1]
-    if size == 1 or windows.stride[-1] > 1 or windows.dilation[-1] > 1:
-        return 1
-    return next((t for t in (4, 2) if positions % t == 0 and size + t - 1 <= times * size), 1)
-
-
-def _together(windows: Windows, t: int) -> Windows:
-    """Windows of K + t − 1 taps along the last axis, each in place of t that are neighbours."""
-    return windows._replace(
-        size=(*windows.size[:-1], windows.size[-1] + t - 1),
-        stride=(*windows.stride[:-1], t * windows.stride[-1]),
-        positions=(*windows.positions[:-1], windows.positions[-1] // t),
-    )
+    return each.reshape(*windows.size, x.shape[-1], delta.shape[-1])
 
 
 def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
@@ -279,10 +287,10 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
 # kernel's gradient another way there (outside a loop 11 and 9.5 for the first two). 5×5 taps without padding, 3×3 with
 # padding that keeps the size.
 #
-# kernel gradients                 convolution  a product for each tap  by rows  at once
-# batch 128, 28×28×1 → 20, 5×5          35               3.5               1.5      9.5
-# batch 128, 12×12×20 → 40, 5×5        224               3.9               4.4      5.0   (in a LeNet's step rows win)
-# batch 64, 32×32×3 → 16, 3×3                            3.6               1.6      2.0
+# kernel gradients                 convolution  a product for each tap  by rows  at once  by neighbours
+# batch 128, 28×28×1 → 20, 5×5          35               3.5               1.9      9.5       1.1
+# batch 64, 32×32×3 → 16, 3×3                            3.6                        2.0       1.1
+# batch 128, 12×12×20 → 40, 5×5        224               3.9               4.4      5.0           (a LeNet's step: rows)
 # batch 64, 32×32×16 → 16, 3×3                          10.2              11.3      5.0
 # batch 64, 16×16×32 → 32, 3×3         474               4.6               4.7      4.7
 # batch 64, 8×8×64 → 64, 3×3                             3.8               3.2      2.6
@@ -305,6 +313,8 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
 # batch 64, 32×32×3 → 32, 3×3           6.0          6.6              1.7   1.2   1.6
 # batch 16, 64×64×3 → 32, 5×5          13.6         13.9              4.4   3.2   3.3
 # batch 64, 32×32×3 → 64, 7×7          14.0          8.2             17.5  14.5  13.0
+# batch 64, 1000×1 → 32, 15             1.8                                     0.6
+# batch 16, 16×16×16×1 → 16, 3×3×3     17.1                               0.9
 #
 # Depthwise by taps instead of by convolution, batch 64, 16×16×32, 3×3: forward 0.5 against 13.8, kernel gradient 3.3
 # against 5.3, input gradient 0.5 against 13.9.
@@ -312,8 +322,8 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
 FEW_CHANNELS = 4  # up to as many, rows win for the kernel's gradient, and products for the input's of the same size
 MANY_TAPS = 5  # and from so many on along the last axis, rows
 SHRINKS = 1.5  # and from this ratio of inputs to positions on: so many of its products are with zeros
-THICKER = 1.6  # times as much may be multiplied forward for a product with more columns
-SHORT = 128  # numbers that its windows may hold
+THICKER = 1.6  # times as much may be multiplied for a product with more columns
+SHORT = 128  # numbers that its windows may hold where there are two axes, and images can stand side by side instead
 TASK = 1 << 16  # numbers, see _on_one_core
 CHUNK = 1 << 20  # bytes that are formed at a time: what stays in the cache of a core
 
@@ -340,16 +350,13 @@ def _on_one_core(x: Array, w: Array, windows: Windows) -> bool:
     return alone and x.shape[0] > 1 and x.shape[0] * width * max(length, features) >= 2 * TASK
 
 
-def _is_thin(w: Array, windows: Windows) -> bool:
-    """Whether two or four windows are worth one product, as in the first layer of a network for images."""
-    *size, channels, _ = w.shape
-    t = _neighbours(windows, THICKER)
-    length = math.prod(size[:-1]) * (size[-1] + t - 1) * channels
-    return len(size) == 2 and channels <= FEW_CHANNELS and t > 1 and length <= SHORT
-
-
-def _wants_rows(x: Array, windows: Windows) -> bool:
-    return x.shape[-1] <= FEW_CHANNELS or windows.size[-1] >= MANY_TAPS
+def _is_thin(x: Array, windows: Windows) -> bool:
+    """Whether two or four windows are worth one product, as in the first layer of a network."""
+    *others, size = windows.size
+    t, channels = _neighbours(windows), x.shape[-1]
+    if t == 1 or channels > FEW_CHANNELS:
+        return False
+    return len(windows.size) != 2 or math.prod(others) * (size + t - 1) * channels <= SHORT
 
 
 def _keeps_rows(windows: Windows) -> bool:
@@ -364,7 +371,7 @@ def _forward(x: Array, w: Array, windows: Windows, groups: int) -> Array:
         return correlate(x, w, windows, groups)
 
     def otherwise(x: Array, w: Array) -> Array:
-        if _is_thin(w, windows):
+        if _is_thin(x, windows):
             return by_neighbours(x, w, windows)
         return (side_by_side if _on_one_core(x, w, windows) else correlate)(x, w, windows)
 
@@ -378,7 +385,9 @@ def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> A
         return kernel_gradient(x, delta, windows, groups)
 
     def by_products(x: Array, delta: Array) -> Array:
-        if groups == 1 and _wants_rows(x, windows):
+        if groups == 1 and _is_thin(x, windows):
+            return kernel_gradient_by_neighbours(x, delta, windows)
+        if groups == 1 and (x.shape[-1] <= FEW_CHANNELS or windows.size[-1] >= MANY_TAPS):
             return kernel_gradient_by_rows(x, delta, windows)
         if groups == 1 and _keeps_rows(windows):
             return kernel_gradient_at_once(x, delta, windows)

@@ -117,31 +117,6 @@ def test_any_settings(seed):
             close((grads, delta_in), pull(delta), FLOAT64, "hand vs jax.vjp")
 
 
-ROWS = {  # D, K, stride, dilation, padding, channels: how many neighbouring windows are one
-    "four": ((6, 8), (3, 3), (1, 1), (1, 1), "same", 1, 4),
-    "two": ((5, 6), (2, 5), (2, 1), (1, 1), ((1, 0), (2, 2)), 3, 2),
-    "odd": ((5, 7), (3, 3), (1, 1), (2, 1), "same", 2, 1),
-    "strides": ((5, 8), (3, 3), (1, 2), (1, 1), "same", 1, 1),
-    "dilation": ((5, 8), (3, 3), (1, 1), (1, 2), "same", 1, 1),
-    "one tap": ((5, 8), (3, 1), (1, 1), (1, 1), "same", 1, 1),
-    "many channels": ((6, 8), (3, 5), (1, 1), (1, 1), "causal", 6, 4),
-    "one axis": ((12,), (4,), (1,), (1,), "causal", 1, 4),
-    "three axes": ((3, 4, 4), (2, 3, 3), (1, 2, 1), (2, 1, 1), "same", 2, 4),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_kernel_gradients_by_rows(name):
-    inputs, size, stride, dilation, padding, channels, together = ROWS[name]
-    windows = place("conv", inputs, size, stride, dilation, padding)
-    assert rules._neighbours(windows, 2) == together
-    draw = np.random.default_rng(0).normal
-    with jax.enable_x64(True):
-        x, delta = jnp.asarray(draw(size=(3, *inputs, channels))), jnp.asarray(draw(size=(3, *windows.positions, 4)))
-        got, expected = rules.kernel_gradient_by_rows(x, delta, windows), rules.kernel_gradient(x, delta, windows)
-    close(got, expected, FLOAT64, "by rows")
-
-
 PLANES = {  # D, K, stride, dilation, padding
     "same": ((5, 6), (3, 3), (1, 1), (1, 1), "same"),
     "valid": ((5, 6), (2, 3), (1, 1), (1, 1), "valid"),
@@ -155,12 +130,18 @@ PLANES = {  # D, K, stride, dilation, padding
     "one column": ((4, 1), (3, 1), (1, 1), (1, 1), "same"),
     "as large as the input": ((3, 4), (3, 4), (1, 1), (1, 1), "valid"),
 }
+PLACES = {
+    **PLANES,
+    "one axis": ((12,), (4,), (1,), (1,), "causal"),
+    "one axis, strides": ((9,), (3,), (2,), (2,), "same"),
+    "three axes": ((3, 4, 4), (2, 3, 3), (1, 2, 1), (2, 1, 1), "same"),
+}
 every_plane = pytest.mark.parametrize("name", PLANES)
 
 
-def plane(name):
-    """The windows, and x, w and δ by chance: three images of two channels, five features."""
-    windows = place("conv", *PLANES[name])
+def placed(name):
+    """The windows, and x, w and δ by chance: three examples of two channels, five features."""
+    windows = place("conv", *PLACES[name])
     draw = np.random.default_rng(0).normal
     shapes = (3, *windows.inputs, 2), (*windows.size, 2, 5), (3, *windows.positions, 5)
     return windows, *(jnp.asarray(draw(size=shape)) for shape in shapes)
@@ -168,36 +149,59 @@ def plane(name):
 
 NEIGHBOURS = [
     (name, together)
-    for name, (*_, (_, stride), (_, dilation), _) in PLANES.items()
+    for name, (_, _, stride, dilation, _) in PLACES.items()
     for together in (1, 2, 3, 4)
-    if stride == dilation == 1 and place("conv", *PLANES[name]).positions[-1] % together == 0
+    if stride[-1] == dilation[-1] == 1 and place("conv", *PLACES[name]).positions[-1] % together == 0
 ]
 
 
 @pytest.mark.parametrize(("name", "together"), NEIGHBOURS)
 def test_neighbouring_windows_as_one_product(monkeypatch, name, together):
     with jax.enable_x64(True):
-        windows, x, w, _ = plane(name)
-        monkeypatch.setattr(rules, "_neighbours", lambda windows, times: together)
-        close(rules.by_neighbours(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "by neighbours")
+        windows, x, w, delta = placed(name)
+        monkeypatch.setattr(rules, "_neighbours", lambda windows: together)
+        close(rules.by_neighbours(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "forward")
+        got = rules.kernel_gradient_by_neighbours(x, delta, windows)
+        close(got, rules.kernel_gradient(x, delta, windows), FLOAT64, "kernel gradient")
 
 
-@pytest.mark.parametrize(("taps", "expected"), [(1, 1), (2, 2), (4, 2), (5, 4)])
-def test_at_most_so_many_neighbours_as_are_worth_it(taps, expected):
-    assert rules._neighbours(place("conv", (5, 8), (3, taps), (1, 1), (1, 1), "same"), rules.THICKER) == expected
+@pytest.mark.parametrize(
+    ("width", "taps", "stride", "dilation", "expected"),
+    [
+        (8, 1, 1, 1, 1),
+        (8, 2, 1, 1, 2),
+        (8, 4, 1, 1, 2),
+        (8, 5, 1, 1, 4),
+        (6, 5, 1, 1, 2),
+        (7, 5, 1, 1, 1),
+        (8, 5, 2, 1, 1),
+        (8, 5, 1, 2, 1),
+    ],
+)
+def test_as_many_neighbours_as_are_worth_it(width, taps, stride, dilation, expected):
+    windows = place("conv", (5, width), (3, taps), (1, stride), (1, dilation), "same")
+    assert rules._neighbours(windows) == expected
 
 
 @every_plane
 def test_images_side_by_side(name):
     with jax.enable_x64(True):
-        windows, x, w, _ = plane(name)
+        windows, x, w, _ = placed(name)
         close(rules.side_by_side(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "side by side")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_kernel_gradients_by_rows(name):
+    with jax.enable_x64(True):
+        windows, x, _, delta = placed(name)
+        got, expected = rules.kernel_gradient_by_rows(x, delta, windows), rules.kernel_gradient(x, delta, windows)
+    close(got, expected, FLOAT64, "by rows")
 
 
 @every_plane
 def test_kernel_gradients_at_once(name):
     with jax.enable_x64(True):
-        windows, x, _, delta = plane(name)
+        windows, x, _, delta = placed(name)
         got, expected = rules.kernel_gradient_at_once(x, delta, windows), rules.kernel_gradient(x, delta, windows)
     close(got, expected, FLOAT64, "at once")
 
@@ -205,7 +209,7 @@ def test_kernel_gradients_at_once(name):
 @pytest.mark.parametrize("name", [name for name, (_, _, stride, *_) in PLANES.items() if stride[0] == 1])
 def test_input_gradients_by_rows(name):
     with jax.enable_x64(True):
-        windows, _, w, delta = plane(name)
+        windows, _, w, delta = placed(name)
         got, expected = rules.input_gradient_by_rows(delta, w, windows), rules.input_gradient(delta, w, windows)
     close(got, expected, FLOAT64, "by rows")
 
@@ -222,7 +226,11 @@ CHOSEN = {  # N, D, C, H, K, stride, padding: what is taken on a CPU for the for
     "one image": ((1, (16, 16), 32, 32, (3, 3), 1, "same"), ("correlate", "kernel_gradient_at_once", "input_gradient")),
     "few channels": (
         (8, (16, 16), 3, 16, (3, 3), 1, "same"),
-        ("by_neighbours", "kernel_gradient_by_rows", "input_gradient_by_products"),
+        ("by_neighbours", "kernel_gradient_by_neighbours", "input_gradient_by_products"),
+    ),
+    "few channels, strides": (
+        (2, (16, 16), 3, 8, (3, 3), 2, "same"),
+        ("correlate", "kernel_gradient_by_rows", "input_gradient_by_products"),
     ),
     "strides": (
         (2, (8, 8), 8, 8, (3, 3), 2, "same"),
