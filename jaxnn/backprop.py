@@ -35,6 +35,7 @@ from jaxnn.checks import (
 )
 from jaxnn.combinators import map_layers
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
+from jaxnn.sequences import Sequences
 from jaxnn.types import (
     Activation,
     Array,
@@ -339,6 +340,11 @@ ZEROS = "a leaf without a penalty has a grad of zeros:"
 
 def cost(loss: Loss, output: Any, target: Tree) -> Array:
     """loss.value(output, target), held to be [N]: a mean over the batch, or a cost per entry, is another loss."""
+    if isinstance(output, Sequences):
+        raise TypeError(
+            f"loss {loss.name!r} takes one array, and the network's output is Sequences with a mask: let the last "
+            "recurrent layer return 'last', or 'values' to count every step, masked ones too"
+        )
     n, value = batch_size("output", output), loss.value(output, target)
     if jnp.shape(value) != (n,):
         raise ValueError(

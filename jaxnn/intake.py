@@ -7,7 +7,7 @@ validation set that does not fit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from numbers import Number
 from typing import Any
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxnn.backprop import check_params, check_records, cost
-from jaxnn.checks import describe, finite_values, is_floating, number, path_name, weight_values
+from jaxnn.checks import describe, finite_values, inside, is_floating, number, path_name, weight_values
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -89,11 +89,24 @@ def check_values(
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if is_floating(leaf):
                 finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), CLEAN)
+    with _about(f"{what}: x"):
+        _look_at_inputs(net, x)
     for values in weights:
         weight_values(f"{what}: weights", values)
     if loss.check is not None:
         with _about(what):
             loss.check(output, target)
+
+
+def _look_at_inputs(layer: Layer, x: Tree) -> None:
+    """Every layer that reads the network's own input looks at its values, if it has a rule for that."""
+    look = dict(layer.rules).get("look at inputs")
+    if look is not None:
+        look(x)
+    first = 1 if layer.kind == "serial" else None
+    for name, child in zip(layer.child_names[:first], layer.children[:first], strict=True):
+        with inside(name) if name else nullcontext():
+            _look_at_inputs(child, x)
 
 
 @contextmanager

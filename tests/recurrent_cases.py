@@ -5,7 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from jaxnn import Sequences, bidirectional, gru, lstm, rnn, serial, sigmoid
+from jaxnn import Sequences, bidirectional, dense, gru, layer_norm, lstm, rnn, serial, sigmoid, tanh
 
 FEATURES = 2
 
@@ -57,6 +57,10 @@ COMBINED = {
     "bidirectional": (lambda: bidirectional(gru(2)), (3, 2)),
     "bidirectional, masked": (
         lambda: framed(serial(bidirectional(rnn(2)), bidirectional(lstm(1, returns="last")))),
+        (3, 3),
+    ),
+    "masked, by way of layers that work on each step": (
+        lambda: framed(serial(dense(3), tanh, layer_norm(), gru(2, returns="last"))),
         (3, 3),
     ),
 }

@@ -16,7 +16,7 @@ FLOORS = (
     {"types"},
     {"checks"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
-    | {"windows"},
+    | {"sequences", "windows"},
     {"convolutions"},
     {"layers"},
     {"combinators", "optimizers"},
@@ -45,7 +45,6 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "layers/recurrent": (
-        {"sequences"},
         {"through_time"},
         {"elman", "gru", "lstm"},
         {"__init__"},

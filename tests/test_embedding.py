@@ -4,9 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import FLOAT32, close
+from laws import FLOAT32, FLOAT64, close
 
-from jaxnn import autodiff, backprop, dense, embedding, fit, flatten, losses, serial, sgd
+from jaxnn import (
+    Sequences,
+    autodiff,
+    backprop,
+    bidirectional,
+    dense,
+    dropout,
+    embedding,
+    fit,
+    flatten,
+    gru,
+    layer_norm,
+    losses,
+    lstm,
+    parallel,
+    serial,
+    sgd,
+    tanh,
+)
 
 V, H = 5, 3
 X = jnp.array([[4, 0, 4], [2, 4, 1]])
@@ -57,6 +75,107 @@ def test_fit_takes_token_sequences():
     x = x.astype(np.int32)
     result = fit(NET, losses.softmax_cross_entropy, sgd(0.5), (x, labels), key=0, epochs=20, batch_size=8)
     assert result.history["loss"][-1] < 0.1 < result.history["loss"][0]
+
+
+# ---------------------------------------------------------------- sequences of tokens whose lengths differ
+
+MASK = np.array([[True, True, True], [True, False, False], [False, True, True]])
+TOKENS = jnp.array([[4, 0, 4], [2, 1, 1], [3, 2, 0]])
+SPOILT = jnp.where(MASK, TOKENS, -7)
+DEEP = serial(
+    embedding(V, H),
+    layer_norm(),
+    dense(4),
+    tanh,
+    bidirectional(gru(2)),
+    dropout(0.5),
+    lstm(3, returns="last"),
+    dense(2),
+)
+LABELS = jnp.array([0, 1, 1])
+
+
+def deep(dtype=jnp.float32):
+    return DEEP.init(0, Sequences(*(jax.ShapeDtypeStruct((3,), kind) for kind in (jnp.int32, jnp.bool_))), dtype)
+
+
+def test_masks_pass_through_layers_that_work_on_each_step():
+    """Both derivations of a network with a mask, and the gradients that its sequences have alone."""
+    with jax.enable_x64(True):
+        params, state = deep(jnp.float64)
+        x = Sequences(SPOILT, jnp.asarray(MASK))
+        by_hand, by_jax = (
+            derive(DEEP, losses.softmax_cross_entropy, read=("deltas",))(
+                params, state, x, LABELS, rng=jax.random.key(1)
+            )
+            for derive in (backprop, autodiff)
+        )
+        close(by_hand.grads, by_jax.grads, FLOAT64, "gradients")
+        close(by_hand.readings, by_jax.readings, FLOAT64, "δs")
+        passes = backprop(DEEP, losses.softmax_cross_entropy, train=False)
+        whole = passes(params, state, x, LABELS)
+        alone = [passes(params, state, TOKENS[n : n + 1, MASK[n]], LABELS[n : n + 1]) for n in range(len(MASK))]
+        close(whole.loss, sum(one.loss for one in alone) / 3, FLOAT64, "loss")
+        mean = jax.tree.map(lambda *grads: sum(grads) / 3, *(one.grads for one in alone))
+        close(whole.grads, mean, FLOAT64, "gradients of each alone")
+
+
+@pytest.mark.parametrize("layer", [dense(2), layer_norm(), dropout(0.5), serial(tanh), embedding(V, 2)])
+def test_a_layer_hands_on_mask_and_state(layer):
+    values = TOKENS if layer.kind == "embedding" else jax.random.normal(jax.random.key(0), (3, 3, 4))
+    x = Sequences(values, jnp.asarray(MASK), jnp.ones((3, 5)))
+    params, state = layer.init(0, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x))
+    rng = jax.random.key(1)
+    y, _, tape = layer.forward(params, state, x, train=True, rng=rng)
+    plain, _, plain_tape = layer.forward(params, state, values, train=True, rng=rng)
+    assert y.mask is x.mask
+    assert y.initial is x.initial
+    shown = MASK if layer.kind == "embedding" else np.ones_like(MASK)
+    assert np.array_equal(y.values[shown], plain[shown])
+    delta = jnp.where(MASK[..., None], jax.random.normal(jax.random.key(2), plain.shape), 0)
+    delta_in, grads = layer.backward(params, tape, Sequences(delta, (), jnp.full((3, 5), 2.0)))
+    expected_in, expected = layer.backward(params, plain_tape, delta)
+    assert (delta_in.initial == 2).all()
+    assert delta_in.mask == ()
+    close((delta_in.values, grads), (expected_in, expected), FLOAT32, "backward")
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_fit_looks_at_the_tokens_that_are_not_masked(where):
+    net = serial(
+        parallel(serial(embedding(V, 2), gru(2, returns="last")), serial(embedding(V, 2), gru(2, returns="last")))
+    )
+    wrong, right = (Sequences(np.asarray(tokens), MASK) for tokens in (TOKENS.at[0, 1].set(V), SPOILT))
+    train, validation = (wrong, right) if where == "training" else (right, wrong)
+    what = "data" if where == "training" else "validation"
+    with pytest.raises(ValueError, match=rf"{what}: x: layer '.*embedding_0' expects indices 0 … 4.*\[0, 1\]: 5"):
+        fit(
+            net,
+            losses.softmax_cross_entropy,
+            sgd(0.1),
+            (train, LABELS),
+            key=0,
+            epochs=1,
+            batch_size=3,
+            validation=(validation, LABELS),
+        )
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(
+        ValueError, match=r"layer 'embedding_0' expects a mask \[N, T\] of shape \(3, 3\), got \(3, 2\)"
+    ):
+        DEEP.forward(*deep(), Sequences(TOKENS, jnp.asarray(MASK[:, :2])))
+
+
+def test_a_loss_of_masked_sequences_is_refused():
+    net = serial(embedding(V, 2), gru(2))
+    params, state = net.init(0, jax.ShapeDtypeStruct((3,), jnp.int32))
+    with pytest.raises(TypeError, match=r"the network's output is Sequences with a mask: .*'values' to count"):
+        backprop(net, losses.softmax_cross_entropy)(params, state, Sequences(TOKENS, jnp.asarray(MASK)), TOKENS % 2)
+
+
+# ---------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize("wrong", [-1, -V, V, 2**31 - 1])

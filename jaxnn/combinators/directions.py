@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, inside, layer_key
 from jaxnn.combinators.parts import as_layers, child_key, combinator, entries, entry
-from jaxnn.layers.recurrent import Sequences
+from jaxnn.sequences import Sequences
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
 
 NAMES = ("forward", "backward")

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, features
+from jaxnn.sequences import over_values
 from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
 
 
@@ -51,4 +52,4 @@ def activation(function: Activation) -> Layer:
         z, h = tape
         return delta * function.slope(z, h), {}
 
-    return Layer(function.name, init, forward, backward, rules=(("activation", lambda: function),))
+    return over_values(Layer(function.name, init, forward, backward, rules=(("activation", lambda: function),)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, features, input_spec, whole_number
+from jaxnn.sequences import over_values
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
 NARROW = 32  # up to this width XLA's CPU backend is faster at (δᵀ x)ᵀ than at xᵀ δ: 10 against 25 µs for [128, 10]
@@ -99,4 +100,4 @@ def dense(
         grads = {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
         return (delta @ params["w"].T).astype(x.dtype), grads
 
-    return Layer("dense", init, forward, backward)
+    return over_values(Layer("dense", init, forward, backward))

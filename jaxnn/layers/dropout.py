@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, accumulator, as_key, features, number
+from jaxnn.sequences import over_values
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
 
 
@@ -64,4 +65,4 @@ def dropout(drop_rate: float) -> Layer:
         wide = accumulator(values.dtype)  # in bfloat16 1/0.9 would be off by 0.3 % in every value
         return (values.astype(wide) * (kept.astype(wide) / (1 - drop_rate))).astype(values.dtype)
 
-    return Layer("dropout", init, forward, backward)
+    return over_values(Layer("dropout", init, forward, backward))

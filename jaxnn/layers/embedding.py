@@ -9,13 +9,14 @@ import numpy as np
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, first_of, input_spec, is_concrete, labels_and_wrong, whole_number
+from jaxnn.sequences import as_sequences, over_values, tokens_seen
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 
 
 def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None) -> Layer:
     """A table with a row for each index: a dense layer on one-hot vectors that are never formed.
 
-    Forward, x [N, …] of whole numbers 0 … V − 1 → y [N, …, H]:
+    Forward, x [N, …] of whole numbers 0 … V − 1, or `Sequences` of such [N, T] → y [N, …, H], with their mask:
 
         yₙₕ = W_jₕ,   j = xₙ
 
@@ -25,7 +26,7 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
         ∂C/∂x    none: `()`, whole numbers have no slope
 
     Parameters: `{"w": [V, H]}`. An index below 0 or above V − 1 is refused where its value can be looked at; in a
-    compiled program it gives NaN, and is never wrapped round or clipped.
+    compiled program it gives NaN, and is never wrapped round or clipped. What a mask hides may be any number.
 
     Args:
         vocabulary: V, the number of indices, at least 1.
@@ -76,7 +77,10 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
         grad = grad.at[index].add(delta.astype(wide), mode="drop", wrap_negative_indices=False)
         return (), {"w": grad.astype(params["w"].dtype)}
 
-    return Layer("embedding", init, forward, backward)
+    def look(x: Any) -> None:
+        _in_vocabulary(np.asarray(tokens_seen("embedding", as_sequences(x))), vocabulary)
+
+    return over_values(Layer("embedding", init, forward, backward, rules=(("look at inputs", look),)), hide=True)
 
 
 def _indices(x: Any) -> Shape:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, accumulator, features, input_spec, number
+from jaxnn.sequences import over_values
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
 
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
@@ -165,7 +166,7 @@ def layer_norm(*, eps: float = EPS) -> Layer:
         delta_in = r * (g - g.mean(-1, keepdims=True) - x_hat * along)
         return delta_in.astype(delta.dtype), _like(params, grads)
 
-    return Layer("layer_norm", init, forward, backward)
+    return over_values(Layer("layer_norm", init, forward, backward))
 
 
 # ---------------------------------------------------------------- what both do

@@ -3,6 +3,6 @@
 from jaxnn.layers.recurrent.elman import rnn, rnn_step
 from jaxnn.layers.recurrent.gru import gru, gru_step
 from jaxnn.layers.recurrent.lstm import lstm, lstm_step
-from jaxnn.layers.recurrent.sequences import Sequences
+from jaxnn.sequences import Sequences
 
 __all__ = ["Sequences", "gru", "gru_step", "lstm", "lstm_step", "rnn", "rnn_step"]

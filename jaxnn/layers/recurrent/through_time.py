@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number, widest
-from jaxnn.layers.recurrent.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
+from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")

@@ -1,5 +1,7 @@
 """What a recurrent layer reads: sequences, a mask where their lengths differ, a state to begin with.
 
+Layers that work on each step alone take such a record as well, and hand mask and state on: `over_values`.
+
 N batch, T time, D features in, H width of the state.
 """
 
@@ -10,14 +12,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, features, is_floating
-from jaxnn.types import Array, Shape, Tree
+from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Shape, State, Tree
 
 
 class Sequences(NamedTuple):
     """A batch of sequences for a recurrent layer; `()` stands for what is left out, and for the δ of the mask.
 
     Attributes:
-        values: [N, T, D]. Where the mask is False they are not looked at, NaN neither.
+        values: [N, T, D], or tokens [N, T] for `embedding`. It hands the mask on, as `dense`, `dropout`, `layer_norm`
+            and activations do. Where the mask is False, recurrent layers and `embedding` do not look: NaN and indices
+            out of range do no harm there.
         mask: [N, T] of booleans, True where there is something to read; all of it without a mask. A step that is
             masked leaves the state as it was, wherever it stands.
         initial: the state before the first step, zeros without one: [N, H] of `rnn` and `gru`, a pair (h, c) of such
@@ -105,3 +109,40 @@ def _check_initial(kind: str, initial: Any, parts: tuple[str, ...], expected: Sh
 def hidden(values: Array, mask: Array) -> Array:
     """The values with 0 where they are masked: what stands there must not reach a product, where 0 · NaN is NaN."""
     return jnp.where(mask[..., None], values, 0)
+
+
+def over_values(layer: Layer, *, hide: bool = False) -> Layer:
+    """A layer that works on each step alone, and now takes `Sequences` too: f of their values, with the mask they had.
+
+    With `hide` it sees 0 where the mask is False.
+    """
+
+    def seen(x: Sequences) -> Any:
+        return tokens_seen(layer.kind, x) if hide else x.values
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return layer.init(key, in_shape.values if isinstance(in_shape, Sequences) else in_shape, dtype)
+
+    def forward(
+        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        if not isinstance(x, Sequences):
+            return layer.forward(params, state, x, train=train, rng=rng)
+        y, state, tape = layer.forward(params, state, seen(x), train=train, rng=rng)
+        return x._replace(values=y), state, tape
+
+    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        if not isinstance(delta, Sequences):
+            return layer.backward(params, tape, delta)
+        delta_in, grads = layer.backward(params, tape, delta.values)
+        return delta._replace(values=delta_in), grads
+
+    return layer._replace(init=init, forward=forward, backward=backward)
+
+
+def tokens_seen(kind: str, x: Sequences) -> Any:
+    """The tokens [N, T], 0 where they are masked."""
+    if not is_given(x.mask) or not hasattr(x.values, "shape"):
+        return x.values
+    _check_mask(kind, x.mask, tuple(x.values.shape))
+    return jnp.where(x.mask, x.values, 0)
