@@ -17,7 +17,7 @@ def sequence_classifier(
 ) -> Layer:
     """Recurrent layers, one on top of the other, and a dense layer on the last state: x [N, T, D] → logits [N, K].
 
-    x may be `Sequences` with a mask, where lengths differ. For tokens put `embedding(V, D)` before it: `serial` of both.
+    x may be `Sequences` with a mask, where lengths differ. Tokens take `embedding(V, D)` before it, in a `serial`.
 
     Args:
         cell: `rnn`, `gru` or `lstm`.
