@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from examples_loader import load_example
-from laws import FLOAT64, close
+from laws import FLOAT32, FLOAT64, close
 
 import jaxnn
 from jaxnn import autodiff, backprop, losses, networks
@@ -57,6 +58,27 @@ def test_what_cannot_be_is_refused():
         networks.resnet(blocks=0)
     with pytest.raises(ValueError, match=r"layer 'conv_1' has a window of \(5, 5\)"):
         networks.lenet().init(0, (8, 8, 1))
+
+
+def test_lenet_with_the_weights_of_pytorch():
+    """Kernels, and the dense layer that reads flattened feature maps, as the docstring of `conv` converts them."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    nn = torch.nn
+    convs, denses = (nn.Conv2d(1, 20, 5), nn.Conv2d(20, 40, 5)), (nn.Linear(640, 100), nn.Linear(100, 10))
+    block = lambda conv: (conv, nn.ReLU(), nn.MaxPool2d(2))
+    theirs = nn.Sequential(*block(convs[0]), *block(convs[1]), nn.Flatten(), denses[0], nn.ReLU(), denses[1])
+    params = {}
+    for i, layer in enumerate(convs):
+        weight, bias = (jnp.asarray(p.detach().numpy()) for p in (layer.weight, layer.bias))
+        params[f"conv_{i}"] = {"w": jnp.moveaxis(weight, (0, 1), (-1, -2)), "b": bias}
+    for i, layer in enumerate(denses):
+        weight, bias = (jnp.asarray(p.detach().numpy()) for p in (layer.weight, layer.bias))
+        params[f"dense_{i}"] = {"w": weight.T, "b": bias}
+    w = params["dense_0"]["w"]
+    params["dense_0"]["w"] = jnp.moveaxis(w.reshape(40, 4, 4, -1), 0, -2).reshape(w.shape)
+    x = np.random.default_rng(0).random((3, 28, 28, 1), dtype=np.float32)
+    expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+    close(networks.lenet().forward(params, {}, jnp.asarray(x))[0], expected, FLOAT32, "PyTorch")
 
 
 def test_the_example_learns_the_digits(tmp_path, capsys):

@@ -48,8 +48,8 @@ def conv(
     With G groups, output o sees the C/G inputs of its group alone, ⌊o G/H⌋. With G = C it is depthwise.
 
     Parameters: `{"w": [*K, C/G, H], "b": [H]}`, flax's layout. PyTorch's weight [H, C/G, *K] is
-    `jnp.moveaxis(weight, (0, 1), (-1, -2))`. A PyTorch network flattens channels first: a dense layer behind `flatten`
-    needs its rows in another order too.
+    `jnp.moveaxis(weight, (0, 1), (-1, -2))`. PyTorch flattens [C, *D] where `flatten` has [*D, C]: the w of a dense
+    layer behind it is `jnp.moveaxis(weight.T.reshape(C, *D, -1), 0, -2).reshape(weight.T.shape)`.
 
     Args:
         features: H, at least 1.
