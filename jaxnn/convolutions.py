@@ -323,6 +323,7 @@ FEW_CHANNELS = 4  # up to as many, rows win for the kernel's gradient, and produ
 MANY_TAPS = 5  # and from so many on along the last axis, rows
 SHRINKS = 1.5  # and from this ratio of inputs to positions on: so many of its products are with zeros
 THICKER = 1.6  # times as much may be multiplied for a product with more columns
+MANY_WINDOWS = 1 << 14  # from so many on in a batch it saves time
 SHORT = 128  # numbers that its windows may hold where there are two axes, and images can stand side by side instead
 TASK = 1 << 16  # numbers, see _on_one_core
 CHUNK = 1 << 20  # bytes that are formed at a time: what stays in the cache of a core
@@ -354,7 +355,7 @@ def _is_thin(x: Array, windows: Windows) -> bool:
     """Whether two or four windows are worth one product, as in the first layer of a network."""
     *others, size = windows.size
     t, channels = _neighbours(windows), x.shape[-1]
-    if t == 1 or channels > FEW_CHANNELS:
+    if t == 1 or channels > FEW_CHANNELS or x.shape[0] * math.prod(windows.positions) < MANY_WINDOWS:
         return False
     return len(windows.size) != 2 or math.prod(others) * (size + t - 1) * channels <= SHORT
 
@@ -369,13 +370,15 @@ def _forward(x: Array, w: Array, windows: Windows, groups: int) -> Array:
         return by_taps(x, w, windows)
     if groups > 1 or jnp.finfo(x.dtype).bits < 32:
         return correlate(x, w, windows, groups)
-
-    def otherwise(x: Array, w: Array) -> Array:
-        if _is_thin(x, windows):
-            return by_neighbours(x, w, windows)
-        return (side_by_side if _on_one_core(x, w, windows) else correlate)(x, w, windows)
-
-    return jax.lax.platform_dependent(x, w, cpu=otherwise, default=lambda x, w: correlate(x, w, windows))
+    if _is_thin(x, windows):
+        otherwise = by_neighbours
+    elif _on_one_core(x, w, windows):
+        otherwise = side_by_side
+    else:
+        return correlate(x, w, windows)
+    return jax.lax.platform_dependent(
+        x, w, cpu=lambda x, w: otherwise(x, w, windows), default=lambda x, w: correlate(x, w, windows)
+    )
 
 
 def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> Array:

@@ -225,8 +225,12 @@ CHOSEN = {  # N, D, C, H, K, stride, padding: what is taken on a CPU for the for
     ),
     "one image": ((1, (16, 16), 32, 32, (3, 3), 1, "same"), ("correlate", "kernel_gradient_at_once", "input_gradient")),
     "few channels": (
-        (8, (16, 16), 3, 16, (3, 3), 1, "same"),
+        (64, (16, 16), 3, 16, (3, 3), 1, "same"),
         ("by_neighbours", "kernel_gradient_by_neighbours", "input_gradient_by_products"),
+    ),
+    "few channels, few windows": (
+        (8, (16, 16), 3, 16, (3, 3), 1, "same"),
+        ("correlate", "kernel_gradient_by_rows", "input_gradient_by_products"),
     ),
     "few channels, strides": (
         (2, (16, 16), 3, 8, (3, 3), 2, "same"),
