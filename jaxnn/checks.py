@@ -231,7 +231,7 @@ def entry_by_entry(where: str, prediction: Any, target: Any, for_labels: str) ->
 
 
 def holds_labels(
-    where: str, prediction: Any, target: Any, *, distributions: tuple[type, ...], for_one_score: str
+    where: str, prediction: Any, target: Any, *, distributions: tuple[Any, ...], for_one_score: str
 ) -> bool:
     """True if target holds class labels, False if it holds distributions; raises ValueError if neither.
 
@@ -330,7 +330,7 @@ def usable_weights(weights: Array, dtype: DType) -> Array:
 
 def is_concrete(x: Any) -> bool:
     """True for an array whose values can be looked at. Without jit those inside a scan can be, and are not meant."""
-    return not isinstance(x, jax.core.Tracer) and not jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    return not isinstance(x, jax.core.Tracer) and not jax.config.jax_disable_jit
 
 
 # ---------------------------------------------------------------- trees

@@ -1,11 +1,16 @@
-"""Reading jaxprs: running an equation, walking through all of them, and saying whose line made one."""
+"""How JAX lays out a program: running an equation, walking through all of them, and whose line made one.
+
+The one place that knows what a call, a custom rule, a scan, a while loop and a branch look like in a jaxpr. JAX has
+changed that between releases (a scan's counts became trees, closed jaxprs and open ones became one type), so it is
+read by what is there, never by a version.
+"""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +32,156 @@ def bind(primitive: Any, args: Sequence[Any], params: dict[str, Any]) -> list[An
     return list(out) if primitive.multiple_results else [out]
 
 
+# ---------------------------------------------------------------- programs inside programs
+
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})  # a function, and nothing else
+RULED = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})  # one with a derivative rule
+CONTROL = frozenset({"scan", "while", "cond"})
+CLOSED = vars(core)["ClosedJaxpr"]  # a jaxpr with its constants; the same type as one without since JAX 0.11
+
+
+def is_program(value: Any) -> bool:
+    """True for a jaxpr, with its constants or without."""
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def with_constants(program: Any) -> Any:
+    """A jaxpr with its constants: `.jaxpr` and `.consts` are there whichever form it came in."""
+    return program if hasattr(program, "consts") else CLOSED(program, ())
+
+
+def in_form_of(program: Any, closed: Any) -> Any:
+    """A jaxpr with constants, in the form in which another came."""
+    return closed if hasattr(program, "consts") else closed.jaxpr
+
+
+def function_of(program: Any) -> Callable[..., list[Any]]:
+    """The function `(*inputs) -> outputs` that a jaxpr is."""
+    return core.jaxpr_as_fun(with_constants(program))
+
+
+def called(eqn: Any) -> Any:
+    """The program, with its constants, that a call or a function with a rule of its own runs."""
+    return with_constants(next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params))
+
+
+def programs_in(eqn: Any) -> list[Any]:
+    """All programs in the parameters of an equation."""
+    return list(core.jaxprs_in_params(eqn.params))
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation, those of inner jaxprs included."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
+        for inner in programs_in(eqn):
             yield from equations(inner)
+
+
+class ScanParts(NamedTuple):
+    """What belongs to a scan's inputs, one by one, by their role."""
+
+    consts: list[Any]
+    carry: list[Any]
+    xs: list[Any]
+
+
+class Scan(NamedTuple):
+    """A `lax.scan` as a program has it: `body(*consts, *carry, *x) -> (*carry, *y)`.
+
+    Attributes:
+        body: the program of one iteration, with its constants.
+        consts: how many inputs every iteration is given.
+        carry: how many inputs, and outputs, pass from one iteration to the next.
+        length: the number of iterations.
+        reverse: whether the last entry of the xs comes first.
+    """
+
+    body: Any
+    consts: int
+    carry: int
+    length: int
+    reverse: bool
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Scan:
+        """From the parameters of the equation."""
+        if "ft_in" in params:  # since JAX 0.11 trees with a leaf for each input, by role
+            consts, carry, _ = map(len, params["ft_in"].unpack())
+        else:
+            consts, carry = params["num_consts"], params["num_carry"]
+        return cls(with_constants(params["jaxpr"]), consts, carry, params["length"], params["reverse"])
+
+    def parts(self, inputs: Sequence[Any]) -> ScanParts:
+        """The inputs, or what belongs to each of them, by their role."""
+        kept = self.consts + self.carry
+        return ScanParts(list(inputs[: self.consts]), list(inputs[self.consts : kept]), list(inputs[kept:]))
+
+    def results(self, outputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The outputs, or what belongs to each of them: (carry, ys)."""
+        return list(outputs[: self.carry]), list(outputs[self.carry :])
+
+    @property
+    def order(self) -> range:
+        """The entries of the xs in the order in which they come."""
+        return range(self.length)[:: -1 if self.reverse else 1]
+
+
+class WhileParts(NamedTuple):
+    """What belongs to a while loop's inputs, one by one, by their role."""
+
+    test_consts: list[Any]
+    body_consts: list[Any]
+    carry: list[Any]
+
+
+class While(NamedTuple):
+    """A `lax.while_loop` as a program has it: `test(*test_consts, *carry)`, `body(*body_consts, *carry) -> carry`.
+
+    Attributes:
+        test: the program that says whether it goes on, with its constants.
+        body: the program of one iteration, with its constants.
+        test_consts: how many inputs each test is given beside the carry.
+        body_consts: how many inputs each iteration is given beside the carry.
+    """
+
+    test: Any
+    body: Any
+    test_consts: int
+    body_consts: int
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> While:
+        """From the parameters of the equation."""
+        test, body = (with_constants(params[key]) for key in ("cond_jaxpr", "body_jaxpr"))
+        return cls(test, body, params["cond_nconsts"], params["body_nconsts"])
+
+    def parts(self, inputs: Sequence[Any]) -> WhileParts:
+        """The inputs, or what belongs to each of them, by their role."""
+        first, second = self.test_consts, self.test_consts + self.body_consts
+        return WhileParts(list(inputs[:first]), list(inputs[first:second]), list(inputs[second:]))
+
+
+class Cond(NamedTuple):
+    """A `lax.cond` or `lax.switch` as a program has it; its first input chooses, the others go to the branch.
+
+    Attributes:
+        branches: the programs to choose from, with their constants.
+    """
+
+    branches: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Cond:
+        """From the parameters of the equation."""
+        return cls(tuple(map(with_constants, params["branches"])))
+
+    def taken(self, index: Any) -> int:
+        """The number of the branch that an index chooses: one outside of them chooses the nearest."""
+        return int(np.clip(int(index), 0, len(self.branches) - 1))
+
+
+# ---------------------------------------------------------------- where it comes from
 
 
 def source_of(eqn: Any) -> str:

@@ -101,7 +101,7 @@ class Court:
             flat = jax.tree.leaves(widen(narrow))
             high = jax.tree.map(as_float64, [program(*flat) for program in programs])
         noise = [
-            sum(np.abs(finite(a - b)) for a, b in zip(pair, exact, strict=True))
+            np.add(*(np.abs(finite(a - b)) for a, b in zip(pair, exact, strict=True)))
             for pair, exact in zip(zip(*low, strict=True), zip(*high, strict=True), strict=True)
         ]
         most = [SATURATED * np.maximum(np.abs(finite(r)), rms(r)) for r in high[1]]

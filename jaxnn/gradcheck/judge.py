@@ -35,6 +35,7 @@ from jaxnn.gradcheck.differences import Slope
 from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
 from jaxnn.gradcheck.replay import replay, widen
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, NO_ELEMENTS, RIGHT, WRONG, Row
+from jaxnn.jaxprs import function_of
 
 ROUNDOFF = 2.0**-53  # of float64
 FLOAT32_ROUNDOFF = 2.0**-24
@@ -99,8 +100,9 @@ def prepare(problems: Sequence[Problem]) -> Bench:
         return hand(*flat), auto(*flat)
 
     def low(points: list[Any]) -> list[Any]:
-        fun = jax.extend.core.jaxpr_as_fun
-        return [both(fun(p.hand), fun(p.auto), point) for p, point in zip(programs, points, strict=True)]
+        return [
+            both(function_of(p.hand), function_of(p.auto), point) for p, point in zip(programs, points, strict=True)
+        ]
 
     def high(points: list[Any]) -> list[Any]:
         return [

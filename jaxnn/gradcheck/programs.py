@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
-from jaxnn.jaxprs import is_float
+from jaxnn.jaxprs import function_of, is_float, is_program, with_constants
 
 ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
 
@@ -139,9 +139,9 @@ def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
     for key in a:
         x, y = normal(a[key]), normal(b.get(key))
-        inner = [getattr(value, "jaxpr", value) for value in (x, y)]
-        if hasattr(inner[0], "eqns") and hasattr(inner[1], "eqns"):
-            if getattr(x, "consts", ()) or not alike(*inner):
+        if is_program(x) and is_program(y):
+            low, high = with_constants(x), with_constants(y)
+            if low.consts or not alike(low.jaxpr, high.jaxpr):
                 return False
         elif key != "name" and str(x) != str(y):
             return False
@@ -150,4 +150,4 @@ def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def runner(closed: Any) -> Callable[..., list[Any]]:
     """A traced program in float64 without its casts to lower precision."""
-    return replay(closed) if casts(closed) else jax.extend.core.jaxpr_as_fun(closed)
+    return replay(closed) if casts(closed) else function_of(closed)

@@ -19,9 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnn.jaxprs import bind, equations, is_float, source_of
+from jaxnn.jaxprs import (
+    CALLS,
+    RULED,
+    Cond,
+    Scan,
+    While,
+    bind,
+    called,
+    equations,
+    in_form_of,
+    is_float,
+    is_program,
+    programs_in,
+    source_of,
+    with_constants,
+)
 
-INLINED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+INLINED = CALLS | RULED
 RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
 CALLBACKS = {"pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call"}
 NOT_THE_USERS = ("<frozen", *(f"{Path(path).parent}{os.sep}" for path in (jax.__file__, np.__file__, __file__)))
@@ -55,7 +70,7 @@ def replay(closed: Any) -> Callable[..., list[Any]]:
     """The function of a closed jaxpr in float64 arithmetic; call it under enable_x64, floats given as float64."""
 
     def run(*args: Any) -> list[Any]:
-        return _evaluate(closed.jaxpr, widen(closed.consts), args)
+        return _evaluate(closed.jaxpr, widen(list(closed.consts)), args)
 
     return run
 
@@ -74,10 +89,6 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _aval(atom: Any) -> Any:
-    return atom.aval
-
-
 def number(literal: Any) -> Any:
     """A literal's value, floats as float64."""
     if _has_precision(literal.aval):
@@ -90,9 +101,7 @@ def step(eqn: Any, args: list[Any]) -> list[Any]:
     """The outputs of one equation in float64 arithmetic."""
     name, params = eqn.primitive.name, eqn.params
     if name in INLINED:
-        inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
-        consts = inner.consts if hasattr(inner, "consts") else ()
-        return _evaluate(getattr(inner, "jaxpr", inner), widen(consts), args)
+        return replay(called(eqn))(*args)
     if name in OPENED:
         return OPENED[name](params, args)
     if name == "convert_element_type" and is_float(eqn.invars[0].aval) and is_float(params["new_dtype"]):
@@ -116,11 +125,9 @@ def _bind_as_it_is(eqn: Any, args: list[Any]) -> list[Any]:
 
 def _widened(value: Any) -> Any:
     """A parameter of an operation: the dtypes in it become float64."""
-    if isinstance(value, core.Jaxpr):  # what scatter-add does with two elements
-        return _wide_jaxpr(value, ()).jaxpr
-    if isinstance(value, core.ClosedJaxpr):
-        return _wide_jaxpr(value.jaxpr, value.consts)
-    if isinstance(value, tuple) and any(isinstance(part, core.ClosedJaxpr) for part in value):
+    if is_program(value):  # what scatter-add does with two elements
+        return in_form_of(value, _wide_program(with_constants(value)))
+    if isinstance(value, tuple) and any(map(is_program, value)):
         widened = map(_widened, value)  # the four functions of a linear solver
         return type(value)(*widened) if hasattr(value, "_fields") else tuple(widened)
     if isinstance(value, (np.dtype, type)) and _has_precision(value):
@@ -128,43 +135,39 @@ def _widened(value: Any) -> Any:
     return value
 
 
-def _wide_jaxpr(jaxpr: Any, consts: Sequence[Any]) -> Any:
-    avals = map(_aval, jaxpr.invars)
+def _wide_program(closed: Any) -> Any:
+    avals = closed.in_avals
     specs = [jax.ShapeDtypeStruct(a.shape, _wide(a) if _has_precision(a) else a.dtype) for a in avals]
-    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, widen(list(consts)), args))(*specs)
+    return jax.make_jaxpr(replay(closed))(*specs)
 
 
 # ---------------------------------------------------------------- loops and branches
 
 
 def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
-    run = replay(params["jaxpr"])
-    head, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts = args[:head]
+    scan = Scan.of(params)
+    run, (consts, start, xs) = replay(scan.body), scan.parts(args)
 
-    def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
-        outs = run(*consts, *carry, *xs)
-        return like(carry, outs[: params["num_carry"]]), outs[params["num_carry"] :]
+    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        handed_on, ys = scan.results(run(*consts, *carry, *x))
+        return like(carry, handed_on), ys
 
-    carry, outs = jax.lax.scan(
-        body, _arrays(args[head:carried]), args[carried:], length=params["length"], reverse=params["reverse"]
-    )
+    carry, outs = jax.lax.scan(body, _arrays(start), xs, length=scan.length, reverse=scan.reverse)
     return [*carry, *outs]
 
 
 def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
-    test, body = replay(params["cond_jaxpr"]), replay(params["body_jaxpr"])
-    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    test_consts, body_consts = args[:first], args[first:second]
+    loop = While.of(params)
+    test, body, (test_consts, body_consts, start) = replay(loop.test), replay(loop.body), loop.parts(args)
     return jax.lax.while_loop(
         lambda carry: test(*test_consts, *carry)[0],
         lambda carry: like(carry, body(*body_consts, *carry)),
-        _arrays(args[second:]),
+        _arrays(start),
     )
 
 
 def _cond(params: dict[str, Any], args: list[Any]) -> list[Any]:
-    return jax.lax.switch(args[0], [_branch(branch) for branch in params["branches"]], *_arrays(args[1:]))
+    return jax.lax.switch(args[0], [_branch(branch) for branch in Cond.of(params).branches], *_arrays(args[1:]))
 
 
 def _branch(closed: Any) -> Callable[..., list[Any]]:
@@ -233,7 +236,7 @@ def casts(closed: Any) -> list[Obstacle]:
         name = eqn.primitive.name
         if name == "reduce_precision":
             found.append(Obstacle("reduce_precision", source_of(eqn)))
-        elif name not in CALLBACKS and not any(True for _ in core.jaxprs_in_params(eqn.params)):
+        elif name not in CALLBACKS and not programs_in(eqn):
             given, made = ([v.aval.dtype for v in side if is_float(v.aval)] for side in (eqn.invars, eqn.outvars))
             least = min(made, key=_bits, default=None)
             if given and least is not None and _bits(least) < max(map(_bits, given)):

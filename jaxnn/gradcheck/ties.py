@@ -19,16 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnn.gradcheck.replay import INLINED, like, number, step, widen
-from jaxnn.jaxprs import bind, equations, is_float
+from jaxnn.gradcheck.replay import like, number, step, widen
+from jaxnn.jaxprs import CALLS, RULED, Scan, bind, called, equations, is_float, programs_in
 
 KINKED = {
     "abs", "sign", "max", "min", "clamp", "lt", "le", "gt", "ge", "eq", "ne", "lt_to", "le_to",
     "reduce_max", "reduce_min", "reduce_window", "reduce_window_max", "reduce_window_min", "select_and_gather_add",
     "argmax", "argmin", "cummax", "cummin", "sort", "top_k", "floor", "ceil", "round", "rem",
 }  # fmt: skip
-RULED = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}  # opened only where nothing else will do
-OPENED = INLINED - RULED
 Slots = list[Any]  # an array for every tie, in the order in which they are made; a list for those of a function inside
 
 
@@ -151,41 +149,35 @@ def _evaluate(
 
 
 def _call(eqn: Any, args: list[Any], slots: Slots | None, moves: list[bool], inline: bool) -> tuple[list[Any], Slots]:
-    inner, consts = _inner(eqn)
-    varying = {var for var, there in zip(inner.invars, moves, strict=True) if there}
-    return _evaluate(inner, consts, args, slots, varying, set(), inline)
+    inner = called(eqn)
+    varying = {var for var, there in zip(inner.jaxpr.invars, moves, strict=True) if there}
+    return _evaluate(inner.jaxpr, inner.consts, args, slots, varying, set(), inline)
 
 
 def _scan(eqn: Any, args: list[Any], slots: Any, moves: list[bool], inline: bool) -> tuple[list[Any], Any]:
     """Every pass has slots of its own; what is carried counts as varying."""
-    params, (inner, consts) = eqn.params, _inner(eqn)
-    head, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
-    varying = {var for k, var in enumerate(inner.invars) if moves[k] or head <= k < carried}
+    scan = Scan.of(eqn.params)
+    inner, consts, (given, start, rows) = scan.body.jaxpr, scan.body.consts, scan.parts(args)
+    carried = scan.parts(inner.invars).carry
+    varying = {var for var, there in zip(inner.invars, moves, strict=True) if there}.union(carried)
     entering = varying & _branched_on(inner, inline)
 
-    def body(carry: list[Any], given: tuple[list[Any], Slots | None]) -> tuple[list[Any], tuple[list[Any], Slots]]:
-        xs, mine = given
-        outs, found = _evaluate(inner, consts, [*args[:head], *carry, *xs], mine, varying, entering, inline)
-        return like(carry, outs[: params["num_carry"]]), (outs[params["num_carry"] :], found)
+    def body(carry: list[Any], row: tuple[list[Any], Slots | None]) -> tuple[list[Any], tuple[list[Any], Slots]]:
+        x, mine = row
+        outs, found = _evaluate(inner, consts, [*given, *carry, *x], mine, varying, entering, inline)
+        handed_on, ys = scan.results(outs)
+        return like(carry, handed_on), (ys, found)
 
-    first = [jnp.asarray(x) for x in args[head:carried]]
+    xs = (rows, None if slots is None else slots[PASSES])
     carry, (outs, ties) = jax.lax.scan(
-        body,
-        first,
-        (args[carried:], None if slots is None else slots[PASSES]),
-        length=params["length"],
-        reverse=params["reverse"],
+        body, [jnp.asarray(x) for x in start], xs, length=scan.length, reverse=scan.reverse
     )
     return [*carry, *outs], {PASSES: ties}
 
 
 def _opened(eqn: Any, inline: bool) -> bool:
-    return eqn.primitive.name in OPENED or (inline and eqn.primitive.name in RULED)
-
-
-def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:
-    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
-    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+    """Functions with custom rules are opened only where nothing else will do."""
+    return eqn.primitive.name in CALLS or (inline and eqn.primitive.name in RULED)
 
 
 def _branched_on(jaxpr: Any, inline: bool) -> set[Any]:
@@ -195,12 +187,12 @@ def _branched_on(jaxpr: Any, inline: bool) -> set[Any]:
         if eqn.primitive.name in KINKED:
             found.update(atom for atom in eqn.invars if not isinstance(atom, core.Literal))
         elif _opened(eqn, inline):
-            inner, _ = _inner(eqn)
+            inner = called(eqn).jaxpr
             below = _branched_on(inner, inline)
             pairs = zip(inner.invars, eqn.invars, strict=True)
             found.update(atom for var, atom in pairs if var in below and not isinstance(atom, core.Literal))
         elif eqn.primitive.name != "scan" and any(
-            other.primitive.name in KINKED for part in core.jaxprs_in_params(eqn.params) for other in equations(part)
+            other.primitive.name in KINKED for part in programs_in(eqn) for other in equations(part)
         ):
             found.update(atom for atom in eqn.invars if not isinstance(atom, core.Literal))
     return found

@@ -24,7 +24,7 @@ from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import CUSTOM, Node, Ref
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import number
-from jaxnn.jaxprs import is_float
+from jaxnn.jaxprs import Scan, While, is_float
 from jaxnn.types import Tree
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -316,7 +316,7 @@ def _bad_step(graph: Graph, node: Node) -> tuple[int, str]:
             if _worse(given, made):
                 return t, f"scan step {t}"
     if node.operation == "while":
-        carried = loops.repetitions(params, inputs)
+        carried = loops.repetitions(While.of(params), inputs)
         for t, (given, made) in enumerate(itertools.pairwise(carried)):
             if _worse(given, made):
                 return t, f"while step {t}"
@@ -327,8 +327,8 @@ def _bad_step(graph: Graph, node: Node) -> tuple[int, str]:
 
 def _scanned(node: Node, params: dict[str, Any], inputs: list[Any]) -> Iterator[tuple[int, list[Any], list[Any]]]:
     """Each iteration of a scan in the order in which it runs: its number, what it was given, what it made."""
-    n, run = params["num_carry"], list(loops.order(params))
-    came, given = loops.carries(params, inputs), loops.parts(params, inputs)
+    scan = Scan.of(params)
+    n, run, came, given = scan.carry, list(scan.order), loops.carries(scan, inputs), scan.parts(inputs)
     for now, after in itertools.zip_longest(run, run[1:]):
         made = [node.values[k] if after is None else came[k][after] for k in range(n)]
         yield (
@@ -421,9 +421,9 @@ def _bad_step_back(graph: Graph, node: Node) -> tuple[int, str]:
     """The first iteration in the backward order that passes back what is not finite."""
     if node.operation != "scan":
         return _bad_step(graph, node)
-    inputs, p = [graph.at(ref)[0] for ref in node.inputs], dict(node.params)
-    finite = loops.back(p, inputs, node.gradients, loops.carries(p, inputs)).finite
-    t = next((t for t in reversed(loops.order(p)) if not finite[t]), loops.order(p)[0])
+    inputs, scan = [graph.at(ref)[0] for ref in node.inputs], Scan.of(node.params)
+    finite = loops.back(scan, inputs, node.gradients, loops.carries(scan, inputs)).finite
+    t = next((t for t in reversed(scan.order) if not finite[t]), scan.order[0])
     return t, f"scan step {t}"
 
 

@@ -10,39 +10,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-from jaxnn.jaxprs import is_float
-
-
-class Parts(NamedTuple):
-    """A scan's inputs, or its outputs' gradients, by their role."""
-
-    consts: list[Any]
-    carry: list[Any]
-    xs: list[Any]
+from jaxnn.jaxprs import Scan, While, function_of, is_float
 
 
-def parts(params: dict[str, Any], inputs: Sequence[Any]) -> Parts:
-    """The inputs of a scan by their role."""
-    head, kept = params["num_consts"], params["num_consts"] + params["num_carry"]
-    return Parts(list(inputs[:head]), list(inputs[head:kept]), list(inputs[kept:]))
-
-
-def order(params: dict[str, Any]) -> range:
-    """The iterations of a scan in the order in which they run."""
-    return range(params["length"])[:: -1 if params["reverse"] else 1]
-
-
-def carries(params: dict[str, Any], inputs: Sequence[Any]) -> list[Any]:
+def carries(scan: Scan, inputs: Sequence[Any]) -> list[Any]:
     """The carry that comes into each iteration of a scan, stacked: arrays [T, …]."""
-    consts, start, xs = parts(params, inputs)
-    body = core.jaxpr_as_fun(params["jaxpr"])
+    consts, start, xs = scan.parts(inputs)
+    body = function_of(scan.body)
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         return list(body(*consts, *carry, *x)[: len(carry)]), carry
 
-    _, stacked = jax.lax.scan(step, start, xs, length=params["length"], reverse=params["reverse"])
+    _, stacked = jax.lax.scan(step, start, xs, length=scan.length, reverse=scan.reverse)
     return list(stacked)
 
 
@@ -58,22 +38,21 @@ class Back(NamedTuple):
     finite: Any
 
 
-def back(params: dict[str, Any], inputs: Sequence[Any], own: Sequence[Any], came: Sequence[Any]) -> Back:
+def back(scan: Scan, inputs: Sequence[Any], own: Sequence[Any], came: Sequence[Any]) -> Back:
     """The reverse pass of a scan by JAX's vjp of its body, one iteration after another.
 
     Args:
-        params: of the scan.
+        scan: the loop.
         inputs: of the scan.
         own: the gradients of the scan's outputs, None for none.
         came: as from `carries`.
     """
-    consts, start, xs = parts(params, inputs)
-    body = core.jaxpr_as_fun(params["jaxpr"])
-    n, avals = params["num_carry"], params["jaxpr"].out_avals
+    consts, start, xs = scan.parts(inputs)
+    body, n, avals = function_of(scan.body), scan.carry, scan.body.out_avals
     floats = [k for k, c in enumerate(start) if is_float(c)]
     last = [_or_zeros(own[k], avals[k].shape, avals[k].dtype) for k in floats]
     dys = [
-        _or_zeros(g, (params["length"], *aval.shape), aval.dtype)
+        _or_zeros(g, (scan.length, *aval.shape), aval.dtype)
         for g, aval in zip(own[n:], avals[n:], strict=True)
         if is_float(aval)
     ]
@@ -92,7 +71,7 @@ def back(params: dict[str, Any], inputs: Sequence[Any], own: Sequence[Any], came
         return [found[len(consts) + k] for k in floats], (ct, finite)
 
     slots = (list(came), xs, dys)
-    _, (deltas, finite) = jax.lax.scan(step, last, slots, length=params["length"], reverse=not params["reverse"])
+    _, (deltas, finite) = jax.lax.scan(step, last, slots, length=scan.length, reverse=not scan.reverse)
     known = dict(zip(floats, deltas, strict=True))
     return Back([known.get(k) for k in range(n)], finite)
 
@@ -101,12 +80,11 @@ def _or_zeros(gradient: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return jnp.zeros(shape, dtype) if gradient is None else gradient
 
 
-def repetitions(params: dict[str, Any], inputs: Sequence[Any]) -> Iterator[list[Any]]:
+def repetitions(loop: While, inputs: Sequence[Any]) -> Iterator[list[Any]]:
     """The carry that comes into each iteration of a while loop, and at last the one with which it ends."""
-    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    test, body = core.jaxpr_as_fun(params["cond_jaxpr"]), jax.jit(core.jaxpr_as_fun(params["body_jaxpr"]))
-    carry = list(inputs[second:])
+    test, body = function_of(loop.test), jax.jit(function_of(loop.body))
+    test_consts, body_consts, carry = loop.parts(inputs)
     yield carry
-    while bool(test(*inputs[:first], *carry)[0]):
-        carry = list(body(*inputs[first:second], *carry))
+    while bool(test(*test_consts, *carry)[0]):
+        carry = list(body(*body_consts, *carry))
         yield carry

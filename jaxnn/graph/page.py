@@ -19,6 +19,7 @@ import jax
 from jaxnn.graph.levels import Level, levels
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
 from jaxnn.graph.values import histogram, number, summary
+from jaxnn.jaxprs import is_program, with_constants
 
 OPEN_AT_FIRST = 40  # operations and folded groups that fit a screen
 LARGEST = 1_600_000  # characters of a page's data; the page stays below 2 MB
@@ -297,9 +298,8 @@ def _params(node: Node) -> str:
 
 
 def _text(value: Any) -> str:
-    inner: Any = getattr(value, "jaxpr", value)
-    if hasattr(inner, "eqns"):
-        return f"a program of {len(inner.eqns)} operations"
+    if is_program(value):
+        return f"a program of {len(with_constants(value).jaxpr.eqns)} operations"
     if callable(value):
         return str(getattr(value, "__name__", type(value).__name__))
     text = " ".join(str(value).split())

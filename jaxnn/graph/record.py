@@ -19,17 +19,27 @@ import numpy as np
 from jax.extend import core
 
 from jaxnn.graph.graph import Graph
-from jaxnn.graph.loops import back, carries, parts, repetitions
+from jaxnn.graph.loops import back, carries, repetitions
 from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE, Leaf, Node, Ref
 from jaxnn.graph.rule import Rule
 from jaxnn.graph.rules import RULES as ELEMENTWISE
 from jaxnn.graph.shape_rules import RULES as SHAPES
-from jaxnn.jaxprs import NOWHERE, Source, bind, is_float, line_of
+from jaxnn.jaxprs import (
+    CALLS,
+    CONTROL,
+    NOWHERE,
+    RULED,
+    Cond,
+    Scan,
+    Source,
+    While,
+    bind,
+    called,
+    is_float,
+    line_of,
+)
 
 RULES: dict[str, Rule] = {**ELEMENTWISE, **SHAPES}
-ENTERED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
-OWN_RULE = {"custom_jvp_call", "custom_vjp_call"}
-CONTROL = {"scan", "while", "cond"}
 UNNAMED = 1  # a jitted function of so few operations is no group of its own
 
 Scope = tuple[str, ...]
@@ -113,8 +123,8 @@ class _Tape:
     def _step(self, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
         kind, source = eqn.primitive.name, line_of(eqn, source)
         scope = (*scope, *_names(eqn))
-        if kind in ENTERED:
-            return self._enter(_inner(eqn), inputs, (*scope, *_own_name(eqn)), source)
+        if kind in CALLS:
+            return self._enter(called(eqn), inputs, (*scope, *_own_name(eqn)), source)
         if self.unroll and kind in CONTROL:
             return UNROLLED[kind](self, eqn, inputs, scope, source)
         values = bind(eqn.primitive, [self.value(ref) for ref in inputs], eqn.params)
@@ -147,11 +157,6 @@ class _Tape:
         return self._enter(closed, inputs, scope, source)
 
 
-def _inner(eqn: Any) -> Any:
-    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
-    return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
-
-
 def _names(eqn: Any) -> Scope:
     stack = str(eqn.source_info.name_stack)
     return tuple(stack.split("/")) if stack else ()
@@ -160,15 +165,15 @@ def _names(eqn: Any) -> Scope:
 def _own_name(eqn: Any) -> Scope:
     """The name of a jitted function that is worth a group."""
     name = eqn.params.get("name", "")
-    return (name,) if name and len(_inner(eqn).jaxpr.eqns) > UNNAMED else ()
+    return (name,) if name and len(called(eqn).jaxpr.eqns) > UNNAMED else ()
 
 
 def _title(eqn: Any) -> str:
     """The primitive's name; for a function with a rule of its own, the function's."""
-    if eqn.primitive.name not in OWN_RULE:
+    if eqn.primitive.name not in RULED:
         return str(eqn.primitive.name)
-    jaxpr = _inner(eqn).jaxpr
-    if len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in ENTERED and "name" in jaxpr.eqns[0].params:
+    jaxpr = called(eqn).jaxpr
+    if len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in CALLS and "name" in jaxpr.eqns[0].params:
         return str(jaxpr.eqns[0].params["name"])
     return str(getattr(jaxpr.debug_info, "func_name", "") or eqn.primitive.name)
 
@@ -176,7 +181,7 @@ def _title(eqn: Any) -> str:
 def _whose(eqn: Any, rule: Rule | None) -> str:
     if not any(is_float(var.aval) for var in eqn.outvars):
         return NO_SLOPE
-    if eqn.primitive.name in OWN_RULE:
+    if eqn.primitive.name in RULED:
         return CUSTOM
     return BY_HAND if rule else BY_JAX
 
@@ -191,19 +196,16 @@ def _note(rule: Rule | None, inputs: list[Any], values: list[Any], eqn: Any) -> 
 
 
 def _unrolled_scan(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
-    p = eqn.params
-    head, kept = p["num_consts"], p["num_consts"] + p["num_carry"]
-    consts, carry, xs = inputs[:head], inputs[head:kept], inputs[kept:]
-    steps = range(p["length"])[:: -1 if p["reverse"] else 1]
+    loop = Scan.of(eqn.params)
+    consts, carry, xs = loop.parts(inputs)
     ys: dict[int, list[Ref]] = {}
-    for t in steps:
+    for t in loop.order:
         inside = (*scope, f"scan[{t}]")
         here = [
             tape.apply(lambda x, t=t: jax.lax.index_in_dim(x, t, keepdims=False), [x], inside, source)[0] for x in xs
         ]
-        outs = tape._enter(p["jaxpr"], [*consts, *carry, *here], inside, source)
-        carry, ys[t] = outs[: p["num_carry"]], outs[p["num_carry"] :]
-    avals = [var.aval for var in eqn.outvars[p["num_carry"] :]]
+        carry, ys[t] = loop.results(tape._enter(loop.body, [*consts, *carry, *here], inside, source))
+    avals = [var.aval for var in loop.results(eqn.outvars)[1]]
     return [
         *carry,
         *(_stacked(tape, [ys[t][k] for t in sorted(ys)], aval, scope, source) for k, aval in enumerate(avals)),
@@ -217,26 +219,22 @@ def _stacked(tape: _Tape, parts: list[Ref], aval: Any, scope: Scope, source: Sou
 
 
 def _unrolled_while(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
-    p = eqn.params
-    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-    test_consts, body_consts, carry = inputs[:first], inputs[first:second], inputs[second:]
+    loop = While.of(eqn.params)
+    test_consts, body_consts, carry = loop.parts(inputs)
     t = 0
     while True:
         inside = (*scope, f"while[{t}]")
-        (going,) = tape._enter(p["cond_jaxpr"], [*test_consts, *carry], (*inside, "condition"), source)
+        (going,) = tape._enter(loop.test, [*test_consts, *carry], (*inside, "condition"), source)
         if not bool(tape.value(going)):
             return carry
-        carry = tape._enter(p["body_jaxpr"], [*body_consts, *carry], inside, source)
+        carry = tape._enter(loop.body, [*body_consts, *carry], inside, source)
         t += 1
 
 
 def _unrolled_cond(tape: _Tape, eqn: Any, inputs: list[Ref], scope: Scope, source: Source) -> list[Ref]:
-    taken = _taken(eqn, tape.value(inputs[0]))
-    return tape._enter(eqn.params["branches"][taken], inputs[1:], (*scope, f"cond, branch {taken}"), source)
-
-
-def _taken(eqn: Any, index: Any) -> int:
-    return int(np.clip(int(index), 0, len(eqn.params["branches"]) - 1))
+    cond = Cond.of(eqn.params)
+    taken = cond.taken(tape.value(inputs[0]))
+    return tape._enter(cond.branches[taken], inputs[1:], (*scope, f"cond, branch {taken}"), source)
 
 
 UNROLLED = {"scan": _unrolled_scan, "while": _unrolled_while, "cond": _unrolled_cond}
@@ -270,18 +268,18 @@ def _numbered(word: str, count: int) -> list[str]:
 
 def _open_scan(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
     """Iteration t as a graph: its values, and its gradients where the scan has some."""
-    p, n = eqn.params, eqn.params["num_carry"]
+    loop = Scan.of(eqn.params)
     own = node.gradients if any(g is not None for g in node.gradients) else None
 
     @functools.cache
     def passing() -> tuple[list[Any], list[Any] | None]:
-        came = carries(p, inputs)
-        return came, None if own is None else back(p, inputs, own, came).deltas
+        came = carries(loop, inputs)
+        return came, None if own is None else back(loop, inputs, own, came).deltas
 
     def inner(t: int = 0) -> Graph:
-        t = range(p["length"])[t]
+        t = range(loop.length)[t]
         came, deltas = passing()
-        consts, carry, xs = parts(p, inputs)
+        consts, carry, xs = loop.parts(inputs)
         args = [*consts, *(c[t] for c in came), *(x[t] for x in xs)]
         names = [
             *_numbered("constant", len(consts)), *_numbered("carry", len(carry)), *_numbered("x", len(xs))
@@ -289,25 +287,26 @@ def _open_scan(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
         cotangents = None
         if deltas is not None and own is not None:
             cotangents = [
-                *(None if d is None else d[t] for d in deltas), *(None if g is None else g[t] for g in own[n:])
-            ]  # fmt: skip
-        return _part(node, f"scan[{t}]", p["jaxpr"], args, names, cotangents)
+                *(None if d is None else d[t] for d in deltas),
+                *(None if g is None else g[t] for g in loop.results(own)[1]),
+            ]
+        return _part(node, f"scan[{t}]", loop.body, args, names, cotangents)
 
     return inner
 
 
 def _open_while(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
     """Iteration t as a graph of values."""
-    p = eqn.params
-    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    loop = While.of(eqn.params)
+    _, consts, _ = loop.parts(inputs)
 
     def inner(t: int = 0) -> Graph:
-        carry = next(itertools.islice(itertools.pairwise(repetitions(p, inputs)), t, None), None)
+        carry = next(itertools.islice(itertools.pairwise(repetitions(loop, inputs)), t, None), None)
         if t < 0 or carry is None:
             raise IndexError(f"graph: the loop has no iteration {t}")
-        args = [*inputs[first:second], *carry[0]]
-        names = [*_numbered("constant", second - first), *_numbered("carry", len(carry[0]))]
-        return _part(node, f"while[{t}]", p["body_jaxpr"], args, names)
+        args = [*consts, *carry[0]]
+        names = [*_numbered("constant", len(consts)), *_numbered("carry", len(carry[0]))]
+        return _part(node, f"while[{t}]", loop.body, args, names)
 
     return inner
 
@@ -316,10 +315,11 @@ def _open_cond(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
     """The branch that was taken, as a graph; there is but one."""
 
     def inner(t: int = 0) -> Graph:
-        taken = _taken(eqn, inputs[0])
+        cond = Cond.of(eqn.params)
+        taken = cond.taken(inputs[0])
         own = node.gradients if any(g is not None for g in node.gradients) else None
         names = _numbered("operand", len(inputs) - 1)
-        return _part(node, f"cond, branch {taken}", eqn.params["branches"][taken], inputs[1:], names, own)
+        return _part(node, f"cond, branch {taken}", cond.branches[taken], inputs[1:], names, own)
 
     return inner
 
@@ -328,7 +328,7 @@ def _open_custom(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph
     """The operations behind a function with a rule of its own: values alone, since that rule passes δ by them."""
 
     def inner(t: int = 0) -> Graph:
-        return _part(node, node.operation, _inner(eqn), inputs, _numbered("operand", len(inputs)))
+        return _part(node, node.operation, called(eqn), inputs, _numbered("operand", len(inputs)))
 
     return inner
 
@@ -337,7 +337,7 @@ OPENED = {
     "scan": _open_scan,
     "while": _open_while,
     "cond": _open_cond,
-    **dict.fromkeys(OWN_RULE, _open_custom),
+    **dict.fromkeys(RULED, _open_custom),
 }
 
 
