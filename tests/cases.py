@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from conv_cases import ROWS as CONV_ROWS
 from recurrent_cases import COMBINED as COMBINED_RECURRENT
@@ -58,9 +57,9 @@ class Case(NamedTuple):
         """Signed inputs, a tenth away from the kinks at 0."""
         draw = np.random.default_rng(seed)  # not jax.random, which would compile for every shape
         if isinstance(self.in_shape, jax.ShapeDtypeStruct):
-            return jnp.asarray(draw.integers(0, 3, (n, *self.in_shape.shape)), self.in_shape.dtype)
+            return np.asarray(draw.integers(0, 3, (n, *self.in_shape.shape)), self.in_shape.dtype)
         x = draw.normal(size=(n, *self.in_shape))
-        return jnp.asarray(x + 0.1 * np.sign(x), dtype)
+        return np.asarray(x + 0.1 * np.sign(x), dtype)
 
 
 ACTIVATIONS = {

@@ -1,13 +1,23 @@
-"""A strict house: no silent dtype promotion, warnings are errors, several devices, deterministic; and compiled fast."""
+"""A strict house: no silent promotion of dtypes or ranks, warnings are errors, several devices; and compiled fast.
 
+Most of the suite's time is compiling, so programs are compiled without LLVM's optimisations, and what was compiled is
+kept in .jax_cache for the next run. JAXNN_OPTIMISED=1 (make test-all) compiles as users' programs are.
+"""
+
+import gc
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-# Most of the suite's time is compiling. LLVM's optimisation and XLA's newer code generator are more than half of that,
-# and do nothing for programs of this size; JAXNN_OPTIMISED=1 (make test-optimised) compiles as users' programs are.
-FAST_COMPILING = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+CACHE = Path(__file__).parents[1] / ".jax_cache"
+MOST_BYTES = 500e6  # of the cache; then it begins anew
+MOST_KEPT = 1.2e9  # bytes of a worker's memory, above which it forgets its compiled programs between modules
+FAST_COMPILING = (  # XLA's flags change between releases: each is taken where it is known
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 
@@ -20,12 +30,36 @@ def understood(flags):
 # Before jax starts: two fake devices, so that nothing silently relies on there being one. Workers inherit the flags.
 if "host_platform_device_count" not in (given := os.environ.get("XLA_FLAGS", "")):
     flags = f"{given} --xla_force_host_platform_device_count=2"
-    if not os.environ.get("JAXNN_OPTIMISED") and understood(f"{flags} {FAST_COMPILING}"):
-        flags += f" {FAST_COMPILING}"
+    if not os.environ.get("JAXNN_OPTIMISED"):
+        flags = " ".join([flags, *(flag for flag in FAST_COMPILING if understood(flag))])
     os.environ["XLA_FLAGS"] = flags
+    if CACHE.is_dir() and sum(file.stat().st_size for file in CACHE.iterdir()) > MOST_BYTES:
+        shutil.rmtree(CACHE)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")  # TF32 on a GPU is not a wrong gradient
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and few cycles
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Compiled programs stay for as long as there is room for them."""
+    yield
+    if _resident() > MOST_KEPT:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident():
+    """Bytes of this process in memory; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

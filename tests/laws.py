@@ -1,15 +1,19 @@
 """What every layer must satisfy, as functions that raise AssertionError: the tests and the mutants share them.
 
+Each row is compiled once, forward and backward in float64; NumPy evaluates the rest operation by operation, without
+compiling. With JAXNN_OPTIMISED=1 (`make test-all`) everything is compiled, as users' programs are.
+
 Tolerances: each leaf's worst element, normalised by the leaf's own maximum; never scaled by an array's size.
 """
 
-from functools import lru_cache
+import os
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
+from by_numpy import by_numpy
 
 from jaxnn import as_custom_vjp, autodiff_twin, dense, serial, tanh
 from jaxnn.checks import is_floating, named_leaves
@@ -22,17 +26,54 @@ BFLOAT16_FACTOR = 2.0  # the hand rule may be this much further from float32 tha
 BFLOAT16_ROUNDING = 2.0**-8  # beside one rounding of the result
 BFLOAT16_SEEDS = range(8)
 N = 4
+evaluated = jax.jit if os.environ.get("JAXNN_OPTIMISED") else by_numpy
 
 
 class Run(NamedTuple):
-    """One compiled evaluation of a layer, everything in NumPy."""
+    """What one program says of a layer on a batch, in float64, as NumPy.
+
+    Attributes:
+        y: the output.
+        tape: what forward keeps.
+        back: (delta_in, grads) by hand.
+        twin: the same by jax.vjp.
+        custom: the same by jax.grad through as_custom_vjp.
+        pairing: ⟨δ, Jv⟩ and ⟨Jᵀδ, v⟩.
+        nested: the outputs and gradients of (layer, tanh), dense and of layer, (tanh, dense).
+    """
 
     y: Any
-    back: Any  # (delta_in, grads) for δ
-    back_other: Any  # for δ′
-    back_mixed: Any  # for 2δ − 3δ′
-    twin: Any  # for δ, by jax.vjp
-    pairing: Any  # ⟨δ, Jv⟩ and ⟨Jᵀδ, v⟩
+    tape: Any
+    back: Any
+    twin: Any
+    custom: Any
+    pairing: Any
+    nested: Any
+
+
+class Ensemble(NamedTuple):
+    """Forward and backward under vmap over an ensemble axis, in float64, as NumPy.
+
+    Attributes:
+        y: of all members.
+        back: (delta_in, grads) of all members.
+        slopes: central differences of ⟨δ, y⟩, like the floats of x and the parameters.
+    """
+
+    y: Any
+    back: Any
+    slopes: Any
+
+
+# The first members of an ensemble; those that follow are moved along one coordinate each.
+BASE, OTHER, OTHER_DELTA, MIXED_DELTA, FIRST_HALF, SECOND_HALF = range(6)
+OTHER_SEED = 7
+
+
+@cache
+def made(case):
+    """One layer per row, so that its laws and its mutants share what they evaluate."""
+    return case.make()
 
 
 def forward(case, layer, params, state, x):
@@ -42,16 +83,16 @@ def forward(case, layer, params, state, x):
 
 @lru_cache(maxsize=256)
 def variables(case, layer, dtype, n=N, seed=0):
-    """Parameters, state, x and two δs; none by jax.random, which would compile for every shape."""
+    """Parameters, state, x and two δs in NumPy: jax.random would compile for every shape."""
     draw = np.random.default_rng(seed).normal
     params, state = jax.eval_shape(lambda: layer.init(jax.random.key(seed), case.in_shape, dtype))
     # zero biases are special: a gradient that forgets them would pass
-    params = jax.tree.map(lambda p: jnp.asarray(0.5 * draw(size=p.shape), p.dtype), params)
+    params = jax.tree.map(lambda p: np.asarray(0.5 * draw(size=p.shape), p.dtype), params)
     # a mean of 0 and a variance of 1 are special too; a variance stays positive
-    state = jax.tree.map(lambda s: jnp.asarray(0.7 + 0.3 * np.arange(1, s.size + 1).reshape(s.shape), s.dtype), state)
+    state = jax.tree.map(lambda s: np.asarray(0.7 + 0.3 * np.arange(1, s.size + 1).reshape(s.shape), s.dtype), state)
     x = case.inputs(seed + 1, n, dtype)
     y = jax.eval_shape(lambda p, s, x: forward(case, layer, p, s, x)[0], params, state, x)
-    deltas = [jnp.asarray(draw(size=y.shape), dtype) for _ in range(2)]
+    deltas = [np.asarray(draw(size=y.shape), dtype) for _ in range(2)]
     return params, state, x, *deltas
 
 
@@ -61,43 +102,163 @@ def part_of(tree, rows):
 
 
 def floats(x):
-    """Those leaves of x that have a slope, and what puts them back into x."""
+    """Those leaves of x that have a slope, and what puts them back into x, beside `others(leaf)` for the others."""
     leaves, structure = jax.tree.flatten(x)
 
-    def put(floats):
+    def put(floats, others=lambda leaf: leaf):
         left = iter(floats)
-        return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else leaf for leaf in leaves])
+        return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else others(leaf) for leaf in leaves])
 
     return [leaf for leaf in leaves if is_floating(leaf)], put
 
 
-def _evaluate(case, layer, params, state, x, delta, other):
+def _evaluate(case, layer, params, state, x, delta):
     y, _, tape = forward(case, layer, params, state, x)
     back = layer.backward(params, tape, delta)
     twin = autodiff_twin(layer)
-    _, _, twin_tape = forward(case, twin, params, state, x)
+    twin_back = twin.backward(params, forward(case, twin, params, state, x)[2], delta)
     free, put = floats(x)
     v = jax.tree.map(jnp.cos, (free, params))  # any direction that depends on nothing else
     _, jv = jax.jvp(lambda free, p: forward(case, layer, p, state, put(free))[0], (free, params), v)
     forwards = jnp.sum(delta * jv)
     pairs = zip(jax.tree.leaves(back), jax.tree.leaves(v), strict=True)
     backwards = sum((jnp.sum(a * b) for a, b in pairs), jnp.zeros((), delta.dtype))
-    return Run(
-        y,
-        back,
-        layer.backward(params, tape, other),
-        layer.backward(params, tape, 2 * delta - 3 * other),
-        twin.backward(params, twin_tape, delta),
-        (forwards, backwards),
-    )
+    apply = as_custom_vjp(layer)
+    custom = jax.grad(
+        lambda free, params: jnp.sum(delta * apply(params, state, put(free), train=case.train, rng=case.rng)[0]),
+        argnums=(0, 1),
+    )(free, params)
+    nested = [_trained(case, *net, x) for net in _nestings(case, layer, params, state, delta)]
+    return Run(y, tape, back, twin_back, custom, (forwards, backwards), nested)
 
 
-@lru_cache(maxsize=256)
-def run(case, layer, dtype):
-    """The compiled evaluation, in float64 or below, as NumPy."""
-    with jax.enable_x64(dtype == "float64"):
-        args = variables(case, layer, jnp.dtype(dtype))
-        return jax.tree.map(np.asarray, jax.jit(lambda *args: _evaluate(case, layer, *args))(*args))
+def _nestings(case, layer, params, state, delta):
+    """(net, params, state) of serial(serial(layer, tanh), dense) and serial(layer, serial(tanh, dense))."""
+    # a layer's key is that of its path, which the nesting changes: here it is held
+    of_one_key = lambda p, s, x, *, train=False, rng=None, layer=layer: forward(case, layer, p, s, x)
+    layer = layer._replace(forward=of_one_key)
+    out, features = dense(2), max(delta.shape[-1], 1) if delta.ndim > 1 else 1
+    w = jnp.asarray(np.random.default_rng(5).normal(size=(features, 2)), delta.dtype)
+    out_params = {"w": w, "b": jnp.ones(2, delta.dtype)}
+    left, right = serial(serial(layer, tanh), out), serial(layer, serial(tanh, out))
+    a, b = left.child_names[0], right.child_names[0]
+    key = left.children[0].child_names[0]
+    left_params = {a: {key: params}, left.child_names[1]: out_params}
+    right_params = {b: params, right.child_names[1]: {right.children[1].child_names[1]: out_params}}
+    left_state, right_state = ({a: {key: state}}, {b: state}) if jax.tree.leaves(state) else ((), ())
+    return (left, left_params, left_state), (right, right_params, right_state)
+
+
+def _trained(case, net, params, state, x):
+    y, _, tape = forward(case, net, params, state, x)
+    delta_in, grads = net.backward(params, tape, jnp.cos(y))
+    return y, delta_in, jax.tree.leaves(grads)
+
+
+class Runs(NamedTuple):
+    """The same program on three batches: the row's own, another with other parameters, one spoiled by a NaN."""
+
+    base: Run
+    other: Run
+    spoiled: Run
+
+
+@lru_cache(maxsize=64)
+def runs(case, layer):
+    """The evaluation that most laws look at."""
+    with jax.enable_x64(True):
+        (params, state, x, delta), other = (
+            variables(case, layer, jnp.dtype("float64"), seed=seed)[:4] for seed in (0, OTHER_SEED)
+        )
+        program = evaluated(lambda *args: _evaluate(case, layer, *args))
+        batches = (params, state, x, delta), other, (params, state, jax.tree.map(spoiled, x), delta)
+        return Runs(*(jax.tree.map(np.asarray, program(*batch)) for batch in batches))
+
+
+def run(case, layer):
+    """The evaluation of the row's own batch."""
+    return runs(case, layer).base
+
+
+@lru_cache(maxsize=64)
+def ensemble(case, layer):
+    """Members with other parameters, inputs or δs side by side: one program for linearity, differences and vmap."""
+    with jax.enable_x64(True):
+        params, state, x, delta, other = variables(case, layer, jnp.dtype("float64"))
+        others = variables(case, layer, jnp.dtype("float64"), seed=OTHER_SEED)[:4]
+        first = np.arange(N).reshape(N, *[1] * (delta.ndim - 1)) < N // 2
+        members = [(params, state, x, d) for d in (delta, other, 2 * delta - 3 * other)]
+        members += [(params, state, x, np.where(rows, delta, 0)) for rows in (first, ~first)]
+        members.insert(OTHER, others)
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+
+        free, put = floats(x)
+        leaves, structure = jax.tree.flatten((free, params))
+        moved = jax.tree.unflatten(structure, _moved(leaves))
+        count = 2 * sum(leaf.size for leaf in leaves)
+
+        def repeated(leaf):
+            return np.broadcast_to(leaf, (count, *leaf.shape))
+
+        spread = (moved[1], jax.tree.map(repeated, state), put(moved[0], repeated), repeated(delta))
+        everyone = jax.tree.map(lambda a, b: np.concatenate([a, b]), together, spread)
+        everyone = jax.tree.map(np.asarray, evaluated(jax.vmap(_step(case, layer)))(*everyone))
+        y, back = jax.tree.map(lambda leaf: leaf[: len(members)], everyone)
+        costs = (everyone[0][len(members) :] * delta).reshape(2, count // 2, -1).sum(-1)
+        slopes = _split((costs[0] - costs[1]) / (2 * STEP), leaves)
+        return Ensemble(y, back, jax.tree.unflatten(structure, slopes))
+
+
+def _step(case, layer):
+    """`(params, state, x, delta) -> y, (delta_in, grads)`."""
+
+    def step(params, state, x, delta):
+        y, _, tape = forward(case, layer, params, state, x)
+        return y, layer.backward(params, tape, delta)
+
+    return step
+
+
+def _moved(leaves):
+    """Each leaf with a leading axis: one coordinate after another, of all leaves, up by STEP; then the same down."""
+    total = sum(leaf.size for leaf in leaves)
+    moved, start = [], 0
+    for leaf in leaves:
+        rows = np.tile(leaf.ravel(), (2 * total, 1))
+        at = np.arange(leaf.size)
+        rows[start + at, at] += STEP
+        rows[total + start + at, at] -= STEP
+        moved.append(rows.reshape(2 * total, *leaf.shape))
+        start += leaf.size
+    return moved
+
+
+def _split(values, leaves):
+    """The entries of a vector as arrays of the leaves' shapes."""
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    return [part.reshape(leaf.shape) for part, leaf in zip(np.split(values, ends[:-1]), leaves, strict=True)]
+
+
+def spoiled(leaf):
+    """A NaN in one example; -1, which is no index, where there are whole numbers."""
+    leaf = np.array(leaf)
+    leaf[1] = np.nan if is_floating(leaf) else -1
+    return leaf
+
+
+@lru_cache(maxsize=64)
+def singles(case, layer):
+    """Each example as a batch of one: (y, back by hand, back by jax.vjp or None where nothing is compared with it)."""
+    with jax.enable_x64(True):
+        params, state, x, delta, _ = variables(case, layer, jnp.dtype("float64"))
+        rows = jax.tree.map(lambda leaf: leaf[:, None], (x, delta))
+        step, twin_step = _step(case, layer), _step(case, autodiff_twin(layer))
+
+        def both(params, state, x, delta):
+            twin = twin_step(params, state, x, delta)[1] if coupled(case, layer) or case.rng is not None else None
+            return *step(params, state, x, delta), twin
+
+        return jax.tree.map(np.asarray, evaluated(jax.vmap(both, in_axes=(None, None, 0, 0)))(params, state, *rows))
 
 
 def close(got, expected, tolerance, what):
@@ -116,13 +277,13 @@ def close(got, expected, tolerance, what):
 
 def hand_is_twin_float64(case, layer):
     """backward = jax.vjp of forward."""
-    result = run(case, layer, "float64")
+    result = run(case, layer)
     close(result.back, result.twin, FLOAT64, "hand vs twin")
 
 
 def hand_is_twin_float32(case, layer):
-    result = run(case, layer, "float32")
-    close(result.back, result.twin, FLOAT32, "hand vs twin")
+    hand, twin = _hand_and_twin(case, layer)(*variables(case, layer, jnp.dtype("float32"))[:4])
+    close(*jax.tree.map(np.asarray, (hand, twin)), FLOAT32, "hand vs twin")
 
 
 def hand_is_twin_bfloat16(case, layer):
@@ -131,8 +292,8 @@ def hand_is_twin_bfloat16(case, layer):
     In a single draw either may be lucky, by a factor of four.
     """
     off = []
-    for args in (variables(case, layer, jnp.bfloat16, seed=seed) for seed in BFLOAT16_SEEDS):
-        widened = jax.tree.map(lambda a: a.astype(jnp.float32) if is_floating(a) else a, args)
+    for args in (variables(case, layer, jnp.dtype("bfloat16"), seed=seed) for seed in BFLOAT16_SEEDS):
+        widened = jax.tree.map(lambda a: np.asarray(a, np.float32) if is_floating(a) else a, args)
         results = (*_hand_and_twin(case, layer)(*args[:4]), _hand_and_twin(case, layer)(*widened[:4])[1])
         leaves = [[np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)] for tree in results]
         scales = [np.abs(exact).max(initial=1e-30) for exact in leaves[2]]
@@ -144,108 +305,68 @@ def hand_is_twin_bfloat16(case, layer):
         assert hand <= BFLOAT16_FACTOR * auto + BFLOAT16_ROUNDING, f"bfloat16: {hand:.1e} off, jax.grad {auto:.1e}"
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _hand_and_twin(case, layer):
-    def both(params, state, x, delta):
-        twin = autodiff_twin(layer)
-        tape, twin_tape = (forward(case, of, params, state, x)[2] for of in (layer, twin))
-        return layer.backward(params, tape, delta), twin.backward(params, twin_tape, delta)
+    def both(*args):
+        return _step(case, layer)(*args)[1], _step(case, autodiff_twin(layer))(*args)[1]
 
-    return jax.jit(both)
+    return evaluated(both)
+
+
+def member(tree, i):
+    """One of an ensemble."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
 def backward_is_linear(case, layer):
     """backward(2δ − 3δ′) = 2 backward(δ) − 3 backward(δ′)."""
-    result = run(case, layer, "float64")
-    mixed = jax.tree.map(lambda a, b: 2 * a - 3 * b, result.back, result.back_other)
-    close(result.back_mixed, mixed, FLOAT64, "linearity")
+    a, b, mixed = (member(ensemble(case, layer).back, i) for i in (BASE, OTHER_DELTA, MIXED_DELTA))
+    close(mixed, jax.tree.map(lambda a, b: 2 * a - 3 * b, a, b), FLOAT64, "linearity")
 
 
 def dot_product(case, layer):
     """⟨δ, Jv⟩ = ⟨Jᵀδ, v⟩, with J by jax.jvp."""
-    forwards, backwards = run(case, layer, "float64").pairing
-    scale = max(abs(forwards), abs(backwards), np.abs(run(case, layer, "float64").y).max(initial=0))
+    forwards, backwards = run(case, layer).pairing
+    scale = max(abs(forwards), abs(backwards), np.abs(run(case, layer).y).max(initial=0))
     assert abs(forwards - backwards) <= FLOAT64 * scale, f"⟨δ, Jv⟩ = {forwards}, ⟨Jᵀδ, v⟩ = {backwards}"
 
 
 def central_differences(case, layer):
     """(C(θ+h) − C(θ−h)) / 2h for every coordinate of parameters and input, C = ⟨δ, y⟩."""
-    with jax.enable_x64(True):
-        params, state, x, delta, _ = variables(case, layer, jnp.float64)
-        free, put = floats(x)
-        flat, unravel = ravel_pytree((free, params))
+    close(as_slopes(run(case, layer).back), ensemble(case, layer).slopes, DIFFERENCES, "hand vs differences")
 
-        def cost(flat):
-            free, params = unravel(flat)
-            return jnp.sum(delta * forward(case, layer, params, state, put(free))[0])
 
-        def difference(direction):
-            return (cost(flat + STEP * direction) - cost(flat - STEP * direction)) / (2 * STEP)
-
-        slopes = jax.jit(jax.vmap(difference))(jnp.eye(flat.size, dtype=flat.dtype))
-        expected = jax.tree.map(np.asarray, unravel(slopes))
-        delta_in, grads = run(case, layer, "float64").back
-        close((jax.tree.leaves(delta_in), grads), expected, DIFFERENCES, "hand vs differences")
+def as_slopes(back):
+    """(delta_in, grads) without what has no slope: ([δ of each float of x], grads)."""
+    return jax.tree.leaves(back[0]), back[1]
 
 
 def serial_associates(case, layer):
     """(layer, tanh), dense = layer, (tanh, dense)."""
-    with jax.enable_x64(True):
-        params, state, x, delta, _ = variables(case, layer, jnp.float64)
-        # a layer's key is that of its path, which the nesting changes: here it is held
-        of_one_key = lambda p, s, x, *, train=False, rng=None, layer=layer: forward(case, layer, p, s, x)
-        layer = layer._replace(forward=of_one_key)
-        out = dense(2)
-        out_params, _ = out.init(jax.random.key(5), (max(delta.shape[-1], 1),) if delta.ndim > 1 else (1,), jnp.float64)
-        left = serial(serial(layer, tanh), out)
-        right = serial(layer, serial(tanh, out))
-        a, b = left.child_names[0], right.child_names[0]
-        key = left.children[0].child_names[0]
-        left_params = {a: {key: params}, left.child_names[1]: out_params}
-        right_params = {b: params, right.child_names[1]: {right.children[1].child_names[1]: out_params}}
-        left_state, right_state = ({a: {key: state}}, {b: state}) if jax.tree.leaves(state) else ((), ())
-
-        def both(left_params, right_params, x):
-            results = []
-            for net, params, state in ((left, left_params, left_state), (right, right_params, right_state)):
-                y, _, tape = forward(case, net, params, state, x)
-                delta_in, grads = net.backward(params, tape, jnp.cos(y))
-                results.append((y, delta_in, jax.tree.leaves(grads)))
-            return results
-
-        results = jax.tree.map(np.asarray, jax.jit(both)(left_params, right_params, x))
     # the same arrays in another nesting: compare them in one order
-    (y1, d1, g1), (y2, d2, g2) = results
+    (y1, d1, g1), (y2, d2, g2) = run(case, layer).nested
     close((y1, d1), (y2, d2), FLOAT64, "associativity")
     order = lambda grads: sorted(grads, key=lambda g: (g.shape, float(g.sum())))
     close(order(g1), order(g2), FLOAT64, "associativity, gradients")
 
 
-def eager_is_jit(case, layer):
+def jit_is_eager(case, layer):
+    """What XLA compiles = what operation by operation gives, by NumPy or by JAX."""
     with jax.enable_x64(True):
-        args = variables(case, layer, jnp.float64)
-        params, state, x, delta, _ = args
-        y, _, tape = forward(case, layer, params, state, x)
-        back = jax.tree.map(np.asarray, layer.backward(params, tape, delta))
-        result = run(case, layer, "float64")
-        close((np.asarray(y), back), (result.y, result.back), FLOAT64, "eager vs jit")
+        args = variables(case, layer, jnp.dtype("float64"))[:4]
+        compiled = jax.tree.map(np.asarray, jax.jit(_step(case, layer))(*args))
+        result = run(case, layer)
+        close(compiled, (result.y, result.back), FLOAT64, "jit vs operation by operation")
+        if os.environ.get("JAXNN_OPTIMISED"):
+            eager = jax.tree.map(np.asarray, _step(case, layer)(*args))
+            close(eager, compiled, FLOAT64, "eager vs jit")
 
 
 def vmap_is_loop(case, layer):
     """An ensemble under vmap is its members one after another."""
-    with jax.enable_x64(True):
-        members = [variables(case, layer, jnp.float64, seed=seed)[:4] for seed in (0, 7)]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
-
-        def step(params, state, x, delta):
-            y, _, tape = forward(case, layer, params, state, x)
-            return y, layer.backward(params, tape, delta)
-
-        together = jax.tree.map(np.asarray, jax.jit(jax.vmap(step))(*stacked))
-        one = jax.jit(step)
-        for i, member in enumerate(members):
-            alone = jax.tree.map(np.asarray, one(*member))
-            close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, FLOAT64, f"member {i}")
+    result, together = runs(case, layer), ensemble(case, layer)
+    for i, alone in ((BASE, result.base), (OTHER, result.other)):
+        close(member((together.y, together.back), i), (alone.y, alone.back), FLOAT64, f"member {i}")
 
 
 def coupled(case, layer):
@@ -254,52 +375,44 @@ def coupled(case, layer):
 
 
 def batch_is_two_halves(case, layer):
-    """A batch's outputs and δ are its halves' side by side, its gradients their sum.
-
-    Where the batch is drawn for as a whole, its halves would draw other numbers: there each half's δ stays in it.
-    """
+    """The gradients of a batch are the sum of its halves', and δ stays in its half."""
     if coupled(case, layer):
         return
-    with jax.enable_x64(True):
-        params, state, x, delta, _ = variables(case, layer, jnp.float64)
-        half = N // 2
-        result = run(case, layer, "float64")
+    (d1, g1), (d2, g2) = (member(ensemble(case, layer).back, i) for i in (FIRST_HALF, SECOND_HALF))
+    delta_in = jax.tree.map(lambda a, b: np.concatenate([a[: N // 2], b[N // 2 :]]), d1, d2)
+    close((delta_in, jax.tree.map(np.add, g1, g2)), run(case, layer).back, FLOAT64, "two halves")
 
-        def step(x, delta):
-            y, _, tape = forward(case, layer, params, state, x)
-            return y, *layer.backward(params, tape, delta)
 
-        step = jax.jit(step)
-        if case.seed is None:
-            halves = [step(*part_of((x, delta), rows)) for rows in (slice(half), slice(half, None))]
-            (y1, d1, g1), (y2, d2, g2) = jax.tree.map(np.asarray, halves)
-            y, delta_in = jax.tree.map(lambda a, b: np.concatenate([a, b]), (y1, d1), (y2, d2))
-        else:
-            first = np.arange(N).reshape(N, *[1] * (delta.ndim - 1)) < half
-            halves = [step(x, np.where(rows, delta, 0)) for rows in (first, ~first)]
-            (y, d1, g1), (_, d2, g2) = jax.tree.map(np.asarray, halves)
-            delta_in = jax.tree.map(lambda a, b: np.concatenate([a[:half], b[half:]]), d1, d2)
-        close((y, (delta_in, jax.tree.map(np.add, g1, g2))), (result.y, result.back), FLOAT64, "two halves")
+def batch_is_its_examples(case, layer):
+    """A batch's outputs and δ are those of its examples alone, its gradients their sum.
+
+    Where the batch is drawn for as a whole, an example alone would draw other numbers; where examples are coupled, it
+    is another function. There hand and twin agree on it.
+    """
+    y, back, twin = singles(case, layer)
+    result = run(case, layer)
+    assert y.shape[1:] == result.y[:1].shape
+    assert np.isfinite(y).all()
+    if twin is None:
+        delta_in, grads = back
+        got = (y[:, 0], jax.tree.map(lambda d: d[:, 0], delta_in), jax.tree.map(lambda g: g.sum(0), grads))
+        close(got, (result.y, *result.back), FLOAT64, "examples alone")
+    else:
+        assert jax.tree.structure(back) == jax.tree.structure(twin)
+        for a, b in zip(*map(jax.tree.leaves, (back, twin)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=FLOAT64, atol=FLOAT64)  # N = 1 may have no gradient but rounding
 
 
 def nan_in_nan_out(case, layer):
     """A NaN in one example shows in that example's output, and elsewhere just if examples are coupled."""
-    params, state, x, *_ = variables(case, layer, jnp.float32)
-
-    def spoil(leaf):
-        leaf = np.array(leaf)
-        leaf[1] = np.nan if is_floating(leaf) else -1  # -1 is no index
-        return leaf
-
-    y = jax.jit(lambda x: forward(case, layer, params, state, x)[0])(jax.tree.map(spoil, x))
-    bad = np.isnan(np.asarray(y)).reshape(N, -1)
+    bad = np.isnan(runs(case, layer).spoiled.y).reshape(N, -1)
     assert bad[1].all(), "NaN in, but not NaN out"
     assert bad[[0, 2, 3]].any() == coupled(case, layer), "couples_batch is not what a NaN shows"
 
 
 def shapes_and_dtypes(case, layer):
     """Gradients like parameters, δ_in like x, the tape arrays only; init makes what is asked for."""
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in (jnp.dtype("float32"), jnp.dtype("bfloat16")):
         params, state, x, delta, _ = variables(case, layer, dtype)
         y, new_state, tape = jax.eval_shape(lambda p, s, x: forward(case, layer, p, s, x), params, state, x)
         delta_in, grads = jax.eval_shape(layer.backward, params, tape, delta)
@@ -313,44 +426,10 @@ def shapes_and_dtypes(case, layer):
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(params)), "init ignored the dtype"
 
 
-def one_example(case, layer):
-    """N = 1 is the first example of the batch; where it is not, hand and twin agree on it."""
-    with jax.enable_x64(True):
-        params, state, x, delta, _ = variables(case, layer, jnp.float64)
-        result = run(case, layer, "float64")
-        x, delta = part_of((x, delta), slice(1))
-
-        def step(x, delta):
-            y, _, tape = forward(case, layer, params, state, x)
-            return y, layer.backward(params, tape, delta)
-
-        y, (delta_in, grads) = jax.tree.map(np.asarray, jax.jit(step)(x, delta))
-        assert y.shape == result.y[:1].shape
-        if case.seed is None and not coupled(case, layer):
-            close(y, result.y[:1], FLOAT64, "N = 1")
-            close(delta_in, jax.tree.map(lambda d: d[:1], result.back[0]), FLOAT64, "N = 1, δ_in")
-        else:
-            twin = autodiff_twin(layer)
-            twin_backward = lambda x, delta: twin.backward(params, forward(case, twin, params, state, x)[2], delta)
-            auto = jax.jit(twin_backward)(x, delta)
-            assert np.isfinite(y).all()
-            for a, b in zip(*map(jax.tree.leaves, ((delta_in, grads), auto)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=FLOAT64, atol=FLOAT64)  # N = 1 may have no gradient but rounding
-
-
 def custom_vjp_is_hand(case, layer):
     """jax.grad through as_custom_vjp gives the hand-derived gradient."""
-    with jax.enable_x64(True):
-        params, state, x, delta, _ = variables(case, layer, jnp.float64)
-        apply = as_custom_vjp(layer)
-        free, put = floats(x)
-        grad = jax.grad(
-            lambda free, params: jnp.sum(delta * apply(params, state, put(free), train=case.train, rng=case.rng)[0]),
-            argnums=(0, 1),
-        )
-        got = jax.tree.map(np.asarray, jax.jit(grad)(free, params))
-        delta_in, grads = run(case, layer, "float64").back
-        close(got, (jax.tree.leaves(delta_in), grads), FLOAT64, "custom_vjp")
+    result = run(case, layer)
+    close(result.custom, as_slopes(result.back), FLOAT64, "custom_vjp")
 
 
 LAWS = (
@@ -362,10 +441,10 @@ LAWS = (
     dot_product,
     central_differences,
     serial_associates,
-    eager_is_jit,
+    jit_is_eager,
     vmap_is_loop,
     batch_is_two_halves,
+    batch_is_its_examples,
     nan_in_nan_out,
-    one_example,
     custom_vjp_is_hand,
 )

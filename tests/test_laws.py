@@ -3,20 +3,19 @@
 import jax.numpy as jnp
 import pytest
 from cases import ACTIVATIONS, CASES
-from laws import LAWS
+from laws import LAWS, made
 
 import jaxnn
 from jaxnn import activations
 
-# One layer per row, so that its laws share what they compile; and one worker, for the same reason.
-MADE = {case.name: case.make() for case in CASES}
+# One worker for each row, whose laws share what they evaluate.
 ROWS = [pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(case.name)) for case in CASES]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("case", ROWS)
 def test_law(case, law):
-    law(case, MADE[case.name])
+    law(case, made(case))
 
 
 def test_every_public_layer_has_a_row():
