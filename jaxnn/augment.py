@@ -243,9 +243,9 @@ def affine_points(matrix: Array, offset: Array, height: int, width: int) -> Arra
 
 
 def _mapped(matrix: Array, offset: Array, points: Array) -> Array:
-    """A p + b of points [N or none, H, W, 2], counted from the first pixel; A and b work from the image's centre."""
+    """A p + b of points [N or 1, H, W, 2], counted from the first pixel; A and b work from the image's centre."""
     height, width = points.shape[-3:-1]
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2], matrix.dtype)
+    centre = jnp.array([[[[(height - 1) / 2, (width - 1) / 2]]]], matrix.dtype)
     p = points - centre
     q = matrix[:, None, None, :, 0] * p[..., :1] + matrix[:, None, None, :, 1] * p[..., 1:]
     return q + (offset[:, None, None, :] + centre)
@@ -431,7 +431,7 @@ def resample(x: Array, points: Array, *, fill: float = 0.0) -> Array:
     n, h, w, channels = x.shape
     if points.ndim != 4 or points.shape[0] != n or points.shape[-1] != 2:
         raise ValueError(f"augment.resample: points must be [{n}, H, W, 2] for {describe(x)}, got {describe(points)}")
-    sizes = jnp.array([h, w], points.dtype)
+    sizes = jnp.array([[[[h, w]]]], points.dtype)
     points = jnp.where(jnp.isnan(points), -1, jnp.clip(points, -1, sizes))  # all that lies further out is fill
     whole = jnp.floor(points)
     row_part, column_part = (part.astype(accumulator(x.dtype)) for part in jnp.split(points - whole, 2, axis=-1))
@@ -456,8 +456,8 @@ def _between(a: Array, b: Array, part: Array) -> Array:
 
 
 def _grid(height: int, width: int, dtype: Any) -> Array:
-    """(row, column) of every pixel, [H, W, 2]."""
-    return jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1).astype(dtype)
+    """(row, column) of every pixel, [1, H, W, 2]."""
+    return jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1).astype(dtype)[None]
 
 
 def _draw(key: Key, shape: tuple[int, ...], limits: Range, dtype: Any) -> Array:

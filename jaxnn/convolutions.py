@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import accumulator
+from jaxnn.ranks import with_rank
 from jaxnn.types import Array
 from jaxnn.windows import (
     Windows,
@@ -260,7 +261,8 @@ def by_taps(x: Array, w: Array, windows: Windows) -> Array:
     wide = accumulator(x.dtype)
     inputs = jnp.repeat(x, w.shape[-1] // x.shape[-1], -1).astype(wide)
     kernel = w.reshape(-1, w.shape[-1]).astype(wide)
-    z = reduce(jnp.add, [seen * tap for seen, tap in zip(views(inputs, windows), kernel, strict=True)])
+    pairs = zip(views(inputs, windows), kernel, strict=True)
+    z = reduce(jnp.add, [seen * with_rank(tap, x.ndim) for seen, tap in pairs])
     return z.astype(x.dtype)
 
 
@@ -277,7 +279,7 @@ def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, channels: i
     """Of a depthwise convolution: ∂C/∂xₙqᵢ = Σₖₚₒ wₖₒ δₙₚₒ over s p + d k − a = q and the o of channel i."""
     wide = accumulator(delta.dtype)
     kernel, delta_wide = w.reshape(-1, w.shape[-1]).astype(wide), delta.astype(wide)
-    each = added_back([delta_wide * tap for tap in kernel], windows)
+    each = added_back([delta_wide * with_rank(tap, delta.ndim) for tap in kernel], windows)
     return each.reshape(*each.shape[:-1], channels, -1).sum(-1).astype(delta.dtype)
 
 

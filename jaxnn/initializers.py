@@ -277,7 +277,7 @@ def _orthogonal(gain: float) -> Initializer:
         fan_in, n_out = fans(shape)[0], shape[-1]
         tall = (max(fan_in, n_out), min(fan_in, n_out))
         q, r = jnp.linalg.qr(jax.random.normal(as_key(key), tall, _at_least_float32(dtype)))
-        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)  # QR alone prefers some signs
+        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)[None]  # QR alone prefers some signs
         w = q if fan_in >= n_out else q.T
         return (gain * w).reshape(shape).astype(dtype)
 

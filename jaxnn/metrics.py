@@ -28,6 +28,7 @@ from functools import cache
 import jax.numpy as jnp
 
 from jaxnn import checks
+from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Metric
 
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
@@ -60,7 +61,7 @@ def _top_k(k: int, name: str, doc: str) -> Metric:
             raise ValueError(f"metrics.{name}: the prediction {prediction.shape} has only {classes} classes")
         # The label's rank, by counting what stands before it: no sort, and a tie goes to the first class. A NaN
         # stands before everything, k times over. (Sums of floats: XLA is slow in reducing integers and Booleans.)
-        place, label = jnp.arange(classes, dtype=jnp.int32), labels[..., None]
+        place, label = with_rank(jnp.arange(classes, dtype=jnp.int32), prediction.ndim), labels[..., None]
         score = jnp.where(place == label, prediction, 0).sum(axis=-1, keepdims=True)
         before = jnp.where(place < label, prediction >= score, prediction > score)
         ahead = jnp.where(jnp.isnan(prediction), float(k), before.astype(jnp.float32)).sum(axis=-1)

@@ -174,7 +174,7 @@ def _convolution(p: Any, x: Any, w: Any) -> Any:
             zip(tap, apart, size, stride, strict=True))  # fmt: skip
         here = x[(slice(None),) * 3 + window].astype(wide)
         total += np.einsum("gnc...,ghc->gnh...", here, w[(slice(None),) * 3 + tap].astype(wide), optimize=True)
-    y = np.moveaxis(total, 0, 1).reshape(n // batches, -1, *size)
+    y = np.moveaxis(total, 0, 1).reshape(n // batches, both * w.shape[1], *size)
     return np.transpose(y, np.argsort(numbers.out_spec))
 
 

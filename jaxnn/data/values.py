@@ -121,14 +121,14 @@ def unstandardise(scale: Standardisation, z: Any) -> Any:
 
 
 def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
-    """Returns x, μ, and σ with 1 for 0, in one dtype, if they are of the same features."""
+    """Returns x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they are of the same features."""
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     if not x.ndim or x.shape[1:] != scale.mean.shape:
         expected = f"[{', '.join(['N', *map(str, scale.mean.shape)])}]"
         raise ValueError(f"{what} expects {expected} like what scale was taken from, got shape {x.shape}")
     dtype = x.dtype if checks.is_floating(x) else scale.mean.dtype
     sigma = scale.std + (scale.std == 0).astype(scale.std.dtype)
-    return x.astype(dtype), scale.mean.astype(dtype), sigma.astype(dtype)
+    return x.astype(dtype), scale.mean.astype(dtype)[None], sigma.astype(dtype)[None]
 
 
 def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:

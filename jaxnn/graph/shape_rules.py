@@ -22,6 +22,7 @@ from jax import lax
 
 from jaxnn.graph.rule import Note, Pull, Rule, at, nothing, share
 from jaxnn.jaxprs import is_float
+from jaxnn.ranks import with_rank
 
 Params = dict[str, Any]
 
@@ -158,12 +159,16 @@ def _triangular_solve(delta: Any, inputs: list[Any], output: Any, params: Params
 
 
 def _cholesky(delta: Any, inputs: list[Any], output: Any, params: Params) -> list[Any]:
-    """L Lᵀ = x: δx = L⁻ᵀ Φ(Lᵀ δ) L⁻¹, where Φ keeps the lower triangle and half of the diagonal."""
+    """L Lᵀ = x: S = L⁻ᵀ Φ(Lᵀ δ) L⁻¹, where Φ keeps the lower triangle and half of the diagonal.
+
+    Of x only the lower triangle is read, and stands for both: what S has for the upper one goes to it.
+    """
     root = jnp.tril(output)
     inner = jnp.tril(_product(_transposed(root), delta))
-    inner = inner * (1 - 0.5 * jnp.eye(root.shape[-1], dtype=root.dtype))
+    inner = inner * with_rank(1 - 0.5 * jnp.eye(root.shape[-1], dtype=root.dtype), inner.ndim)
     inner = lax.linalg.triangular_solve(root, inner, left_side=True, lower=True, transpose_a=True)
-    return [lax.linalg.triangular_solve(root, inner, left_side=False, lower=True)]
+    both = lax.linalg.triangular_solve(root, inner, left_side=False, lower=True)
+    return [jnp.tril(both) + jnp.tril(_transposed(both), -1)]
 
 
 # ---- reductions
@@ -552,7 +557,11 @@ _PRODUCTS = {
     "dot_general": Rule("δx = δ yᵀ, δy = xᵀ δ", _dot_general),
     "conv_general_dilated": Rule("δx = δ ∗ w reversed, δw = x ∗ δ", _conv),
     "triangular_solve": Rule("A X = B: δB = A⁻ᵀ δ, δA = −δB Xᵀ in the triangle", _triangular_solve),
-    "cholesky": Rule("y yᵀ = x: δx = y⁻ᵀ Φ(yᵀ δ) y⁻¹, Φ the lower triangle with half the diagonal", _cholesky),
+    "cholesky": Rule(
+        "y yᵀ = x: δx = S + Sᵀ below the diagonal, S on it, S = y⁻ᵀ Φ(yᵀ δ) y⁻¹, Φ the lower triangle with half the "
+        "diagonal",
+        _cholesky,
+    ),
 }
 
 _REDUCTIONS = {

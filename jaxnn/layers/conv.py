@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
+from jaxnn.ranks import with_rank
 from jaxnn.types import BackwardRule, DType, ForwardRule, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
 
@@ -122,7 +123,7 @@ def conv(
                 raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)
             dtype = widest(x.dtype, w.dtype)
             z = forms.forward(x.astype(dtype), w.astype(dtype), windows, groups)
-            return (z + params["b"].astype(dtype) if bias else z), state, x
+            return (z + with_rank(params["b"].astype(dtype), z.ndim) if bias else z), state, x
 
         return forward
 

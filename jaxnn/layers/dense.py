@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, features, input_spec, whole_number
+from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
@@ -86,7 +87,7 @@ def dense(
             expected = (shape[-1], width)
             raise LayerError("dense", f"expects w of shape {expected}, got {w.shape}", about_params=True)
         z = x @ w
-        return (z + params["b"] if bias else z), state, x
+        return (z + with_rank(params["b"], z.ndim) if bias else z), state, x
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x, examples = tape, tuple(range(delta.ndim - 1))  # every axis but the features

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, accumulator, features, input_spec, number
+from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
 
@@ -97,8 +98,8 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
             tape: Tree = _ByBatch(x_hat, r.reshape(-1))
         else:
             r = jax.lax.rsqrt(running["var"] + eps)
-            tape = _ByRunning((wide - running["mean"]) * r, r)
-        return (gamma * tape.x_hat + beta).astype(x.dtype), state, tape
+            tape = _ByRunning((wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim), r)
+        return _scaled(gamma, tape.x_hat, beta).astype(x.dtype), state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x_hat, r = tape
@@ -107,8 +108,9 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
         delta_in = wide
         if isinstance(tape, _ByBatch):
             n = wide.size // wide.shape[-1]
-            delta_in = wide - x_hat * (grads["scale"] / n) - grads["shift"] / n
-        return (gamma * r * delta_in).astype(delta.dtype), _like(params, grads)
+            along, mean = (with_rank(grads[name] / n, wide.ndim) for name in ("scale", "shift"))
+            delta_in = wide - x_hat * along - mean
+        return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), _like(params, grads)
 
     return Layer("batch_norm", init, forward, backward, couples_batch=True)
 
@@ -155,13 +157,13 @@ def layer_norm(*, eps: float = EPS) -> Layer:
     ) -> tuple[Any, State, Tree]:
         wide, gamma, beta = _in_wide("layer_norm", params, x)
         x_hat, r, _, _ = _normalised(wide, (-1,), eps)
-        return (gamma * x_hat + beta).astype(x.dtype), state, (x_hat, r)
+        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, (x_hat, r)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x_hat, r = tape
         wide, gamma, _ = _in_wide("layer_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
-        g = gamma * wide
+        g = with_rank(gamma, wide.ndim) * wide
         along = (g * x_hat).mean(-1, keepdims=True)
         delta_in = r * (g - g.mean(-1, keepdims=True) - x_hat * along)
         return delta_in.astype(delta.dtype), _like(params, grads)
@@ -188,6 +190,11 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Arr
     var = jnp.square(centred).mean(axes, keepdims=True)
     r = jax.lax.rsqrt(var + eps)
     return centred * r, r, first + mean, var
+
+
+def _scaled(gamma: Array, x_hat: Array, beta: Array) -> Array:
+    """γ x̂ + β."""
+    return with_rank(gamma, x_hat.ndim) * x_hat + with_rank(beta, x_hat.ndim)
 
 
 def _scale_and_shift(delta: Array, x_hat: Array) -> Params:

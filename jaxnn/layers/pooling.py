@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import LayerError, accumulator, features
+from jaxnn.ranks import with_rank
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Shape, State, Tree
 from jaxnn.windows import (
     Padding,
@@ -77,7 +78,8 @@ def max_pool(
         for k, rival in enumerate(others, start=1):
             wins = (rival > y) | (rival != rival)  # what is NaN wins: NaN in, NaN out
             if windows.padded:
-                wins = there[k] & (wins | ~there[:k].any(0))
+                here, none_before = (with_rank(at, y.ndim) for at in (there[k], ~there[:k].any(0)))
+                wins = here & (wins | none_before)
             y = jnp.where(wins, rival, y)
             winner = jnp.where(wins, jnp.asarray(k, index), winner)
         return y, state, (winner, x[:0])
@@ -87,7 +89,8 @@ def max_pool(
         windows = _place("max_pool", x.shape[1:-1], size, strides, pads)
         zero = jnp.zeros((), delta.dtype)
         if windows.tiles:
-            k = jnp.arange(math.prod(size), dtype=index).reshape([n for taps in size for n in (taps, 1)])
+            # [1, K₁, 1, K₂, 1], laid out as the tiles are but for the positions, which are 1
+            k = jnp.arange(math.prod(size), dtype=index).reshape(1, *(n for taps in size for n in (1, taps)), 1)
             return from_tiles(jnp.where(as_tiles(winner) == k, as_tiles(delta), zero), windows), {}
         parts = [jnp.where(winner == k, delta, zero) for k in range(math.prod(size))]
         return added_back(parts, windows), {}
@@ -143,12 +146,12 @@ def avg_pool(
         windows = _place("avg_pool", spatial_shape("avg_pool", x, len(size)), size, strides, pads)
         wide = accumulator(x.dtype)
         total = reduce(jnp.add, views(x.astype(wide), windows))
-        return (total * shares(windows, wide)).astype(x.dtype), state, x[:0]
+        return (total * with_rank(shares(windows, wide), total.ndim)).astype(x.dtype), state, x[:0]
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         windows = _place("avg_pool", tape.shape[1:-1], size, strides, pads)
         wide = accumulator(delta.dtype)
-        share = delta.astype(wide) * shares(windows, wide)
+        share = delta.astype(wide) * with_rank(shares(windows, wide), delta.ndim)
         if windows.tiles:
             delta_in = from_tiles(as_tiles(share, size), windows)
         else:
@@ -182,7 +185,7 @@ def global_max_pool() -> Layer:
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         winner, x = tape
-        q = jnp.arange(math.prod(x.shape[1:-1]), dtype=winner.dtype)[:, None]
+        q = jnp.arange(math.prod(x.shape[1:-1]), dtype=winner.dtype)[None, :, None]
         delta_in = jnp.where(winner == q, delta[:, None], jnp.zeros((), delta.dtype))
         return delta_in.reshape(delta.shape[0], *x.shape[1:]), {}
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxnn import checks
 from jaxnn.losses.probabilities import at_least, log_clipped, no_probability, smallest
 from jaxnn.losses.targets import DISTRIBUTIONS, WHOLE, check_dtypes, check_values, labels_of, poison
+from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Loss
 
 
@@ -59,7 +60,8 @@ def _classwise(
         sick = poison(wrong, y)
         if hard:
             # One-hot by comparison: a gather's derivative would be a scatter, slower than all the rest.
-            t = jnp.where(labels[..., None] == jnp.arange(classes, dtype=labels.dtype), 1 + sick, sick)
+            k = with_rank(jnp.arange(classes, dtype=labels.dtype), labels.ndim + 1)
+            t = jnp.where(labels[..., None] == k, 1 + sick, sick)
         else:
             t = target.astype(work) + sick
         rest: dict[str, Any] = {"total": 1.0 if hard else t.sum(axis=-1, keepdims=True)}

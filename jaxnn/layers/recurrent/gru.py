@@ -13,6 +13,7 @@ from jaxnn.layers.recurrent.through_time import (
     recurrent,
     total_over_examples,
 )
+from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
 
 
@@ -81,9 +82,9 @@ def gru(
 
 def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
     (h,) = state
-    a_r, a_u, a_n = jnp.split(x @ params["w"] + params["b"], 3, axis=-1)
+    a_r, a_u, a_n = jnp.split(x @ params["w"] + with_rank(params["b"], x.ndim), 3, axis=-1)
     m_r, m_u, m_n = jnp.split(h @ params["w_h"], 3, axis=-1)
-    m_n = m_n + params["b_h"]
+    m_n = m_n + with_rank(params["b_h"], h.ndim)
     r, u = jax.lax.logistic(a_r + m_r), jax.lax.logistic(a_u + m_u)
     n = jnp.tanh(a_n + r * m_n)
     return ((1 - u) * n + u * h,), (h, r, u, n, m_n)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number, widest
+from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
@@ -350,7 +351,8 @@ def _check_params(cell: Cell, params: Params, x_shape: tuple[int, ...], width: i
 
 def weighted(params: Params, x: Array, h: Array) -> Array:
     """The sum before the gates, x W + h U + b, as one product: [x, h] times W above U."""
-    return beside(x, h) @ jnp.concatenate([params["w"], params["w_h"]]) + params["b"]
+    z = beside(x, h) @ jnp.concatenate([params["w"], params["w_h"]])
+    return z + with_rank(params["b"], z.ndim)
 
 
 def beside(x: Array, h: Array) -> Array:
