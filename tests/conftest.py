@@ -14,6 +14,13 @@ from pathlib import Path
 CACHE = Path(__file__).parents[1] / ".jax_cache"
 MOST_BYTES = 500e6  # of the cache; then it begins anew
 MOST_KEPT = 1.2e9  # bytes of a worker's memory, above which it forgets its compiled programs between modules
+AS_USERS_WRITE = (  # test files
+    *("test_examples", "test_readme", "test_gradcheck_function", "test_gradcheck_evidence"),
+    *(
+        f"test_graph_{of}"
+        for of in ("trace", "libraries", "explain", "page", "flow", "text", "dot", "folding", "layout")
+    ),
+)
 FAST_COMPILING = (  # XLA's flags change between releases: each is taken where it is known
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
@@ -46,6 +53,12 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and few cycles
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion(request):
+    """No array is given axes that nobody wrote, but in programs such as users write them, where x @ W + b is usual."""
+    jax.config.update("jax_numpy_rank_promotion", "allow" if request.path.name.startswith(AS_USERS_WRITE) else "raise")
 
 
 @pytest.fixture(scope="module", autouse=True)

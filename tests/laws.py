@@ -82,16 +82,23 @@ def forward(case, layer, params, state, x):
 
 
 @lru_cache(maxsize=256)
+def _shapes(case, layer, dtype, n):
+    """Those of parameters, state and y, which no seed changes."""
+    params, state = jax.eval_shape(lambda: layer.init(jax.random.key(0), case.in_shape, dtype))
+    x = case.inputs(0, n, dtype)
+    return params, state, jax.eval_shape(lambda p, s, x: forward(case, layer, p, s, x)[0], params, state, x)
+
+
+@lru_cache(maxsize=256)
 def variables(case, layer, dtype, n=N, seed=0):
     """Parameters, state, x and two δs in NumPy: jax.random would compile for every shape."""
     draw = np.random.default_rng(seed).normal
-    params, state = jax.eval_shape(lambda: layer.init(jax.random.key(seed), case.in_shape, dtype))
+    x = case.inputs(seed + 1, n, dtype)
+    params, state, y = _shapes(case, layer, dtype, n)
     # zero biases are special: a gradient that forgets them would pass
     params = jax.tree.map(lambda p: np.asarray(0.5 * draw(size=p.shape), p.dtype), params)
     # a mean of 0 and a variance of 1 are special too; a variance stays positive
     state = jax.tree.map(lambda s: np.asarray(0.7 + 0.3 * np.arange(1, s.size + 1).reshape(s.shape), s.dtype), state)
-    x = case.inputs(seed + 1, n, dtype)
-    y = jax.eval_shape(lambda p, s, x: forward(case, layer, p, s, x)[0], params, state, x)
     deltas = [np.asarray(draw(size=y.shape), dtype) for _ in range(2)]
     return params, state, x, *deltas
 

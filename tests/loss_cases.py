@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn import losses
 from jaxnn.types import Array, Loss
@@ -31,71 +32,91 @@ class Kink(NamedTuple):
 class LossCase(NamedTuple):
     name: str
     loss: Loss
-    make: Callable[..., tuple[Array, Array]]  # make(key, dtype, shape=(5, 4)) -> prediction, target
+    make: Callable[..., tuple[Array, Array]]  # make(key or seed, dtype, shape=(5, 4)) -> prediction, target
     kinks: tuple[Kink, ...] = ()
     classes: bool = False  # the prediction has an axis of classes, so is never [N]
 
 
-def _away_from(key: Array, shape: tuple[int, ...], kinks: tuple[float, ...]) -> Array:
+def _drawn(draw: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Array, Array]]:
+    """A `make` of what draw(rng, shape) gives: float64, and whole numbers for labels. NumPy draws and compiles nothing.
+
+    A key is the seed. Floats are rounded to the dtype.
+    """
+
+    def make(key: Array | int, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
+        seed = key if isinstance(key, int) else np.asarray(jax.random.key_data(key)).tolist()
+        pair = draw(np.random.default_rng(seed), shape)
+        prediction, target = (a if a.dtype.kind == "i" else a.astype(jnp.dtype(dtype)) for a in pair)
+        return jax.device_put(prediction), jax.device_put(target)
+
+    return make
+
+
+def _away_from(rng: np.random.Generator, shape: tuple[int, ...], kinks: tuple[float, ...]) -> np.ndarray:
     """Normal numbers, twice as wide as standard, none within MARGIN of a kink."""
-    z = 2 * jax.random.normal(key, shape)
+    z = 2 * rng.normal(size=shape)
     for kink in kinks:
-        z = jnp.where(jnp.abs(z - kink) < MARGIN, kink + 2 * MARGIN, z)
+        z = np.where(abs(z - kink) < MARGIN, kink + 2 * MARGIN, z)
     return z
 
 
 def _numbers(*kinks: float) -> Callable[..., tuple[Array, Array]]:
     """y and t whose difference stays off the kinks."""
 
-    def make(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-        k1, k2 = jax.random.split(key)
-        t = jax.random.normal(k1, shape)
-        return (t + _away_from(k2, shape, kinks)).astype(dtype), t.astype(dtype)
+    @_drawn
+    def make(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        t = rng.normal(size=shape)
+        return t + _away_from(rng, shape, kinks), t
 
     return make
 
 
-def _signs(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-    k1, k2 = jax.random.split(key)
-    return _away_from(k1, shape, (-1.0, 1.0)).astype(dtype), jax.random.rademacher(k2, shape, dtype)
+@_drawn
+def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    return _away_from(rng, shape, (-1.0, 1.0)), rng.choice([-1.0, 1.0], shape)
 
 
-def _shares(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-    k1, k2 = jax.random.split(key)
-    return (2 * jax.random.normal(k1, shape)).astype(dtype), jax.random.uniform(k2, shape).astype(dtype)
+def _some_shares(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    return 2 * rng.normal(size=shape), rng.uniform(size=shape)
 
 
-def _two_shares(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-    z, t = _shares(key, dtype, shape)
-    return jax.nn.sigmoid(z), t
+_shares = _drawn(_some_shares)
 
 
-def _labels(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-    k1, k2 = jax.random.split(key)
-    return (2 * jax.random.normal(k1, shape)).astype(dtype), jax.random.randint(k2, shape[:-1], 0, shape[-1])
+@_drawn
+def _two_shares(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    z, t = _some_shares(rng, shape)
+    return 1 / (1 + np.exp(-z)), t
 
 
-def _clear_labels(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-    """Scores whose differences are odd multiples of 0.2, so that no margin is 0."""
-    y, labels = _labels(key, dtype, shape)
-    labelled = labels[..., None] == jnp.arange(shape[-1])
-    return (jnp.round(y / 0.4) * 0.4 + jnp.where(labelled, 0.2, 0).astype(dtype)).astype(dtype), labels
+def _some_labels(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    return 2 * rng.normal(size=shape), rng.integers(0, shape[-1], shape[:-1])
 
 
-def _distributions(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-    """Rows of targets that sum to anything: δ must say so."""
-    k1, k2 = jax.random.split(key)
-    return (2 * jax.random.normal(k1, shape)).astype(dtype), jax.random.uniform(k2, shape).astype(dtype)
+_labels = _drawn(_some_labels)
 
 
-def _soft(make: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
+@_drawn
+def _clear_labels(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Scores whose differences are multiples of 0.4, so that no margin 1 + yᵢ − y_t is nearer to 0 than 0.2."""
+    y, labels = _some_labels(rng, shape)
+    return np.round(y / 0.4) * 0.4, labels
+
+
+# Rows of targets that sum to anything: δ must say so.
+_some_distributions, _distributions = _some_shares, _shares
+
+
+def _soft(draw: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Array, Array]]:
     """The same with probabilities for logits."""
 
-    def made(key: Array, dtype: Any, shape: tuple[int, ...] = (5, 4)) -> tuple[Array, Array]:
-        z, target = make(key, dtype, shape)
-        return jax.nn.softmax(z, axis=-1), target
+    @_drawn
+    def make(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        z, target = draw(rng, shape)
+        odds = np.exp(z)
+        return odds / odds.sum(axis=-1, keepdims=True), target
 
-    return made
+    return make
 
 
 LOSS_CASES = (
@@ -154,14 +175,14 @@ LOSS_CASES = (
     LossCase(
         "cross_entropy",
         losses.cross_entropy,
-        _soft(_labels),
+        _soft(_some_labels),
         (Kink([[0.0, 1.0], [0.0, 1.0]], [0, 1], [[-BIG, 0.0], [0.0, -1.0]]),),
         classes=True,
     ),
     LossCase(
         "cross_entropy, distribution",
         losses.cross_entropy,
-        _soft(_distributions),
+        _soft(_some_distributions),
         (Kink([[0.0, 1.0], [0.0, 1.0]], [[0.5, 0.5], [0.0, 2.0]], [[-BIG / 2, -0.5], [0.0, -2.0]]),),
         classes=True,
     ),

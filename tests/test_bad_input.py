@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import evaluated
 
 import jaxnn
 from jaxnn import (
@@ -76,7 +77,7 @@ every_class_loss = pytest.mark.parametrize(("loss", "net"), CLASSWISE, ids=[loss
 
 @functools.cache
 def started(net, width=D):
-    return init_train_state(net, OPTIMIZER, KEY, (width,))
+    return jax.jit(lambda key: init_train_state(net, OPTIMIZER, key, (width,)))(KEY)
 
 
 @contextmanager
@@ -135,6 +136,12 @@ def compiled_pass(net, loss):
     return jax.jit(backprop(net, loss, read=("deltas",)))
 
 
+@functools.cache
+def evaluated_pass(net, loss):
+    """Operation by operation."""
+    return evaluated(backprop(net, loss, read=("deltas",)))
+
+
 def values_refused(net, loss, target, wrong, *says):
     """Values: fit and evaluate say what is wrong; a pass that only sees arrays gives NaN for these rows."""
     fit_refuses(net, loss, (X, target), *says)
@@ -142,7 +149,7 @@ def values_refused(net, loss, target, wrong, *says):
     with refused(*says, compiles=False):
         evaluate(net, loss, state, (X, target))
     fit_refuses(net, loss, (X, good_target(loss)), *says, "validation", validation=(X, target))
-    for run in (backprop(net, loss, read=("deltas",)), compiled_pass(net, loss)):
+    for run in (evaluated_pass(net, loss), compiled_pass(net, loss)):
         out = run(state.params, state.state, X, target)
         assert np.isnan(out.loss)
         delta = np.asarray(out.readings["deltas"][net.child_names[-1]])
@@ -162,13 +169,13 @@ def good_target(loss):
 
 @every_entrywise_loss
 def test_column_against_row(loss):
-    column, row = jnp.full((N, 1), 0.5), jnp.ones(N)
+    column, row = np.full((N, 1), 0.5, np.float32), np.ones(N, np.float32)
     for rule in (loss.value, loss.delta):
         for call in (rule, jax.jit(rule)):
             with refused(f"losses.{loss.name}", "(6, 1)", "(6,)", "prediction[:, 0] or target[:, None]"):
                 call(column, row)
             with refused(f"losses.{loss.name}", "(6,)", "(6, 1)", "prediction[:, None] or target[:, 0]"):
-                call(0.5 * row, column)
+                call(row / 2, column)
     everything_refuses(SCORE, loss, X, np.ones(N, np.float32), "(6, 1)", "(6,)", "target[:, None]")
 
 
@@ -177,7 +184,7 @@ def test_differing_batch_sizes():
     loss = losses.softmax_cross_entropy
     for call in (loss.value, jax.jit(loss.value)):
         with refused("losses.softmax_cross_entropy", "(6, 3)", "(4,)", "batch size"):
-            call(jnp.ones((N, K)), LABELS[:4])
+            call(np.ones((N, K), np.float32), LABELS[:4])
 
 
 def test_differing_batch_sizes_in_an_epoch():
@@ -383,7 +390,7 @@ def test_not_finite_where_no_one_looks():
     """Opted out, and under jit: NaN stays NaN and training stops."""
     x, loss, state = X.copy(), losses.softmax_cross_entropy, started(SCORES)
     x[3, 2] = np.nan
-    for run in (backprop(SCORES, loss, read=("deltas",)), compiled_pass(SCORES, loss)):
+    for run in (evaluated_pass(SCORES, loss), compiled_pass(SCORES, loss)):
         out = run(state.params, state.state, x, LABELS)
         assert np.isnan(out.loss)
         assert np.array_equal(np.isnan(out.readings["deltas"]["dense_1"]).all(axis=-1), np.arange(N) == 3)
@@ -665,8 +672,9 @@ def test_a_seed_will_do_in_a_pass():
     noise = jaxnn.Layer("noise", lambda key, in_shape, dtype=None: ({}, ()), forward, lambda p, t, d: (d, {}))
     for net in (serial(noise), parallel(noise), repeat(noise, 2), share(noise, 2)):
         run = backprop(net, losses.mse)
-        outputs = [run({}, (), X, X, rng=rng).output for rng in (0, jnp.int32(0), KEY)]
-        outputs.append(jax.jit(lambda rng, run=run: run({}, (), X, X, rng=rng).output)(0))
+        once = lambda rng, run=run: run({}, (), X, X, rng=rng).output
+        outputs = [evaluated(functools.partial(once, rng))() for rng in (0, np.int32(0), KEY)]
+        outputs.append(jax.jit(once)(0))
         for output in outputs[1:]:
             np.testing.assert_allclose(output, outputs[0], rtol=1e-6)
         for call in (run, jax.jit(run)):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import FLOAT32, FLOAT64, close
+from draws import drawn, normal
+from laws import FLOAT32, FLOAT64, close, evaluated
 
 from jaxnn import conv, serial
 from jaxnn import convolutions as rules
@@ -27,12 +28,16 @@ SETTINGS = {
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 
-def built(name, features=4, dtype=jnp.float32):
+def built(name, features=4, dtype="float32"):
     shape, kernel, how = SETTINGS[name]
     layer = conv(features, kernel, **how)
-    params, state = layer.init(0, shape, dtype)
-    params["b"] = jnp.arange(1.0, features + 1).astype(dtype)
-    return layer, params, state, jax.random.normal(jax.random.key(1), (2, *shape), dtype)
+    params, state = drawn(layer, shape, dtype)
+    params["b"] = np.arange(1, features + 1).astype(dtype)
+    return layer, params, state, normal(2, *shape, seed=1, dtype=dtype)
+
+
+def output(layer, params, state, x):
+    return evaluated(lambda *args: layer.forward(*args)[0])(params, state, x)
 
 
 @every_setting
@@ -48,8 +53,8 @@ def test_values_are_flax_s(name):
         kernel_dilation=how.get("dilation", 1),
         feature_group_count=how.get("groups", 1),
     )
-    expected = theirs.apply({"params": {"kernel": params["w"], "bias": params["b"]}}, x)
-    close(layer.forward(params, state, x)[0], expected, FLOAT32, "flax")
+    expected = evaluated(theirs.apply)({"params": {"kernel": params["w"], "bias": params["b"]}}, x)
+    close(output(layer, params, state, x), expected, FLOAT32, "flax")
 
 
 def by_loops(x, w, b, windows, groups):
@@ -73,16 +78,16 @@ def by_loops(x, w, b, windows, groups):
 @every_setting
 def test_values_are_the_formula_s(name):
     with jax.enable_x64(True):
-        layer, params, state, x = built(name, dtype=jnp.float64)
+        layer, params, state, x = built(name, dtype="float64")
         _, kernel, how = SETTINGS[name]
         each = lambda value: value if isinstance(value, tuple) else (value,) * len(kernel)
         settings = each(how.get("stride", 1)), each(how.get("dilation", 1)), how.get("padding", "same")
         windows = place("conv", x.shape[1:-1], kernel, *settings)
-        expected = by_loops(*map(np.asarray, (x, params["w"], params["b"])), windows, how.get("groups", 1))
-        close(layer.forward(params, state, x)[0], expected, FLOAT64, "loops")
+        expected = by_loops(x, params["w"], params["b"], windows, how.get("groups", 1))
+        close(output(layer, params, state, x), expected, FLOAT64, "loops")
 
 
-def drawn(seed):
+def by_chance(seed):
     """A convolution with settings and sizes by chance; None where the kernel does not fit."""
     chance = random.Random(seed)
     rank = chance.choice([1, 2, 2, 3])
@@ -102,19 +107,25 @@ def drawn(seed):
 @pytest.mark.parametrize("seed", range(24))
 def test_any_settings(seed):
     """backward is jax.vjp of forward, whichever algorithms it chose, and so is the plain rule."""
-    layer, shape = drawn(seed)
+    layer, shape = by_chance(seed)
     with jax.enable_x64(True):
         try:
-            params, state = layer.init(0, shape, jnp.float64)
+            params, state = drawn(layer, shape, "float64")
         except ValueError as error:
             assert "larger than" in str(error)  # noqa: PT017
             return
-        x = jax.random.normal(jax.random.key(1), (2, *shape), jnp.float64)
-        z, pull = jax.vjp(lambda params, x: layer.forward(params, state, x)[0], params, x)
-        delta = jax.random.normal(jax.random.key(2), z.shape, z.dtype)
-        for rule in (layer.backward, dict(layer.rules)["plain"]):
-            delta_in, grads = rule(params, layer.forward(params, state, x)[2], delta)
-            close((grads, delta_in), pull(delta), FLOAT64, "hand vs jax.vjp")
+
+        x = normal(2, *shape, seed=1, dtype="float64")
+
+        def every(params, x):
+            z, pull = jax.vjp(lambda params, x: layer.forward(params, state, x)[0], params, x)
+            delta = jnp.asarray(normal(*z.shape, seed=2, dtype="float64"))
+            rules = layer.backward, dict(layer.rules)["plain"]
+            return [rule(params, layer.forward(params, state, x)[2], delta) for rule in rules], pull(delta)
+
+        by_hand, by_jax = evaluated(every)(params, x)
+        for delta_in, grads in by_hand:
+            close((grads, delta_in), by_jax, FLOAT64, "hand vs jax.vjp")
 
 
 PLANES = {  # D, K, stride, dilation, padding
@@ -144,7 +155,13 @@ def placed(name):
     windows = place("conv", *PLACES[name])
     draw = np.random.default_rng(0).normal
     shapes = (3, *windows.inputs, 2), (*windows.size, 2, 5), (3, *windows.positions, 5)
-    return windows, *(jnp.asarray(draw(size=shape)) for shape in shapes)
+    return windows, *(draw(size=shape) for shape in shapes)
+
+
+def agree(windows, ours, plain, *arrays, what):
+    """Two algorithms for one convolution."""
+    got, expected = evaluated(lambda *arrays: [rule(*arrays, windows) for rule in (ours, plain)])(*arrays)
+    close(got, expected, FLOAT64, what)
 
 
 NEIGHBOURS = [
@@ -160,9 +177,9 @@ def test_neighbouring_windows_as_one_product(monkeypatch, name, together):
     with jax.enable_x64(True):
         windows, x, w, delta = placed(name)
         monkeypatch.setattr(rules, "_neighbours", lambda windows: together)
-        close(rules.by_neighbours(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "forward")
-        got = rules.kernel_gradient_by_neighbours(x, delta, windows)
-        close(got, rules.kernel_gradient(x, delta, windows), FLOAT64, "kernel gradient")
+        agree(windows, rules.by_neighbours, rules.correlate, x, w, what="forward")
+        hand = rules.kernel_gradient_by_neighbours
+        agree(windows, hand, rules.kernel_gradient, x, delta, what="kernel gradient")
 
 
 @pytest.mark.parametrize(
@@ -187,31 +204,28 @@ def test_as_many_neighbours_as_are_worth_it(width, taps, stride, dilation, expec
 def test_images_side_by_side(name):
     with jax.enable_x64(True):
         windows, x, w, _ = placed(name)
-        close(rules.side_by_side(x, w, windows), rules.correlate(x, w, windows), FLOAT64, "side by side")
+        agree(windows, rules.side_by_side, rules.correlate, x, w, what="side by side")
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_kernel_gradients_by_rows(name):
     with jax.enable_x64(True):
         windows, x, _, delta = placed(name)
-        got, expected = rules.kernel_gradient_by_rows(x, delta, windows), rules.kernel_gradient(x, delta, windows)
-    close(got, expected, FLOAT64, "by rows")
+        agree(windows, rules.kernel_gradient_by_rows, rules.kernel_gradient, x, delta, what="by rows")
 
 
 @every_plane
 def test_kernel_gradients_at_once(name):
     with jax.enable_x64(True):
         windows, x, _, delta = placed(name)
-        got, expected = rules.kernel_gradient_at_once(x, delta, windows), rules.kernel_gradient(x, delta, windows)
-    close(got, expected, FLOAT64, "at once")
+        agree(windows, rules.kernel_gradient_at_once, rules.kernel_gradient, x, delta, what="at once")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, stride, *_) in PLANES.items() if stride[0] == 1])
 def test_input_gradients_by_rows(name):
     with jax.enable_x64(True):
         windows, _, w, delta = placed(name)
-        got, expected = rules.input_gradient_by_rows(delta, w, windows), rules.input_gradient(delta, w, windows)
-    close(got, expected, FLOAT64, "by rows")
+        agree(windows, rules.input_gradient_by_rows, rules.input_gradient, delta, w, what="by rows")
 
 
 CHOSEN = {  # N, D, C, H, K, stride, padding: what is taken on a CPU for the forward pass and for both gradients
@@ -247,6 +261,8 @@ CHOSEN = {  # N, D, C, H, K, stride, padding: what is taken on a CPU for the for
     ),
 }
 
+COMPILED = {"wide images", "few channels"}  # the others' algorithms are compiled where the laws are
+
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
@@ -263,17 +279,19 @@ def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
         monkeypatch.setattr(rules, which, spied(which))
     groups = channels if name == "depthwise" else 1
     layer = conv(features, kernel, stride=stride, padding=padding, groups=groups, bias=False)
-    params, state = layer.init(0, (*inputs, channels))
-    x = jax.random.normal(jax.random.key(1), (n, *inputs, channels))
-    z, _, tape = layer.forward(params, state, x)
-    delta = jax.random.normal(jax.random.key(2), z.shape)
+    params, state = drawn(layer, (*inputs, channels))
+    x = normal(n, *inputs, channels, seed=1)
+    run = jax.jit if name in COMPILED else evaluated
+    z, _, tape = run(layer.forward)(params, state, x)
+    delta = normal(*z.shape, seed=2)
     first = called.pop(0)
     called.clear()
-    delta_in, grads = layer.backward(params, tape, delta)
+    delta_in, grads = run(layer.backward)(params, tape, delta)
     assert (first, *(which for which in called if which != "correlate")) == expected  # they call it in their turn
-    plain_in, plain = dict(layer.rules)["plain"](params, tape, delta)
+    plain_in, plain = run(dict(layer.rules)["plain"])(params, tape, delta)
     windows = place("conv", inputs, kernel, (stride,) * len(kernel), (1,) * len(kernel), padding)
-    close(z, rules.PLAIN.forward(x, params["w"], windows, groups), FLOAT32, "forward")
+    plain_z = run(lambda x, w: rules.PLAIN.forward(x, w, windows, groups))(x, params["w"])
+    close(z, plain_z, FLOAT32, "forward")
     close((delta_in, grads), (plain_in, plain), FLOAT32, "backward")
 
 
@@ -282,14 +300,11 @@ def test_products_are_formed_a_few_examples_at_a_time(monkeypatch, examples_at_a
     """Five examples, so that chunks of two leave one over."""
     windows = place("conv", (6, 5), (3, 2), (2, 1), (1, 2), ((1, 0), (1, 1)))
     draw = np.random.default_rng(0).normal
-    delta, w = (
-        jnp.asarray(draw(size=(5, *windows.positions, 4)), "float32"),
-        jnp.asarray(draw(size=(3, 2, 3, 4)), "float32"),
-    )
+    delta, w = (draw(size=size).astype("float32") for size in ((5, *windows.positions, 4), (3, 2, 3, 4)))
     one = 4 * int(np.prod(windows.positions)) * 3 * 2 * 3
     monkeypatch.setattr(rules, "CHUNK", examples_at_a_time * one)
-    got = rules.input_gradient_by_products(delta, w, windows)
-    close(got, rules.input_gradient(delta, w, windows), FLOAT32, "by products")
+    got = jax.jit(lambda delta, w: rules.input_gradient_by_products(delta, w, windows))(delta, w)
+    close(got, evaluated(lambda delta, w: rules.input_gradient(delta, w, windows))(delta, w), FLOAT32, "by products")
 
 
 def test_weights_of_pytorch():
@@ -297,15 +312,16 @@ def test_weights_of_pytorch():
     theirs = torch.nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2)
     x = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype(np.float32)
     expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
-    w, b = (jnp.asarray(p.detach().numpy()) for p in (theirs.weight, theirs.bias))
+    w, b = (p.detach().numpy() for p in (theirs.weight, theirs.bias))
     layer = conv(6, (3, 2), stride=2, padding=((1, 1), (1, 1)), groups=2)
-    z, _, _ = layer.forward({"w": jnp.moveaxis(w, (0, 1), (-1, -2)), "b": b}, (), jnp.asarray(x))
-    close(z, expected, FLOAT32, "PyTorch")
+    close(output(layer, {"w": np.moveaxis(w, (0, 1), (-1, -2)), "b": b}, (), x), expected, FLOAT32, "PyTorch")
 
 
 def test_causal_outputs_do_not_see_the_future():
     layer, params, state, x = built("causal")
-    z, later = (layer.forward(params, state, x)[0] for x in (x, x.at[:, 5:].add(1)))
+    moved = x + (np.arange(9) >= 5)[:, None].astype(x.dtype)
+    run = evaluated(layer.forward)
+    z, later = (np.asarray(run(params, state, x)[0]) for x in (x, moved))
     assert (z[:, :5] == later[:, :5]).all()
     assert (z[:, 5:] != later[:, 5:]).any()
 
@@ -318,8 +334,8 @@ def test_same_keeps_the_size_and_strides_divide_it():
 
 def test_mixed_precision():
     layer, params, state, x = built("same")
-    z, _, tape = layer.forward(params, state, x.astype(jnp.bfloat16))
-    delta_in, grads = layer.backward(params, tape, z)
+    z, _, tape = evaluated(layer.forward)(params, state, x.astype(jnp.bfloat16))
+    delta_in, grads = evaluated(layer.backward)(params, tape, z)
     assert z.dtype == jnp.float32
     assert delta_in.dtype == jnp.bfloat16
     assert {grad.dtype for grad in grads.values()} == {jnp.dtype("float32")}
@@ -368,8 +384,9 @@ def test_inputs_that_do_not_fit_are_refused_by_name(layer, shape, says):
 
 def test_another_number_of_channels_is_refused():
     net = serial(conv(3, (3, 3)))
-    params, state = net.init(0, (5, 5, 2))
+    params, state = jax.eval_shape(lambda: net.init(0, (5, 5, 2)))
+    forward = lambda *x: jax.eval_shape(lambda params: net.forward(params, state, jnp.ones(*x)), params)
     with pytest.raises(ValueError, match=r"layer 'conv_0' expects 2 channels, got x of shape \(1, 5, 5, 4\)"):
-        net.forward(params, state, jnp.ones((1, 5, 5, 4)))
+        forward((1, 5, 5, 4))
     with pytest.raises(ValueError, match="expects float features, got int32"):
-        net.forward(params, state, jnp.ones((1, 5, 5, 2), jnp.int32))
+        forward((1, 5, 5, 2), jnp.int32)

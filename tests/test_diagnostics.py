@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import arrays, assert_close
+from draws import drawn, normal
+from laws import evaluated
+from test_training import arrays, assert_close, probe
 
 from jaxnn import (
     Reading,
@@ -42,7 +46,7 @@ from jaxnn import (
     train_epoch,
     train_step,
 )
-from jaxnn.diagnostics import diagnose, over_time, report, report_each
+from jaxnn.diagnostics import diagnose, over_time, point, report, report_each
 from jaxnn.diagnostics.measures import rms
 
 FLOAT32 = 1e-5  # of each figure: a few roundings in sums over up to a thousand entries
@@ -56,6 +60,24 @@ RATE = adam(1e-2)
 @functools.cache
 def started(net):
     return jax.jit(lambda: init_train_state(net, RATE, 0, (D,)))()
+
+
+@functools.cache
+def begun(net, features=30):
+    """(params, state) as init draws them, where their sizes are the matter."""
+    return numbers(jax.jit(lambda key: net.init(key, (features,)))(jax.random.key(0)))
+
+
+def numbers(tree):
+    """Every leaf but keys in NumPy."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else np.asarray(leaf), tree)
+
+
+def looked(*args, **settings):
+    """`diagnose` without compiling."""
+    with mock.patch.object(point, "jax", SimpleNamespace(jit=evaluated)):
+        return diagnose(*args, **settings)
 
 
 def of(found, path):
@@ -76,23 +98,28 @@ def root(x):
 
 def test_the_figures_are_those_taken_by_hand():
     net = serial(dense(8), relu, named("mid", dense(5)), sigmoid, batch_norm(), dense(K))
-    state, weights = started(net), np.linspace(0.1, 2, N).astype(np.float32)
+    (params, state), weights = drawn(net, (D,)), np.linspace(0.1, 2, N).astype(np.float32)
     penalty = penalties.l2(0.1)
-    run = jax.jit(backprop(net, LOSS, read=("deltas",), penalty=penalty))
-    out = run(state.params, state.state, X, LABELS, weights=weights)
-    updates, _ = jax.jit(RATE.update)(out.grads, state.opt_state, state.params)
-    x = jnp.asarray(X)
-    found = diagnose(net, LOSS, state.params, state.state, X, LABELS, weights=weights, penalty=penalty, optimizer=RATE)
+    run = evaluated(
+        lambda params, weights: backprop(net, LOSS, read=("deltas",), penalty=penalty)(
+            params, state, X, LABELS, weights=weights
+        )
+    )
+    out = run(params, weights)
+    updates, _ = evaluated(lambda grads, params: RATE.update(grads, RATE.init(params), params))(out.grads, params)
+    x = X
+    found = diagnose(net, LOSS, params, state, X, LABELS, weights=weights, penalty=penalty, optimizer=RATE)
     assert [row.path for row in found.layers] == list(net.child_names)
     assert [row.kind for row in found.layers] == ["dense", "relu", "dense", "sigmoid", "batch_norm", "dense"]
     for row, layer in zip(found.layers, net.children, strict=True):
-        params = state.params.get(row.path, {})
-        y, _, _ = layer.forward(params, state.state.get(row.path, ()), x, train=True)
+        own = params.get(row.path, {})
+        forward = evaluated(lambda *args, layer=layer: layer.forward(*args, train=True)[0])
+        y = forward(own, state.get(row.path, ()), x)
         assert row.output == pytest.approx(root(y), rel=FLOAT32)
         assert row.delta == pytest.approx(root(out.readings["deltas"][row.path]), rel=FLOAT32)
-        if params:
+        if own:
             flat = lambda tree, path=row.path: np.concatenate([np.ravel(leaf) for leaf in tree[path].values()])
-            assert row.weight == pytest.approx(root(flat(state.params)), rel=FLOAT32)
+            assert row.weight == pytest.approx(root(flat(params)), rel=FLOAT32)
             assert row.gradient == pytest.approx(root(flat(out.grads)), rel=FLOAT32)
             assert row.ratio == pytest.approx(root(flat(updates)) / row.weight, rel=FLOAT32)
         else:
@@ -103,10 +130,10 @@ def test_the_figures_are_those_taken_by_hand():
 
 
 def test_dead_and_saturated_are_counted():
-    z = jnp.array([[-1.0, -1.0, 2.0, 9.0], [-2.0, 1.0, -5.0, 0.0]])
+    z = np.array([[-1.0, -1.0, 2.0, 9.0], [-2.0, 1.0, -5.0, 0.0]], np.float32)
     shares = {}
     for function in (relu, leaky_relu(0.1), sigmoid, tanh):
-        found = diagnose(activation(function), losses.mse, {}, (), z, jnp.zeros((2, 4)))
+        found = looked(activation(function), losses.mse, {}, (), z, 0 * z)
         shares[function.name] = (found.layers[0].dead, found.layers[0].saturated)
     assert shares == {
         "relu": (0.25, None),  # the first unit alone is 0 for both
@@ -114,7 +141,7 @@ def test_dead_and_saturated_are_counted():
         "sigmoid": (None, 0.25),  # 9 and −5 are beyond ±4.36
         "tanh": (None, 0.25),  # 2 has a slope of 0.07, 9 and −5 none
     }
-    in_time = diagnose(activation(relu), losses.mse, {}, (), z.reshape(1, 2, 4), jnp.zeros((1, 2, 4)))
+    in_time = looked(activation(relu), losses.mse, {}, (), z.reshape(1, 2, 4), 0 * z.reshape(1, 2, 4))
     assert in_time.layers[0].dead == 0.25  # a unit is a feature: all other axes are examples
 
 
@@ -129,14 +156,14 @@ def test_loops_are_diagnosed_as_if_they_were_unrolled(kind):
     loop, part = UNROLLED[kind]
     block = residual(serial(batch_norm(), tanh, dense(D)))
     net = serial(loop(block, 3), dense(K))
-    state = started(net)
+    all_params, all_states = drawn(net, (D,))
     name = f"{kind}_0"
-    found = diagnose(net, LOSS, state.params, state.state, X, LABELS, optimizer=sgd(0.1))
+    found = looked(net, LOSS, all_params, all_states, X, LABELS, optimizer=sgd(0.1))
     flat = serial(*(named(f"pass{i}", serial(block)) for i in range(3)), dense(K))
-    params = {f"pass{i}": {"residual_0": part(state.params[name], i)} for i in range(3)}
-    params["dense_0"] = state.params["dense_0"]
-    states = {f"pass{i}": {"residual_0": part(state.state[name], i)} for i in range(3)}
-    plain = diagnose(flat, LOSS, params, states, X, LABELS, optimizer=sgd(0.1))
+    params = {f"pass{i}": {"residual_0": part(all_params[name], i)} for i in range(3)}
+    params["dense_0"] = all_params["dense_0"]
+    states = {f"pass{i}": {"residual_0": part(all_states[name], i)} for i in range(3)}
+    plain = looked(flat, LOSS, params, states, X, LABELS, optimizer=sgd(0.1))
     expected = ["batch_norm_0", "tanh_0", "dense_0"]
     assert [row.path for row in found.layers] == [f"{name}/{p}[{i}]" for i in range(3) for p in expected] + ["dense_0"]
     for ours, theirs in zip(found.layers, plain.layers, strict=True):
@@ -144,7 +171,7 @@ def test_loops_are_diagnosed_as_if_they_were_unrolled(kind):
         of_ours, of_theirs = ({k: v for k, v in figures(r).items() if k not in left_out} for r in (ours, theirs))
         assert of_ours == pytest.approx(of_theirs, rel=FLOAT32), ours.path
     if kind == "share":  # one set of parameters: the gradient is the sum over the uses
-        out = jax.jit(backprop(net, LOSS))(state.params, state.state, X, LABELS)
+        out = evaluated(backprop(net, LOSS))(all_params, all_states, X, LABELS)
         total = np.concatenate([np.ravel(leaf) for leaf in out.grads[name]["dense_0"].values()])
         for i in range(3):
             assert of(found, f"{name}/dense_0[{i}]").gradient == pytest.approx(root(total), rel=FLOAT32)
@@ -152,17 +179,17 @@ def test_loops_are_diagnosed_as_if_they_were_unrolled(kind):
 
 def test_loops_inside_loops():
     net = serial(repeat(share(repeat(dense(D), 2), 3), 4), dense(K))
-    state = started(net)
-    found = diagnose(net, LOSS, state.params, state.state, X, LABELS)
+    params, state = drawn(net, (D,))
+    found = diagnose(net, LOSS, params, state, X, LABELS)
     paths = [row.path for row in found.layers]
     assert paths[:3] == ["repeat_0[0][0][0]", "repeat_0[0][0][1]", "repeat_0[0][1][0]"]
     assert len(paths) == 4 * 3 * 2 + 1
-    w = state.params["repeat_0"]
+    w = params["repeat_0"]
     y, k = X, 0
     for i in range(4):
         for _ in range(3):
             for j in range(2):
-                y = y @ np.asarray(w["w"][i, j]) + np.asarray(w["b"][i, j])
+                y = y @ w["w"][i, j] + w["b"][i, j]
                 assert found.layers[k].output == pytest.approx(root(y), rel=FLOAT32)
                 own = np.concatenate([np.ravel(w["w"][i, j]), np.ravel(w["b"][i, j])])
                 assert found.layers[k].weight == pytest.approx(root(own), rel=FLOAT32)
@@ -171,7 +198,7 @@ def test_loops_inside_loops():
 
 def test_branches_and_layers_without_a_float():
     net = serial(flatten(), parallel(dense(3), serial(dense(5), relu)), dense(K))
-    found = diagnose(net, LOSS, *net.init(0, (2, 3)), X.reshape(N, 2, 3), LABELS)
+    found = looked(net, LOSS, *drawn(net, (2, 3)), X.reshape(N, 2, 3), LABELS)
     paths = ["flatten_0", "parallel_0/dense_0", "parallel_0/serial_0/dense_0", "parallel_0/serial_0/relu_0", "dense_0"]
     assert [row.path for row in found.layers] == paths
     assert all(row.output > 0 and row.delta > 0 for row in found.layers)
@@ -179,39 +206,46 @@ def test_branches_and_layers_without_a_float():
 
 def test_sizes_whose_squares_are_no_numbers():
     """1e-30 and 1e30 are floats, and their squares are not; two leaves of different sizes are one array."""
+    size_of = evaluated(lambda *arrays: rms([*arrays]))
     for size in (1e-30, 1e30):
-        a, b = size * jnp.array([[3.0, 4.0]]), size * jnp.array([0.0, 0.0])
-        assert float(jax.jit(rms, static_argnums=1)([a, b], 0)) == pytest.approx(2.5 * size, rel=FLOAT32)
-    assert float(rms([jnp.zeros(3)])) == 0
-    assert np.isnan(rms([jnp.array([jnp.nan, 1.0])]))
-    assert np.isinf(rms([jnp.array([jnp.inf, 1.0])]))
-    np.testing.assert_allclose(rms([jnp.array([[3.0, 4.0], [0, 0]])], 1), [np.sqrt(12.5), 0], rtol=FLOAT32)
-    assert rms([jnp.full((4, 1000), 300, jnp.float16)]) == pytest.approx(300)
+        a, b = (np.array(entries, np.float32) * np.float32(size) for entries in ([[3, 4]], [0, 0]))
+        for run in (size_of, jax.jit(lambda *arrays: rms([*arrays]))):
+            assert float(run(a, b)) == pytest.approx(2.5 * size, rel=FLOAT32)
+    assert float(size_of(np.zeros(3, np.float32))) == 0
+    assert np.isnan(size_of(np.array([np.nan, 1], np.float32)))
+    assert np.isinf(size_of(np.array([np.inf, 1], np.float32)))
+    rows = np.array([[3, 4], [0, 0]], np.float32)
+    np.testing.assert_allclose(evaluated(lambda x: rms([x], 1))(rows), [np.sqrt(12.5), 0], rtol=FLOAT32)
+    assert size_of(np.full((4, 1000), 300, np.float16)) == pytest.approx(300)
 
 
 # ---------------------------------------------------------------- in a step, in an epoch, in fit
 
 
 # No bias before batch norm: its gradient is 0 but for rounding, of which Adam makes a whole step.
-NET = serial(dense(5, bias=False), batch_norm(), tanh, dropout(0.2), dense(K))
+NET = serial(dense(5, bias=False), batch_norm(), tanh, probe(), dense(K))
 
 
-def steps_by_hand(state, batch, epoch=0):
-    step = jax.jit(train_step(NET, LOSS, RATE, diagnose=True))
+one_step = evaluated(train_step(NET, LOSS, RATE, diagnose=True))
+
+
+@functools.cache
+def steps_by_hand(batch, epoch=0):
+    state = started(NET)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(state.key, epoch), N))
     found = []
     for k in range(0, N, batch):
         rows = order[k : k + batch]
-        state, out = step(state, X[rows], LABELS[rows])
+        state, out = one_step(state, X[rows], LABELS[rows])
         found.append(out.readings["diagnostics"])
     return state, found
 
 
 def test_looking_changes_nothing():
     state, noisy = started(NET), Reading("tape", lambda layer, params, tape, delta, grads: len(jax.tree.leaves(tape)))
-    plain, out = jax.jit(train_step(NET, LOSS, RATE, read=("deltas",)))(state, X, LABELS)
-    looked, seen = jax.jit(train_step(NET, LOSS, RATE, read=("deltas", noisy), diagnose=True))(state, X, LABELS)
-    assert_close(looked, plain)
+    plain, out = evaluated(train_step(NET, LOSS, RATE, read=("deltas",)))(state, X, LABELS)
+    after, seen = evaluated(train_step(NET, LOSS, RATE, read=("deltas", noisy), diagnose=True))(state, X, LABELS)
+    assert_close(after, plain)
     assert_close(seen.readings["deltas"], out.readings["deltas"])
     assert seen.readings["tape"]["tanh_0"] == 2  # other readings see the layer's own tape
 
@@ -220,21 +254,27 @@ def test_looking_changes_nothing():
 def test_epoch_measures_the_steps_it_says(batch, times, measured):
     """Of 16 examples: 3 full batches and a remainder, or 5, one of which is left over."""
     run = lambda times: jax.jit(train_epoch(NET, LOSS, RATE, batch_size=batch, diagnose=times))
-    looked, result = run(times)(started(NET), X, LABELS)
+    after, result = run(times)(started(NET), X, LABELS)
     plain, expected = run(0)(started(NET), X, LABELS)
     assert expected.diagnostics == ()
-    assert_close(looked, plain)
+    assert_close(after, plain)
     assert_close(result._replace(diagnostics=()), expected)
-    _, by_hand = steps_by_hand(started(NET), batch)
+    _, by_hand = steps_by_hand(batch)
     assert result.diagnostics.step.tolist() == measured
     for i, step in enumerate(measured):
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], result.diagnostics), by_hand[step])
+        assert_close(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], result.diagnostics), by_hand[step])
+
+
+@functools.cache
+def fitted():
+    """Two epochs of four steps, two of which are looked at in each."""
+    return fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=2, batch_size=5, diagnose=2)
 
 
 def test_fit_gives_a_diagnosis_for_each():
-    result = fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=2, batch_size=5, diagnose=2)
+    result = fitted()
     assert [found.step for found in result.diagnostics] == [1, 2, 5, 6]
-    _, by_hand = steps_by_hand(started(NET), 5)
+    _, by_hand = steps_by_hand(5)
     for ours, theirs in zip(result.diagnostics, by_hand[1:3], strict=False):
         for row, expected in zip(ours.layers, report(NET, theirs).layers, strict=True):
             assert figures(row) == pytest.approx(figures(expected), rel=1e-4)  # three steps of Adam apart in rounding
@@ -246,7 +286,7 @@ def test_an_ensemble_is_diagnosed_network_by_network():
     states = jax.jit(start)(jax.random.split(jax.random.key(3), 2))
     epoch = train_epoch(NET, LOSS, RATE, batch_size=8, diagnose=1)
     _, together = jax.jit(jax.vmap(epoch, in_axes=(0, None, None)))(states, X, LABELS)
-    one = lambda tree: jax.tree.map(lambda leaf: leaf[1], tree)
+    one = lambda tree: jax.tree.map(lambda leaf: leaf[1], numbers(tree))
     _, alone = jax.jit(epoch)(one(states), X, LABELS)
     assert_close(one(together.diagnostics), alone.diagnostics)
     assert report_each(NET, one(together.diagnostics))[0].step == 1
@@ -327,7 +367,7 @@ ILLNESSES = {
 def test_verdict_before_the_first_step(illness):
     net, expected, path = ILLNESSES[illness]
     x, labels = healthy_input()
-    found = diagnose(net, LOSS, *net.init(0, (30,)), x, labels, initial=True)
+    found = looked(net, LOSS, *begun(net), x, labels, initial=True)
     assert [finding.verdict for finding in found.findings] == expected, str(found)
     assert found.verdict == (expected or ["healthy"])[0]
     assert found.ok == (not expected)
@@ -337,17 +377,18 @@ def test_verdict_before_the_first_step(illness):
 
 
 def test_trained_layers_may_have_a_large_gain():
-    net = deep(relu, 2, gaussian(1.0))
+    net, *_ = ILLNESSES["too large for two layers"]
     x, labels = healthy_input()
-    assert diagnose(net, LOSS, *net.init(0, (30,)), x, labels).ok
+    assert looked(net, LOSS, *begun(net), x, labels).ok
 
 
 def test_an_explosion_beyond_squares_is_no_infinity():
     """20 layers that each multiply by 40: 1e32, whose square no float32 holds."""
-    net = serial(repeat(dense(30, w_init=gaussian(7.3)), 20))
+    net = serial(repeat(dense(30), 20))
+    params = {"repeat_0": {"w": np.float32(7.3) * normal(20, 30, 30), "b": np.zeros((20, 30), np.float32)}}
     x, target = healthy_input()[0], np.zeros((64, 30), np.float32)
     linear = losses.half_squared_error._replace(delta=lambda y, t: jnp.ones_like(y))
-    found = diagnose(net, linear, *net.init(0, (30,)), x, target)
+    found = looked(net, linear, params, (), x, target)
     assert found.verdict == "exploding"
     assert found.layers[-1].output > 1e30
     assert found.layers[0].delta > 1e28
@@ -355,10 +396,10 @@ def test_an_explosion_beyond_squares_is_no_infinity():
 
 def test_what_is_not_finite_is_named_first():
     net = mlp([30, 30, K], sigmoid)
-    params, state = net.init(0, (30,))
-    params["dense_1"]["w"] = params["dense_1"]["w"].at[0, 0].set(jnp.nan)
+    params, state = drawn(net, (30,))
+    params["dense_1"]["w"][0, 0] = np.nan
     x, labels = healthy_input()
-    found = diagnose(net, LOSS, params, state, x, labels)
+    found = looked(net, LOSS, params, state, x, labels)
     assert found.verdict == "not finite"
     assert found.findings[0].why.startswith("the δ of dense_0 is not finite")
     assert "✗" in str(found)
@@ -367,9 +408,9 @@ def test_what_is_not_finite_is_named_first():
 def test_a_loss_without_slope_is_not_ill():
     """δ is 0 everywhere: there is nothing that could have vanished."""
     net = mlp([4, 3, 2])
-    params, state = net.init(0, (D,))
-    y = net.forward(params, state, X)[0]
-    assert diagnose(net, losses.mse, params, state, X, y).verdict == "healthy"
+    params, state = drawn(net, (D,))
+    y = evaluated(net.forward)(params, state, X)[0]
+    assert looked(net, losses.mse, params, state, X, y).verdict == "healthy"
 
 
 # ---------------------------------------------------------------- text
@@ -378,7 +419,7 @@ def test_a_loss_without_slope_is_not_ill():
 def test_the_table_fits_the_terminal(monkeypatch):
     blocks = repeat(residual(mlp([8, 8], tanh)), 20)
     net = serial(named("a_very_long_name_of_a_layer_indeed", dense(8)), tanh, named("blocks", blocks), tanh)
-    found = diagnose(net, losses.mse, *net.init(0, (D,)), 9 * X, np.zeros((N, 8), np.float32), optimizer=RATE)
+    found = looked(net, losses.mse, *drawn(net, (D,)), 9 * X, np.zeros((N, 8), np.float32), optimizer=RATE)
     for width in (64, 80, 120):
         monkeypatch.setenv("COLUMNS", str(width))
         check_table(str(found).splitlines(), width)
@@ -404,8 +445,7 @@ def test_the_bar_is_the_logarithm():
 
 
 def test_over_time():
-    result = fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=2, batch_size=5, diagnose=1)
-    title, *lines = over_time(result.diagnostics).splitlines()
+    title, *lines = over_time(fitted().diagnostics[1::2]).splitlines()
     assert title.split() == ["step", "verdict", "δ", "outputs", "updates", "idle"]
     assert [line.split()[:2] for line in lines] == [["2", "healthy"], ["6", "healthy"]]
     assert lines[0].count(" to ") == 3
@@ -431,17 +471,19 @@ def test_what_is_refused():
         report_each(NET, jax.tree.map(lambda leaf: leaf[0], several))
     with pytest.raises(ValueError, match="those of another network"):
         report(mlp([2]), several)
+    net = serial(dense(5), dropout(0.2), dense(K))
+    params = drawn(net, (D,))[0]
     with pytest.raises(ValueError, match="needs a key in training"):
-        diagnose(NET, LOSS, state.params, state.state, X, LABELS)
-    assert diagnose(NET, LOSS, state.params, state.state, X, LABELS, train=False).ok
-    assert diagnose(NET, LOSS, state.params, state.state, X, LABELS, rng=1).ok
+        diagnose(net, LOSS, params, (), X, LABELS)
+    assert looked(net, LOSS, params, (), X, LABELS, train=False).ok
+    assert looked(net, LOSS, params, (), X, LABELS, rng=1).ok
 
 
 def test_a_point_is_left_as_it_is():
     state = started(NET)
     before = arrays(state)
     first = diagnose(NET, LOSS, state.params, state.state, X, LABELS, rng=1, optimizer=RATE, opt_state=state.opt_state)
-    second = diagnose(NET, LOSS, state.params, state.state, X, LABELS, rng=1, optimizer=RATE)
+    second = looked(NET, LOSS, state.params, state.state, X, LABELS, rng=1, optimizer=RATE)
     for a, b in zip(first.layers, second.layers, strict=True):  # the state before the first step is the default
         assert figures(a) == pytest.approx(figures(b), rel=FLOAT32)
     after = arrays(state)

@@ -130,6 +130,7 @@ def test_step_by_hand_notices_a_wrong_equation(monkeypatch):
         example.main()
 
 
+@pytest.mark.long
 def test_digits(tmp_path, capsys):
     needs_drawing()
     pytest.importorskip("sklearn", reason="holds the digits")
@@ -149,6 +150,7 @@ def test_digits(tmp_path, capsys):
     assert (tmp_path / "new" / "digits.png").read_bytes().startswith(PNG_MAGIC)
 
 
+@pytest.mark.long
 @needs_mnist
 def test_mnist(tmp_path, capsys):
     needs_drawing()
@@ -160,6 +162,7 @@ def test_mnist(tmp_path, capsys):
     assert (tmp_path / "new" / "mnist.png").read_bytes().startswith(PNG_MAGIC)
 
 
+@pytest.mark.long
 def test_schedules_draws_every_one(tmp_path):
     needs_drawing()
     rates = load_example("schedules").main(out=tmp_path / "new")

@@ -21,6 +21,7 @@ def run(monkeypatch, **options):
     return example.main(**options)
 
 
+@pytest.mark.long
 def test_digits(tmp_path, capsys, monkeypatch):
     pytest.importorskip("sklearn", reason="holds the digits")
     rows, times = run(monkeypatch, out=tmp_path / "new")
@@ -39,6 +40,7 @@ def test_digits(tmp_path, capsys, monkeypatch):
     assert printed[-1].endswith("augmentation.png")
 
 
+@pytest.mark.long
 @needs_mnist
 def test_mnist_at_no_strength_is_left_as_it_is(tmp_path, monkeypatch):
     rows, _ = run(monkeypatch, data=mnist_folder(), strength=0.0, out=tmp_path)

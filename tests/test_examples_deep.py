@@ -9,6 +9,7 @@ import pytest
 from datasets import mnist_folder, needs_mnist
 from examples_loader import load_example
 
+pytestmark = pytest.mark.long  # each of them trains
 pytest.importorskip("matplotlib", reason="these examples draw a picture")
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

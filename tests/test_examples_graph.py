@@ -7,6 +7,7 @@ from examples_loader import load_example
 from jaxnn.graph import causes
 
 
+@pytest.mark.long
 def test_the_textbook_functions(tmp_path, capsys):
     graphs = load_example("graph_textbook").main(out=tmp_path / "new")
     add, mul = graphs["product"].nodes
@@ -28,6 +29,7 @@ def test_the_neuron(tmp_path):
     assert "neuron" in (tmp_path / "new" / "graph_neuron.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_micrograd(tmp_path, capsys):
     with jax.enable_x64(True):
         load_example("graph_micrograd").main(out=tmp_path / "new")
@@ -35,6 +37,7 @@ def test_micrograd(tmp_path, capsys):
     assert (tmp_path / "new" / "graph_micrograd.html").exists()
 
 
+@pytest.mark.long
 def test_what_is_not_finite(capsys):
     explained = load_example("graph_nonfinite").main()
     assert {name: why.cause for name, why in explained.items()} == {

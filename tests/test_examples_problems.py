@@ -33,6 +33,7 @@ def xor(tmp_path_factory):
     return {hidden: (np.asarray(loss), np.asarray(right)) for hidden, (_, loss, right) in trained.items()}, levels, out
 
 
+@pytest.mark.long
 def test_xor_is_beyond_a_single_layer(xor):
     trained, _, _ = xor
     losses, right = trained["no"]
@@ -42,6 +43,7 @@ def test_xor_is_beyond_a_single_layer(xor):
     assert not right.any()
 
 
+@pytest.mark.long
 def test_xor_is_solved_by_eight_hidden_units_from_every_seed(xor):
     trained, _, _ = xor
     losses, right = trained["8"]
@@ -50,6 +52,7 @@ def test_xor_is_solved_by_eight_hidden_units_from_every_seed(xor):
     assert right.all()
 
 
+@pytest.mark.long
 def test_xor_with_two_hidden_units_ends_on_a_handful_of_levels(xor):
     trained, levels, _ = xor
     losses, right = trained["2"]
@@ -61,6 +64,7 @@ def test_xor_with_two_hidden_units_ends_on_a_handful_of_levels(xor):
     assert (counts[1:] > 0).all()
 
 
+@pytest.mark.long
 def test_the_levels_of_xor_are_the_best_losses_of_patterns_that_share_one_answer(xor):
     """Derived once more: patterns with one answer p cost least at p = the mean of their targets; the rest cost 0."""
     _, levels, _ = xor
@@ -72,6 +76,7 @@ def test_the_levels_of_xor_are_the_best_losses_of_patterns_that_share_one_answer
     assert levels == pytest.approx([lumped([0, 1, 1, 0]), lumped([1, 1, 0]), lumped([1, 0]), 0.0], abs=1e-6)
 
 
+@pytest.mark.long
 def test_xor_is_drawn(xor):
     _, _, out = xor
     assert is_picture(out / "xor.png")
@@ -82,6 +87,7 @@ def test_xor_is_drawn(xor):
 ROUNDING = 1e-5  # of float32, over three products with sums of 32 numbers of about 1
 
 
+@pytest.mark.long
 def test_a_linear_network_is_one_matrix_and_no_better_than_least_squares(tmp_path):
     errors, difference = load_example("linear_collapse").main(epochs=250, out=tmp_path)
     linear, tanh, best = (errors[name] for name in ("3 layers, identity", "3 layers, tanh", "least squares"))
@@ -110,6 +116,7 @@ def test_the_collapse_holds_for_any_weights():
 # ---------------------------------------------------------------- regression
 
 
+@pytest.mark.long
 def test_outliers_mislead_the_squared_error_and_no_other(tmp_path, capsys):
     errors = load_example("regression").main(seed=0, out=tmp_path)
     cases = list(dict.fromkeys(case for case, _ in errors))

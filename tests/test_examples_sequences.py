@@ -15,6 +15,7 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 FLOAT32 = 1e-5
 
 
+@pytest.mark.long
 @needs_mnist
 def test_rows_are_learnt(tmp_path, monkeypatch, capsys):
     example = load_example("rows")
@@ -26,6 +27,7 @@ def test_rows_are_learnt(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "rows.png").read_bytes().startswith(PNG_MAGIC)
 
 
+@pytest.mark.long
 def test_delta_vanishes_in_the_plain_network_and_not_in_the_lstm(tmp_path, capsys):
     results = load_example("long_memory").main(looks=1, out=tmp_path)
     assert results["rnn"][0] < 1e-6
@@ -34,6 +36,7 @@ def test_delta_vanishes_in_the_plain_network_and_not_in_the_lstm(tmp_path, capsy
     assert (tmp_path / "long_memory.png").read_bytes().startswith(PNG_MAGIC)
 
 
+@pytest.mark.long
 def test_the_answer_grows_frame_by_frame(tmp_path):
     pytest.importorskip("sklearn", reason="holds the digits")
     right, off = load_example("frames").main(epochs=4, out=tmp_path)

@@ -4,13 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_numpy import by_numpy
 
 from jaxnn import gradcheck
 from jaxnn.gradcheck.differences import slope_of
 from jaxnn.gradcheck.mixtures import nearest
 from jaxnn.gradcheck.replay import casts, replay, widen
 
-TIED = jnp.array([[0.0, 0.0, 1.0], [0.0, -2.0, 0.0]])
+TIED = np.array([[0.0, 0.0, 1.0], [0.0, -2.0, 0.0]], np.float32)
+
+
+def long(*values):
+    """A parameter of a test of which others are quick and of the same kind: each check is a dozen programs."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def relu_with(slope):
@@ -30,7 +36,7 @@ def divergence(a, b):
 
 
 @pytest.mark.parametrize(("error", "expected"), [(0.0, "right"), (1e-5, "wrong")])
-@pytest.mark.parametrize("scale", [1e-7, 1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("scale", [long(1e-7), 1e-6, long(1e-3), long(1.0)])
 def test_what_is_rounded_inside_in_float64(scale, error, expected):
     # At 1e-6, log softmax rounds numbers of size 1 that differ by 1e-6: ten digits are left, and no jitter of the
     # arguments shows it.
@@ -68,7 +74,7 @@ def test_differences_that_rounding_spoils_side_with_nobody():
         assert verdict(f, (x,), lambda args, d: (d * jnp.tanh(args[0]),)) == "right"
 
 
-@pytest.mark.parametrize("f", [jnp.sqrt, lambda p: p * jnp.log(p)])
+@pytest.mark.parametrize("f", [jnp.sqrt, long(lambda p: p * jnp.log(p))])
 def test_a_side_without_a_slope_is_no_kink(f):
     tame = lambda x: jnp.where(x > 0, f(jnp.where(x > 0, x, 1)), 0)  # one-sided slope 0 at 0, and infinite
     naive = lambda x: jnp.where(x > 0, f(x), 0)
@@ -80,13 +86,15 @@ def test_a_side_without_a_slope_is_no_kink(f):
 
 
 @pytest.mark.parametrize(
-    ("slope", "expected"), [(0.0, "kink"), (0.25, "kink"), (1.0, "kink"), (2.0, "wrong"), (-0.1, "wrong")]
+    ("slope", "expected"),
+    [(0.0, "kink"), long(0.25, "kink"), long(1.0, "kink"), (2.0, "wrong"), long(-0.1, "wrong")],
 )
 def test_independent_ties_each_have_a_side_of_their_own(slope, expected):
     # δ has both signs, so that no single direction to the side takes the right side of all four ties.
     assert verdict(lambda x: jnp.maximum(x, 0), (TIED,), relu_with(slope)) == expected
 
 
+@pytest.mark.long  # a tie in test_gradcheck_function is its quick kin
 def test_ties_of_one_array_must_be_a_mixture():
     x = jnp.array([1.0, 1.0, 0.5])
 
@@ -106,6 +114,7 @@ def test_ties_of_one_array_must_be_a_mixture():
     assert "no mixture" in str(report)
 
 
+@pytest.mark.long  # two layers of them are below
 def test_blank_rows_through_a_layer_of_relus():
     def layer(x, w, b):
         return jnp.maximum(x @ w + b, 0)
@@ -147,28 +156,30 @@ SIDES = np.random.default_rng(0).integers(0, 2, (5, 4))  # a convention for each
 
 
 @pytest.mark.parametrize(("first", "second", "expected"), [
-    (0, 0, "kink"), (1, 1, "kink"), (0.2, 1, "kink"), (SIDES[:, :3], SIDES[:, 2:], "kink"),
-    (2, 1, "wrong"), (1, 1.25, "wrong"), (-0.5, 1, "wrong"),
+    (0, 0, "kink"), long(1, 1, "kink"), long(0.2, 1, "kink"), long(SIDES[:, :3], SIDES[:, 2:], "kink"),
+    (2, 1, "wrong"), long(1, 1.25, "wrong"), long(-0.5, 1, "wrong"),
 ])  # fmt: skip
 def test_ties_that_meet_in_one_gradient(first, second, expected):
     rng = np.random.default_rng(4)
-    w, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 3), (3, 2)))
-    x = jnp.asarray(rng.standard_normal((5, 3)), jnp.float32).at[1:4].set(0)
+    w, v, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 3), (3, 2), (5, 3)))
+    x[1:4] = 0
     # b moves all blank rows at once, x one row and all its units: no argument moves one tie, and each has its own side
-    report = gradcheck.function(relus, (1e-4 * x, w, jnp.zeros(3), v), by_conventions(first, second))
+    report = gradcheck.function(relus, (1e-4 * x, w, np.zeros(3, np.float32), v), by_conventions(first, second))
     assert report.verdict == expected, report
 
 
-@pytest.mark.parametrize(("at_0", "expected"), [(1.0, "kink"), (0.3, "kink"), (1.1, "wrong")])
+@pytest.mark.parametrize(("at_0", "expected"), [long(1.0, "kink"), long(0.3, "kink"), (1.1, "wrong")])
 def test_a_thousand_ties(at_0, expected):
-    x = jnp.zeros((40, 25)).at[::2].set(1.0)
+    x = np.zeros((40, 25), np.float32)
+    x[::2] = 1
     assert verdict(lambda x: jnp.maximum(x, 0), (x,), relu_with(at_0)) == expected
-    slopes = jnp.zeros(x.shape).at[3, 7].set(at_0)  # that of one tie, which the others must not hide
+    slopes = np.zeros(x.shape, np.float32)
+    slopes[3, 7] = at_0  # that of one tie, which the others must not hide
     one = lambda args, d: (d * jnp.where(args[0] == 0, slopes.astype(d.dtype), (args[0] > 0).astype(d.dtype)),)
     assert verdict(lambda x: jnp.maximum(x, 0), (x,), one) == expected
 
 
-@pytest.mark.parametrize(("both", "expected"), [(0.0, "kink"), (1.0, "wrong")])
+@pytest.mark.parametrize(("both", "expected"), [(0.0, "kink"), long(1.0, "wrong")])
 def test_ties_inside_a_scan(both, expected):
     def largest(x):
         return jax.lax.scan(lambda most, row: (jnp.maximum(most, row), most), x[0], x[1:])[0]
@@ -179,11 +190,11 @@ def test_ties_inside_a_scan(both, expected):
         winners = jnp.where(both, top, top & (jnp.cumsum(top, 0) == 1))
         return (winners.astype(d.dtype) * d,)
 
-    x = jnp.array([[1.0, 0.5], [1.0, 2.0], [0.3, 2.0], [1.0, 2.0]])
+    x = np.array([[1.0, 0.5], [1.0, 2.0], [0.3, 2.0], [1.0, 2.0]], np.float32)
     assert verdict(largest, (x,), backward) == expected
 
 
-@pytest.mark.parametrize(("at_0", "expected"), [(0.0, "kink"), (2.0, "wrong")])
+@pytest.mark.parametrize(("at_0", "expected"), [long(0.0, "kink"), (2.0, "wrong")])
 def test_ties_beside_a_rule_that_forbids_forward_mode(at_0, expected):
     @jax.custom_vjp
     def triple(x):
@@ -217,7 +228,7 @@ def test_a_point_treated_specially_is_wrong_where_there_is_no_kink():
 # ---------------------------------------------------------------- programs that do not run in float64 by themselves
 
 
-@pytest.mark.parametrize("off", [1.0, 1.001])
+@pytest.mark.parametrize("off", [long(1.0), 1.001])
 def test_linear_algebra_is_replayed(off):
     def backward(args, d):
         a, b = args
@@ -225,12 +236,12 @@ def test_linear_algebra_is_replayed(off):
         db = jnp.linalg.solve(a.T, d) * off
         return -jnp.outer(db, y), db
 
-    a = jnp.eye(4) * 3 + jnp.cos(jnp.arange(16.0)).reshape(4, 4)
-    report = gradcheck.function(jnp.linalg.solve, (a, jnp.arange(1.0, 5.0)), backward)
+    a = (np.eye(4) * 3 + np.cos(np.arange(16.0)).reshape(4, 4)).astype(np.float32)
+    report = gradcheck.function(jnp.linalg.solve, (a, np.arange(1, 5, dtype=np.float32)), backward)
     assert report.verdict == ("right" if off == 1 else "wrong"), report
 
 
-@pytest.mark.parametrize("off", [1.0, 1.0001])
+@pytest.mark.parametrize("off", [long(1.0), 1.0001])
 def test_sums_held_in_float32(off):
     def product(a, b):
         return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
@@ -238,7 +249,7 @@ def test_sums_held_in_float32(off):
     def backward(args, d):
         return product(d, args[1].T) * off, product(args[0].T, d)
 
-    a, b = (jax.random.normal(jax.random.key(k), (5, 5)) for k in (0, 1))
+    a, b = np.random.default_rng(0).normal(size=(2, 5, 5)).astype(np.float32)
     report = gradcheck.function(product, (a, b), backward)
     assert report.verdict == ("right" if off == 1 else "wrong"), report
 
@@ -272,7 +283,9 @@ def convolved(x):
     return jnp.convolve(x, x) + jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2,), (1,), "VALID").sum()
 
 
-REPLAYED = [scanned, looped, branched, searched, special, algebra, convolved, jax.checkpoint(special)]
+REPLAYED = [
+    scanned, looped, branched, long(searched), long(special), long(algebra), convolved, jax.checkpoint(special),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("f", REPLAYED, ids=lambda f: f.__name__)
@@ -281,7 +294,7 @@ def test_a_float32_program_is_replayed_as_the_float64_one(f):
     closed = jax.make_jaxpr(jax.value_and_grad(lambda x: jnp.sum(f(x))))(x)
     with jax.enable_x64(True):
         wide = widen(x)
-        value, slope = jax.value_and_grad(lambda x: jnp.sum(f(x)))(wide)
+        value, slope = by_numpy(jax.value_and_grad(lambda x: jnp.sum(f(x))))(wide)
         replayed = replay(closed)(wide)
         assert [r.dtype for r in replayed] == ["float64", "float64"]
         # a literal such as 0.5772156649 was rounded when float32 was traced, so the two agree to its rounding only

@@ -9,7 +9,7 @@ import pytest
 
 from jaxnn import gradcheck
 
-X = jax.random.normal(jax.random.key(0), (3, 4))
+X = jax.device_put(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
 
 
 def sine(args, delta):
@@ -40,7 +40,7 @@ def test_pytrees_integers_and_none_in_three_precisions_and_two_shapes():
 
 
 def test_one_element_of_ten_thousand():
-    x = jax.random.normal(jax.random.key(1), (100, 100))
+    x = np.random.default_rng(1).normal(size=(100, 100)).astype(np.float32)
     report = gradcheck.function(jnp.sin, (x,), lambda a, d: (sine(a, d)[0].at[37, 21].set(0),), cotangents=1)
     row = gradient_row(report)
     assert (row.verdict, row.element, row.hand) == ("wrong", (37, 21), 0.0)
@@ -119,7 +119,9 @@ def test_a_tie():
     assert gradient_row(gradcheck.function(jnp.max, (x,), first)).verdict == "kink"
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(0.0, "kink"), (1.0, "wrong")])
+@pytest.mark.parametrize(("value", "verdict"), [
+    (0.0, "kink"), pytest.param(1.0, "wrong", marks=pytest.mark.long),
+])  # fmt: skip
 def test_the_norm_at_0_where_jax_grad_is_nan(value, verdict):
     norm = lambda x: jnp.sqrt(jnp.sum(x * x))
     row = gradient_row(gradcheck.function(norm, (jnp.zeros(3),), lambda a, d: (jnp.full(3, value, d.dtype) * d,)))
@@ -165,6 +167,7 @@ def test_a_rule_that_is_another_one_under_jit():
     assert "under jit" in {row.kind for row in report.rows if row.verdict == "wrong"}
 
 
+@pytest.mark.long  # the Fourier transform compiles for long
 def test_complex_numbers_inside():
     f = lambda x: jnp.fft.rfft(x).real
     right = lambda a, d: jax.vjp(f, *a)[1](d)
@@ -185,6 +188,7 @@ def test_a_rounded_constant_is_named_with_its_line():
     assert "test_gradcheck_function.py" in row.source
 
 
+@pytest.mark.long  # random layers are checked in test_gradcheck_network
 def test_random_numbers_from_a_key():
     def mask(key, x):
         return jax.random.bernoulli(key, 0.3, x.shape).astype(x.dtype)
@@ -228,7 +232,9 @@ def small_norm(x):
     return c * jax.lax.rsqrt((c * c).mean(-1, keepdims=True) + jnp.asarray(1e-6, jnp.float32).astype(x.dtype))
 
 
-@pytest.mark.parametrize(("share", "expected"), [(1.0, "cannot tell"), (0.99, "wrong")])
+@pytest.mark.parametrize(("share", "expected"), [
+    (1.0, "cannot tell"), pytest.param(0.99, "wrong", marks=pytest.mark.long),
+])  # fmt: skip
 def test_a_rounded_epsilon_is_named(share, expected):
     def by_hand(args, d):
         (x,) = args
@@ -278,10 +284,10 @@ def test_custom_vjp_with_another_value():
     assert [row.kind for row in report.rows if row.verdict == "wrong"] == ["value"]
 
 
-def test_flax_and_optax():
-    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
+@pytest.mark.long  # three checks
+def test_optax():
     optax = pytest.importorskip("optax", reason="optax is not installed")
-    labels = jnp.array([0, 1, 3])
+    labels = np.array([0, 1, 3], np.int32)
 
     def cross_entropy(z, _):
         shares = jnp.exp(z - z.max(-1, keepdims=True))
@@ -295,6 +301,10 @@ def test_flax_and_optax():
     forgets = lambda a, d: (jax.nn.softmax(a[0]) * d[:, None], None)
     assert gradcheck.function(theirs, (X, labels), forgets).verdict == "wrong"
 
+
+@pytest.mark.long  # dense is checked in test_gradcheck_library
+def test_flax():
+    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
     layer = nn.Dense(2)
     variables = layer.init(jax.random.key(0), X)
     apply = lambda params, x: layer.apply({"params": params}, x)
@@ -304,6 +314,7 @@ def test_flax_and_optax():
     assert gradcheck.function(apply, (variables["params"], X), drops).wrong == ("params['bias']",)
 
 
+@pytest.mark.long  # a dense layer of flax is above
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_layer_norm_of_flax(dtype):
     nn = pytest.importorskip("flax.linen", reason="flax is not installed")

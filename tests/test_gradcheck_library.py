@@ -15,6 +15,24 @@ from jaxnn.gradcheck.programs import Problem
 
 N = 4
 
+# Each case is two dozen programs: of each test the fast suite runs what compiles quickly and differs most.
+QUICK_CASES = ("dense", "batch_norm", "rnn", "conv", "residual")
+QUICK_CASES_IN_OTHER_PRECISIONS = ("dense", "softmax")
+QUICK_MUTANTS = (
+    "dense: one coordinate zeroed",
+    "tanh: 1 − h",
+    "batch_norm: β's gradient averaged",
+    "softmax: without its sum term",
+    "dropout: another mask",
+    "residual: without its skip",
+)
+
+
+def long_but(quick, rows):
+    """The rows as parameters, long unless they are named."""
+    assert set(quick) <= {row.name for row in rows}
+    return [pytest.param(row, id=row.name, marks=() if row.name in quick else pytest.mark.long) for row in rows]
+
 
 def point(layer, in_shape, dtype):
     """Parameters, state and inputs [N, …]; not by jax.random, which would compile for every shape."""
@@ -38,7 +56,7 @@ def check_network(net, in_shape=(3,), dtype="float32", **mode):
         return gradcheck.network(net, losses.half_squared_error, params, state, x, target, **mode)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", long_but(QUICK_CASES, CASES))
 def test_every_layer_and_combinator_is_right(case):
     report = check(case.make(), case, "float32")
     assert report.verdict == "right", report
@@ -75,7 +93,7 @@ def verdicts(layer, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", long_but(QUICK_CASES_IN_OTHER_PRECISIONS, CASES))
 def test_every_rule_is_right_in_other_precisions(case, dtype):
     found = verdicts(case.make(), case, dtype)
     assert found
@@ -87,7 +105,7 @@ def test_a_wrong_rule_is_wrong_in_other_precisions(dtype):
     assert verdicts(no_bias(dense(4)), ROWS["dense"], dtype) == ["right", "wrong", "right"]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", long_but(QUICK_MUTANTS, MUTANTS))
 def test_every_wrong_rule_is_named(mutant):
     report = check(mutant.make(), ROWS[mutant.row], "float32")
     assert report.verdict == "wrong"
@@ -141,6 +159,7 @@ PLACES = {
 }
 
 
+@pytest.mark.long  # a deep network with faults is in test_gradcheck_network too
 @pytest.mark.parametrize("faults", [(), ("skip",), tuple(PLACES)], ids="+".join)
 def test_wrong_layers_of_a_deep_network_are_named(faults):
     report = check_network(deep(**{fault: PLACES[fault][0] for fault in faults}))

@@ -9,7 +9,11 @@ from loss_cases import LOSS_CASES
 from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.programs import Problem
 
-DTYPES = ("float32", "bfloat16", "float64")
+DTYPES = [  # each is a dozen programs of a loss
+    "float32",
+    pytest.param("bfloat16", marks=pytest.mark.long),
+    pytest.param("float64", marks=pytest.mark.long),
+]
 
 
 def verdict(loss, case, dtype):
@@ -49,7 +53,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+QUICK_FAULT = "a thousandth too large"  # the smallest one
+
+
+@pytest.mark.parametrize("fault", [
+    pytest.param(fault, marks=() if fault == QUICK_FAULT else pytest.mark.long) for fault in FAULTS
+])  # fmt: skip
 @pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
 def test_every_wrong_delta_is_wrong(case, fault):
     wrong = case.loss._replace(delta=lambda y, t: FAULTS[fault](case.loss.delta(y, t)))

@@ -31,9 +31,18 @@ def leaf(kind, forward, backward, init=lambda key, in_shape, dtype=jnp.float32: 
 
 def setting(net, in_shape=(3,), width=2):
     """Parameters with biases off 0, state, x and a target."""
-    params, state = net.init(jax.random.key(0), in_shape)
-    params = jax.tree.map(lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape), params)
-    return params, state, jax.random.normal(jax.random.key(1), (N, *in_shape)), jnp.ones((N, width))
+    params, state = drawn(net, in_shape)
+    x = np.random.default_rng(1).normal(size=(N, *in_shape)).astype(np.float32)
+    return params, state, jax.device_put(x), jax.device_put(np.ones((N, width), np.float32))
+
+
+def drawn(net, in_shape):
+    """Parameters, and a state without arrays; not by jax.random, which would compile for every shape."""
+    params, state = jax.eval_shape(lambda: net.init(jax.random.key(0), in_shape))
+    draw = np.random.default_rng(0).normal
+    params = jax.tree.map(lambda w: jax.device_put(0.6 * draw(size=w.shape).astype(w.dtype)), params)
+    assert not jax.tree.leaves(state)
+    return params, state
 
 
 def check(net, *args, **how):
@@ -84,6 +93,7 @@ def deep(*faults):
     )
 
 
+@pytest.mark.long  # ten layers each time; below they are wrong together
 @pytest.mark.parametrize("place", ["body", "repeated"])
 def test_one_fault_in_a_deep_network(place):
     report = check(deep(place))
@@ -135,11 +145,12 @@ def test_a_wrong_combinator_around_a_wrong_leaf():
         assert kinds == ({"dense", "residual"} if skipless else {"dense"})
 
 
+@pytest.mark.long  # eleven layers
 def test_rows_follow_the_network():
     """dense_10 after dense_9, although dicts sort it before dense_2."""
     net = serial(*(dense(1) for _ in range(11)))
-    params, state = net.init(jax.random.key(0), (2,))
-    report = check(net, params, state, jnp.ones((2, 2)), jnp.zeros((2, 1)))
+    params, state = drawn(net, (2,))
+    report = check(net, params, state, np.ones((2, 2), np.float32), np.zeros((2, 1), np.float32))
     own = [f"dense_{i}" for i in range(11)]
     places = list(dict.fromkeys(row.place for row in report.rows))
     assert places == [*own, "serial", "mse", "the whole pass"]
@@ -181,13 +192,13 @@ def moving_mean(forget_mean=False):
         return {"s": jnp.full(in_shape, 1.5, dtype)}, {"m": jnp.full(in_shape, 0.25, dtype)}
 
     def forward(params, state, x, *, train=False, rng=None):
-        centred = x - state["m"]
+        centred = x - state["m"][None]
         new = {"m": jax.lax.stop_gradient(0.9 * state["m"] + 0.1 * x.mean(0))} if train else state
-        return params["s"] * centred, new, (x, centred)
+        return params["s"][None] * centred, new, (x, centred)
 
     def backward(params, tape, delta):
         x, centred = tape
-        return delta * params["s"], {"s": (delta * (x if forget_mean else centred)).sum(0)}
+        return delta * params["s"][None], {"s": (delta * (x if forget_mean else centred)).sum(0)}
 
     return leaf("moving_mean", forward, backward, init)
 
@@ -215,11 +226,12 @@ def own_layers(wrong):
         embedding(5, 2, last_token_only=wrong), moving_mean(forget_mean=wrong), dropout(0.4, forget_scale=wrong),
         share(dropout(0.3), 2), dense(2),
     )  # fmt: skip
-    x = {"token": jnp.array([1, 1, 1, 0]), "values": jax.random.normal(jax.random.key(5), (N, 3))}
+    x = {"token": jnp.array([1, 1, 1, 0]), "values": np.random.default_rng(5).normal(size=(N, 3)).astype(np.float32)}
     spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
     return net, (*net.init(jax.random.key(0), spec), x, jnp.ones((N, 2)))
 
 
+@pytest.mark.long  # below, what is right of them is judged right too
 def test_random_stateful_and_integer_layers_are_right():
     net, args = own_layers(wrong=False)
     report = check(net, *args, rng=jax.random.key(2), weights=jnp.array([1.0, 0.0, 3.0, 0.5]))
@@ -364,7 +376,7 @@ def test_gradients_of_another_shape():
 )
 def test_a_delta_in_that_does_not_fit_is_its_layers(backward, words):
     net = serial(dense(5), dense(3)._replace(backward=backward))
-    params, state = net.init(jax.random.key(0), (2,))
+    params, state = drawn(net, (2,))
     with pytest.raises(ValueError, match=f"layer 'dense_1': .*{words}"):
         gradcheck.network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3)))
 
@@ -376,7 +388,7 @@ def test_a_layer_that_is_not_deterministic():
         return dense(3).forward(params, state, x * draw.normal())
 
     net = serial(dense(3)._replace(forward=noisy), tanh)
-    params, state = net.init(jax.random.key(0), (2,))
+    params, state = drawn(net, (2,))
     with pytest.raises(ValueError, match=r"is not deterministic.*test_gradcheck_network\.py"):
         gradcheck.network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3)))
 
@@ -390,7 +402,7 @@ def test_a_gradient_left_out():
 def test_parameters_of_another_network():
     net = serial(dense(3), tanh, dense(2))
     _, state, x, target = setting(net)
-    other, _ = serial(dense(4), tanh, dense(4), tanh, dense(2)).init(jax.random.key(0), (3,))
+    other, _ = drawn(serial(dense(4), tanh, dense(4), tanh, dense(2)), (3,))
     with pytest.raises(ValueError, match="dense"):
         check(net, other, state, x, target)
     with pytest.raises(TypeError, match="Loss"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_numpy import by_numpy
 from examples_loader import load_example
 
 from jaxnn import backprop, dense, graph, losses, repeat, residual, serial, tanh
@@ -165,19 +166,19 @@ def operations(jaxpr):
 def assert_close(ours, theirs):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        a, b = np.asarray(a), np.asarray(b)
         assert np.abs(a - b).max() <= EXACT * max(np.abs(b).max(), 1e-300), (a, b)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo(name):
     f, *args = ZOO[name]
-    args = jax.tree.map(jnp.asarray, tuple(args))
+    args = jax.device_put(tuple(args))
     traced = graph.trace(f)(*args)
     closed = jax.make_jaxpr(f)(*args)
     assert np.array_equal(traced.value, evaluated(closed, args)[0])
     assert len(traced.nodes) == operations(closed.jaxpr)
-    gradients = jax.grad(f, argnums=tuple(range(len(args))))(*args)
-    assert_close(traced.gradients, gradients)
+    assert_close(traced.gradients, by_numpy(jax.grad(f, argnums=tuple(range(len(args)))))(*args))
     for each in traced.nodes:
         assert each.rule
         assert each.formula or each.rule != "by hand"
@@ -216,15 +217,15 @@ def normalised_batch(n):
 BATCHED = [recurrent_batch, attention_batch, normalised_batch]  # a residual network is below, flax in a file of its own
 
 
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.long), 5])  # each compiles every operation anew
 @pytest.mark.parametrize("make", BATCHED)
-def test_the_zoo_at_two_batch_sizes(make):
-    for n in (2, 5):
-        f, *args = make(n)
-        args = jax.tree.map(jnp.asarray, tuple(args))
-        traced, closed = graph.trace(f)(*args), jax.make_jaxpr(f)(*args)
-        assert np.array_equal(traced.value, evaluated(closed, args)[0])
-        assert len(traced.nodes) == operations(closed.jaxpr)
-        assert_close(traced.gradients, jax.grad(f, argnums=(0, 1))(*args))
+def test_the_zoo_at_two_batch_sizes(make, n):
+    f, *args = make(n)
+    args = jax.device_put(tuple(args))
+    traced, closed = graph.trace(f)(*args), jax.make_jaxpr(f)(*args)
+    assert np.array_equal(traced.value, evaluated(closed, args)[0])
+    assert len(traced.nodes) == operations(closed.jaxpr)
+    assert_close(traced.gradients, by_numpy(jax.grad(f, argnums=(0, 1)))(*args))
 
 
 def test_pytrees_in_and_out_and_a_while_loop_by_its_values():
@@ -246,12 +247,12 @@ def test_pytrees_in_and_out_and_a_while_loop_by_its_values():
 @pytest.mark.parametrize("name", ["loop", "loop from the end", "counted loop", "branch", "mapped"])
 def test_unrolled_loops_and_branches(name):
     f, *args = ZOO[name]
-    args = jax.tree.map(jnp.asarray, tuple(args))
+    args = jax.device_put(tuple(args))
     traced = graph.trace(f, unroll=True)(*args)
     assert not {"scan", "while", "cond"} & {each.operation for each in traced.nodes}
     assert any("[" in scope or "branch" in scope for each in traced.nodes for scope in each.group)
-    np.testing.assert_allclose(traced.value, f(*args), rtol=EXACT)
-    assert_close(traced.gradients, jax.grad(f, argnums=tuple(range(len(args))))(*args))
+    np.testing.assert_allclose(traced.value, by_numpy(f)(*args), rtol=EXACT)
+    assert_close(traced.gradients, by_numpy(jax.grad(f, argnums=tuple(range(len(args)))))(*args))
 
 
 def test_a_while_loop_is_differentiated_when_unrolled():
@@ -270,11 +271,13 @@ def test_a_while_loop_is_differentiated_when_unrolled():
 
 
 def test_the_graph_backprop_and_jax_grad_agree():
-    net = serial(dense(5), tanh, residual(serial(dense(5), tanh)), repeat(dense(5), 2), dense(3))
-    params, state = net.init(jax.random.key(0), (4,), jnp.float64)
+    net = serial(dense(4), tanh, residual(serial(dense(4), tanh)), repeat(dense(4), 2), dense(3))  # few shapes
+    draw = np.random.default_rng(0).normal
+    params, state = jax.eval_shape(lambda: net.init(jax.random.key(0), (4,), jnp.float64))
+    params = jax.tree.map(lambda p: jax.device_put(draw(size=p.shape)), params)
     for n in (6, 1):
-        x = jax.random.normal(jax.random.key(1), (n, 4), jnp.float64)
-        labels = jnp.arange(n) % 3
+        x = jax.device_put(draw(size=(n, 4)))
+        labels = jax.device_put(np.arange(n) % 3)
 
         def cost(params):
             return losses.softmax_cross_entropy.value(net.forward(params, state, x)[0], labels).mean()
@@ -283,8 +286,9 @@ def test_the_graph_backprop_and_jax_grad_agree():
         assert np.array_equal(traced.value, evaluated(closed, params)[0])
         assert len(traced.nodes) == operations(closed.jaxpr)
         third = graph.grad(cost)(params)
-        assert_close(third, jax.grad(cost)(params))
-        assert_close(third, backprop(net, losses.softmax_cross_entropy)(params, state, x, labels).grads)
+        assert_close(third, by_numpy(jax.grad(cost))(params))
+        by_hand = by_numpy(lambda p: backprop(net, losses.softmax_cross_entropy)(p, state, x, labels).grads)
+        assert_close(third, by_hand(params))
         assert_close(jax.jit(graph.grad(cost))(params), third)
     groups = {each.group[0] for each in traced.nodes if each.group}
     assert {"dense_0", "tanh_0", "residual_0", "dense_1"} <= groups
@@ -303,6 +307,7 @@ def test_ties_and_kinks_say_so():
     assert not node(graph.trace(lambda x: jnp.maximum(x, 1.0))(2.0), "max").note
 
 
+@pytest.mark.long  # the graph of the same function is drawn in test_graph_page
 def test_five_thousand_operations():
     def f(x):
         for _ in range(2500):
@@ -345,7 +350,7 @@ def test_a_cotangent_of_another_shape():
 
 def opened(name, operation):
     f, *args = ZOO[name]
-    args = jax.tree.map(jnp.asarray, tuple(args))
+    args = jax.device_put(tuple(args))
     whole, unrolled = graph.trace(f)(*args), graph.trace(f, unroll=True)(*args)
     return [each for each in whole.nodes if each.operation == operation], unrolled
 

@@ -1,8 +1,13 @@
-"""Losses: δ by hand = `jax.grad` = differences, values = formulas written out in NumPy, bad targets refused."""
+"""Losses: δ by hand = `jax.grad` = differences, values = formulas written out in NumPy, bad targets refused.
+
+Most is evaluated by NumPy, operation by operation. What XLA compiles is held to it in float32, and gives the kinks,
+the extremes and the NaNs of bad values: many of them in one program.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import pydoc
 import re
 from functools import cache, partial
@@ -12,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import evaluated
 from loss_cases import LOSS_CASES, SHAPES, LossCase
 
 from jaxnn import losses
@@ -43,13 +49,42 @@ def gradient(loss: Loss) -> Any:
 
 
 def all_routes(loss: Loss, prediction: Any, target: Any) -> tuple[Any, Any, Any]:
-    return loss.value(prediction, target), loss.delta(prediction, target), gradient(loss)(prediction, target)
+    value, back = jax.vjp(lambda prediction: loss.value(prediction, target), prediction)
+    (by_grad,) = back(jnp.ones_like(value))  # jax.grad of the sum, without tracing the value once more
+    return value, loss.delta(prediction, target), by_grad
 
 
 @cache
-def compiled(loss: Loss) -> Any:
-    """All routes, compiled once for each shape and type."""
-    return jax.jit(partial(all_routes, loss))
+def routes_of(loss: Loss) -> Any:
+    """All routes, operation by operation: traced once for each shape and type."""
+    return evaluated(partial(all_routes, loss))
+
+
+@cache
+def rule_of(loss: Loss, route: str) -> Any:
+    """Its value or its δ, operation by operation."""
+    return evaluated(getattr(loss, route))
+
+
+def by_xla(pairs: dict[Any, tuple[Loss, np.ndarray, np.ndarray]]) -> dict[Any, Any]:
+    """All routes of many losses at many places in one compiled program; under vmap where loss and shapes are the same.
+
+    A program for each would take most of this file's time.
+    """
+    groups: dict[Any, list[Any]] = {}
+    for name, (loss, prediction, target) in pairs.items():
+        form = (loss, prediction.shape, prediction.dtype, target.shape, target.dtype)
+        groups.setdefault(form, []).append(name)
+    stacks = [tuple(np.stack([pairs[name][i] for name in names]) for i in (1, 2)) for names in groups.values()]
+
+    @jax.jit
+    def program(stacks: Any) -> Any:
+        return [jax.vmap(partial(all_routes, loss))(*stack) for (loss, *_), stack in zip(groups, stacks, strict=True)]
+
+    results = {}
+    for names, routes in zip(groups.values(), jax.tree.map(np.asarray, program(stacks)), strict=True):
+        results |= {name: tuple(route[i] for route in routes) for i, name in enumerate(names)}
+    return results
 
 
 # ---------------------------------------------------------------- the formulas, one example and time step at a time
@@ -105,18 +140,18 @@ def reference(case: LossCase, prediction: Any, target: Any) -> np.ndarray:
     ],
 )
 def test_value_and_delta_by_independent_routes(case: LossCase, shape: tuple[int, ...]) -> None:
-    @jax.jit
+    @evaluated
     def routes(prediction: Any, target: Any) -> Any:
         # Perturbs one feature (and time step) of all examples at once: they do not depend on one another.
         features = math.prod(shape[1:])
-        steps = STEP * jnp.eye(features, dtype=prediction.dtype).reshape(features, 1, *shape[1:])
+        steps = STEP * np.eye(features, dtype=prediction.dtype).reshape(features, 1, *shape[1:])
         up, down = jax.vmap(lambda step: case.loss.value(prediction + step, target))(
-            jnp.stack([steps, -steps]).reshape(-1, 1, *shape[1:])
+            np.stack([steps, -steps]).reshape(-1, 1, *shape[1:])
         ).reshape(2, features, -1)
         return *all_routes(case.loss, prediction, target), ((up - down) / (2 * STEP)).T.reshape(shape)
 
     with jax.enable_x64(True):
-        prediction, target = case.make(jax.random.key(KEY), jnp.float64, shape)
+        prediction, target = case.make(KEY, jnp.float64, shape)
         assert prediction.dtype == jnp.float64
         value, delta, by_grad, by_differences = jax.tree.map(np.asarray, routes(prediction, target))
         expected = reference(case, prediction, target)
@@ -127,29 +162,78 @@ def test_value_and_delta_by_independent_routes(case: LossCase, shape: tuple[int,
     assert worst(delta, by_differences) <= DIFFERENCES
 
 
+MEMBERS = 3
+
+
+def members(case: LossCase) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [tuple(map(np.asarray, case.make(KEY + i, jnp.float32))) for i in range(MEMBERS)]
+
+
+def with_nan(case: LossCase) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first member with NaN in the prediction and, where it is of floats, with NaN in the target."""
+    pairs = []
+    for which, part in enumerate(members(case)[0]):
+        if part.dtype.kind == "f":
+            pairs.append([np.array(a) for a in members(case)[0]])
+            pairs[-1][which][1, 2] = np.nan
+    return list(map(tuple, pairs))
+
+
+@cache
+def singly_and_together() -> Any:
+    """{name: all routes of the first member by itself, and of all and those with NaN under vmap}, in one program."""
+
+    @jax.jit
+    def program(stacks: Any) -> Any:
+        return {
+            case.name: (
+                all_routes(case.loss, *(a[0] for a in stacks[case.name])),
+                jax.vmap(partial(all_routes, case.loss))(*stacks[case.name]),
+            )
+            for case in LOSS_CASES
+        }
+
+    pairs = {case.name: [*members(case), *with_nan(case)] for case in LOSS_CASES}
+    stacks = {name: tuple(map(np.stack, zip(*pairs[name], strict=True))) for name in pairs}
+    return jax.tree.map(np.asarray, program(stacks))
+
+
 @cases
 def test_float32_jit_eager_and_vmap_agree(case: LossCase) -> None:
-    keys = jax.random.split(jax.random.key(KEY), 3)
-    members = [case.make(key, jnp.float32) for key in keys]
-    singly = [compiled(case.loss)(*member) for member in members]
-    both = jax.jit(jax.vmap(lambda *pair: (case.loss.value(*pair), case.loss.delta(*pair))))
-    together = both(*map(jnp.stack, zip(*members, strict=True)))
-    for i, (value, delta, by_grad) in enumerate(singly):
+    eager = [routes_of(case.loss)(*member) for member in members(case)]
+    singly, together = singly_and_together()[case.name]
+    for i, routes in enumerate(eager):
+        value, delta, by_grad = routes
         assert value.dtype == delta.dtype == jnp.float32
         assert worst(delta, by_grad) <= F32
-        for one, all_at_once in zip((value, delta), together, strict=True):
+        for one, all_at_once in zip(routes[:2], together[:2], strict=True):
             assert worst(all_at_once[i], one) <= FUSED
-    assert worst(singly[0][0], reference(case, *members[0])) <= F32
-    assert worst(case.loss.value(*members[0]), singly[0][0]) <= FUSED
-    assert worst(case.loss.delta(*members[0]), singly[0][1]) <= FUSED
+    assert worst(singly[1], singly[2]) <= F32
+    assert worst(singly[0], reference(case, *members(case)[0])) <= F32
+    for compiled, alone, member in zip(singly[:2], eager[0][:2], together[:2], strict=True):
+        assert compiled.dtype == jnp.float32
+        assert worst(alone, compiled) <= FUSED
+        assert worst(member[0], compiled) <= FUSED
+    if case.loss in (losses.mse, CE) or os.environ.get("JAXNN_OPTIMISED"):  # JAX's own eager operations, of a sample
+        assert worst(case.loss.value(*members(case)[0]), singly[0]) <= FUSED
+        assert worst(case.loss.delta(*members(case)[0]), singly[1]) <= FUSED
+
+
+@cache
+def at_kinks() -> Any:
+    places = {}
+    for case in LOSS_CASES:
+        for i, kink in enumerate(case.kinks):
+            prediction, target = np.asarray(kink.prediction, np.float32), numbers(kink.target)
+            places[case.name, i] = case.loss, prediction, target
+    return by_xla(places)
 
 
 @cases
 def test_kinks_and_delicate_places(case: LossCase) -> None:
     assert case.kinks
-    for kink in case.kinks:
-        prediction, target = jnp.asarray(kink.prediction, jnp.float32), jnp.asarray(kink.target)
-        value, delta, by_grad = compiled(case.loss)(prediction, target)
+    for i, kink in enumerate(case.kinks):
+        value, delta, by_grad = at_kinks()[case.name, i]
         assert np.isfinite(value).all()
         np.testing.assert_array_equal(delta, np.asarray(kink.delta, np.float32))
         np.testing.assert_array_equal(by_grad, delta)
@@ -157,14 +241,12 @@ def test_kinks_and_delicate_places(case: LossCase) -> None:
 
 @cases
 def test_nan_in_nan_out_and_only_there(case: LossCase) -> None:
-    run = compiled(case.loss)
-    prediction, target = case.make(jax.random.key(KEY), jnp.float32)
-    clean = run(prediction, target)
-    inputs = [(prediction.at[1, 2].set(jnp.nan), target)]
-    if jnp.issubdtype(target.dtype, jnp.floating):
-        inputs.append((prediction, target.at[1, 2].set(jnp.nan)))
-    for pair in inputs:
-        for name, dirty, expected in zip(("value", "δ", "jax.grad"), run(*pair), clean, strict=True):
+    _, together = singly_and_together()[case.name]
+    assert len(with_nan(case)) == 1 + (members(case)[0][1].dtype.kind == "f")
+    for name, route in zip(("value", "δ", "jax.grad"), together, strict=True):
+        expected, spoiled = route[0], route[MEMBERS:]
+        assert len(spoiled) == len(with_nan(case))
+        for dirty in spoiled:
             assert np.isnan(dirty[1] if name == "value" else dirty[1, 2]), name
             np.testing.assert_array_equal(np.delete(dirty, 1, 0), np.delete(expected, 1, 0), err_msg=name)
 
@@ -172,11 +254,11 @@ def test_nan_in_nan_out_and_only_there(case: LossCase) -> None:
 @cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_half_precision_is_float32_rounded(case: LossCase, dtype: Any) -> None:
-    prediction, target = case.make(jax.random.key(KEY), dtype)
-    full_target = target.astype(jnp.float32) if target.dtype == dtype else target
-    run = compiled(case.loss)
+    prediction, target = map(np.asarray, case.make(KEY, dtype))
+    full_target = target.astype(np.float32) if target.dtype == dtype else target
+    run = routes_of(case.loss)
     value, delta, by_grad = run(prediction, target)
-    full_value, full_delta, full_grad = run(prediction.astype(jnp.float32), full_target)
+    full_value, full_delta, full_grad = run(prediction.astype(np.float32), full_target)
     assert value.dtype == jnp.float32
     assert delta.dtype == by_grad.dtype == dtype
     assert worst(value, full_value) <= FUSED
@@ -186,7 +268,7 @@ def test_half_precision_is_float32_rounded(case: LossCase, dtype: Any) -> None:
 
 @cases
 def test_second_derivatives_agree(case: LossCase) -> None:
-    @jax.jit
+    @evaluated
     def both(prediction: Any, target: Any, direction: Any) -> Any:
         return [
             jax.jvp(lambda y: f(y, target), (prediction,), (direction,))[1]
@@ -194,14 +276,14 @@ def test_second_derivatives_agree(case: LossCase) -> None:
         ]
 
     with jax.enable_x64(True):
-        prediction, target = case.make(jax.random.key(KEY), jnp.float64)
-        by_hand, by_grad = map(np.asarray, both(prediction, target, jnp.cos(prediction)))
+        prediction, target = case.make(KEY, jnp.float64)
+        by_hand, by_grad = map(np.asarray, both(prediction, target, np.cos(prediction)))
     assert worst(by_grad, by_hand) <= F64
 
 
 @pytest.mark.parametrize("case", LOSS_CASES[8:11:2], ids=lambda case: case.name)  # a sample, as it compiles a lot
 def test_delta_computes_no_more_than_the_gradient(case: LossCase) -> None:
-    prediction, target = case.make(jax.random.key(KEY), jnp.float32, (32, 10))
+    prediction, target = case.make(KEY, jnp.float32, (32, 10))
     by_hand, by_grad = (
         jax.jit(f).lower(prediction, target).compile().cost_analysis() for f in (case.loss.delta, gradient(case.loss))
     )
@@ -211,7 +293,7 @@ def test_delta_computes_no_more_than_the_gradient(case: LossCase) -> None:
 
 @cases
 def test_check_accepts_what_is_right(case: LossCase) -> None:
-    prediction, target = case.make(jax.random.key(KEY), jnp.float32)
+    prediction, target = case.make(KEY, jnp.float32)
     case.loss.check(jax.ShapeDtypeStruct(prediction.shape, prediction.dtype), target)
     case.loss.check(prediction, np.asarray(target))
 
@@ -262,6 +344,11 @@ class Extreme(NamedTuple):
     delta: Any
 
 
+def numbers(values: Any) -> np.ndarray:
+    """As jnp.array has them."""
+    return np.asarray(values, jnp.result_type(np.asarray(values)))
+
+
 EXTREMES = {
     "a logit gap of 200": Extreme(losses.softmax_cross_entropy, [[200.0, 0.0]], [1], [200.0], [[1.0, -1.0]]),
     "logits of 1e9": Extreme(losses.softmax_cross_entropy, [[1e9, -1e9, 0.0]], [0], [0.0], [[0.0, 0.0, 0.0]]),
@@ -289,35 +376,57 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES.keys())
-def test_extreme_inputs(extreme: Extreme) -> None:
-    prediction, target = jnp.asarray(extreme.prediction, jnp.float32), jnp.asarray(extreme.target)
-    value, delta, by_grad = compiled(extreme.loss)(prediction, target)
+@cache
+def at_extremes() -> Any:
+    return by_xla({
+        name: (extreme.loss, np.asarray(extreme.prediction, np.float32), numbers(extreme.target))
+        for name, extreme in EXTREMES.items()
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extreme_inputs(name: str) -> None:
+    extreme = EXTREMES[name]
+    value, delta, by_grad = at_extremes()[name]
     np.testing.assert_allclose(value, extreme.value, rtol=2e-7)
     np.testing.assert_allclose(delta, extreme.delta, rtol=2e-7)
     np.testing.assert_array_equal(by_grad, delta)
 
 
 def test_a_logit_gap_of_200_is_exact() -> None:
-    for z in ([[200.0, 0.0]], [[0.0, -200.0]], [[300.0, 100.0]]):
-        assert losses.softmax_cross_entropy.value(jnp.array(z), jnp.array([1])) == 200
+    z = np.array([[200.0, 0.0], [0.0, -200.0], [300.0, 100.0]], np.float32)
+    assert (jax.jit(jax.vmap(lambda z: CE.value(z[None], np.array([1])))))(z).tolist() == [[200]] * 3
 
 
 def test_small_binary_losses_keep_their_digits() -> None:
     expected = math.log1p(math.exp(-20))  # 2e-9, which 20 + 2e-9 − 20 would lose
-    for loss, z, t in ((losses.logistic, 20.0, 1), (BCE, 20.0, 1), (BCE, -20.0, 0)):
-        np.testing.assert_allclose(loss.value(jnp.array([z]), jnp.array([t])), expected, rtol=FUSED)
+    places = ((losses.logistic, 20.0, 1), (BCE, 20.0, 1), (BCE, -20.0, 0))
+    routes = by_xla({(loss, z): (loss, numbers([z]), numbers([t])) for loss, z, t in places})
+    for value, _, _ in routes.values():
+        np.testing.assert_allclose(value, expected, rtol=FUSED)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+PROBABILITIES_0 = (
+    (losses.cross_entropy, numbers([0])),
+    (losses.binary_cross_entropy, numbers([[1.0, 1.0]])),
+)
+LOW_TO_HIGH = (jnp.float16, jnp.bfloat16, jnp.float32)
+
+
+@cache
+def at_probability_0() -> Any:
+    return by_xla({
+        (dtype, loss): (loss, np.array([[0, 1]], dtype), target)
+        for dtype in LOW_TO_HIGH
+        for loss, target in PROBABILITIES_0
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", LOW_TO_HIGH)
 def test_probability_zero_keeps_value_and_delta_finite(dtype: Any) -> None:
     tiny = float(jnp.finfo(dtype).tiny)
-    prediction = jnp.array([[0, 1]], dtype)
-    for loss, target in (
-        (losses.cross_entropy, jnp.array([0])),
-        (losses.binary_cross_entropy, jnp.array([[1.0, 1.0]])),
-    ):
-        value, delta, by_grad = compiled(loss)(prediction, target)
+    for loss, _ in PROBABILITIES_0:
+        value, delta, by_grad = at_probability_0()[dtype, loss]
         assert value == pytest.approx(-math.log(tiny))
         assert float(delta[0, 0]) == float(by_grad[0, 0]) == -1 / tiny
 
@@ -326,7 +435,8 @@ def test_second_derivatives_where_formulas_change_sides() -> None:
     """σ′(0) = ¼ and huber″(0) = 1: written through |z| they would come out as 0."""
 
     def second(loss: Loss, at: float, target: float) -> float:
-        return float(jax.grad(jax.grad(lambda y: loss.value(y[None], jnp.array([target]))[0]))(jnp.float32(at)))
+        value = lambda y: loss.value(y[None], numbers([target]))[0]
+        return float(evaluated(jax.grad(jax.grad(value)))(np.float32(at)))
 
     assert second(losses.sigmoid_binary_cross_entropy, 0.0, 0.5) == 0.25
     assert second(losses.logistic, 0.0, -1.0) == 0.25
@@ -336,77 +446,85 @@ def test_second_derivatives_where_formulas_change_sides() -> None:
 
 
 def test_distributions_that_do_not_sum_to_one() -> None:
-    z, t = jnp.array([[0.0, math.log(3.0)]]), jnp.array([[1.0, 3.0]])
-    np.testing.assert_allclose(losses.softmax_cross_entropy.delta(z, t), [[0.25 * 4 - 1, 0.75 * 4 - 3]], atol=1e-6)
-    np.testing.assert_allclose(losses.softmax_cross_entropy.delta(z, 2 * t), [[0, 0]], atol=2e-6)
-    half = losses.softmax_cross_entropy.delta(z, t / 8)  # the row sums to ½
+    z, t = numbers([[0.0, math.log(3.0)]]), numbers([[1.0, 3.0]])
+    delta = rule_of(CE, "delta")
+    np.testing.assert_allclose(delta(z, t), [[0.25 * 4 - 1, 0.75 * 4 - 3]], atol=1e-6)
+    np.testing.assert_allclose(delta(z, 2 * t), [[0, 0]], atol=2e-6)
+    half = delta(z, t / 8)  # the row sums to ½
     np.testing.assert_allclose(half, [[0.25 * 0.5 - 0.125, 0.75 * 0.5 - 0.375]], atol=1e-6)
-    uneven = losses.softmax_cross_entropy.delta(z, jnp.array([[1.0, 1.0]]))
+    uneven = delta(z, numbers([[1.0, 1.0]]))
     np.testing.assert_allclose(uneven, [[-0.5, 0.5]], atol=1e-6)
 
 
 def test_relations_between_losses() -> None:
     with jax.enable_x64(True):
-        y, t = LOSS_CASES[0].make(jax.random.key(1), jnp.float64, (6, 3))
+        y, t = map(np.asarray, LOSS_CASES[0].make(1, jnp.float64, (6, 3)))
         for route in ("value", "delta"):
             mse, half, huber, hinge = (
-                getattr(loss, route)
+                rule_of(loss, route)
                 for loss in (losses.mse, losses.half_squared_error, losses.huber(1e6), losses.hinge)
             )
             assert worst(half(y, t), 3 / 2 * mse(y, t)) <= F64
             assert worst(huber(y, t), mse(y, t) / 2) <= F64
 
             # two classes: logistic = binary cross-entropy at (t+1)/2 = softmax cross-entropy of [0, y]
-            sign = jnp.where(t > 0, 1, -1)
-            logistic = getattr(losses.logistic, route)(y, sign)
+            sign = np.where(t > 0, 1, -1)
+            logistic = rule_of(losses.logistic, route)(y, sign)
             share = (sign + 1) / 2
-            assert worst(getattr(losses.sigmoid_binary_cross_entropy, route)(y, share), logistic) <= F64
-            pairs = getattr(losses.softmax_cross_entropy, route)(
-                jnp.stack([jnp.zeros_like(y), y], axis=-1), (sign + 1) // 2
-            )
+            assert worst(rule_of(BCE, route)(y, share), logistic) <= F64
+            pairs = rule_of(CE, route)(np.stack([np.zeros_like(y), y], axis=-1), (sign + 1) // 2)
             expected = logistic / 3  # features became time steps, over which the mean is taken
             assert worst(pairs if route == "value" else pairs[..., 1], expected) <= F64
-            probabilities = getattr(losses.binary_cross_entropy, route)(jax.nn.sigmoid(y), share)
-            slope = 1 if route == "value" else jax.nn.sigmoid(y) * jax.nn.sigmoid(-y)
+            sigmoid = 1 / (1 + np.exp(-y))
+            probabilities = rule_of(losses.binary_cross_entropy, route)(sigmoid, share)
+            slope = 1 if route == "value" else sigmoid * (1 - sigmoid)
             assert worst(probabilities * slope, logistic) <= F64
 
             # two scores ±y/2 have the margins of one score y
-            scores = jnp.stack([-y / 2, y / 2], axis=-1)
-            pairs = getattr(losses.multiclass_hinge, route)(scores, (sign + 1) // 2)
+            scores = np.stack([-y / 2, y / 2], axis=-1)
+            pairs = rule_of(losses.multiclass_hinge, route)(scores, (sign + 1) // 2)
             assert worst(pairs if route == "value" else pairs[..., 1], hinge(y, sign) / 3) <= F64
 
 
+def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+
+
 def test_labels_are_one_hot_distributions() -> None:
-    z, labels = jax.random.normal(jax.random.key(2), (6, 5)), jnp.array([0, 4, 2, 1, 3, 3])
-    for loss, prediction in ((losses.softmax_cross_entropy, z), (losses.cross_entropy, jax.nn.softmax(z))):
-        one_hot = compiled(loss)(prediction, jax.nn.one_hot(labels, 5))
-        for ours, theirs in zip(compiled(loss)(prediction, labels), one_hot, strict=True):
+    z, labels = normal(2, (6, 5)), numbers([0, 4, 2, 1, 3, 3])
+    for loss, prediction in ((CE, z), (losses.cross_entropy, softmax(z))):
+        one_hot = routes_of(loss)(prediction, np.eye(5, dtype=np.float32)[labels])
+        for ours, theirs in zip(routes_of(loss)(prediction, labels), one_hot, strict=True):
             assert worst(ours, theirs) <= FUSED
 
 
 def test_integer_and_bool_targets_are_numbers_too() -> None:
-    y = jnp.array([[0.25, 0.75]], jnp.bfloat16)
+    y = np.array([[0.25, 0.75]], jnp.bfloat16)
     for loss, target in (
-        (losses.mse, jnp.array([[2, 300]])),
-        (losses.huber(), jnp.array([[2, 3]], jnp.uint8)),
-        (losses.sigmoid_binary_cross_entropy, jnp.array([[True, False]])),
-        (losses.binary_cross_entropy, jnp.array([[1, 0]], jnp.int8)),
-        (losses.hinge, jnp.array([[1, -1]], jnp.int8)),
+        (losses.mse, numbers([[2, 300]])),
+        (losses.huber(), np.array([[2, 3]], np.uint8)),
+        (losses.sigmoid_binary_cross_entropy, np.array([[True, False]])),
+        (losses.binary_cross_entropy, np.array([[1, 0]], np.int8)),
+        (losses.hinge, np.array([[1, -1]], np.int8)),
     ):
-        exact = target.astype(jnp.float32)
-        np.testing.assert_array_equal(loss.value(y, target), loss.value(y, exact))
-        np.testing.assert_array_equal(loss.delta(y, target), loss.delta(y, exact))
+        exact = target.astype(np.float32)
+        for route in ("value", "delta"):
+            np.testing.assert_array_equal(rule_of(loss, route)(y, target), rule_of(loss, route)(y, exact))
 
 
 def test_labels_of_any_integer_type() -> None:
-    z = jax.random.normal(jax.random.key(3), (2, 300))
-    run = jax.jit(CE.value)
-    expected = run(z, jnp.array([0, 100]))
-    for dtype in (jnp.int8, jnp.uint8, jnp.uint32):
-        np.testing.assert_array_equal(run(z, jnp.array([0, 100], dtype)), expected)
+    z = normal(3, (2, 300))
+    run = jax.jit(lambda z, *targets: [CE.value(z, target) for target in targets])
+    expected, *others = run(z, *(np.array([0, 100], dtype) for dtype in (np.int32, np.int8, np.uint8, np.uint32)))
+    for value in others:
+        np.testing.assert_array_equal(value, expected)
     with jax.enable_x64(True):
-        wide = jnp.array([0, 2**32 + 100], jnp.int64)
-        value = np.asarray(run(z, wide))
+        wide = np.array([0, 2**32 + 100], np.int64)
+        value = np.asarray(run(z, wide)[0])
     assert np.isfinite(value[0])
     assert np.isnan(value[1])  # not class 100
 
@@ -436,29 +554,30 @@ def test_huber_refuses_what_is_no_number(delta: Any) -> None:
 
 def test_smoothing_of_rows_that_sum_to_one_is_that_of_optax() -> None:
     optax = pytest.importorskip("optax", reason="optax is the independent reference here")
-    z, rows = jax.random.normal(jax.random.key(6), (5, 4)), jax.nn.softmax(jax.random.normal(jax.random.key(7), (5, 4)))
+    z, rows = normal(6, (5, 4)), softmax(normal(7, (5, 4)))
     for alpha in (0.0, 0.1, 1.0):
         theirs = lambda z, alpha=alpha: optax.softmax_cross_entropy(z, optax.smooth_labels(rows, alpha))
-        value, delta, _ = compiled(losses.label_smoothing(alpha))(z, rows)
-        assert worst(value, theirs(z)) <= F32
-        assert worst(delta, jax.grad(lambda z: theirs(z).sum())(z)) <= F32
+        value, delta, _ = routes_of(losses.label_smoothing(alpha))(z, rows)
+        assert worst(value, evaluated(theirs)(z)) <= F32
+        assert worst(delta, evaluated(jax.grad(lambda z, theirs=theirs: theirs(z).sum()))(z)) <= F32
 
 
 def test_smoothing_mixes_two_cross_entropies() -> None:
     """C = (1−α)·C(t) + α·C(uniform); none is softmax_cross_entropy to the bit, and δ is 0 where the docs say."""
-    z, labels = jax.random.normal(jax.random.key(8), (6, 5)), jnp.array([0, 4, 2, 1, 3, 3])
-    uniform = jnp.full((6, 5), 0.2)
+    z, labels = normal(8, (6, 5)), numbers([0, 4, 2, 1, 3, 3])
+    uniform = np.full((6, 5), 0.2, np.float32)
     for route in ("value", "delta"):
         hard, even, none, tenth = (
-            getattr(loss, route)(z, target)
+            rule_of(loss, route)(z, target)
             for loss, target in (
                 (CE, labels), (CE, uniform), (losses.label_smoothing(0), labels), (losses.label_smoothing(0.1), labels)
             )
         )  # fmt: skip
         np.testing.assert_array_equal(none, hard)
         assert worst(tenth, 0.9 * hard + 0.1 * even) <= FUSED
-    best = jnp.array([[math.log(1 + 5 * 0.9 / 0.1), 0.0, 0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(losses.label_smoothing(0.1).delta(best, jnp.array([0])), np.zeros((1, 5)), atol=1e-7)
+    best = numbers([[math.log(1 + 5 * 0.9 / 0.1), 0.0, 0.0, 0.0, 0.0]])
+    smooth = rule_of(losses.label_smoothing(0.1), "delta")
+    np.testing.assert_allclose(smooth(best, numbers([0])), np.zeros((1, 5)), atol=1e-7)
 
 
 def test_equal_smoothings_are_one_record() -> None:
@@ -524,8 +643,8 @@ MISFITS = (
 
 @pytest.mark.parametrize("misfit", MISFITS, ids=lambda m: f"{m.loss.name} {m.prediction} {m.target} {m.dtype.__name__}")
 def test_shapes_and_dtypes_that_do_not_fit(misfit: Misfit) -> None:
-    prediction = jnp.ones(misfit.prediction, misfit.prediction_dtype)
-    target = jnp.ones(misfit.target, misfit.dtype)
+    prediction = jax.device_put(np.ones(misfit.prediction, misfit.prediction_dtype))
+    target = jax.device_put(np.ones(misfit.target, misfit.dtype))
     struct = jax.ShapeDtypeStruct(prediction.shape, prediction.dtype)
     routes = [
         misfit.loss.value,
@@ -599,20 +718,35 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("bad", WRONG.values(), ids=WRONG.keys())
-def test_values_that_cannot_be_right_give_nan_for_their_example(bad: Wrong) -> None:
-    right, wrong = jnp.asarray(bad.right), jnp.asarray(bad.wrong)
+def right_and_wrong(bad: Wrong) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A prediction, good as probabilities and as logits, and the two targets."""
+    right, wrong = numbers(bad.right), numbers(bad.wrong)
     by_class = bad.loss.name in ("softmax_cross_entropy", "label_smoothing", "cross_entropy", "multiclass_hinge")
-    shape = (*right.shape, bad.classes) if by_class and jnp.issubdtype(right.dtype, jnp.integer) else right.shape
-    prediction = jax.random.uniform(jax.random.key(4), shape)  # good as probabilities and as logits
-    for dirty, clean in zip(compiled(bad.loss)(prediction, wrong), compiled(bad.loss)(prediction, right), strict=True):
+    shape = (*right.shape, bad.classes) if by_class and right.dtype.kind in "iu" else right.shape
+    return np.random.default_rng(4).uniform(size=shape).astype(np.float32), right, wrong
+
+
+@cache
+def at_wrong_targets() -> Any:
+    places = {}
+    for name, bad in WRONG.items():
+        prediction, right, wrong = right_and_wrong(bad)
+        places |= {(name, "right"): (bad.loss, prediction, right), (name, "wrong"): (bad.loss, prediction, wrong)}
+    return by_xla(places)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_that_cannot_be_right_give_nan_for_their_example(name: str) -> None:
+    bad = WRONG[name]
+    prediction, right, wrong = right_and_wrong(bad)
+    for dirty, clean in zip(at_wrong_targets()[name, "wrong"], at_wrong_targets()[name, "right"], strict=True):
         assert np.isnan(dirty[1]).all()
         assert np.isfinite(clean).all()
         np.testing.assert_array_equal(np.delete(dirty, 1, 0), np.delete(clean, 1, 0))
-    for eager in (bad.loss.value(prediction, wrong), bad.loss.delta(prediction, wrong)):
+    for eager in (rule_of(bad.loss, route)(prediction, wrong) for route in ("value", "delta")):
         assert np.isnan(eager[1]).all()
         assert np.isfinite(np.delete(eager, 1, 0)).all()
-    struct = jax.ShapeDtypeStruct(shape, prediction.dtype)
+    struct = jax.ShapeDtypeStruct(prediction.shape, prediction.dtype)
     bad.loss.check(struct, right)
     with pytest.raises(ValueError) as error:  # noqa: PT011  the message is compared below
         bad.loss.check(struct, wrong)
@@ -620,22 +754,33 @@ def test_values_that_cannot_be_right_give_nan_for_their_example(bad: Wrong) -> N
     assert f"losses.{bad.loss.name}: " in str(error.value)
 
 
-@pytest.mark.parametrize("bad", [-0.5, 1.5, 7.0, math.inf])
+LOGITS = (-0.5, 1.5, 7.0, math.inf)
+
+
+@cache
+def at_logits() -> Any:
+    """All routes, {(logit, which of three): …}."""
+    places = {}
+    for bad in LOGITS:
+        prediction = numbers([[0.5, 0.5], [0.5, bad]])
+        places[bad, 0] = losses.cross_entropy, prediction, numbers([0, 0])
+        places[bad, 1] = losses.cross_entropy, prediction, numbers([[1.0, 0.0], [1.0, 0.0]])
+        places[bad, 2] = losses.binary_cross_entropy, prediction, numbers([[1.0, 0.0], [1.0, 0.0]])
+    return by_xla(places)
+
+
+@pytest.mark.parametrize("bad", LOGITS)
 def test_logits_where_probabilities_are_meant_give_nan(bad: float) -> None:
-    for loss, target in (
-        (losses.cross_entropy, jnp.array([0, 0])),
-        (losses.cross_entropy, jnp.array([[1.0, 0.0], [1.0, 0.0]])),
-        (losses.binary_cross_entropy, jnp.array([[1.0, 0.0], [1.0, 0.0]])),
-    ):
-        for result in compiled(loss)(jnp.array([[0.5, 0.5], [0.5, bad]]), target):
+    for which in range(3):
+        for result in at_logits()[bad, which]:
             assert np.isfinite(result[0]).all()
             assert np.isnan(result[1]).all()
 
 
 def test_rounding_beyond_one_is_not_an_error() -> None:
-    above = jnp.array([[1 + 1e-6, -1e-8]])
-    for loss, target in ((losses.cross_entropy, jnp.array([0])), (losses.binary_cross_entropy, jnp.array([[1, 0]]))):
-        assert abs(float(loss.value(above, target)[0])) <= 2e-6
+    above = numbers([[1 + 1e-6, -1e-8]])
+    for loss, target in ((losses.cross_entropy, numbers([0])), (losses.binary_cross_entropy, numbers([[1, 0]]))):
+        assert abs(float(rule_of(loss, "value")(above, target)[0])) <= 2e-6
 
 
 def test_check_explains_regression_and_fractional_targets() -> None:
@@ -648,9 +793,9 @@ def test_check_explains_regression_and_fractional_targets() -> None:
         CE.check(y, np.array([0.0, 0.5, 1.0]))
     with pytest.raises(ValueError, match="log-probabilities"):
         CE.check(y, np.log(np.full((3, 2), 0.5)))
-    CE.check(y, jnp.full((3, 2), 0.5, jnp.bfloat16))
+    CE.check(y, jax.device_put(np.full((3, 2), 0.5, jnp.bfloat16)))
     with pytest.raises(ValueError, match="NaN"):
-        CE.check(y, jnp.full((3, 2), jnp.nan, jnp.bfloat16))
+        CE.check(y, jax.device_put(np.full((3, 2), np.nan, jnp.bfloat16)))
 
 
 def test_check_looks_at_wide_labels_before_they_are_narrowed() -> None:
@@ -680,10 +825,11 @@ def test_values_and_gradients_of_optax() -> None:
     with jax.enable_x64(True):
         for name, theirs in pairs.items():
             case = made[name]
-            y, t = case.make(jax.random.key(5), jnp.float64)
-            by_grad = jax.jit(jax.grad(lambda y, t: theirs(y, t).sum()))(y, t)
-            assert worst(case.loss.value(y, t), theirs(y, t)) <= F64, name
-            assert worst(case.loss.delta(y, t), by_grad) <= F64, name
+            y, t = case.make(5, jnp.float64)
+            by_grad = evaluated(jax.grad(lambda y, t, theirs=theirs: theirs(y, t).sum()))(y, t)
+            value, delta, _ = routes_of(case.loss)(y, t)
+            assert worst(value, evaluated(theirs)(y, t)) <= F64, name
+            assert worst(delta, by_grad) <= F64, name
 
 
 def test_properties_of_any_finite_input() -> None:
@@ -708,7 +854,7 @@ def test_properties_of_any_finite_input() -> None:
     @hypothesis.given(rows, st.lists(st.integers(0, 2), min_size=2, max_size=2), rows)
     def holds(z: Any, labels: Any, t: Any) -> None:
         steepest = {"multiclass hinge": 2}  # K − 1: all other classes push on the label
-        for name, (value, delta, by_grad) in measure(jnp.array(z), jnp.array(labels), jnp.array(t)).items():
+        for name, (value, delta, by_grad) in measure(*map(numbers, (z, labels, t))).items():
             assert (np.asarray(value) >= 0).all(), name
             assert np.isfinite(value).all(), name
             assert (np.abs(delta) <= steepest.get(name, 1) + 1e-6).all(), name
@@ -729,7 +875,7 @@ def test_softmax_cross_entropy_does_not_see_a_shift() -> None:
     @hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
     @hypothesis.given(st.lists(whole, min_size=4, max_size=4), st.integers(0, 3), st.integers(-(2**20), 2**20))
     def holds(z: Any, label: int, shift: int) -> None:
-        z, label = jnp.array([z], jnp.float32), jnp.array([label])
+        z, label = np.array([z], np.float32), numbers([label])
         np.testing.assert_array_equal(value(z + shift, label), value(z, label))
         np.testing.assert_array_equal(delta(z + shift, label), delta(z, label))
 

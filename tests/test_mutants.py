@@ -17,6 +17,7 @@ from recurrent_mutants import MUTANTS as RECURRENT_MUTANTS
 from jaxnn import Layer, autodiff, autodiff_twin, backprop, dense, map_layers, mlp, residual, serial, tanh
 from jaxnn.combinators import leaf_layers
 from jaxnn.losses import mse, softmax_cross_entropy
+from jaxnn.ranks import with_rank
 
 ROWS = {case.name: case for case in CASES}
 
@@ -122,7 +123,8 @@ def batch_norm_rule(rule):
     def backward(layer, params, tape, delta):
         x_hat, r = tape
         mean = lambda a: a.mean(tuple(range(a.ndim - 1)), keepdims=True)
-        return r * rule(delta * params["scale"], x_hat, mean), layer.backward(params, tape, delta)[1]
+        r, gamma = (with_rank(v, delta.ndim) for v in (r, params["scale"]))
+        return r * rule(delta * gamma, x_hat, mean), layer.backward(params, tape, delta)[1]
 
     return backward
 
@@ -133,7 +135,8 @@ def layer_norm_rule(rule):
     def backward(layer, params, tape, delta):
         x_hat, r = tape
         mean = lambda a: a.mean(-1, keepdims=True)
-        return r * rule(delta * params["scale"], x_hat, mean), layer.backward(params, tape, delta)[1]
+        gamma = with_rank(params["scale"], delta.ndim)
+        return r * rule(delta * gamma, x_hat, mean), layer.backward(params, tape, delta)[1]
 
     return backward
 
@@ -174,13 +177,13 @@ MUTANTS = (
     Mutant("batch_norm: without its variance term", "batch_norm", batch_norm_rule(lambda g, x, mean: g - mean(g))),
     Mutant("batch_norm: evaluation's rule in training", "batch_norm", batch_norm_rule(lambda g, x, mean: g)),
     Mutant("batch_norm: means over N alone", "batch_norm over time", batch_norm_rule(lambda g, x, mean: (
-        g - g.mean(0) - x * (g * x).mean(0)))),
+        g - g.mean(0, keepdims=True) - x * (g * x).mean(0, keepdims=True)))),
     Mutant("batch_norm: training's rule in evaluation", "batch_norm, evaluated", batch_norm_rule(lambda g, x, mean: (
         g - mean(g) - x * mean(g * x)))),
     Mutant("batch_norm: γ forgotten in δ_in", "batch_norm", lambda layer, p, t, d: (
         layer.backward({**p, "scale": jnp.ones_like(p["scale"])}, t, d)[0], layer.backward(p, t, d)[1])),
     Mutant("batch_norm: 1/√v forgotten", "batch_norm, evaluated", lambda layer, p, t, d: (
-        p["scale"] * d, layer.backward(p, t, d)[1])),
+        with_rank(p["scale"], d.ndim) * d, layer.backward(p, t, d)[1])),
     Mutant("batch_norm: another feature's statistics", "batch_norm, evaluated", lambda layer, p, t, d: (
         layer.backward(p, t._replace(r=t.r[::-1]), d)[0], layer.backward(p, t, d)[1])),
     Mutant("batch_norm: γ's gradient of δ alone", "batch_norm", lambda layer, p, t, d: (
@@ -193,7 +196,8 @@ MUTANTS = (
     Mutant("layer_norm: γ forgotten in δ_in", "layer_norm", lambda layer, p, t, d: (
         layer.backward({**p, "scale": jnp.ones_like(p["scale"])}, t, d)[0], layer.backward(p, t, d)[1])),
     Mutant("layer_norm: means over the batch", "layer_norm", lambda layer, p, t, d: (
-        t[1] * p["scale"] * (d - d.mean(0) - t[0] * (d * t[0]).mean(0)), layer.backward(p, t, d)[1])),
+        t[1] * p["scale"][None] * (d - d.mean(0, keepdims=True) - t[0] * (d * t[0]).mean(0, keepdims=True)),
+        layer.backward(p, t, d)[1])),
     Mutant("layer_norm: γ's gradient without its sum", "layer_norm", lambda layer, p, t, d: (
         layer.backward(p, t, d)[0], {"scale": (d * t[0])[0], "shift": d.sum(0)})),
     Mutant("dropout: without its scale", "dropout", lambda layer, p, kept, d: (jnp.where(kept, d, 0), {})),

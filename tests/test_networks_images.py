@@ -1,11 +1,11 @@
 """Networks for images: what they are made of, both derivations of their gradients, and the example that trains one."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import drawn, normal
 from examples_loader import load_example
-from laws import FLOAT32, FLOAT64, close
+from laws import FLOAT32, FLOAT64, close, evaluated
 
 import jaxnn
 from jaxnn import autodiff, backprop, losses, networks
@@ -19,11 +19,10 @@ from jaxnn.checks import named_leaves
 )
 def test_both_derivations_agree(net, shape):
     with jax.enable_x64(True):
-        params, state = net.init(0, shape, jnp.float64)
-        x = jax.random.normal(jax.random.key(1), (4, *shape), jnp.float64)
-        labels = jnp.array([0, 1, 2, 1])
+        params, state = drawn(net, shape, "float64")
+        x, labels = normal(4, *shape, seed=1, dtype="float64"), np.array([0, 1, 2, 1], np.int32)
         by_hand, by_jax = (
-            jax.jit(derive(net, losses.softmax_cross_entropy))(params, state, x, labels)
+            evaluated(derive(net, losses.softmax_cross_entropy))(params, state, x, labels)
             for derive in (backprop, autodiff)
         )
         close(by_hand.grads, by_jax.grads, FLOAT64, "gradients")
@@ -40,8 +39,8 @@ def test_layers_with_weights_are_counted_as_in_the_paper():
 def test_the_first_layer_s_delta_is_not_computed():
     """Nobody reads it: compiled, the step has the three products that are needed and no more."""
     net = jaxnn.conv(4, (3, 3), padding="valid")
-    params, state = net.init(0, (8, 8, 1))
-    x = jnp.ones((2, 8, 8, 1))
+    params, state = drawn(net, (8, 8, 1))
+    x = np.ones((2, 8, 8, 1), np.float32)
 
     def flops(read):
         def step(params, x):
@@ -69,18 +68,19 @@ def test_lenet_with_the_weights_of_pytorch():
     theirs = nn.Sequential(*block(convs[0]), *block(convs[1]), nn.Flatten(), denses[0], nn.ReLU(), denses[1])
     params = {}
     for i, layer in enumerate(convs):
-        weight, bias = (jnp.asarray(p.detach().numpy()) for p in (layer.weight, layer.bias))
-        params[f"conv_{i}"] = {"w": jnp.moveaxis(weight, (0, 1), (-1, -2)), "b": bias}
+        weight, bias = (p.detach().numpy() for p in (layer.weight, layer.bias))
+        params[f"conv_{i}"] = {"w": np.moveaxis(weight, (0, 1), (-1, -2)), "b": bias}
     for i, layer in enumerate(denses):
-        weight, bias = (jnp.asarray(p.detach().numpy()) for p in (layer.weight, layer.bias))
+        weight, bias = (p.detach().numpy() for p in (layer.weight, layer.bias))
         params[f"dense_{i}"] = {"w": weight.T, "b": bias}
     w = params["dense_0"]["w"]
-    params["dense_0"]["w"] = jnp.moveaxis(w.reshape(40, 4, 4, -1), 0, -2).reshape(w.shape)
+    params["dense_0"]["w"] = np.moveaxis(w.reshape(40, 4, 4, -1), 0, -2).reshape(w.shape)
     x = np.random.default_rng(0).random((3, 28, 28, 1), dtype=np.float32)
     expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-    close(networks.lenet().forward(params, {}, jnp.asarray(x))[0], expected, FLOAT32, "PyTorch")
+    close(evaluated(networks.lenet().forward)(params, {}, x)[0], expected, FLOAT32, "PyTorch")
 
 
+@pytest.mark.long
 def test_the_example_learns_the_digits(tmp_path, capsys):
     for module in ("matplotlib", "sklearn"):
         pytest.importorskip(module, reason="an optional package that the example uses")

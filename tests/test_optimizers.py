@@ -1,3 +1,9 @@
+"""Optimizers: a thousand steps of each are optax's; numerical traps, rates, trees, dtypes and mistakes.
+
+What runs a few times on a handful of numbers is evaluated by NumPy. XLA compiles every optimizer too: for a thousand
+steps in two precisions, with its state donated, under vmap and for other platforms; all in one program each.
+"""
+
 import functools
 import math
 
@@ -6,6 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import evaluated
 
 from jaxnn import optimizers, schedules
 from jaxnn.optimizers import (
@@ -54,12 +61,19 @@ OURS = {
     "accumulated, schedule": accumulate(sgd(schedules.step(0.1, 0.7, 100), momentum=0.9), EVERY),
     "accumulated, clipped": chain(accumulate(chain(clip_by_global_norm(0.1), adam(0.01)), EVERY)),
 }
+operations = functools.cache(evaluated)  # of an `init` or `update`: traced once for each shape and dtype
+apply_operations = evaluated(apply_updates)
 every_optimizer = pytest.mark.parametrize("name", OURS)
 
 
 def batches(name):
     """To an update."""
     return EVERY if name.startswith("accumulated") else 1
+
+
+def ones(*shape, dtype="float32"):
+    """As jnp.ones, which compiles for every shape."""
+    return jax.device_put(np.ones(shape, jnp.dtype(dtype)))
 
 
 def optax_twins(optax):
@@ -109,11 +123,12 @@ def their_promotion():
 def problem(dtype="float32"):
     """Parameters, and a loss whose target no parameters reach and whose batch changes from step to step."""
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.normal(size=(5, 3)), dtype), "b": jnp.zeros(3, dtype)}
-    x, target = jnp.asarray(rng.normal(size=(10, 8, 5)), dtype), jnp.asarray(rng.normal(size=(10, 8, 3)), dtype)
+    dtype = np.dtype(dtype)
+    params = {"w": rng.normal(size=(5, 3)).astype(dtype), "b": np.zeros(3, dtype)}
+    x, target = (jax.device_put(rng.normal(size=(10, 8, width)).astype(dtype)) for width in (5, 3))
 
     def loss(params, step):
-        prediction = jnp.tanh(x[step % 10] @ params["w"] + params["b"])
+        prediction = jnp.tanh(x[step % 10] @ params["w"] + params["b"][None])
         return jnp.mean(jnp.square(prediction - target[step % 10]))
 
     return params, loss
@@ -134,6 +149,26 @@ def descend(optimizer, params, loss, steps, apply=apply_updates, opt_state=None)
     return jax.tree.map(lambda leaf: leaf[steps // 10 - 1 :: steps // 10], path), opt_state, losses
 
 
+def descend_all(rules, params, loss, steps):
+    """{name: `descend`} of {name: (optimizer, apply)}: the gradients of all in one batch, which compiles fast."""
+
+    def step(carry, i):
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in carry.values()))
+        values, grads = jax.vmap(jax.value_and_grad(loss), (0, None))(stacked, i)
+        after, seen = {}, {}
+        for k, (name, (params, opt_state)) in enumerate(carry.items()):
+            optimizer, apply = rules[name]
+            updates, opt_state = optimizer.update(jax.tree.map(lambda leaf, k=k: leaf[k], grads), opt_state, params)
+            after[name] = apply(params, updates), opt_state
+            seen[name] = values[k], after[name][0]
+        return after, seen
+
+    start = {name: (params, optimizer.init(params)) for name, (optimizer, _) in rules.items()}
+    end, seen = jax.lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))
+    tenths = lambda path: jax.tree.map(lambda leaf: leaf[steps // 10 - 1 :: steps // 10], path)
+    return {name: (tenths(path), end[name][1], losses) for name, (losses, path) in seen.items()}
+
+
 def assert_close(ours, theirs, tolerance):
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -152,8 +187,8 @@ def optax_paths():
     optax = pytest.importorskip("optax", reason="optax is the independent reference")
     with jax.enable_x64(True), their_promotion():
         params, loss = problem("float64")
-        twins = optax_twins(optax)
-        run = lambda p: {name: descend(twins[name], p, loss, STEPS, optax.apply_updates)[0] for name in twins}
+        rules = {name: (twin, optax.apply_updates) for name, twin in optax_twins(optax).items()}
+        run = lambda p: {name: path for name, (path, _, _) in descend_all(rules, p, loss, STEPS).items()}
         return jax.tree.map(np.asarray, jax.jit(run)(params))
 
 
@@ -161,8 +196,8 @@ def optax_paths():
 def our_paths(dtype):
     with jax.enable_x64(dtype == "float64"):
         params, loss = problem(dtype)
-        run = lambda p: {name: descend(OURS[name], p, loss, STEPS) for name in OURS}
-        return jax.tree.map(np.asarray, jax.jit(run)(params))
+        rules = {name: (optimizer, apply_updates) for name, optimizer in OURS.items()}
+        return jax.tree.map(np.asarray, jax.jit(lambda p: descend_all(rules, p, loss, STEPS))(params))
 
 
 def test_every_public_name_is_tested():
@@ -200,40 +235,45 @@ def optax():
     return pytest.importorskip("optax", reason="optax is the independent reference")
 
 
-def test_in_an_optax_program(optax):
+@functools.cache
+def paths_beside_optax():
+    """A hundred steps of ours and theirs with the functions of either library, in one program."""
+    optax = pytest.importorskip("optax", reason="optax is the independent reference")
     params, loss = problem()
-    clipped = {
-        "ours": optax.chain(optax.clip_by_global_norm(0.1), adam(0.01, b2=0.99)),
-        "theirs": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01, b2=0.99, eps=1e-6)),
+    clipped = lambda rule: optax.chain(optax.clip_by_global_norm(0.1), rule)
+    rules = {
+        "ours": (clipped(adam(0.01, b2=0.99)), optax.apply_updates),  # b2: see optax_paths
+        "theirs": (clipped(optax.adam(0.01, b2=0.99, eps=1e-6)), optax.apply_updates),
+        "applied by us": (optax.adamw(0.01), apply_updates),
+        "applied by them": (optax.adamw(0.01), optax.apply_updates),
     }
-    run = lambda p: {name: descend(rule, p, loss, 100, optax.apply_updates) for name, rule in clipped.items()}
-    with their_promotion():  # b2: see optax_paths
-        paths = jax.jit(run)(params)
-    (ours, _, losses), (theirs, _, _) = paths["ours"], paths["theirs"]
+    with their_promotion():
+        return jax.tree.map(np.asarray, jax.jit(lambda p: descend_all(rules, p, loss, 100))(params))
+
+
+def test_in_an_optax_program(optax):
+    (ours, _, losses), (theirs, _, _) = (paths_beside_optax()[name] for name in ("ours", "theirs"))
     assert_close(ours, theirs, FLOAT32)
     assert losses[-10:].mean() < losses[:10].mean()
 
 
 def test_optax_optimizers_here(optax):
-    params, loss = problem()
-    applied = (apply_updates, optax.apply_updates)
-    with their_promotion():
-        ours, theirs = jax.jit(lambda p: [descend(optax.adamw(0.01), p, loss, 100, f)[0] for f in applied])(params)
-    assert_close(ours, theirs, FLOAT32)
+    paths = paths_beside_optax()
+    assert_close(paths["applied by us"][0], paths["applied by them"][0], FLOAT32)
 
 
 def test_masked_by_optax(optax):
     params, _ = problem()
     optimizer = optax.masked(adam(0.1), {"w": True, "b": False})
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = evaluated(optimizer.update)(params, evaluated(optimizer.init)(params), params)
     np.testing.assert_array_equal(updates["b"], params["b"])  # passed through, as optax has it
     np.testing.assert_allclose(updates["w"], -0.1 * np.sign(params["w"]), rtol=1e-3)
 
 
 def test_in_a_flax_program(optax):
     nnx = pytest.importorskip("flax.nnx", reason="flax is the other side of the protocol")
-    x = jax.random.normal(jax.random.key(0), (32, 4))
-    target = jnp.sin(x.sum(axis=1, keepdims=True))
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    target = np.sin(x.sum(axis=1, keepdims=True))
 
     def losses(rule):
         model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
@@ -256,9 +296,9 @@ def test_in_a_flax_program(optax):
 # ---------------------------------------------------------------- Adam's numerical traps
 
 
-def first_update(optimizer, grads, dtype="float32", params=None):
-    grads = jnp.asarray(grads, dtype)
-    return optimizer.update(grads, optimizer.init(grads if params is None else params), params)
+def first_update(optimizer, grads, dtype="float32"):
+    grads = np.asarray(grads, jnp.dtype(dtype))
+    return operations(optimizer.update)(grads, operations(optimizer.init)(grads))
 
 
 def test_one_step_at_the_size_of_epsilon_is_half_the_rate():
@@ -273,20 +313,20 @@ def test_one_step_at_the_size_of_epsilon_is_half_the_rate():
 def test_bias_corrections_do_not_cancel(b1: float, b2: float):
     # 1 − βᵗ in float32 is 1.3 % off at β = 0.999999 and t = 1. Of a constant gradient both corrected moments
     # are exact at every step.
-    optimizer, grads = adam(0.1, b1=b1, b2=b2), jnp.array([3.0, -0.5, 1e-3])
-    expected = -0.1 * grads / (jnp.abs(grads) + 1e-6)
-    opt_state = optimizer.init(grads)
+    optimizer, grads = adam(0.1, b1=b1, b2=b2), np.float32([3.0, -0.5, 1e-3])
+    expected = -0.1 * grads / (np.abs(grads) + 1e-6)
+    opt_state = operations(optimizer.init)(grads)
     for _ in range(3):
-        updates, opt_state = optimizer.update(grads, opt_state)
+        updates, opt_state = operations(optimizer.update)(grads, opt_state)
         np.testing.assert_allclose(updates, expected, rtol=2e-6)
 
 
 def test_without_memory_adam_is_a_normalised_step():
-    optimizer, grads = adam(0.1, b1=0.0, b2=0.0), jnp.array([2.0, -1e-6])
-    opt_state = optimizer.init(grads)
-    for scale in (1.0, 5.0):
-        updates, opt_state = optimizer.update(scale * grads, opt_state)
-        expected = -0.1 * scale * grads / (jnp.abs(scale * grads) + 1e-6)
+    optimizer, grads = adam(0.1, b1=0.0, b2=0.0), np.float32([2.0, -1e-6])
+    opt_state = operations(optimizer.init)(grads)
+    for scale in np.float32([1.0, 5.0]):
+        updates, opt_state = operations(optimizer.update)(scale * grads, opt_state)
+        expected = -0.1 * scale * grads / (np.abs(scale * grads) + 1e-6)
         np.testing.assert_allclose(updates, expected, rtol=1e-6)
 
 
@@ -316,19 +356,20 @@ def test_low_precision_gradients_are_squared_in_float32(make, dtype: str):
 def test_small_updates_of_low_precision_gradients_are_remembered():
     # 1 + 0.001 is 1 in bfloat16: a velocity kept there would never see the small gradients.
     optimizer = sgd(1.0, momentum=0.99)
-    opt_state = optimizer.init(jnp.ones(1, jnp.bfloat16))
+    opt_state = operations(optimizer.init)(np.ones(1, jnp.bfloat16))
     assert opt_state.velocity.dtype == jnp.float32
     for g in (1.0, 0.001):
-        _, opt_state = optimizer.update(jnp.full(1, g, jnp.bfloat16), opt_state)
+        _, opt_state = operations(optimizer.update)(np.full(1, g, jnp.bfloat16), opt_state)
     np.testing.assert_allclose(opt_state.velocity, 0.99 + float(jnp.bfloat16(0.001)), rtol=1e-6)
 
 
 def test_the_step_counter_stops_at_its_end():
-    grads, last = jnp.ones(2), 2**31 - 1
-    opt_state = adam(0.1).init(grads)._replace(step=jnp.asarray(last, jnp.int32))
-    updates, opt_state = adam(0.1).update(grads, opt_state)
-    assert opt_state.step == last
-    assert np.all(np.isfinite(updates))
+    grads, last = np.ones(2, np.float32), 2**31 - 1
+    opt_state = operations(adam(0.1).init)(grads)._replace(step=np.int32(last))
+    for run in (operations, jax.jit):
+        updates, after = run(adam(0.1).update)(grads, opt_state)
+        assert after.step == last
+        assert np.all(np.isfinite(updates))
 
 
 # ---------------------------------------------------------------- the learning rate
@@ -344,21 +385,25 @@ MAKERS = {
     "accumulate": lambda rate: accumulate(sgd(rate, momentum=0.9), 1),
     "chain of accumulate of chain": lambda rate: chain(accumulate(chain(clip_by_value(0.5), sgd(rate)), 1)),
 }
-every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+every_maker = pytest.mark.parametrize("name", MAKERS)
 
 
-@every_maker
-def test_a_schedule_is_first_asked_with_step_0(make):
-    rates = jnp.array([1.0, 0.5, 0.25])
-    optimizer, grads = make(lambda step: rates[step]), jnp.ones(1)
-    opt_state = optimizer.init(grads)
-    assert (opt_state.step, opt_state.learning_rate) == (0, 1.0)
-    plain, plain_state = make(1.0), make(1.0).init(grads)
-    for t, rate in enumerate(rates):
-        updates, opt_state = optimizer.update(grads, opt_state, grads)
-        unscaled, plain_state = plain.update(grads, plain_state, grads)
-        np.testing.assert_allclose(updates, rate * unscaled, rtol=1e-6)
-        assert (opt_state.step, opt_state.learning_rate) == (t + 1, rate)
+@functools.cache
+def one_of_each(make_name):
+    """An optimizer with a rate of 0.1; or one whose rate is 0.5 less the step, so that it ends below 0."""
+    rate = {"constant": 0.1, "falling": lambda step: 0.5 - step.astype(jnp.float32)}[make_name]
+    return {name: make(rate) for name, make in MAKERS.items()}
+
+
+@functools.cache
+def compiled_together(make_name):
+    """The update of all of them in one program, (grads, {name: state}) -> {name: (updates, state)}; its traces."""
+
+    def update_all(grads, states):
+        return {name: rule.update(grads, states[name], grads) for name, rule in one_of_each(make_name).items()}
+
+    traced, traces = counted(update_all)
+    return jax.jit(traced), traces
 
 
 def counted(update):
@@ -377,64 +422,115 @@ def counted(update):
 
 
 @every_maker
-def test_a_rate_set_in_the_state_rules(make):
-    grads = jnp.array([1.0, -2.0])
-    update, traces = counted(make(0.1).update)
-    update = jax.jit(update)
-    opt_state = make(0.1).init(grads)
-    for rate in (0.1, 0.01, 0.7):
-        set_there, after = update(grads, opt_state._replace(learning_rate=jnp.float32(rate)), grads)
-        np.testing.assert_allclose(set_there, make(rate).update(grads, make(rate).init(grads), grads)[0], rtol=1e-6)
-        assert after.learning_rate == jnp.float32(rate)
-    assert len(traces) == 1
+def test_a_schedule_is_first_asked_with_step_0(name):
+    make, rates, grads = MAKERS[name], (1.0, 0.5, 0.25), np.ones(1, np.float32)
+    optimizer, plain = make(lambda step: 0.5 ** step.astype(jnp.float32)), make(1.0)
+    opt_state, plain_state = (operations(rule.init)(grads) for rule in (optimizer, plain))
+    assert (opt_state.step, opt_state.learning_rate) == (0, 1.0)
+    for t, rate in enumerate(rates):
+        updates, opt_state = operations(optimizer.update)(grads, opt_state, grads)
+        unscaled, plain_state = operations(plain.update)(grads, plain_state, grads)
+        np.testing.assert_allclose(updates, rate * unscaled, rtol=1e-6)
+        assert (opt_state.step, opt_state.learning_rate) == (t + 1, rate)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [sgd, adam, lambda rate: chain(clip_by_global_norm(0.1), adamw(rate)), lambda rate: accumulate(rmsprop(rate), 4)],
-    ids=["sgd", "adam", "chain", "accumulate"],
-)
-def test_a_sweep_of_rates_under_vmap(make):
+RATES = (0.1, 0.01, 0.7)
+GRADS = np.float32([1.0, -2.0])
+
+
+def fresh_states(make_name, **replaced):
+    states = {name: operations(rule.init)(GRADS) for name, rule in one_of_each(make_name).items()}
+    return {name: state._replace(**replaced) for name, state in states.items()}
+
+
+@functools.cache
+def with_rates_in_the_state():
+    """Updates with each of RATES and with one below 0, and how often they were compiled for."""
+    update, traces = compiled_together("constant")
+    results = {rate: update(GRADS, fresh_states("constant", learning_rate=np.float32(rate))) for rate in (*RATES, -0.1)}
+    return jax.tree.map(np.asarray, results), len(traces)
+
+
+@every_maker
+def test_a_rate_set_in_the_state_rules(name):
+    make, (results, traces) = MAKERS[name], with_rates_in_the_state()
+    for rate in RATES:
+        set_there, after = results[rate][name]
+        alone, _ = operations(make(rate).update)(GRADS, operations(make(rate).init)(GRADS), GRADS)
+        np.testing.assert_allclose(set_there, alone, rtol=1e-6)
+        assert after.learning_rate == np.float32(rate)
+    assert traces == 1
+
+
+SWEPT = {
+    "sgd": sgd,
+    "adam": adam,
+    "chain": lambda rate: chain(clip_by_global_norm(0.1), adamw(rate)),
+    "accumulate": lambda rate: accumulate(rmsprop(rate), 4),
+}
+
+
+@functools.cache
+def sweeps():
+    """The paths of each optimizer with three rates under vmap, in one program."""
     params, loss = problem()
-    rates = jnp.array([0.001, 0.01, 0.1])
-    optimizer = make(1.0)
 
-    @jax.jit
-    def sweep(rates):
+    def sweep(optimizer, rates):
         start = optimizer.init(params)
         return jax.vmap(lambda r: descend(optimizer, params, loss, 20, opt_state=start._replace(learning_rate=r))[0])(
             rates
         )
 
-    swept = sweep(rates)
-    for i, rate in enumerate(rates.tolist()):
-        alone, _, _ = descend(make(rate), params, loss, 20)
+    run = jax.jit(lambda rates: {name: sweep(make(1.0), rates) for name, make in SWEPT.items()})
+    return jax.tree.map(np.asarray, run(np.float32(SWEPT_RATES)))
+
+
+SWEPT_RATES = (0.001, 0.01, 0.1)
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_a_sweep_of_rates_under_vmap(name):
+    params, loss = problem()
+    swept = sweeps()[name]
+    for i, rate in enumerate(SWEPT_RATES):
+        optimizer = SWEPT[name](rate)
+        alone = evaluated(lambda p, optimizer=optimizer: descend(optimizer, p, loss, 20)[0])(params)
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], swept), alone, FLOAT32)
     assert not np.allclose(swept["w"][0], swept["w"][2], rtol=1e-2)
 
 
 @every_maker
-def test_a_python_number_or_a_whole_one_in_the_state_will_do(make):
-    grads, optimizer = jnp.array([1.0]), make(0.1)
-    expected, _ = make(1.0).update(grads, make(1.0).init(grads), grads)
-    for rate in (1.0, 1, jnp.int32(1)):
-        opt_state = optimizer.init(grads)._replace(learning_rate=rate)
-        np.testing.assert_allclose(optimizer.update(grads, opt_state, grads)[0], expected, rtol=1e-6)
+def test_a_python_number_or_a_whole_one_in_the_state_will_do(name):
+    make, grads = MAKERS[name], np.ones(1, np.float32)
+    expected, _ = operations(make(1.0).update)(grads, operations(make(1.0).init)(grads), grads)
+    for rate in (1.0, 1, np.int32(1)):
+        opt_state = operations(make(0.1).init)(grads)._replace(learning_rate=rate)
+        np.testing.assert_allclose(evaluated(make(0.1).update)(grads, opt_state, grads)[0], expected, rtol=1e-6)
+
+
+@functools.cache
+def climbing_and_falling():
+    """Under jit: with a rate below 0 in the state; with a schedule that falls below 0, the first and second update."""
+    update, _ = compiled_together("falling")
+    first = update(GRADS, fresh_states("falling"))
+    second = update(GRADS, {name: after for name, (_, after) in first.items()})
+    return with_rates_in_the_state()[0][-0.1], *jax.tree.map(np.asarray, (first, second))
 
 
 @every_maker
-def test_a_negative_rate_climbs_nowhere(make):
+def test_a_negative_rate_climbs_nowhere(name):
     """A constructor refuses it; in the state, or from a schedule, it can be traced, and gives NaN."""
-    grads = jnp.array([1.0, -2.0])
-    falling = make(lambda step: 0.5 - step.astype(jnp.float32))
-    for run in (lambda update: update, jax.jit):
-        climbing = make(0.1).init(grads)._replace(learning_rate=jnp.float32(-0.1))
-        updates, after = run(make(0.1).update)(grads, climbing, grads)
+    constant, falling = (one_of_each(kind)[name] for kind in ("constant", "falling"))
+    climbing = operations(constant.init)(GRADS)._replace(learning_rate=np.float32(-0.1))
+    fall = operations(falling.update)
+    first = fall(GRADS, operations(falling.init)(GRADS), GRADS)
+    by_operations = operations(constant.update)(GRADS, climbing, GRADS), first, fall(GRADS, first[1], GRADS)
+    for climbed, first, second in (by_operations, [results[name] for results in climbing_and_falling()]):
+        updates, after = climbed
         assert np.isnan(updates).all()
         assert np.isnan(after.learning_rate)
-        updates, after = run(falling.update)(grads, falling.init(grads), grads)
-        assert np.isfinite(updates).all()
-        assert np.isnan(run(falling.update)(grads, after, grads)[0]).all()
+        assert np.isfinite(first[0]).all()
+        assert np.isnan(second[0]).all()
 
 
 # ---------------------------------------------------------------- trees, dtypes, identity
@@ -442,49 +538,74 @@ def test_a_negative_rate_climbs_nowhere(make):
 
 @every_optimizer
 def test_none_and_empty_leaves_are_left_alone(name: str):
-    params = {"w": jnp.ones((2, 3)), "frozen": None, "flatten_0": {}}
-    optimizer, moved, opt_state = OURS[name], params, OURS[name].init(params)
+    params = {"w": np.ones((2, 3), np.float32), "frozen": None, "flatten_0": {}}
+    init, update = operations(OURS[name].init), operations(OURS[name].update)
+    moved, opt_state = params, init(params)
     for _ in range(batches(name)):
-        updates, opt_state = optimizer.update(params, opt_state, moved)
-        moved = apply_updates(moved, updates)
+        updates, opt_state = update(params, opt_state, moved)
+        moved = apply_operations(moved, updates)
     assert moved["frozen"] is None
     assert moved["flatten_0"] == {}
     assert np.all(np.asarray(moved["w"]) < 1)
-    assert jax.tree.structure(opt_state) == jax.tree.structure(optimizer.init(params))
+    assert jax.tree.structure(opt_state) == jax.tree.structure(init(params))
 
 
 @every_optimizer
 def test_updates_have_the_dtype_of_the_parameters(name: str):
-    params, grads = {"w": jnp.ones(3, jnp.bfloat16)}, {"w": jnp.ones(3)}
-    opt_state = OURS[name].init(params)
+    params, grads = {"w": np.ones(3, jnp.bfloat16)}, {"w": np.ones(3, np.float32)}
+    init, update = operations(OURS[name].init), operations(OURS[name].update)
+    opt_state = init(params)
     for _ in range(batches(name)):
-        updates, opt_state = OURS[name].update(grads, opt_state, params)
+        updates, opt_state = update(grads, opt_state, params)
         assert updates["w"].dtype == jnp.bfloat16
         assert {leaf.dtype.name for leaf in jax.tree.leaves(opt_state)} <= {"int32", "float32"}
     if "adamw" not in name and name != "accumulated":  # these must know the parameters
-        half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), grads)
-        assert OURS[name].update(half, OURS[name].init(half))[0]["w"].dtype == jnp.float16
+        half = jax.tree.map(lambda leaf: leaf.astype(np.float16), grads)
+        assert update(half, init(half))[0]["w"].dtype == jnp.float16
+
+
+PARAMS = {"w": np.full((2, 3), 0.5, np.float32), "b": np.ones(3, np.float32)}
+
+
+def fresh_state(name):
+    """As a user makes it, outside of jit."""
+    return OURS[name].init(jax.device_put(PARAMS))
+
+
+def update_all(params, states):
+    return {name: OURS[name].update(params, state, params) for name, state in states.items()}
+
+
+@functools.cache
+def donated():
+    """All optimizers in one program whose argument of states is donated, 2 · EVERY times; and the traces of it."""
+    update, traces = counted(update_all)
+    update = jax.jit(update, donate_argnums=1)
+    states, results = {name: fresh_state(name) for name in OURS}, []
+    for _ in range(2 * EVERY):
+        results.append(jax.tree.map(np.array, update(PARAMS, states)))
+        states = jax.device_put({name: state for name, (_, state) in results[-1].items()})
+    return results, len(traces)
 
 
 @every_optimizer
 def test_a_fresh_state_can_be_donated(name: str):
-    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
-    update, traces = counted(OURS[name].update)
-    update = jax.jit(update, donate_argnums=1)
-    opt_state = OURS[name].init(params)
-    for _ in range(2 * batches(name)):
-        _, opt_state = update(params, opt_state, params)
-    assert opt_state.step == 2
-    assert len(traces) == 1
+    results, traces = donated()
+    assert results[-1][name][1].step == 2 * EVERY // batches(name)
+    assert traces == 1
+
+
+@functools.cache
+def exported_results():
+    states = {name: fresh_state(name) for name in OURS}
+    exported = jax.export.export(jax.jit(update_all), platforms=("cpu", "cuda", "tpu"))(PARAMS, states)
+    return jax.tree.map(np.asarray, exported.call(PARAMS, states))
 
 
 @every_optimizer
 def test_lowers_for_every_platform(name: str):
     """Exported for machines that are not here, an update is on this one what it was."""
-    params = {"w": jnp.full((2, 3), 0.5), "b": jnp.ones(3)}
-    args, update = (params, OURS[name].init(params), params), jax.jit(OURS[name].update)
-    exported = jax.export.export(update, platforms=("cpu", "cuda", "tpu"))(*args)
-    for ours, theirs in zip(*(jax.tree.leaves(run(*args)) for run in (update, exported.call)), strict=True):
+    for ours, theirs in zip(*map(jax.tree.leaves, (donated()[0][0][name], exported_results()[name])), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -492,7 +613,8 @@ def test_apply_updates_rounds_once():
     # The update is a little more than half a last place of 1 in bfloat16; rounded first, it is just half of it,
     # and the sum would go to the even neighbour, 1.
     half_place = 2.0**-8
-    moved = apply_updates(jnp.ones(1, jnp.bfloat16), jnp.full(1, half_place * (1 + 2.0**-12)))
+    update = np.full(1, half_place * (1 + 2.0**-12), np.float32)
+    moved = jax.jit(apply_updates)(np.ones(1, jnp.bfloat16), update)
     assert moved.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(moved, np.float32), [1 + 2 * half_place])
 
@@ -526,10 +648,10 @@ def test_a_schedule_that_cannot_be_hashed():
         def __call__(self, step):
             return 0.5 ** step.astype(float)
 
-    optimizer, grads = sgd(Halving()), jnp.ones(1)
-    opt_state = optimizer.init(grads)
+    optimizer, grads = sgd(Halving()), np.ones(1, np.float32)
+    opt_state = operations(optimizer.init)(grads)
     for rate in (1.0, 0.5):
-        updates, opt_state = optimizer.update(grads, opt_state)
+        updates, opt_state = operations(optimizer.update)(grads, opt_state)
         np.testing.assert_allclose(updates, -rate * grads)
 
 
@@ -574,7 +696,7 @@ def test_arguments_out_of_range(make, error, message):
 @pytest.mark.parametrize("dtype", ["int32", "complex64"])
 @every_optimizer
 def test_parameters_that_are_no_real_floats(name: str, dtype: str):
-    params = {"dense_0": {"w": jnp.ones(2), "b": jnp.ones(3, dtype)}}
+    params = {"dense_0": {"w": ones(2), "b": ones(3, dtype=dtype)}}
     with pytest.raises(TypeError, match=rf"real floats, got {dtype}\[3\] at 'dense_0/b'"):
         OURS[name].init(params)
 
@@ -582,9 +704,9 @@ def test_parameters_that_are_no_real_floats(name: str, dtype: str):
 @pytest.mark.parametrize("compile", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @every_optimizer
 def test_gradients_that_do_not_fit_name_the_paths(name: str, compile):
-    params = {"dense_0": {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, "dense_1": {"w": jnp.ones((3, 1))}}
-    grads = {"dense_0": {"w": jnp.ones((4, 2)), "b": jnp.ones(3)}}
-    opt_state = OURS[name].init(params)
+    params = {"dense_0": {"w": ones(4, 3), "b": ones(3)}, "dense_1": {"w": ones(3, 1)}}
+    grads = {"dense_0": {"w": ones(4, 2), "b": ones(3)}}
+    opt_state = operations(OURS[name].init)(params)
     with pytest.raises(ValueError, match="gradients do not fit the parameters") as caught:
         compile(OURS[name].update)(grads, opt_state, params)
     assert "dense_0/w: expected [4, 3], got [4, 2]" in str(caught.value)
@@ -595,7 +717,7 @@ def test_gradients_that_do_not_fit_name_the_paths(name: str, compile):
 
 @pytest.mark.parametrize("name", ["momentum", "adagrad", "rmsprop", "adam", "adamw", "clipped", "accumulated"])
 def test_a_state_of_other_parameters_is_refused(name: str):
-    grads = {"w": jnp.ones(3)}
+    grads, opt_state = {"w": ones(3)}, operations(OURS[name].init)({"w": ones(4)})
     with pytest.raises(ValueError, match="gradients do not fit the optimizer's state") as caught:
-        OURS[name].update(grads, OURS[name].init({"w": jnp.ones(4)}), grads)
+        OURS[name].update(grads, opt_state, grads)
     assert "w: expected [4], got [3]" in str(caught.value)

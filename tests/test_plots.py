@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import evaluated
 from schedule_cases import CASES
 
 import jaxnn
@@ -104,7 +105,7 @@ def test_schedules(drawn):
 @pytest.mark.parametrize("name", CASES)
 def test_every_schedule_can_be_drawn(name):
     schedule, formula = CASES[name]
-    (axes,) = plots.schedules({name: schedule}, 40).axes
+    (axes,) = plots.schedules({name: evaluated(schedule)}, 40).axes
     np.testing.assert_allclose(lines(axes)[name][1], [formula(step) for step in range(40)], rtol=1e-5, atol=1e-7)
 
 
@@ -231,7 +232,9 @@ def test_decision_boundary_of_one_score(drawn, labels):
 def test_decision_boundary_of_several_scores(drawn):
     centres = jnp.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     figure = drawn(
-        plots.decision_boundary(lambda x: -((x[:, None] - centres) ** 2).sum(-1), SQUARE, [0, 1, 2, 1], names="ab")
+        plots.decision_boundary(
+            lambda x: -((x[:, None] - centres[None]) ** 2).sum(-1), SQUARE, [0, 1, 2, 1], names="ab"
+        )
     )
     (axes,) = figure.axes
     regions = np.asarray(axes.collections[0].get_array()).reshape(200, 200)  # [second feature, first]

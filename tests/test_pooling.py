@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import FLOAT32, FLOAT64, close
+from draws import normal
+from laws import FLOAT32, FLOAT64, close, evaluated
 
 from jaxnn import autodiff_twin, avg_pool, global_avg_pool, global_max_pool, max_pool, serial, upsample
 from jaxnn.windows import place
@@ -30,9 +31,23 @@ POOLS = {
 }
 
 
-def given(name, dtype=jnp.float32):
+def values(layer, x):
+    return np.asarray(evaluated(lambda x: layer.forward({}, (), x)[0])(x))
+
+
+def back(layer, x, delta=None):
+    """(y, δ_in, tape), by default for a δ of ones."""
+
+    def both(x):
+        y, _, tape = layer.forward({}, (), x)
+        return y, layer.backward({}, tape, jnp.ones_like(y) if delta is None else delta)[0], tape
+
+    return jax.tree.map(np.asarray, evaluated(both)(x))
+
+
+def given(name, dtype="float32"):
     shape, window, stride, padding = SETTINGS[name]
-    return jax.random.normal(jax.random.key(3), (2, *shape), dtype), (window, stride, padding)
+    return normal(2, *shape, seed=3, dtype=dtype), (window, stride, padding)
 
 
 def seen(x, window, stride, padding):
@@ -52,15 +67,15 @@ def seen(x, window, stride, padding):
 def test_values_and_deltas_are_those_of_loops(name, pool):
     """A third of the inputs are equal to others: the first winner takes all."""
     with jax.enable_x64(True):
-        x, how = given(name, jnp.float64)
+        x, how = given(name, "float64")
         x = x.round() + 0.0  # ties are many
         layer = POOLS[pool](*how)
-        y, _, tape = layer.forward({}, (), x)
-        delta = jax.random.normal(jax.random.key(4), y.shape, y.dtype)
+        delta = normal(*jax.eval_shape(lambda x: layer.forward({}, (), x)[0], x).shape, seed=4, dtype="float64")
+        y, got, _ = back(layer, x, delta)
         expected, delta_in = np.zeros(y.shape), np.zeros(x.shape)
         for p, places in seen(x, *how):
-            inputs = np.stack([np.asarray(x)[(slice(None), *q)] for q in places], 1)  # [N, k, C]
-            out = np.asarray(delta)[(slice(None), *p)]
+            inputs = np.stack([x[(slice(None), *q)] for q in places], 1)  # [N, k, C]
+            out = delta[(slice(None), *p)]
             if pool == "max":
                 expected[(slice(None), *p)] = inputs.max(1)
                 for (n, c), first in np.ndenumerate(inputs.argmax(1)):
@@ -70,9 +85,7 @@ def test_values_and_deltas_are_those_of_loops(name, pool):
             expected[(slice(None), *p)] = inputs.sum(1) / count
             for q in places:
                 delta_in[(slice(None), *q)] += out / count
-        got = layer.backward({}, tape, delta)[0]
-        twin = autodiff_twin(layer)
-        by_jax = twin.backward({}, twin.forward({}, (), x)[2], delta)[0]
+        _, by_jax, _ = back(autodiff_twin(layer), x, delta)
         close((y, got, by_jax), (expected, delta_in, delta_in), FLOAT64, "loops")
 
 
@@ -86,29 +99,25 @@ def test_values_are_flax_s(name):
     theirs["padding"] = padding.upper() if isinstance(padding, str) else padding
     with jax.numpy_dtype_promotion("standard"):  # flax divides by a whole number
         pairs = (
-            (max_pool, linen.max_pool(x, **theirs), {}),
-            (avg_pool, linen.avg_pool(x, **theirs), {}),
-            (avg_pool, linen.avg_pool(x, **theirs, count_include_pad=False), {"count_include_pad": False}),
+            (max_pool, linen.max_pool, {}),
+            (avg_pool, linen.avg_pool, {}),
+            (avg_pool, linen.avg_pool, {"count_include_pad": False}),
         )
-    for pool, expected, how in pairs:
-        y, _, _ = pool(window, stride=stride, padding=padding, **how).forward({}, (), x)
-        close(y, expected, FLOAT32, "flax")
+        expected = evaluated(lambda x: [pool(x, **theirs, **how) for _, pool, how in pairs])(x)
+    for (pool, _, how), other in zip(pairs, expected, strict=True):
+        close(values(pool(window, stride=stride, padding=padding, **how), x), other, FLOAT32, "flax")
 
 
 def both_deltas(layer, x):
     """δ_in for a δ of ones, by hand and by jax.grad."""
-    found = []
-    for net in (layer, autodiff_twin(layer)):
-        y, _, tape = net.forward({}, (), x)
-        found.append(np.asarray(net.backward({}, tape, jnp.ones_like(y))[0]))
-    return found
+    return [back(net, x)[1] for net in (layer, autodiff_twin(layer))]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, -jnp.inf, jnp.inf])
 @pytest.mark.parametrize("padding", ["valid", ((1, 1), (1, 1))], ids=["valid", "padded"])
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2)], ids=str)
 def test_where_all_are_equal_the_first_on_the_input_wins(value, padding, stride):
-    x = jnp.full((1, 4, 4, 1), value)
+    x = np.full((1, 4, 4, 1), value, np.float32)
     expected = np.zeros(x.shape, np.float32)
     for _, places in seen(x, (2, 2), stride, padding):
         expected[(0, *places[0], 0)] += 1
@@ -117,7 +126,7 @@ def test_where_all_are_equal_the_first_on_the_input_wins(value, padding, stride)
 
 
 def test_global_max_pool_s_first_winner():
-    x = jnp.array([[[0.0, 1.0], [2.0, 1.0], [2.0, 1.0]]])
+    x = np.array([[[0, 1], [2, 1], [2, 1]]], np.float32)
     for delta_in in both_deltas(global_max_pool(), x):
         assert delta_in[0].tolist() == [[0, 1], [1, 0], [0, 0]]
 
@@ -128,25 +137,23 @@ def test_global_max_pool_s_first_winner():
     ids=lambda layer: layer.kind,
 )
 def test_nan_stays_in_its_window(layer):
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2)).at[0, 3, 2, 1].set(jnp.nan)
-    bad = np.isnan(np.asarray(layer.forward({}, (), x)[0]))
+    x = normal(1, 4, 4, 2)
+    x[0, 3, 2, 1] = np.nan
+    bad = np.isnan(np.asarray(jax.jit(lambda x: layer.forward({}, (), x)[0])(x)))
     where = np.argwhere(bad[0])
     assert len(where) == (4 if layer.kind == "upsample" else 1)
     assert set(where[:, -1]) == {1}
 
 
 def test_windows_of_more_than_a_byte():
-    x = jax.random.normal(jax.random.key(0), (2, 20, 20, 1))
-    layer = max_pool((17, 17), stride=(3, 3))
-    y, _, tape = layer.forward({}, (), x)
+    _, delta_in, tape = back(max_pool((17, 17), stride=(3, 3)), normal(2, 20, 20, 1))
     assert tape[0].dtype == jnp.int32
-    assert (layer.backward({}, tape, jnp.ones_like(y))[0].sum((1, 2, 3)) == 4).all()
+    assert (delta_in.sum((1, 2, 3)) == 4).all()
 
 
 def test_upsample_repeats():
-    x = jnp.arange(12.0).reshape(1, 2, 3, 2)
-    expected = np.repeat(np.repeat(np.asarray(x), 2, 1), 3, 2)
-    assert np.array_equal(upsample((2, 3)).forward({}, (), x)[0], expected)
+    x = np.arange(12, dtype=np.float32).reshape(1, 2, 3, 2)
+    assert np.array_equal(values(upsample((2, 3)), x), np.repeat(np.repeat(x, 2, 1), 3, 2))
 
 
 # ---------------------------------------------------------------- what is refused

@@ -10,6 +10,7 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 SHOWN = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+@pytest.mark.long  # it trains to an accuracy
 def test_the_script_runs(capsys):
     pytest.importorskip("sklearn", reason="the script trains on scikit-learn's digits")
     script = SCRIPTS[0]

@@ -110,12 +110,13 @@ def test_scan_and_vmap_decide_as_fit_does():
     assert done.tolist() == [False] * ran + [True] * (EPOCHS - ran)
     assert scales[:ran].tolist() == result.history["update_scale"]
     np.testing.assert_allclose(seen[:ran], result.history["validation_loss"], rtol=1e-5)
-    assert int(jnp.flatnonzero(improved)[-1]) + 1 == result.best_epoch
+    assert int(np.flatnonzero(improved)[-1]) + 1 == result.best_epoch
     assert_close(monitors, result.monitors)
 
     states = [start(seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    _, (_, scales, done, improved) = jax.jit(jax.vmap(lambda state: scanned(state, EPOCHS)))(together)
+    figures_of_all = jax.jit(jax.vmap(lambda state: scanned(state, EPOCHS)[1]))(together)
+    _, scales, done, improved = map(np.asarray, figures_of_all)
     ends = set()
     for seed in range(3):
         alone = trained(key=seed, validation=VALIDATION, **WATCH)
@@ -123,7 +124,7 @@ def test_scan_and_vmap_decide_as_fit_does():
         ends.add(ran)
         assert int((~done[seed]).sum()) == ran
         assert scales[seed, :ran].tolist() == alone.history["update_scale"]
-        assert int(jnp.flatnonzero(improved[seed])[-1]) + 1 == alone.best_epoch
+        assert int(np.flatnonzero(improved[seed])[-1]) + 1 == alone.best_epoch
     assert len(ends) > 1  # the seeds end at different epochs
 
 
@@ -297,7 +298,8 @@ def test_divergence_is_found_with_the_scale_that_was_in_force():
     assert good.history["update_scale"] == [1.0, 1.0, 0.5]
     scale = good.monitors.plateau.scale
     assert float(scale) == 0.25
-    clean = jax.jit(train_epoch(net, LOSS, RATE, batch_size=BATCH))(good.train_state, *DATA, update_scale=scale)[1]
+    epoch = train_epoch(net, LOSS, RATE, batch_size=BATCH)
+    clean = jax.jit(lambda state, scale: epoch(state, *DATA, update_scale=scale)[1])(good.train_state, scale)
     assert np.isfinite(clean.losses).all()
     again = fit(net, LOSS, RATE, DATA, epochs=1, train_state=good.train_state, monitors=good.monitors,
                 **(settings | {"key": None}))  # fmt: skip
@@ -381,7 +383,7 @@ def test_one_program_each_and_none_again():
 
 def test_what_is_not_asked_for_is_not_in_the_program():
     plain = _compiled_epoch(NET, LOSS, RATE, BATCH, (), backprop, None, True, None, 0)
-    data = (jnp.asarray(X), jnp.asarray(LABELS))
+    data = jax.device_put(DATA)
     cost = lambda scale: plain.lower(start(0), start(1), data, scale).compile().cost_analysis()["flops"]
     bare = jax.jit(ONE_EPOCH).lower(start(1), *data).compile().cost_analysis()["flops"]
     assert cost(None) == bare

@@ -1,0 +1,125 @@
+"""How JAX lays out a program: what jaxprs.py says of calls, loops and branches, and that nobody else says it."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from by_numpy import by_numpy
+
+import jaxnn
+from jaxnn import jaxprs
+from jaxnn.jaxprs import Cond, Scan, While
+
+LAYOUT = ("num_carry", "num_consts", "ft_in", "ft_out", "cond_nconsts", "body_nconsts", "cond_jaxpr", "body_jaxpr",
+          "call_jaxpr", "fun_jaxpr", "ClosedJaxpr", "jaxprs_in_params", "jaxpr_as_fun")  # fmt: skip
+X = np.arange(3.0, dtype=np.float32)
+
+
+def equation(f, primitive, *args):
+    (found,) = (e for e in jaxprs.equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == primitive)
+    return found
+
+
+def scanned(x, w, start=1.0, reverse=False):
+    def body(carry, row):
+        total, count = carry
+        return (total * w + row, count + 1), (total, row * w)
+
+    return jax.lax.scan(body, (start, 0), x, reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan(reverse):
+    eqn = equation(lambda x, w: scanned(x, w, reverse=reverse), "scan", X, 2.0)
+    scan = Scan.of(eqn.params)
+    assert (scan.consts, scan.carry, scan.length, scan.reverse) == (1, 2, 3, reverse)
+    consts, carry, xs = scan.parts(eqn.invars)
+    assert [[v.aval.shape for v in part] for part in (consts, carry, xs)] == [[()], [(), ()], [(3,)]]
+    carry, ys = scan.results(eqn.outvars)
+    assert [[v.aval.shape for v in part] for part in (carry, ys)] == [[(), ()], [(3,), (3,)]]
+    assert list(scan.order) == ([2, 1, 0] if reverse else [0, 1, 2])
+    total, count, before, row = jaxprs.function_of(scan.body)(2.0, 1.0, 0, 5.0)
+    assert (float(total), int(count), float(before), float(row)) == (7.0, 1, 1.0, 10.0)
+
+
+def test_scans_that_jax_made_itself():
+    """Of a gradient's scans the leaves are no longer in the order in which anybody wrote them."""
+    f = jax.grad(lambda w: scanned(X, w)[0][0])
+    closed = jax.make_jaxpr(f)(2.0)
+    scans = [Scan.of(e.params) for e in jaxprs.equations(closed.jaxpr) if e.primitive.name == "scan"]
+    assert len(scans) == 2
+    for scan in scans:
+        assert scan.consts + scan.carry <= len(scan.body.in_avals)
+        assert [a.shape for a in scan.parts(scan.body.in_avals).carry] == [
+            a.shape for a in scan.results(scan.body.out_avals)[0]
+        ]
+    assert by_numpy(f)(2.0) == pytest.approx(float(f(2.0)))
+
+
+def test_while():
+    eqn = equation(lambda x, n: jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * x), (0, x)), "while",
+                   X, 4)  # fmt: skip
+    loop = While.of(eqn.params)
+    test_consts, body_consts, carry = loop.parts(eqn.invars)
+    assert [len(part) for part in (test_consts, body_consts, carry)] == [1, 1, 2]
+    assert bool(jaxprs.function_of(loop.test)(4, 3, X)[0])
+    assert not bool(jaxprs.function_of(loop.test)(4, 4, X)[0])
+    count, product = jaxprs.function_of(loop.body)(X, 1, X)
+    assert int(count) == 2
+    np.testing.assert_array_equal(product, X * X)
+
+
+def test_cond_takes_the_nearest_branch():
+    eqn = equation(lambda i, x: jax.lax.switch(i, [jnp.sin, jnp.cos, jnp.tanh], x), "cond", 1, X)
+    cond = Cond.of(eqn.params)
+    assert [cond.taken(i) for i in (-7, 0, 1, 2, 9)] == [0, 0, 1, 2, 2]
+    np.testing.assert_array_equal(jaxprs.function_of(cond.branches[1])(X)[0], jnp.cos(X))
+
+
+@jax.custom_vjp
+def doubled(x):
+    return 2 * x
+
+
+@jax.custom_jvp
+def twice(x):
+    return 2 * x
+
+
+doubled.defvjp(lambda x: (2 * x, None), lambda _, d: (2 * d,))
+twice.defjvp(lambda x, v: (2 * x[0], 2 * v[0]))
+
+
+@pytest.mark.parametrize("f", [jax.jit(lambda x: 2 * x), jax.checkpoint(lambda x: 2 * x), doubled, twice])
+def test_what_a_call_runs(f):
+    (eqn,) = jax.make_jaxpr(f)(X).jaxpr.eqns
+    assert eqn.primitive.name in jaxprs.CALLS | jaxprs.RULED
+    inner = jaxprs.called(eqn)
+    assert inner.jaxpr.eqns
+    np.testing.assert_array_equal(jaxprs.function_of(inner)(X)[0], 2 * X)
+
+
+def test_programs_with_constants_and_without():
+    closed = jax.make_jaxpr(lambda x: x + jnp.asarray(X))(X)
+    assert jaxprs.is_program(closed)
+    assert not jaxprs.is_program(X)
+    assert not jaxprs.is_program("jaxpr")
+    assert jaxprs.with_constants(closed) is closed
+    plain = jax.make_jaxpr(jnp.sin)(X).jaxpr
+    assert jaxprs.is_program(plain)
+    np.testing.assert_array_equal(jaxprs.function_of(plain)(X)[0], jnp.sin(X))
+    assert type(jaxprs.in_form_of(plain, jaxprs.with_constants(plain))) is type(plain)
+
+
+def test_nobody_else_knows():
+    root = Path(jaxnn.__file__).parent
+    knows = {
+        (path.name, word)
+        for path in root.rglob("*.py")
+        for word in LAYOUT
+        if path.name != "jaxprs.py" and re.search(rf"\b{word}\b", path.read_text(encoding="utf-8"))
+    }
+    assert not knows
