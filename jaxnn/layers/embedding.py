@@ -67,7 +67,7 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
         if is_concrete(x):
             _in_vocabulary(np.asarray(x), vocabulary)
         index, _ = labels_and_wrong(x, vocabulary)
-        y = params["w"].at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        y = jnp.asarray(params["w"]).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return y, state, x
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
