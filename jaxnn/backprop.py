@@ -144,7 +144,7 @@ def backprop(
         def noted_by(i: int) -> Tree:
             return untag(noted, lambda tagged: tagged.own[i])
 
-        return Pass(mean, grads, new_state, output, {r.name: noted_by(i) for i, r in enumerate(readings)})
+        return Pass(mean, grads, new_state, output, {r.name: noted_by(i) for i, r in enumerate(readings)}, total)
 
     return run
 
@@ -209,7 +209,7 @@ def autodiff(
         (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
         deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own))
         grads = entries_like(params, untag(grads, lambda tagged: tagged.tied))
-        return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings})
+        return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings}, total)
 
     return run
 

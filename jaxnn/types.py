@@ -171,6 +171,8 @@ class Pass(NamedTuple):
         state: the network's new state.
         output: the network's output, [N, …].
         readings: one entry per reading asked for, each keyed like params by layer name.
+        weight: scalar, Σ wₙ, the number of examples without weights: what the loss is a mean over, so that the
+            means of several batches can be put together.
     """
 
     loss: Array
@@ -178,6 +180,7 @@ class Pass(NamedTuple):
     state: State
     output: Any
     readings: dict[str, Tree]
+    weight: Array
 
 
 class TrainState(NamedTuple):
