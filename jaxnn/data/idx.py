@@ -32,6 +32,7 @@ LARGEST_SIZE = 2**31 - 1  # the sizes in an IDX header are signed 32-bit numbers
 MOST_AXES = 64  # what NumPy can hold; the header's byte could say 255
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LEVEL = 6  # zlib's own balance of time and size; 9 takes fourteen times as long for MNIST
+MOST_PACKED = 1032  # bytes that one byte of DEFLATE can stand for: a match of 258 in two bits
 CHUNK = 1 << 18  # bytes unpacked at a time: memory grows with what the file holds, not with what it promises
 
 
@@ -62,25 +63,26 @@ class Header(NamedTuple):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
-    """The file's bytes, unpacked where they are gzip's, and their number where it is known beforehand."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, range]]:
+    """The file's bytes, unpacked where they are gzip's, and how many there may be."""
     if not path.is_file():
         packed = Path(f"{path}.gz")
         advice = f"{packed.name} is there" if packed.is_file() else ""
         raise DataError(path, "an IDX file", "a folder" if path.is_dir() else "no such file", advice)
     try:
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             if file.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC:
                 with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                    yield cast(BinaryIO, unpacked), None
+                    yield cast(BinaryIO, unpacked), range(MOST_PACKED * size + 1)
             else:
-                yield file, os.fstat(file.fileno()).st_size
+                yield file, range(size, size + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(path, "a sound gzip file", f"a damaged one ({error})", "fetch it again") from error
 
 
-def _read_header(path: Path, stream: BinaryIO, file_bytes: int | None) -> Header:
-    """Reads the header and holds it against the file's length, where that is known."""
+def _read_header(path: Path, stream: BinaryIO, lengths: range) -> Header:
+    """Reads the header and compares it with the lengths that the file can have."""
     magic = stream.read(4)
     if len(magic) < 4:
         raise DataError(path, "an IDX header of at least 4 bytes", f"a file of {len(magic)} bytes")
@@ -100,8 +102,11 @@ def _read_header(path: Path, stream: BinaryIO, file_bytes: int | None) -> Header
         raise DataError(path, f"sizes from 0 to {LARGEST_SIZE}", f"the shape {list(header.shape)}")
     if header.dtype.itemsize * math.prod(max(size, 1) for size in header.shape) > sys.maxsize:
         raise DataError(path, "a shape that memory could hold", f"the shape {list(header.shape)}")
-    if file_bytes is not None:
-        _check_length(path, header, file_bytes - 4 - 4 * rank)
+    before = 4 + 4 * rank
+    if len(lengths) == 1:
+        _check_length(path, header, lengths[0] - before)
+    elif _promised_bytes(header) + before not in lengths:
+        _check_length(path, header, max(lengths[-1] - before, 0), "packed, at most ")
     return header
 
 
@@ -109,17 +114,17 @@ def _promised_bytes(header: Header) -> int:
     return math.prod(header.shape) * header.dtype.itemsize
 
 
-def _check_length(path: Path, header: Header, found: int, at_least: str = "") -> None:
+def _check_length(path: Path, header: Header, found: int, about: str = "") -> None:
     promised = _promised_bytes(header)
     if found != promised:
         expected = f"{promised} bytes of {checks.describe(header)} after the header"
-        raise DataError(path, expected, f"{at_least}{found} bytes", "the file is damaged: fetch it again")
+        raise DataError(path, expected, f"{about}{found} bytes", "the file is damaged: fetch it again")
 
 
 def peek_header(path: Path) -> Header:
     """What the file says of itself; nothing else is read."""
-    with _opened(path) as (stream, file_bytes):
-        return _read_header(path, stream, file_bytes)
+    with _opened(path) as (stream, lengths):
+        return _read_header(path, stream, lengths)
 
 
 def read_idx(path: FilePath) -> np.ndarray:
@@ -142,8 +147,8 @@ def read_idx(path: FilePath) -> np.ndarray:
     Source: LeCun, Cortes & Burges (1998), "The MNIST database of handwritten digits".
     """
     path = Path(path)
-    with _opened(path) as (stream, file_bytes):
-        header = _read_header(path, stream, file_bytes)
+    with _opened(path) as (stream, lengths):
+        header = _read_header(path, stream, lengths)
         content = bytearray()  # becomes the array's own memory
         # One byte more than promised: it shows that there is more, or has gzip reach its end and check sum.
         beyond = _promised_bytes(header) + 1
