@@ -35,7 +35,7 @@ from jaxnn.combinators import (
     serial,
     share,
 )
-from jaxnn.divergence import DivergenceError
+from jaxnn.divergence import DivergenceError, Interrupted
 from jaxnn.layers import (
     activation,
     avg_pool,
@@ -93,7 +93,7 @@ __all__ = [
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
     "accumulate", "ema", "apply_updates",
     # training
-    "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError",
+    "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError", "Interrupted",
     # seeing
     "summary",
     # modules

@@ -9,16 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from numbers import Number
+from numbers import Integral, Number
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxnn.backprop import check_params, check_records, cost
-from jaxnn.checks import describe, finite_values, inside, is_floating, number, path_name, weight_values
+from jaxnn.checks import (
+    describe,
+    finite_values,
+    inside,
+    is_floating,
+    number,
+    path_name,
+    same_shapes,
+    weight_values,
+    whole_number,
+)
+from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
-from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
+from jaxnn.types import EPOCH_START, Array, Layer, Loss, Optimizer, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
 
@@ -54,16 +65,43 @@ def check_train_state(net: Layer, train_state: TrainState, x: Tree, optimizer: O
         )
     check_params(net, train_state.params, x)
     if optimizer is not None:
-        expected: Any = jax.eval_shape(optimizer.init, train_state.params)
-        structures: list[Any] = [jax.tree.structure(tree) for tree in (expected, train_state.opt_state)]
-        if structures[0] != structures[1]:
-            raise ValueError(
-                f"fit: train_state.opt_state is not this optimizer's: expected {type(expected).__name__}, got "
-                f"{type(train_state.opt_state).__name__}; give train_state._replace(opt_state=optimizer.init(params))"
-            )
+        expected = jax.eval_shape(optimizer.init, train_state.params)
+        _check_opt_state(expected, train_state.opt_state)
         rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
         if rate is not None and np.size(rate) == 1:
             number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
+
+
+def _check_opt_state(expected: Any, got: Any) -> None:
+    """The optimizer's state has the fields, trees and shapes of a fresh one."""
+    advice = "give train_state._replace(opt_state=optimizer.init(train_state.params))"
+    what = "fit: train_state.opt_state is not this optimizer's"
+    if type(expected) is not type(got):
+        raise ValueError(f"{what}: expected {type(expected).__name__}, got {type(got).__name__}; {advice}")
+    same_shapes(what, got, expected, advice)
+
+
+def with_counters(train_state: TrainState, *, further: int) -> TrainState:
+    """The state, its step and cursor as int32 on the device; so many further steps must not pass their range.
+
+    Raises TypeError or ValueError for one that is no whole number, or is negative.
+    """
+    counters: dict[str, Any] = {}
+    for name in ("step", "epoch", "position"):
+        value = getattr(train_state, name)
+        value = value if isinstance(value, Integral) else np.asarray(value)
+        if not isinstance(value, Integral):
+            if value.shape or value.dtype.kind not in "iu":
+                raise TypeError(f"fit: train_state.{name} must be a whole number, got {describe(value)}: {value}")
+            value = value.item()
+        count = whole_number(f"fit: train_state.{name}", value, least=0)
+        if name == "step" and count + further > LAST_STEP:
+            raise ValueError(
+                f"fit: train_state.step {count} and {further} further steps pass the last step there is, {LAST_STEP}: "
+                "steps are int32, and the keys of steps are drawn from them; begin a count of their own with a new key"
+            )
+        counters[name] = EPOCH_START if name == "position" and count == 0 else jax.device_put(np.int32(count))
+    return train_state._replace(**counters)
 
 
 def check_values(

@@ -18,8 +18,10 @@ from jaxnn.backprop import PassFunction, backprop
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
 from jaxnn.optimizers import apply_updates
+from jaxnn.optimizers.parts import extras_of, next_step, taken, with_rate_of
 from jaxnn.readings import readings_of
 from jaxnn.types import (
+    EPOCH_START,
     Array,
     DType,
     InShape,
@@ -43,7 +45,7 @@ DataSet = tuple[Any, ...]  # (x, target) or (x, target, weights), N examples fir
 SORTED = 1024  # numbers up to which sorting is cheap, and every order equally likely
 ROUNDS = 3  # pairs of rounds; two pairs already pass for random with random tables (Luby & Rackoff's theorem)
 AUGMENTATION = "/augment"  # its key's name, which no layer can have
-RESERVED = {"loss", "seconds", "weight", "update_scale"}  # names in the history that no metric may have
+RESERVED = {"loss", "seconds", "weight", "update_scale", "skipped"}  # names in the history that no metric may have
 PARTS = ("x", "target", "weights")  # of a DataSet
 
 
@@ -56,6 +58,9 @@ class EpochResult(NamedTuple):
         losses: [steps], the loss of every step.
         finite: False if any loss, or any parameter at the end, is not finite.
         diagnostics: what was measured, [times, …] in each leaf; () where nothing was asked for.
+        ran: [steps], False for steps that were not taken: in the rest of an epoch of which a part was over, or behind
+            the end of a training that skips too many. Their losses are NaN. () where all were taken.
+        skipped: [steps], True for steps that were not finite and changed nothing; () where none is skipped.
     """
 
     loss: Array
@@ -63,6 +68,8 @@ class EpochResult(NamedTuple):
     losses: Array
     finite: Array
     diagnostics: Measures | tuple[()] = ()
+    ran: Array | tuple[()] = ()
+    skipped: Array | tuple[()] = ()
 
 
 def init_train_state(
@@ -83,7 +90,8 @@ def init_train_state(
     """
     key = as_key(key)
     params, state = net.init(key, in_shape, dtype)
-    return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    step, epoch = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # not one twice: both are donated
+    return TrainState(params, state, optimizer.init(params), step, key, epoch)
 
 
 def train_step(
@@ -112,6 +120,9 @@ def train_step(
     Returns:
         A pure function `(train_state, x, target, weights=None, *, update_scale=None) -> (train_state, Pass)`. Random
         layers draw from `fold_in(train_state.key, train_state.step)`, augmentation from a key folded in from that.
+        Where the optimizer was made with another learning rate than the state's, the optimizer's rules from now on. An
+        `update` that takes any of weight (Σw of the batch), value (its loss), grad and value_fn (params -> loss on this
+        batch), as `accumulate` and some of optax's do, is given them. The cursor of the state stays where it is.
 
     >>> from jaxnn import losses, mlp, sgd
     >>> net, optimizer = mlp([3, 1]), sgd(0.1)
@@ -120,9 +131,45 @@ def train_step(
     >>> int(state.step), out.loss.shape
     (1, ())
     """
+    step = step_program(
+        net, loss, optimizer, gradient=gradient, penalty=penalty, read=read, augment=augment, diagnose=diagnose
+    )
+
+    def step_as_called(
+        train_state: TrainState,
+        x: Tree,
+        target: Tree,
+        weights: Array | None = None,
+        *,
+        update_scale: Array | float | None = None,
+    ) -> tuple[TrainState, Pass]:
+        return step(_as_called(optimizer, train_state), x, target, weights, update_scale=update_scale)
+
+    return step_as_called
+
+
+def _as_called(optimizer: Optimizer, train_state: TrainState) -> TrainState:
+    """The state with the learning rate of the optimizer that is called."""
+    return train_state._replace(opt_state=with_rate_of(optimizer, train_state.opt_state, train_state.params))
+
+
+def step_program(
+    net: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    gradient: Gradient = backprop,
+    penalty: Penalty | None = None,
+    read: Sequence[str | Reading] = (),
+    augment: Augment | None = None,
+    diagnose: bool = False,
+) -> Callable[..., tuple[TrainState, Pass]]:
+    """`train_step` with the learning rate that the state has."""
     watched = instrumented(net) if diagnose else net
     noted = (*map(beside, readings_of(read)), HEALTH) if diagnose else read
     differentiate = gradient(watched, loss, read=noted, penalty=penalty, train=True)
+    wanted = extras_of(optimizer.update)
+    plain = gradient(net, loss, penalty=penalty, train=True) if "value_fn" in wanted else None
 
     def step(
         train_state: TrainState,
@@ -132,19 +179,29 @@ def train_step(
         *,
         update_scale: Array | float | None = None,
     ) -> tuple[TrainState, Pass]:
-        params, state, opt_state, count, key = train_state
+        params, state, opt_state, count, key, *_ = train_state
         rng = jax.random.fold_in(key, count)
         if augment is not None:
             x = _augmented(augment, rng, x)
         out = differentiate(params, state, x, target, rng=rng, weights=weights)
-        updates, opt_state = optimizer.update(out.grads, opt_state, params)
+
+        def loss_at(params: Tree, weight: Any = None) -> Array:
+            """Of this batch; `weight` is here for optax's line searches, which hand every extra argument on."""
+            assert plain is not None
+            return plain(params, state, x, target, rng=rng, weights=weights).loss
+
+        extras = {"weight": out.weight, "value": out.loss, "grad": out.grads, "value_fn": loss_at}
+        updates, opt_state = optimizer.update(out.grads, opt_state, params, **taken(optimizer.update, extras))
         if update_scale is not None:
             scale = jnp.asarray(update_scale)
             updates = jax.tree.map(lambda u: u * scale.astype(u.dtype) if is_floating(u) else u, updates)
         if diagnose:
             found = measures(net, out.readings[HEALTH.name], params, out.grads, updates, count)
             out = out._replace(readings={**out.readings, HEALTH.name: found})
-        return TrainState(apply_updates(params, updates), out.state, opt_state, count + 1, key), out
+        new = train_state._replace(
+            params=apply_updates(params, updates), state=out.state, opt_state=opt_state, step=next_step(count)
+        )
+        return new, out
 
     return step
 
@@ -175,8 +232,12 @@ def train_epoch(
     """One pass over the data in shuffled batches: a `lax.scan` of steps, each batch gathered on the device.
 
     The full batches are scanned; a remainder is one more step of its own static shape in the same program, so
-    no padded example enters batch statistics. The order is `shuffled(fold_in(key, epoch), N)`, with
-    epoch = step // (steps per epoch).
+    no padded example enters batch statistics. The order is `shuffled(fold_in(key, epoch), N)`.
+
+    A state within an epoch (`position` > 0) finishes that epoch: the examples from its position on are taken in batches
+    of B, of whatever size those before were. Where such a position is traced, steps that are already over are computed
+    and left out, and a position from which B does not lead to the end of the epoch by full batches and the last one
+    of N mod B (that is, one that is not a multiple of B) turns the loss into NaN.
 
     Args:
         net: the network.
@@ -193,7 +254,8 @@ def train_epoch(
     Returns:
         A pure function `(train_state, x, target, weights=None, *, update_scale=None) -> (train_state, EpochResult)`.
         All updates of the epoch are multiplied by update_scale, where one is given. Under
-        `jax.jit(..., donate_argnums=0)` the state is updated in place; under `jax.vmap` it trains an ensemble.
+        `jax.jit(..., donate_argnums=0)` the state is updated in place; under `jax.vmap` it trains an ensemble. Learning
+        rates and extra arguments are those of `train_step`.
 
     Raises:
         ValueError: if the batch size is below 1 or above N, or fewer batches are full than are to be measured; when
@@ -207,7 +269,7 @@ def train_epoch(
     (3, (3,))
     """
     named = named_metrics(metrics)
-    run = epoch_program(net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose)
+    parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose)
 
     def epoch(
         train_state: TrainState,
@@ -217,8 +279,12 @@ def train_epoch(
         *,
         update_scale: Array | float | None = None,
     ) -> tuple[TrainState, EpochResult]:
-        return run(train_state, (x, target) if weights is None else (x, target, weights), update_scale)
+        position = train_state.position
+        start = int(position) if isinstance(position, int) or checks.is_concrete(position) else None
+        data = (x, target) if weights is None else (x, target, weights)
+        return epoch_program(*parts, start=start)(train_state, data, update_scale)
 
+    epoch_program(*parts)  # refuses what it would refuse when called
     return epoch
 
 
@@ -236,45 +302,101 @@ def epoch_program(
     shuffle: bool,
     augment: Augment | None = None,
     diagnose: int = 0,
+    skip: int = 0,
+    start: int | None = 0,
 ) -> Callable[..., tuple[TrainState, EpochResult]]:
-    """`train_epoch` on one tuple of data, `(train_state, data, update_scale=None)`; every argument hashable."""
+    """`train_epoch` on one tuple of data, `(train_state, data, update_scale=None, in_a_row=0)`; all hashable.
+
+    `start` is the position in the epoch, None where it is known to the state alone. With `skip` a step that is not
+    finite changes nothing, and the steps behind so many in a row, `in_a_row` before the first, are not taken.
+    """
     batch = whole_number("batch_size", batch, least=1)
     diagnose = whole_number("diagnose", diagnose, least=0)
-    make = partial(train_step, net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
+    make = partial(step_program, net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
     step, measured_step = make(), make(diagnose=True) if diagnose else None
+    may_rest = start is None or skip > 0  # steps that are computed and left out
 
     def training(
-        train_state: TrainState, data: DataSet, update_scale: Array | float | None = None
+        train_state: TrainState,
+        data: DataSet,
+        update_scale: Array | float | None = None,
+        in_a_row: Array | int = 0,
     ) -> tuple[TrainState, EpochResult]:
-        def one(train_state: TrainState, rows: Array) -> tuple[TrainState, Tree]:
-            return take(step, train_state, rows)[:2]
+        def one(carry: Any, rows: Array) -> tuple[Any, Tree]:
+            return take(step, carry, rows)[:2]
 
-        def measured(train_state: TrainState, rows: Array) -> tuple[TrainState, Tree, Measures]:
-            return take(measured_step, train_state, rows)
+        def measured(carry: Any, rows: Array) -> tuple[Any, Tree, Measures]:
+            return take(measured_step, carry, rows)
 
-        def take(step: Any, train_state: TrainState, rows: Array) -> tuple[TrainState, Tree, Any]:
-            x, target, weights = rows_of(data, rows)
-            train_state, out = step(train_state, x, target, weights, update_scale=update_scale)
+        def take(step: Any, carry: Any, rows: Array) -> tuple[Any, Tree, Any]:
+            train_state = carry[0] if may_rest else carry
+            x, target, weights = rows_of(data, jnp.maximum(rows, 0) if start is None else rows)
+            new, out = step(train_state, x, target, weights, update_scale=update_scale)
             sums = (out.loss, batch_sums(out.loss, out.output, target, weights, metrics))
-            return train_state, sums, out.readings.get(HEALTH.name)
+            noted = out.readings.get(HEALTH.name)
+            return _guarded(carry, new, out, rows, sums, noted, skip) if may_rest else (new, sums, noted)
 
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and checks.is_concrete(data[2]):
             checks.weight_values("data: weights", data[2])
-        check_batch_size(batch, data[0], diagnose)
-        order = epoch_order(train_state, data[0], batch, shuffle)
-        if diagnose:
-            run = in_measured_batches(one, measured, train_state, order, batch, diagnose)
-            train_state, (losses, sums), diagnostics = run
+        times = check_batch_size(batch, data[0], diagnose, start or 0)
+        train_state = _as_called(optimizer, train_state)
+        order = rest_of(epoch_order(train_state, data[0], shuffle), train_state, batch, start)
+        carry: Any = (train_state, jnp.asarray(in_a_row, jnp.int32)) if may_rest else train_state
+        if times:
+            carry, outs, diagnostics = in_measured_batches(one, measured, carry, order, batch, times)
         else:
-            train_state, (losses, sums) = in_batches(one, train_state, order, batch)
-            diagnostics = ()
+            (carry, outs), diagnostics = in_batches(one, carry, order, batch), ()
+        losses, sums, *flags = outs
         means = means_of(sums)
         loss = means.pop("loss")
-        finite = jnp.isfinite(losses).all() & jnp.isfinite(loss) & all_finite(train_state.params)
-        return train_state, EpochResult(loss, means, losses, finite, diagnostics)
+        if not may_rest:
+            new_state = carry._replace(**cursor(carry.epoch + 1, 0))
+            finite = jnp.isfinite(losses).all() & jnp.isfinite(loss) & all_finite(new_state.params)
+            return new_state, EpochResult(loss, means, losses, finite, diagnostics)
+        ran, skipped = flags
+        new_state, in_a_row = carry
+        finite = (jnp.isfinite(losses) | ~ran | skipped).all() & all_finite(new_state.params)
+        if start is None:
+            loss = jnp.where(_off_the_end(train_state.position, len(order), batch), jnp.nan, loss)
+            new_state = new_state._replace(**cursor(train_state.epoch + 1, 0))
+            return new_state, EpochResult(loss, means, losses, finite & jnp.isfinite(loss), diagnostics, ran)
+        sizes = jnp.asarray([min(batch, len(order) - first) for first in range(0, len(order), batch)], jnp.int32)
+        over, seen = ran[-1], start + jnp.where(ran, sizes, 0).sum()
+        new_state = new_state._replace(**cursor(train_state.epoch + over.astype(jnp.int32), jnp.where(over, 0, seen)))
+        finite &= in_a_row < skip
+        return new_state, EpochResult(loss, means, losses, finite, diagnostics, ran, skipped)
 
     return training
+
+
+def _guarded(
+    carry: tuple[TrainState, Array], new: TrainState, out: Pass, rows: Array, sums: Tree, noted: Any, skip: int
+) -> tuple[tuple[TrainState, Array], Tree, Any]:
+    """What a step leaves behind: nothing where it is over (no rows), and with `skip` where it is not finite."""
+    old, in_a_row = carry
+    ran, skipped = rows[-1] >= 0, jnp.asarray(False)
+    if skip:
+        ran &= in_a_row < skip
+        skipped = ran & ~(jnp.isfinite(out.loss) & all_finite(out.grads))
+        in_a_row = jnp.where(ran, jnp.where(skipped, in_a_row + 1, 0), in_a_row)
+    kept = ran & ~skipped
+
+    def moved(name: str) -> Tree:
+        return jax.tree.map(lambda new, old: jnp.where(kept, new, old), getattr(new, name), getattr(old, name))
+
+    new = old._replace(**{name: moved(name) for name in ("params", "state", "opt_state", "step")})
+    loss, counted = sums
+    counted = jax.tree.map(lambda value: jnp.where(kept, value, 0), counted)
+    noted = jax.tree.map(lambda value: jnp.where(ran, value, jnp.nan) if is_floating(value) else value, noted)
+    return (new, in_a_row), (jnp.where(ran, loss, jnp.nan), counted, ran, skipped), noted
+
+
+def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
+    """The fields of a TrainState that say where in its data a training is."""
+    if isinstance(position, int) and position == 0:
+        return {"epoch": jnp.asarray(epoch, jnp.int32), "position": EPOCH_START}
+    return {"epoch": jnp.asarray(epoch, jnp.int32), "position": jnp.asarray(position, jnp.int32)}
 
 
 def rows_of(data: DataSet, rows: Array) -> tuple[Tree, Tree, Array | None]:
@@ -283,13 +405,30 @@ def rows_of(data: DataSet, rows: Array) -> tuple[Tree, Tree, Array | None]:
     return x, target, weights[0] if weights else None
 
 
-def epoch_order(train_state: TrainState, x: Tree, batch: int, shuffle: bool) -> Array:
+def epoch_order(train_state: TrainState, x: Tree, shuffle: bool) -> Array:
     """The examples' order in the epoch that the state has reached, [N]."""
     n = checks.batch_size("x", x)
     if not shuffle:
         return jnp.arange(n)
-    epoch = train_state.step // -(-n // batch)
-    return shuffled(jax.random.fold_in(train_state.key, epoch), n)
+    return shuffled(jax.random.fold_in(train_state.key, train_state.epoch), n)
+
+
+def rest_of(order: Array, train_state: TrainState, batch: int, start: int | None) -> Array:
+    """The order from the position on; where that is traced, [N] in which −1 fills the batches that are over."""
+    if start is not None:
+        return order[start:] if start else order
+    n, position = len(order), train_state.position
+    full = n // batch * batch
+    i = jnp.arange(full)
+    rows = jnp.where(i < (n - position) // batch * batch, order[jnp.clip(position + i, 0, n - 1)], -1)
+    return jnp.concatenate([rows, jnp.where(position % batch == 0, order[full:], -1)])
+
+
+def _off_the_end(position: Array | int, n: int, batch: int) -> Array:
+    """True of a position from which full batches and one of N mod B do not lead to N."""
+    position = jnp.asarray(position)
+    beyond = (position < 0) | (position >= n)
+    return beyond | ((position % batch != 0) & ((n - position) % batch != 0))
 
 
 def shuffled(key: Key, n: int) -> Array:
@@ -422,13 +561,23 @@ def check_sizes(what: str, parts: DataSet) -> None:
         checks.example_weights(f"{what}: weights", parts[2], n)
 
 
-def check_batch_size(batch: int, x: Tree, measured: int = 0) -> None:
-    """Raises ValueError if there are fewer examples than a batch takes, or fewer full batches than are measured."""
+def check_batch_size(batch: int, x: Tree, measured: int = 0, start: int = 0) -> int:
+    """How many steps are measured: what is asked for, or as many as an epoch that has begun has full batches left.
+
+    Raises ValueError if there are fewer examples than a batch takes, fewer full batches than are to be measured, or
+    nothing behind the start.
+    """
     n = checks.batch_size("x", x)
     if batch > n:
         raise ValueError(f"batch_size must be at most {n}, the number of examples, got {batch}")
     if measured > n // batch:
         raise ValueError(f"diagnose must be at most {n // batch}, the number of full batches, got {measured}")
+    if not 0 <= start < n:
+        raise ValueError(
+            f"train_state.position {start} lies outside of an epoch of {n} examples: give "
+            "train_state._replace(position=0) to begin it anew"
+        )
+    return min(measured, (n - start) // batch)
 
 
 def check_augment(augment: Augment, x: Tree, batch: int) -> None:

@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.backprop import backprop, cost
 from jaxnn.checks import (
@@ -29,8 +30,8 @@ from jaxnn.checks import (
     whole_number,
 )
 from jaxnn.diagnostics.report import report_each
-from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, diverged
-from jaxnn.intake import check_fit_records, check_train_state, check_values, on_device
+from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
+from jaxnn.intake import check_fit_records, check_train_state, check_values, on_device, with_counters
 from jaxnn.steps import (
     Augment,
     DataSet,
@@ -41,6 +42,7 @@ from jaxnn.steps import (
     batch_sums,
     check_augment,
     check_batch_size,
+    cursor,
     epoch_program,
     in_batches,
     init_train_state,
@@ -49,7 +51,7 @@ from jaxnn.steps import (
     rows_of,
 )
 from jaxnn.stopping import Monitor, Monitors
-from jaxnn.types import Array, Fit, Key, Layer, Loss, Optimizer, Params, Penalty, TrainState, Tree
+from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Params, Penalty, TrainState, Tree
 from jaxnn.watching import begin, best_state, copied, look, outcome, stopped, watch_of
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
@@ -84,12 +86,18 @@ def fit(
     restore_best: bool = True,
     monitors: Monitors | None = None,
     diagnose: int = 0,
+    skip_nonfinite: int = 0,
 ) -> Fit:
     """Trains a network; every epoch is one call of one compiled program.
 
     Same arguments and key on the same machine give bit-identical results, and so do a + b epochs in one call
     or in two, the second going on from the first's `train_state`, and its `monitors` where there are such. The
-    caller's arrays are left as they are.
+    caller's arrays are left as they are. A `train_state` within an epoch, as a DivergenceError carries it, finishes
+    that epoch first: it is the first of `epochs`, and its row in the history counts what was run. Another batch size
+    cuts the examples that are left into batches of its own, of which the last may be smaller.
+
+    The learning rate is the one in `train_state` as long as `optimizer` was made with the same number as the state's
+    was; a call with another number, or with a schedule in the place of one, uses its own.
 
     With `stopping`, training ends before the last epoch when the watched figure has not improved for so long, and the
     state that it gives back is the best one: parameters, running statistics, the optimizer's state and the step of the
@@ -123,6 +131,9 @@ def fit(
             no `best` saves its memory.
         monitors: `Fit.monitors` of the training that goes on.
         diagnose: how many steps of each epoch are measured for `Fit.diagnostics`; 1 is its last full batch.
+        skip_nonfinite: n ≥ 1: a step whose loss or gradient is not finite changes nothing and is counted in the history
+            as "skipped"; n such steps in a row, over the ends of epochs too, end the training as a divergence. By
+            default the first one does.
 
     Returns:
         A Fit: train_state, history with one float per epoch in each of its lists, why it ended, and the best epoch.
@@ -131,6 +142,7 @@ def fit(
         ValueError, TypeError: before anything compiles, for data, labels, sizes or parameters that do not fit.
         DivergenceError: if a step's loss, a parameter at an epoch's end, the validation loss or what is watched is not
             finite. It names the step and the first such gradient or parameter, and carries the last good state.
+        Interrupted: on Ctrl-C, a KeyboardInterrupt that carries the Fit of what was trained.
 
     >>> from jaxnn import losses, mlp, sgd
     >>> x = jnp.linspace(-1, 1, 32)[:, None]
@@ -142,6 +154,7 @@ def fit(
     epochs = whole_number("fit: epochs", epochs, least=1)
     batch_size = whole_number("fit: batch_size", batch_size, least=1)
     diagnose = whole_number("fit: diagnose", diagnose, least=0)
+    skip = whole_number("fit: skip_nonfinite", skip_nonfinite, least=0)
     named, resumed = named_metrics(metrics), train_state
     figures: tuple[str, ...] = (*(name for name, _ in named), "loss")
     if validation is not None:
@@ -154,6 +167,7 @@ def fit(
         validation = on_device("validation", validation)
         sizes.append(("validation", validation))
     check_batch_size(batch_size, data[0], diagnose)
+    steps = -(-len(jax.tree.leaves(data[1])[0]) // batch_size)
     if augment is not None:
         check_augment(augment, data[0], batch_size)
     if train_state is None:
@@ -163,6 +177,8 @@ def fit(
         spec = jax.eval_shape(start, first_key)
     else:
         check_train_state(net, train_state, data[0], optimizer)
+        train_state = with_counters(train_state, further=epochs * steps)
+        check_batch_size(batch_size, data[0], diagnose, int(train_state.position))
         if key is not None:
             train_state = train_state._replace(key=as_key(key))
         spec = train_state
@@ -171,43 +187,97 @@ def fit(
     if train_state is None:
         train_state = start(first_key)  # nothing has compiled before
 
-    parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose)
-    run = _compiled_epoch(*parts)
-    steps = -(-len(jax.tree.leaves(data[1])[0]) // batch_size)
-    history: dict[str, list[float]] = {}
-    measured: list[Any] = []
+    parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose, skip)
+    began_at = int(train_state.position)
     spare = copied(train_state)  # its buffers are donated to the epoch's result; the good state is kept
     owned = resumed is None
+    rows: list[dict[str, float]] = []
+    measured: list[Any] = []
+    done = _Done(train_state, memory, 0, 0)
     passes, show = _progress(0 if stopped(memory) else epochs, progress)
-    for _ in passes:
-        began = time.perf_counter()
-        scale = memory.plateau.scale if memory is not None and memory.plateau is not None else None
-        new_state, result = run(spare, train_state, data, scale)
+
+    def so_far() -> Fit:
+        history: dict[str, list[float]] = {}
+        for row in rows[: done.epochs]:
+            for name, value in row.items():
+                history.setdefault(name, []).append(value)
+        diagnoses = jax.device_get(measured[: done.epochs])
+        reports = tuple(point for part in diagnoses for point in report_each(net, part))
+        return outcome(keep, done.memory, done.train_state, history, began_at)._replace(diagnostics=reports)
+
+    def finish(new_state: TrainState, result: EpochResult, seconds: float, scale: Array | None) -> _Done:
+        """Takes an epoch in that was computed: its row, what is watched, and the state."""
+        in_a_row = _in_a_row(done.in_a_row, result)
         if not bool(result.finite):
-            raise diverged(train_state, data, scale, parts, history, best_state(memory))
-        spare = train_state if owned else copied(new_state)  # the caller's own state is never donated
-        train_state, owned = new_state, True
+            start = done.train_state
+            if skip and in_a_row >= skip:  # nothing has changed since the first of them
+                seen = int(np.count_nonzero(result.ran)) - _in_a_row(0, result)
+                start = new_state._replace(**cursor(start.epoch, int(start.position) + seen * batch_size))
+            raise diverged(start, data, scale, parts, so_far().history, best_state(done.memory), in_a_row)
         row = {"loss": float(result.loss), **{name: float(value) for name, value in result.metrics.items()}}
-        seconds = time.perf_counter() - began
         if validation is not None:
-            scores = _evaluate(net, loss, train_state, validation, named, EVALUATION_BATCH)
+            scores = _evaluate(net, loss, new_state, validation, named, EVALUATION_BATCH)
             row |= {f"validation_{name}": score for name, score in scores.items()}
         show(row)
-        aside = {"seconds": seconds} if scale is None else {"seconds": seconds, "update_scale": float(scale)}
-        for name, value in (row | aside).items():
-            history.setdefault(name, []).append(value)
+        row["seconds"] = seconds
+        if scale is not None:
+            row["update_scale"] = float(scale)
+        if skip:
+            row["skipped"] = float(np.count_nonzero(result.skipped))
+        del rows[done.epochs :], measured[done.epochs :]  # of an attempt that was interrupted
+        rows.append(row)
+        measured.extend([result.diagnostics] if diagnose else [])
+        watched, memory = None if keep.name is None else row[keep.name], done.memory
+        new_state = new_state._replace(position=EPOCH_START)
+        new = done._replace(train_state=new_state, epochs=done.epochs + 1, in_a_row=in_a_row)
         bad = [name for name in (VALIDATION_LOSS, keep.name) if name in row and not math.isfinite(row[name])]
         if bad:
-            step = int(train_state.step)
-            raise DivergenceError(step, (step - 1) // steps, bad[0], train_state, history, best_state(memory))
-        if diagnose:
-            measured.append(result.diagnostics)
-        if memory is not None and keep.name is not None:
-            memory = look(keep, memory, row[keep.name], train_state)
-            if stopped(memory):
+            history = {name: [row[name] for row in rows if name in row] for name in row}
+            step, epoch = int(new_state.step), int(new_state.epoch) - 1
+            raise DivergenceError(step, epoch, bad[0], new_state, history, best_state(memory))
+        return new if memory is None or watched is None else new._replace(memory=look(keep, memory, watched, new_state))
+
+    running: tuple[Any, ...] | None = None  # an epoch that is computed and not yet taken in
+    try:
+        for _ in passes:
+            scale = done.memory.plateau.scale if done.memory is not None and done.memory.plateau is not None else None
+            began, before = time.perf_counter(), done.train_state
+            run = _compiled_epoch(*parts, int(before.position) if not done.epochs else 0)
+            new_state, result = run(spare, before, data, scale, *((done.in_a_row,) if skip else ()))
+            running = new_state, result
+            bool(result.finite)  # waits
+            running = (*running, time.perf_counter() - began, scale)
+            done = finish(*running)
+            running = None
+            if stopped(done.memory):
                 break
-    diagnoses = tuple(point for part in jax.device_get(measured) for point in report_each(net, part))
-    return outcome(keep, memory, train_state, history, steps)._replace(diagnostics=diagnoses)
+            spare = before if owned else copied(new_state)  # the caller's own state is never donated
+            owned = True
+    except KeyboardInterrupt:
+        if running is not None and len(running) == 2:
+            running = (*running, time.perf_counter() - began, scale)
+        if running is not None:
+            done = finish(*running)
+        raise Interrupted(so_far()) from None
+    return so_far()
+
+
+class _Done(NamedTuple):
+    """How far a training has come: replaced as a whole, so that an interruption finds nothing half done."""
+
+    train_state: TrainState
+    memory: Monitors | None
+    epochs: int
+    in_a_row: int  # steps that were skipped at its end
+
+
+def _in_a_row(before: int, result: EpochResult) -> int:
+    """How many steps had been skipped in a row when the epoch ended, with those before it."""
+    if isinstance(result.skipped, tuple):
+        return 0
+    skipped = np.asarray(result.skipped)[np.asarray(result.ran)]
+    kept = np.flatnonzero(~skipped)
+    return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 
 
 def evaluate(
@@ -284,13 +354,13 @@ def _compiled_init(net: Layer, optimizer: Optimizer, x_spec: Any) -> Callable[[K
 
 @lru_cache(maxsize=CACHED_PROGRAMS)
 def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]]:
-    """The epoch, its result written into the buffers of its first argument."""
+    """The epoch, or its rest, its result written into the buffers of its first argument."""
     run = epoch_program(*parts)
 
     def training(
-        spare: TrainState, train_state: TrainState, data: DataSet, update_scale: Array | None
+        spare: TrainState, train_state: TrainState, data: DataSet, update_scale: Array | None, *in_a_row: Array
     ) -> tuple[TrainState, EpochResult]:
-        return run(train_state, data, update_scale)
+        return run(train_state, data, update_scale, *in_a_row)
 
     return jax.jit(training, donate_argnums=0, keep_unused=True)
 

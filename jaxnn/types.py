@@ -183,10 +183,33 @@ class Pass(NamedTuple):
     weight: Array
 
 
+@jax.tree_util.register_static
+class EpochStart(int):
+    """The position 0 as a static number: a program that is given it has nothing to leave out."""
+
+    def __new__(cls, *_: int) -> EpochStart:
+        return super().__new__(cls, 0)
+
+
+EPOCH_START = EpochStart()
+
+
 class TrainState(NamedTuple):
     """All that training changes; a pytree of arrays, and all that is needed to go on.
 
-    The key of a step is `fold_in(key, step)`; an epoch's order is drawn from `fold_in(key, epoch)`.
+    The key of a step is `fold_in(key, step)`; an epoch's order is drawn from `fold_in(key, epoch)`. The last two
+    fields are the cursor: `train_epoch` and `fit` go on from there and move it; a step by hand (`train_step`), which
+    is given its batch, does not.
+
+    Attributes:
+        params: the parameters.
+        state: the network's state (running statistics); () where there is none.
+        opt_state: the optimizer's state.
+        step: how many steps have been taken, int32.
+        key: a typed PRNG key.
+        epoch: how many epochs have been finished, int32.
+        position: how many examples of the epoch have been seen, int32. Between two epochs it is `EPOCH_START`, a 0 that
+            a compiled program knows and does not count among the arrays.
     """
 
     params: Params
@@ -194,6 +217,8 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: Array
     key: Key
+    epoch: Array | int = 0
+    position: Array | int = EPOCH_START
 
 
 class Fit(NamedTuple):

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
 from jaxnn.types import Array, Fit, TrainState, Tree
@@ -106,7 +107,15 @@ def _compiled(*machines: Any) -> tuple[Callable[[], Monitors], Callable[[Monitor
 
 def copied(tree: Tree) -> Tree:
     """The tree in memory of its own, which no donation reaches."""
-    return jax.device_put(tree, may_alias=False)
+    return jax.tree.map(_copied, tree)
+
+
+def _copied(leaf: Any) -> Any:
+    """A copy of an array; of a typed key by its data, because `device_put` leaves a key on several devices as it is."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.device_put(jax.random.key_data(leaf), may_alias=False)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, may_alias=False)
 
 
 def stopped(monitors: Monitors | None) -> bool:
@@ -125,16 +134,20 @@ def outcome(
     monitors: Monitors | None,
     train_state: TrainState,
     history: dict[str, list[float]],
-    steps: int,
+    position: int,
 ) -> Fit:
-    """What a training gives back, the best state restored where it was stopped early; steps are those of an epoch."""
+    """What a training gives back, the best state restored where it was stopped early; it began at that position."""
     epochs = len(history.get("loss", ()))
     best = best_state(monitors)
-    best_epoch = None if best is None else int(best.step) // steps
+    best_epoch = None if best is None else int(best.epoch)
     early, best_was = stopped(monitors), ""
     if best_epoch is not None and monitors is not None and monitors.best is not None:
         best_was = f"; the best, {float(monitors.best.metric):.6g}, was that of epoch {best_epoch}"
     why = f"all {epochs} epochs were run" if epochs != 1 else "the one epoch was run"
+    if position and epochs:
+        first = f"the rest of epoch {int(train_state.epoch) - epochs + 1}, from example {position} on,"
+        further = f" and {epochs - 1} further epoch{'s' * (epochs > 2)} were run"
+        why = first + (further if epochs > 1 else " was run")
     if early and monitors is not None and monitors.stopping is not None:
         waited = int(monitors.stopping.waited)
         why = f"{watch.name} had not improved for {waited} epoch{'s' * (waited != 1)}"
@@ -144,6 +157,6 @@ def outcome(
         if best is not None and watch.restore:
             train_state = best
             why += ", whose state was restored"
-    elif best_epoch is not None and epochs and best_epoch < int(train_state.step) // steps:
+    elif best_epoch is not None and epochs and best_epoch < int(train_state.epoch):
         why += f"{best_was}, whose state is in best"
     return Fit(train_state, history, best, best_epoch, early, why, monitors)

@@ -48,6 +48,7 @@ from jaxnn import (
 )
 from jaxnn.diagnostics import diagnose, over_time, point, report, report_each
 from jaxnn.diagnostics.measures import rms
+from jaxnn.optimizers.parts import next_step, with_rate_of
 
 FLOAT32 = 1e-5  # of each figure: a few roundings in sums over up to a thousand entries
 N, D, K = 16, 6, 4
@@ -304,15 +305,17 @@ def test_what_is_not_asked_for_costs_nothing():
 
     def by_hand(state, x, labels):
         def one(state, rows):
-            params, network, opt_state, count, key = state
+            params, network, opt_state, count, key, epoch, _ = state
             rng = jax.random.fold_in(key, count)
             part = [leaf.at[rows].get(mode="promise_in_bounds") for leaf in (x, labels)]
             out = differentiate(params, network, *part, rng=rng)
             updates, opt_state = RATE.update(out.grads, opt_state, params)
             sums = {"weight": jnp.float32(4), "loss": 4 * out.loss}
-            return type(state)(apply_updates(params, updates), out.state, opt_state, count + 1, key), (out.loss, sums)
+            params = apply_updates(params, updates)
+            return type(state)(params, out.state, opt_state, next_step(count), key, epoch), (out.loss, sums)
 
-        order = jax.random.permutation(jax.random.fold_in(state.key, state.step // 4), N)
+        state = state._replace(opt_state=with_rate_of(RATE, state.opt_state, state.params), epoch=state.epoch + 1)
+        order = jax.random.permutation(jax.random.fold_in(state.key, state.epoch - 1), N)
         state, (each, sums) = jax.lax.scan(one, state, order.reshape(4, 4))
         loss = sums["loss"].sum() / sums["weight"].sum()
         good = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]

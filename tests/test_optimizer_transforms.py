@@ -204,8 +204,8 @@ def test_what_a_chain_shows_is_in_one_place():
     params = jax.device_put(np.ones(2, np.float32))
     state = chain(clip_by_value(1.0), adam(0.1)).init(params)
     assert isinstance(state, ChainState)
-    assert state.states[1].step == state.states[1].learning_rate == ()
-    assert len(jax.tree.leaves(state)) == 4  # step, rate and two moments
+    assert state.states[1].step == state.states[1].learning_rate == state.states[1].given == ()
+    assert len(jax.tree.leaves(state)) == 5  # step, rate, the number it was given, and two moments
     assert chain(clip_by_value(1.0), clip_by_global_norm(1.0)).init(params) == ((), ())
     nested = chain(clip_by_value(1.0), chain(chain(clip_by_value(2.0)), chain(clip_by_value(3.0), adam(0.1))))
     assert nested.init(params).learning_rate == jnp.float32(0.1)

@@ -338,7 +338,7 @@ def test_zero_gradients_give_an_update_of_exactly_zero(make, dtype: str, eps: fl
         updates, opt_state = first_update(make(0.1, eps=eps), np.zeros(3), dtype)
         assert updates.dtype == dtype
         assert np.all(np.asarray(updates) == 0)
-        for memory in opt_state[2:]:
+        for memory in opt_state[3:]:
             assert np.all(np.asarray(memory) == 0)
 
 
@@ -348,7 +348,7 @@ def test_low_precision_gradients_are_squared_in_float32(make, dtype: str):
     # In float16, (1e-4)² vanishes and (6e4)² overflows.
     grads = np.array([1e-4, -6e4, 1.0])
     updates, opt_state = first_update(make(0.1, eps=1e-8), grads, dtype)
-    assert {memory.dtype for memory in opt_state[2:]} == {jnp.dtype("float32")}
+    assert {memory.dtype for memory in opt_state[3:]} == {jnp.dtype("float32")}
     assert updates.dtype == dtype
     np.testing.assert_allclose(np.asarray(updates, np.float32), -0.1 * np.sign(grads), rtol=2**-8)
 

@@ -113,10 +113,14 @@ def by_hand(state, steps, *, batch=BATCH, shuffle=True, data=(X, LABELS), step=o
     n = len(data[0])
     passes = []
     for _ in range(steps):
-        epoch, place = divmod(int(state.step), -(-n // batch))
+        epoch, place = int(state.epoch), int(state.position)
         order = jax.random.permutation(jax.random.fold_in(state.key, epoch), n) if shuffle else np.arange(n)
-        rows = np.asarray(order)[place * batch : (place + 1) * batch]
+        rows = np.asarray(order)[place : place + batch]
         state, out = step(state, *(part[rows] for part in data))
+        assert (state.epoch, state.position) == (epoch, place)  # a step by hand leaves the cursor where it is
+        place += len(rows)
+        epoch, place = (epoch, place) if place < n else (epoch + 1, 0)
+        state = state._replace(epoch=np.int32(epoch), position=np.int32(place))
         passes.append((out, rows))
     return state, passes
 

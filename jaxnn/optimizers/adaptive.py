@@ -24,6 +24,7 @@ from jaxnn.optimizers.parts import (
     check_fit,
     first_rate,
     first_step,
+    given_rate,
     next_step,
     rate_of,
     schedule_of,
@@ -40,11 +41,13 @@ class AdagradState(NamedTuple):
     Attributes:
         step: the number of updates so far, int32.
         learning_rate: η, see the docstring of `jaxnn.optimizers`.
+        given: the η that the rule was given; NaN for a schedule.
         sum_of_squares: r, the sum of all g², a tree like the parameters.
     """
 
     step: Array
     learning_rate: Array
+    given: Array
     sum_of_squares: Params
 
 
@@ -54,11 +57,13 @@ class RmspropState(NamedTuple):
     Attributes:
         step: the number of updates so far, int32.
         learning_rate: η, see the docstring of `jaxnn.optimizers`.
+        given: the η that the rule was given; NaN for a schedule.
         mean_square: r, the running mean of g², a tree like the parameters.
     """
 
     step: Array
     learning_rate: Array
+    given: Array
     mean_square: Params
 
 
@@ -68,12 +73,14 @@ class AdamState(NamedTuple):
     Attributes:
         step: the number of updates so far, int32.
         learning_rate: η, see the docstring of `jaxnn.optimizers`.
+        given: the η that the rule was given; NaN for a schedule.
         first_moment: s, the running mean of g, a tree like the parameters.
         second_moment: r, the running mean of g², a tree like the parameters.
     """
 
     step: Array
     learning_rate: Array
+    given: Array
     first_moment: Params
     second_moment: Params
 
@@ -253,34 +260,34 @@ def _rounded(steps: Params, grads: Params, params: Params) -> Params:
 
 @functools.lru_cache
 def _adagrad_init(rate: float | Schedule) -> Callable[[Params], AdagradState]:
-    return lambda params: AdagradState(first_step(), first_rate(rate), zeros("adagrad", params))
+    return lambda params: AdagradState(first_step(), first_rate(rate), given_rate(rate), zeros("adagrad", params))
 
 
 @functools.lru_cache
 def _adagrad_update(schedule: Schedule | None, eps: float) -> Callable[..., Any]:
     def update(grads: Params, opt_state: AdagradState, params: Params = None) -> tuple[Params, AdagradState]:
         check_fit("adagrad", grads, params, opt_state.sum_of_squares)
-        rate = rate_of(schedule, opt_state)
+        shown, rate = rate_of(schedule, opt_state)
         squares = jax.tree.map(lambda g, r: r + _square(g, r), grads, opt_state.sum_of_squares)
         updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, eps), grads, squares), grads, params)
-        return updates, AdagradState(next_step(opt_state.step), rate, squares)
+        return updates, AdagradState(next_step(opt_state.step), shown, opt_state.given, squares)
 
     return update
 
 
 @functools.lru_cache
 def _rmsprop_init(rate: float | Schedule) -> Callable[[Params], RmspropState]:
-    return lambda params: RmspropState(first_step(), first_rate(rate), zeros("rmsprop", params))
+    return lambda params: RmspropState(first_step(), first_rate(rate), given_rate(rate), zeros("rmsprop", params))
 
 
 @functools.lru_cache
 def _rmsprop_update(schedule: Schedule | None, rho: float, eps: float) -> Callable[..., Any]:
     def update(grads: Params, opt_state: RmspropState, params: Params = None) -> tuple[Params, RmspropState]:
         check_fit("rmsprop", grads, params, opt_state.mean_square)
-        rate = rate_of(schedule, opt_state)
+        shown, rate = rate_of(schedule, opt_state)
         squares = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), 1 - rho), grads, opt_state.mean_square)
         updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, eps), grads, squares), grads, params)
-        return updates, RmspropState(next_step(opt_state.step), rate, squares)
+        return updates, RmspropState(next_step(opt_state.step), shown, opt_state.given, squares)
 
     return update
 
@@ -302,7 +309,7 @@ def _adam_init(rate: float | Schedule, name: str, decay: Choice | None) -> Calla
         first, second = zeros(name, params), zeros(name, params)  # not one tree twice: both are donated
         if decay is not None:
             chosen(name, params, decay)  # what it refuses is refused now, and not at the first update
-        return AdamState(first_step(), first_rate(rate), first, second)
+        return AdamState(first_step(), first_rate(rate), given_rate(rate), first, second)
 
     return init
 
@@ -322,7 +329,7 @@ def _adam_update(
 
     def update(grads: Params, opt_state: AdamState, params: Params = None) -> tuple[Params, AdamState]:
         check_fit(name, grads, params, opt_state.first_moment)
-        rate = rate_of(schedule, opt_state)
+        shown, rate = rate_of(schedule, opt_state)
         step = next_step(opt_state.step)
 
         def mean(g: Array, s: Array) -> Array:
@@ -347,7 +354,7 @@ def _adam_update(
                 lambda theta, step, decays: _decayed(rate * weight_decay, theta, step) if decays else step,
                 *(params, steps, chosen(name, params, decay)),
             )
-        return _rounded(steps, grads, params), AdamState(step, rate, first, second)
+        return _rounded(steps, grads, params), AdamState(step, shown, opt_state.given, first, second)
 
     return update
 

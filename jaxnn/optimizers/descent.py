@@ -18,6 +18,7 @@ from jaxnn.optimizers.parts import (
     check_fit,
     first_rate,
     first_step,
+    given_rate,
     next_step,
     rate_of,
     schedule_of,
@@ -34,11 +35,13 @@ class SgdState(NamedTuple):
     Attributes:
         step: the number of updates so far, int32.
         learning_rate: η, see the module's docstring.
+        given: the η that `sgd` was given; NaN for a schedule.
         velocity: v, a tree like the parameters; () where the momentum is 0.
     """
 
     step: Array
     learning_rate: Array
+    given: Array
     velocity: Params
 
 
@@ -100,7 +103,7 @@ def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool =
 def _sgd_init(rate: float | Schedule, has_velocity: bool) -> Callable[[Params], SgdState]:
     def init(params: Params) -> SgdState:
         memory = zeros("sgd", params)
-        return SgdState(first_step(), first_rate(rate), memory if has_velocity else ())
+        return SgdState(first_step(), first_rate(rate), given_rate(rate), memory if has_velocity else ())
 
     return init
 
@@ -109,7 +112,7 @@ def _sgd_init(rate: float | Schedule, has_velocity: bool) -> Callable[[Params], 
 def _sgd_update(schedule: Schedule | None, momentum: float, nesterov: bool) -> Callable[..., Any]:
     def update(grads: Params, opt_state: SgdState, params: Params = None) -> tuple[Params, SgdState]:
         check_fit("sgd", grads, params, opt_state.velocity if momentum else None)
-        rate = rate_of(schedule, opt_state)
+        shown, rate = rate_of(schedule, opt_state)
 
         def pushed(g: Array, v: Array) -> Array:
             return jnp.asarray(g, v.dtype) + momentum * v
@@ -124,6 +127,6 @@ def _sgd_update(schedule: Schedule | None, momentum: float, nesterov: bool) -> C
             return (-rate.astype(work) * jnp.asarray(direction, work)).astype(jnp.result_type(like))
 
         updates = jax.tree.map(downhill, grads if params is None else params, direction)
-        return updates, SgdState(next_step(opt_state.step), rate, velocity)
+        return updates, SgdState(next_step(opt_state.step), shown, opt_state.given, velocity)
 
     return update

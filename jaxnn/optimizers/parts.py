@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes
-from jaxnn.types import Array, DType, Params, Schedule, Tree
+from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 
 ADVICE = "were they made from the same network?"
 LAST_STEP = 2**31 - 1  # of int32
+EXTRAS = ("weight", "value", "grad", "value_fn")  # what training hands on to an update that takes it
+RATE = ("step", "learning_rate", "given")  # the fields of every state with a learning rate
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
@@ -73,6 +79,11 @@ def first_rate(rate: float | Schedule) -> Array:
     return jnp.asarray(first, jnp.result_type(float))
 
 
+def given_rate(rate: float | Schedule) -> Array:
+    """The number that an optimizer was made with; NaN for a schedule."""
+    return jnp.asarray(math.nan if callable(rate) else rate, jnp.result_type(float))
+
+
 def next_step(step: Array) -> Array:
     """The step after this one, or the last there is."""
     return jnp.where(step < LAST_STEP, step + 1, step)  # wrapping round would make 1 − ρᵗ negative
@@ -84,12 +95,73 @@ def as_rate(rate: Any) -> Array:
     return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.result_type(float))
 
 
-def rate_of(schedule: Schedule | None, opt_state: Any) -> Array:
-    """η of this update: the state's, or the schedule's for this step; NaN where it is negative, and would climb."""
+def rate_of(schedule: Schedule | None, opt_state: Any) -> tuple[Array, Array]:
+    """η of this update, for the next state to show and to be used: the state's, or the schedule's for this step.
+
+    A negative one is NaN where it is used, and would climb; of a schedule the state shows it as it is.
+    """
     rate = as_rate(opt_state.learning_rate)
-    if schedule is not None:
-        rate = jnp.asarray(schedule(opt_state.step), rate.dtype)
-    return jnp.where(rate < 0, jnp.nan, rate)
+    if schedule is None:
+        rate = jnp.where(rate < 0, jnp.nan, rate)
+        return rate, rate
+    rate = jnp.asarray(schedule(opt_state.step), rate.dtype)
+    return rate, jnp.where(rate < 0, jnp.nan, rate)
+
+
+def shows_rate(opt_state: Any) -> bool:
+    """True for a state that has a learning rate, and shows it."""
+    return set(RATE) <= set(getattr(opt_state, "_fields", ())) and opt_state.learning_rate is not None
+
+
+def with_rate_of(optimizer: Optimizer, opt_state: Any, params: Params) -> Any:
+    """The state, its rate that of the optimizer if that was made with another number than the state's was.
+
+    What was set by hand stays where the two numbers are equal; a schedule, whose number is NaN, equals a schedule.
+    """
+    if not shows_rate(opt_state):
+        return opt_state
+    learning_rate, given = _rate_given_by(optimizer.init)(params)
+    if learning_rate is None or given is None:
+        return opt_state
+    was = jnp.asarray(opt_state.given)
+    now = given.astype(was.dtype)  # a state of float32 in a float64 program was made with the same number
+    same = (was == now) | (jnp.isnan(was) & jnp.isnan(now))
+    rate = as_rate(opt_state.learning_rate)
+    return opt_state._replace(
+        learning_rate=jnp.where(same, rate, learning_rate.astype(rate.dtype)), given=jnp.where(same, was, now)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _rate_given_by(init: Callable[[Params], Any]) -> Callable[[Params], tuple[Array | None, Array | None]]:
+    """The rate and the number in a fresh state; compiled, so that nothing else of that state is made."""
+
+    def fresh_rate(params: Params) -> tuple[Array | None, Array | None]:
+        fresh = init(params)
+        return (fresh.learning_rate, fresh.given) if shows_rate(fresh) else (None, None)
+
+    return jax.jit(fresh_rate)
+
+
+# ---------------------------------------------------------------- what an update may be given beside gradients
+
+
+@functools.lru_cache(maxsize=256)
+def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
+    """The names in EXTRAS that an update function takes, as optax's with extra arguments do."""
+    try:
+        parameters = list(inspect.signature(update).parameters.values())
+    except (TypeError, ValueError):  # a builtin shows none
+        return ()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return EXTRAS
+    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+    return tuple(name for name in EXTRAS if name in named)
+
+
+def taken(update: Callable[..., Any], extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Those extras that are there and that the update function takes."""
+    return {name: extras[name] for name in extras_of(update) if extras.get(name) is not None}
 
 
 # ---------------------------------------------------------------- trees

@@ -13,7 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number, whole_number
-from jaxnn.optimizers.parts import as_rate, build, check_fit, first_step, next_step, real_floats, wide, zeros
+from jaxnn.optimizers.parts import (
+    RATE,
+    as_rate,
+    build,
+    check_fit,
+    first_step,
+    next_step,
+    real_floats,
+    shows_rate,
+    taken,
+    wide,
+    zeros,
+)
 from jaxnn.types import Array, Optimizer, Params
 
 
@@ -23,11 +35,13 @@ class ChainState(NamedTuple):
     Attributes:
         step: of that part.
         learning_rate: of that part; what is set here rules.
-        states: one state for each part; that part's own has () in the place of the two.
+        given: of that part.
+        states: one state for each part; that part's own has () in the place of the three.
     """
 
     step: Array
     learning_rate: Array | None
+    given: Array | None
     states: tuple[Any, ...]
 
 
@@ -37,15 +51,23 @@ class AccumulateState(NamedTuple):
     Attributes:
         step: the number of updates so far, not of batches, int32.
         learning_rate: of the optimizer within; what is set here rules. None where that shows none, as optax's.
+        given: of the optimizer within.
         batches: how many batches have come since the last update, int32.
-        total: the sum of their gradients, a tree like the parameters, in at least float32.
-        state: the state of the optimizer within; () in the place of its step and learning rate.
+        unit: the first of their weights that is above 0; 0 as long as none was.
+        weight: the sum of their weights in that unit; without one, their number.
+        total: the sum of their gradients, each times its weight in that unit; like the parameters, in at least float32.
+        value: the sum of their losses, likewise, where `update` is given them.
+        state: the state of the optimizer within; () in the place of its step, learning rate and given number.
     """
 
     step: Array
     learning_rate: Array | None
+    given: Array | None
     batches: Array
+    unit: Array
+    weight: Array
     total: Params
+    value: Array
     state: Any
 
 
@@ -124,15 +146,20 @@ def chain(*parts: Optimizer) -> Optimizer:
 
 
 def accumulate(optimizer: Optimizer, steps: int) -> Optimizer:
-    """One update for k batches: their mean gradient, as if they had been one batch k times the size.
+    """One update for k batches: their mean gradient, as if they had been one batch.
 
-    g ← (g₁ + … + g_k)/k at every k-th call, given to the optimizer; between them updates are 0 and its state rests. For
-    a batch that does not fit into memory. Batches must be of equal size for the mean to be that of the whole, so
-    choose k·B to divide N; what an epoch leaves over goes on in the next. Layers that couple a batch (batch norm) see
-    the small ones.
+        g ← Σ wᵢgᵢ / Σ wᵢ,    i = 1 … k
+
+    For a batch that does not fit into memory. At every k-th call g is given to the optimizer; between them updates are
+    0 and its state rests. wᵢ, the weight of a batch, is the sum of its examples' weights (`Pass.weight`; without
+    weights their number, so that batches may differ in size): training hands it on, and `update` called by hand takes
+    it as `weight=`, for all or for none. A batch of weight 0 counts nothing; if all k have weight 0, g is the plain
+    mean of the gᵢ, which then hold the gradient of a penalty alone. What an epoch leaves over goes on in the next.
+    Layers that couple a batch (batch norm) see the small ones.
 
     Args:
-        optimizer: an Optimizer record, or one of optax's; a `chain` with clipping clips the mean.
+        optimizer: an Optimizer record, or one of optax's; a `chain` with clipping clips the mean. It is given the mean
+            gradient and, where it takes them, the weight of all k batches and the mean of their losses.
         steps: k ≥ 1.
 
     Raises:
@@ -142,11 +169,11 @@ def accumulate(optimizer: Optimizer, steps: int) -> Optimizer:
     >>> from jaxnn import sgd
     >>> optimizer = accumulate(sgd(0.1), 2)
     >>> opt_state = optimizer.init(jnp.zeros(1))
-    >>> for g in (1.0, 3.0):
-    ...     updates, opt_state = optimizer.update(jnp.array([g]), opt_state)
+    >>> for g, weight in ((1.0, 3.0), (3.0, 1.0)):
+    ...     updates, opt_state = optimizer.update(jnp.array([g]), opt_state, weight=weight)
     ...     print(updates, opt_state.step)
     [0.] 0
-    [-0.2] 1
+    [-0.15] 1
     """
     _check_part("accumulate: optimizer", optimizer)
     steps = whole_number("accumulate: steps", steps, least=1)
@@ -211,45 +238,58 @@ def _check_part(what: str, part: Any) -> None:
         raise TypeError(f"{what} must have init and update, as adam(1e-3) has, got {part!r}{hint}")
 
 
-def _shows_rate(state: Any) -> bool:
-    return {"step", "learning_rate"} <= set(getattr(state, "_fields", ()))
-
-
 def _without_rate(state: Any) -> Any:
     """The state with () for what its holder shows: it stands in one place, and no buffer is donated twice."""
-    return state._replace(step=(), learning_rate=())
+    return state._replace(**dict.fromkeys(RATE, ()))
+
+
+def _rate_in(state: Any) -> dict[str, Any]:
+    """What a holder shows of the state of the optimizer within."""
+    return {name: getattr(state, name) for name in RATE}
 
 
 @functools.lru_cache
 def _chain_init(inits: tuple[Callable[[Params], Any], ...]) -> Callable[[Params], Any]:
     def init(params: Params) -> Any:
         states = tuple(init(params) for init in inits)
-        rated = [i for i, state in enumerate(states) if _shows_rate(state)]
+        rated = [i for i, state in enumerate(states) if shows_rate(state)]
         if len(rated) > 1:
             raise ValueError(f"chain: parts {' and '.join(map(str, rated))} have a learning rate: keep one of them")
         if not rated:
             return states
         (i,) = rated
-        return ChainState(states[i].step, states[i].learning_rate, _replaced(states, i, _without_rate(states[i])))
+        return ChainState(states=_replaced(states, i, _without_rate(states[i])), **_rate_in(states[i]))
 
     return init
 
 
 @functools.lru_cache
 def _chain_update(parts: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
-    def update(grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(
+        grads: Params,
+        opt_state: Any,
+        params: Params = None,
+        *,
+        weight: Array | float | None = None,
+        value: Array | None = None,
+        grad: Params = None,
+        value_fn: Callable[..., Array] | None = None,
+    ) -> tuple[Params, Any]:
+        extras = {"weight": weight, "value": value, "grad": grad, "value_fn": value_fn}
         states, rated = opt_state, None
         if isinstance(opt_state, ChainState):
-            step, rate, states = opt_state
-            rated = [_shows_rate(state) for state in states].index(True)
-            states = _replaced(states, rated, states[rated]._replace(step=step, learning_rate=rate))
+            states = opt_state.states
+            rated = next(
+                i for i, state in enumerate(states) if isinstance(getattr(state, "learning_rate", None), tuple)
+            )
+            states = _replaced(states, rated, states[rated]._replace(**_rate_in(opt_state)))
         for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-            grads, state = part(grads, state, params)
+            grads, state = part(grads, state, params, **taken(part, extras))
             states = _replaced(states, i, state)
         if rated is None:
             return grads, states
         own = states[rated]
-        return grads, ChainState(own.step, own.learning_rate, _replaced(states, rated, _without_rate(own)))
+        return grads, ChainState(states=_replaced(states, rated, _without_rate(own)), **_rate_in(own))
 
     return update
 
@@ -262,43 +302,83 @@ def _replaced(states: tuple[Any, ...], i: int, state: Any) -> tuple[Any, ...]:
 def _accumulate_init(inner: Callable[[Params], Any]) -> Callable[[Params], AccumulateState]:
     def init(params: Params) -> AccumulateState:
         total, state = zeros("accumulate", params), inner(params)
-        if _shows_rate(state):
-            return AccumulateState(state.step, state.learning_rate, first_step(), total, _without_rate(state))
-        return AccumulateState(first_step(), None, first_step(), total, state)
+        shown: dict[str, Any] = {"step": first_step(), "learning_rate": None, "given": None}
+        within = state
+        if shows_rate(state):
+            shown, within = _rate_in(state), _without_rate(state)
+        unit, weight, value = (jnp.zeros((), jnp.result_type(float)) for _ in range(3))  # each is donated
+        return AccumulateState(
+            batches=first_step(), unit=unit, weight=weight, total=total, value=value, state=within, **shown
+        )
 
     return init
 
 
 @functools.lru_cache
 def _accumulate_update(inner: Callable[..., Any], steps: int) -> Callable[..., Any]:
-    def update(grads: Params, opt_state: AccumulateState, params: Params = None) -> tuple[Params, AccumulateState]:
-        step, rate, batches, total, state = opt_state
-        check_fit("accumulate", grads, params, total)
-        rated = _shows_rate(state)
+    def update(
+        grads: Params,
+        opt_state: AccumulateState,
+        params: Params = None,
+        *,
+        weight: Array | float | None = None,
+        value: Array | None = None,
+    ) -> tuple[Params, AccumulateState]:
+        check_fit("accumulate", grads, params, opt_state.total)
+        rated = opt_state.learning_rate is not None
+        state = opt_state.state
         if rated:
-            state = state._replace(step=step, learning_rate=as_rate(rate))
-        total = jax.tree.map(lambda s, g: s + jnp.asarray(g, s.dtype), total, grads)
-        like = grads if params is None else params
+            state = state._replace(**_rate_in(opt_state) | {"learning_rate": as_rate(opt_state.learning_rate)})
+        unit, part, kept = _weighed(1 if weight is None else weight, opt_state)
 
-        def move(total: Params, state: Any) -> tuple[Params, Any, Params]:
-            mean = jax.tree.map(lambda s: s / steps, total)
+        def added(total: Array, new: Array) -> Array:
+            part_, new = part.astype(total.dtype), jnp.asarray(new, total.dtype)
+            more = jnp.where(part == 0, 0, part_ * new)  # what a batch of weight 0 has, be it NaN, counts nothing
+            return jnp.where(kept, total, 0) + more
+
+        total = jax.tree.map(added, opt_state.total, grads)
+        total_value = opt_state.value if value is None else added(opt_state.value, value)
+        units = jnp.where(kept, opt_state.weight, 0) + part
+        whole = steps if weight is None else units
+        like = grads if params is None else params
+        carried = (total, total_value, unit, units)
+
+        def move(carried: tuple[Params, Array, Array, Array], state: Any) -> tuple[Params, Any, Any]:
+            total, total_value, unit, units = carried
+            mean = jax.tree.map(lambda s: s / jnp.asarray(whole, s.dtype), total)
             if not rated:  # optax's memories have the gradients' dtype
                 mean = jax.tree.map(lambda g, s: s.astype(jnp.result_type(g)), grads, mean)
-            updates, state = inner(mean, state, params)
+            extras = {"weight": unit * units, "grad": mean, "value": None if value is None else total_value / whole}
+            updates, state = inner(mean, state, params, **taken(inner, extras))
             updates = jax.tree.map(lambda leaf, u: u.astype(jnp.result_type(leaf)), like, updates)
-            return updates, state, jax.tree.map(jnp.zeros_like, total)
+            return updates, state, jax.tree.map(jnp.zeros_like, carried)
 
-        def rest(total: Params, state: Any) -> tuple[Params, Any, Params]:
-            updates = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), like)
-            return updates, state, total
+        def rest(carried: tuple[Params, Array, Array, Array], state: Any) -> tuple[Params, Any, Any]:
+            return jax.tree.map(lambda leaf: jnp.zeros_like(leaf), like), state, carried
 
-        last = batches + 1 >= steps
-        updates, state, total = jax.lax.cond(last, move, rest, total, state)
-        batches = jnp.where(last, 0, batches + 1)
+        last = opt_state.batches + 1 >= steps
+        updates, state, (total, total_value, unit, units) = jax.lax.cond(last, move, rest, carried, state)
+        shown: dict[str, Any] = {"step": jnp.where(last, next_step(opt_state.step), opt_state.step)}
+        shown |= {"learning_rate": None, "given": None}
         if rated:
-            step, rate, state = state.step, state.learning_rate, _without_rate(state)
-        else:
-            step = jnp.where(last, next_step(step), step)
-        return updates, AccumulateState(step, rate, batches, total, state)
+            shown, state = _rate_in(state), _without_rate(state)
+        batches = jnp.where(last, 0, opt_state.batches + 1)
+        return updates, AccumulateState(
+            batches=batches, unit=unit, weight=units, total=total, value=total_value, state=state, **shown
+        )
 
     return update
+
+
+def _weighed(weight: Array | float, opt_state: AccumulateState) -> tuple[Array, Array, Array]:
+    """The unit of weights, the new batch's weight in it, and whether what came before counts beside it.
+
+    The unit is the first weight above 0, so that batches of one weight are summed as they are, and no scale of the
+    weights leaves the range of floats. Until there is one, each batch counts 1.
+    """
+    weight = jnp.asarray(weight, opt_state.weight.dtype)
+    first = opt_state.unit == 0
+    unit = jnp.where(first, weight, opt_state.unit)
+    none = unit == 0  # False of NaN, which goes on
+    part = jnp.where(none, 1, weight / jnp.where(none, 1, unit))
+    return unit, part, none | ~first
