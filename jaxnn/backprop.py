@@ -85,7 +85,8 @@ def backprop(
         net: the network.
         loss: a Loss record.
         read: what to note at every leaf layer: "deltas" (δ at its output, [N, …]), "delta_norms" (‖δ‖₂ over the
-            batch, a scalar), or Reading records of your own.
+            batch, a scalar), or Reading records of your own. Their δ is ∂(Σₘ wₘCₘ)/∂z, Σw times what the recursion
+            carries: see below.
         penalty: a Penalty record; becomes part of loss and grads.
         train: whether layers behave as in training. A Python bool.
 
@@ -99,6 +100,11 @@ def backprop(
         ValueError: for an unknown reading; when called, if the parameters are another network's, if x, target
             and weights differ in batch size, if a backward rule gives gradients of another shape, or, outside jit,
             if a weight is negative or not finite, or all are 0.
+
+    Units: `loss` and `grads` are of the mean, C = Σ wₙCₙ / Σw; a δ that is read is of the sum, Σ wₙCₙ, whatever the
+    batch's size: for a dense layer grads["b"] is Σₙ δₙ / Σw. Without weights, and where no layer couples the batch, it
+    is the textbook's δₙ = ∂Cₙ/∂zₙ; with weights it is wₙ ∂Cₙ/∂zₙ. Before batch norm in training, zₙ moves every
+    example's cost, and δₙ is the total Σₘ wₘ ∂Cₘ/∂zₙ. The penalty is part of loss and grads, not of any δ.
 
     Source: Rumelhart, Hinton & Williams (1986); Nielsen (2015), ch. 2, BP1-BP4.
 
@@ -257,8 +263,12 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
     """The network as a plain function whose `jax.grad` runs through the hand-derived backward rules.
 
     For programs of one's own: `apply(params, state, x, *, train=False, rng=None) -> (y, state)`. The new state
-    comes back under `stop_gradient`; integer inputs get JAX's float0. `jax.custom_vjp` forbids forward mode, and
-    with it `jax.jvp`, `jax.linearize` and `jax.hessian`; use `net.forward` for those.
+    comes back under `stop_gradient`; integer inputs get JAX's float0. `jax.custom_vjp` forbids forward mode through
+    `apply` itself: `jax.jvp`, `jax.linearize` and `jax.jacfwd` of it end in a TypeError; use `net.forward` for those. Its
+    gradient is made of plain functions, and can be differentiated in either mode: `jax.hessian`, `jax.grad` of
+    `jax.grad` and `jax.jvp` of `jax.grad` work, through the derivatives of the backward rules.
+
+    Source: Bradbury et al. (2018), JAX, for `jax.custom_vjp`; Pearlmutter (1994) for products with the Hessian.
 
     >>> from jaxnn.layers import dense
     >>> net = dense(2)

@@ -54,8 +54,9 @@ class DivergenceError(ArithmeticError):
     Attributes:
         step: the optimizer step at which it happened, counted from 0 over the whole training.
         epoch: the epoch of that step, likewise.
-        leaf: the first leaf that is not finite, in the network's own order, such as "grads/dense_0/w"; or "loss",
-            "validation_loss", or the metric that was watched.
+        leaf: the first leaf that is not finite at that step, in the network's own order, the gradients before the new
+            parameters: "grads/dense_0/w", "params/dense_0/w"; "loss" where they are all finite, and "the loss" where
+            no step of the epoch is at fault. Or "validation_loss", or the metric that was watched.
         train_state: the last good state, from before that step; where the validation loss or a metric is not finite,
             the state that gave it, whose parameters are finite.
         history: the history of the epochs that were completed, that one included where it is such a figure's.

@@ -7,7 +7,9 @@ Every public name but `fans` is a factory, called with parentheses, that returns
     >>> glorot_uniform()(jax.random.key(0), (784, 30)).shape
     (784, 30)
 
-Kernels are [in, out] (dense) or [*spatial, in, out] (convolution); their entries have mean 0 and
+Kernels are [in, out] (dense) or [*spatial, in, out] (convolution). Where a parameter is several kernels side by side,
+layers draw each by itself, with its own fans: `conv` each group's, `gru` and `lstm` each gate's.
+Entries have mean 0 and
 
     name                              variance
     glorot_uniform, glorot_normal     2 / (fan_in + fan_out)
@@ -54,7 +56,8 @@ UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(fan_in, fan_out): the inputs that an output of this kernel sees, the outputs that an input reaches.
 
-    Dense [in, out]: (in, out). Convolution [*spatial, in, out]: the same times the number of taps, ∏ spatial.
+    Dense [in, out]: (in, out). Convolution [*spatial, in, out]: the same times the number of taps, ∏ spatial; with G
+    groups of one group's kernel [*spatial, in/G, out/G], which the shape [*spatial, in/G, out] of all does not show.
 
     Raises:
         ValueError: if the shape has fewer than two axes, or an empty one.

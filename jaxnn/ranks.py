@@ -9,5 +9,5 @@ from typing import Any
 
 
 def with_rank(v: Any, rank: int) -> Any:
-    """V with axes of size 1 in front until it has `rank` of them: a bias [H] beside z [N, T, H] is [1, 1, H]."""
+    """Gives v axes of size 1 in front until it has `rank` of them: a bias [H] beside z [N, T, H] is [1, 1, H]."""
     return v.reshape((1,) * (rank - v.ndim) + v.shape)

@@ -24,7 +24,7 @@ def span(sizes: Iterable[float]) -> tuple[float, float]:
 
 
 def decades(size: float) -> float:
-    """Log₁₀ of a size; −∞ of 0."""
+    """The log₁₀ of a size; −∞ of 0."""
     return math.log10(size) if size > 0 else -math.inf
 
 

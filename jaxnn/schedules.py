@@ -7,8 +7,9 @@
     joined        one schedule after another             scaled        another schedule times a factor
 
 Every public name is a factory; equal calls give the same schedule (compiled programs are cached by its identity).
-The step may be traced. Beyond the end the last rate stays. Any function `step -> rate` will do where an optimizer
-takes a schedule. Letters: t step, η rate.
+The step may be traced. At its ends a schedule gives the rates that it was made with, to the bit, compiled or not, and
+nowhere a rate outside of what lies between them. Beyond the end the last rate stays. Any function `step -> rate` will
+do where an optimizer takes a schedule. Letters: t step, η rate.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
@@ -223,8 +225,9 @@ def _constant(value: float) -> Schedule:
 @functools.cache
 def _step(initial: float, factor: float, every: int) -> Schedule:
     def schedule(step: Array) -> Array:
-        stair = jnp.asarray(step) // every
-        return initial * factor ** stair.astype(jnp.result_type(float))
+        step = _time(step)
+        stair = step // every if _reaches(step, every) else jnp.zeros_like(step)
+        return _from(stair, initial, _power(initial, factor, _float(stair)), falls=factor < 1)
 
     return schedule
 
@@ -232,8 +235,9 @@ def _step(initial: float, factor: float, every: int) -> Schedule:
 @functools.cache
 def _piecewise(values: tuple[float, ...], boundaries: tuple[int, ...]) -> Schedule:
     def schedule(step: Array) -> Array:
+        step = _time(step)
         rates = jnp.asarray(values, jnp.result_type(float))
-        return rates[sum((jnp.asarray(step) >= boundary).astype(jnp.int32) for boundary in boundaries)]
+        return rates[sum(_past(step, boundary).astype(jnp.int32) for boundary in boundaries)]
 
     return schedule
 
@@ -241,7 +245,8 @@ def _piecewise(values: tuple[float, ...], boundaries: tuple[int, ...]) -> Schedu
 @functools.cache
 def _exponential(initial: float, factor: float, every: int) -> Schedule:
     def schedule(step: Array) -> Array:
-        return initial * factor ** (_float(step) / every)
+        step = _time(step)
+        return _from(step, initial, _power(initial, factor, _float(step) / float(every)), falls=factor < 1)
 
     return schedule
 
@@ -249,15 +254,25 @@ def _exponential(initial: float, factor: float, every: int) -> Schedule:
 @functools.cache
 def _inverse_time(initial: float, rate: float, every: int) -> Schedule:
     def schedule(step: Array) -> Array:
-        return initial / (1 + rate * _float(step) / every)
+        step = _time(step)
+        return _from(step, initial, initial / (1 + rate * _float(step) / float(every)), falls=True)
 
     return schedule
 
 
 @functools.cache
 def _polynomial(initial: float, final: float, steps: int, power: float) -> Schedule:
+    def rising(gone: Array, left: Array) -> Array:
+        if power == 1:
+            return gone
+        # 1 − leftᵖ; left near 1 is known best by what is gone.
+        return -jnp.expm1(power * jnp.where(gone < 0.5, jnp.log1p(-jnp.minimum(gone, 0.5)), jnp.log(left)))
+
     def schedule(step: Array) -> Array:
-        return final + (initial - final) * _left(step, steps) ** power
+        step = _time(step)
+        gone, left = _gone(step, steps), _left(step, steps)
+        up = rising(gone, left) if initial < final else left**power
+        return _between(step, steps, initial, final, up)
 
     return schedule
 
@@ -265,8 +280,10 @@ def _polynomial(initial: float, final: float, steps: int, power: float) -> Sched
 @functools.cache
 def _cosine(initial: float, steps: int, final: float) -> Schedule:
     def schedule(step: Array) -> Array:
+        step = _time(step)
         # ½(1 + cos πx) = sin²(π(1 − x)/2), which does not cancel near the end and is 0 there.
-        return final + (initial - final) * jnp.square(jnp.sin(jnp.pi / 2 * _left(step, steps)))
+        up = _gone(step, steps) if initial < final else _left(step, steps)
+        return _between(step, steps, initial, final, jnp.square(jnp.sin(jnp.pi / 2 * up)))
 
     return schedule
 
@@ -274,10 +291,11 @@ def _cosine(initial: float, steps: int, final: float) -> Schedule:
 @functools.lru_cache
 def _warmup(steps: int, then: Schedule, initial: float) -> Schedule:
     def schedule(step: Array) -> Array:
-        step = jnp.asarray(step)
+        step = _time(step)
         peak = _float(then(jnp.zeros_like(step)))
-        line = peak + (initial - peak) * _left(step, steps)
-        return jnp.where(step < steps, line, _float(then(jnp.maximum(step - steps, 0))))
+        up = jnp.where(peak < initial, _left(step, steps), _gone(step, steps))
+        line = _between(step, steps, initial, peak, up)
+        return jnp.where(_past(step, steps), _float(then(_since(step, steps))), line)
 
     return schedule
 
@@ -285,11 +303,10 @@ def _warmup(steps: int, then: Schedule, initial: float) -> Schedule:
 @functools.lru_cache
 def _joined(parts: tuple[Schedule, ...], boundaries: tuple[int, ...]) -> Schedule:
     def schedule(step: Array) -> Array:
-        step = jnp.asarray(step)
+        step = _time(step)
         rate = _float(parts[0](step))
         for part, boundary in zip(parts[1:], boundaries, strict=True):
-            since = jnp.maximum(step - boundary, 0)  # before its time a schedule is not asked for negative steps
-            rate = jnp.where(step < boundary, rate, _float(part(since)))
+            rate = jnp.where(_past(step, boundary), _float(part(_since(step, boundary))), rate)
         return rate
 
     return schedule
@@ -307,9 +324,65 @@ def _float(value: Any) -> Array:
     return jnp.asarray(value, jnp.result_type(float))
 
 
+def _time(step: Any) -> Array:
+    """The step as an array, whole numbers in at least 32 bits; one beyond the last that there is, as the last."""
+    if isinstance(step, Integral):
+        step = min(int(step), jnp.iinfo(jnp.result_type(int)).max)
+    step = jnp.asarray(step)
+    return step.astype(jnp.int32) if step.dtype.itemsize < 4 and not _is_float(step) else step
+
+
+def _is_float(step: Array) -> bool:
+    return jnp.issubdtype(step.dtype, jnp.floating)
+
+
+def _reaches(step: Array, boundary: int) -> bool:
+    """Whether steps of this dtype can come to the boundary."""
+    return _is_float(step) or boundary <= jnp.iinfo(step.dtype).max
+
+
+def _past(step: Array, boundary: int) -> Array:
+    """Where step ≥ boundary."""
+    return step >= boundary if _reaches(step, boundary) else jnp.zeros_like(step, bool)
+
+
+def _since(step: Array, boundary: int) -> Array:
+    """Steps since the boundary, 0 before it: before its time a schedule is not asked for negative steps."""
+    return jnp.maximum(step, boundary) - boundary if _reaches(step, boundary) else jnp.zeros_like(step)
+
+
 def _left(step: Array, steps: int) -> Array:
     """The part of the steps that is still to come, from 1 to 0; subtracted as whole numbers, so exactly."""
-    return _float(steps - jnp.clip(jnp.asarray(step), 0, steps)) / steps
+    if not _reaches(step, steps):
+        return (float(steps) - jnp.maximum(_float(step), 0)) / float(steps)
+    return _float(steps - jnp.clip(step, 0, steps)) / float(steps)
+
+
+def _gone(step: Array, steps: int) -> Array:
+    """The part of the steps that is over, from 0 to 1."""
+    return _float(jnp.clip(step, 0, steps) if _reaches(step, steps) else jnp.maximum(step, 0)) / float(steps)
+
+
+def _between(step: Array, steps: int, initial: float | Array, final: float | Array, up: Array) -> Array:
+    """The rate initial at 0, final from `steps` on, in between the part `up` of the way from the lower to the higher.
+
+    Sums that round, and that a compiler contracts or reorders, may miss an end by a unit in the last place: the ends
+    are written, not computed. Counted from the lower end nothing cancels.
+    """
+    initial, final = _float(initial), _float(final)
+    low, high = jnp.minimum(initial, final), jnp.maximum(initial, final)
+    between = jnp.clip(low + (high - low) * up, low, high)
+    return jnp.where(step <= 0, initial, jnp.where(_past(step, steps), final, between))
+
+
+def _from(step: Array, initial: float, rate: Array, *, falls: bool) -> Array:
+    """The rate, initial at step 0 and on the right side of it from there on: `_between` with one end."""
+    return jnp.where(step == 0, initial, jnp.minimum(rate, initial) if falls else jnp.maximum(rate, initial))
+
+
+def _power(initial: float, factor: float, t: Array) -> Array:
+    """The rate initial · factorᵗ; 0 where initial is, though factorᵗ overflows."""
+    return initial * factor**t if initial else jnp.zeros_like(t)
 
 
 def _schedule(what: str, schedule: Any) -> Schedule:

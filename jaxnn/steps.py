@@ -463,7 +463,7 @@ def shuffled(key: Key, n: int) -> Array:
 
 
 def _wrapped(i: Array, size: int) -> Array:
-    """I mod size, for 0 ≤ i < 2·size; a comparison costs less than a division."""
+    """Gives i mod size, for 0 ≤ i < 2·size; a comparison costs less than a division."""
     return jnp.where(i < size, i, i - size)
 
 

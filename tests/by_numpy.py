@@ -18,7 +18,7 @@ from jaxnn.jaxprs import CALLS, RULED, Cond, Scan, While, bind, called
 
 
 def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
-    """F as a function of pytrees of arrays that returns NumPy arrays; traced once for each shape and dtype."""
+    """The same f as a function of pytrees of arrays that returns NumPy arrays; traced once for each shape and dtype."""
     traced: dict[Any, Any] = {}
 
     def run(*args: Any) -> Any:

@@ -44,7 +44,7 @@ def rms(x: np.ndarray) -> float:
 
 
 def finite(x: np.ndarray) -> np.ndarray:
-    """X with 0 in the place of NaN and infinities."""
+    """The array x with 0 in the place of NaN and infinities."""
     return np.where(np.isfinite(x), x, 0)
 
 
@@ -124,7 +124,7 @@ class Court:
             return slope_of(lambda ts: np.asarray(self._g(wide, widen(directions), jnp.asarray(ts))), scale)
 
     def _difference(self) -> Callable[..., Any]:
-        """G(arguments, v, [P]) = ⟨δ, f(x + t v) − f(x)⟩ for each t: subtracted before it is summed."""
+        """The function g(arguments, v, [P]) = ⟨δ, f(x + t v) − f(x)⟩ for each t: subtracted before it is summed."""
         value = self.programs.value
         run = replay(value) if self.programs.stopped else runner(value)
 

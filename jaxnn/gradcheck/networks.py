@@ -270,7 +270,7 @@ def _noting(net: Layer) -> tuple[Layer, dict[tuple[int, ...], Spot]]:
 
 @jax.custom_vjp
 def _mark(slot: Spot, y: Any, kept: Spot) -> Any:
-    """Y, unchanged; the gradient with respect to slot is what was kept, and the δ of y."""
+    """Gives y, unchanged; the gradient with respect to slot is what was kept, and the δ of y."""
     return y
 
 

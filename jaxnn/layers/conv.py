@@ -15,7 +15,20 @@ from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
 from jaxnn.ranks import with_rank
-from jaxnn.types import BackwardRule, DType, ForwardRule, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
+from jaxnn.types import (
+    Array,
+    BackwardRule,
+    DType,
+    ForwardRule,
+    Initializer,
+    InShape,
+    Key,
+    Layer,
+    Params,
+    Shape,
+    State,
+    Tree,
+)
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
 
 
@@ -46,7 +59,8 @@ def conv(
                              δ, s − 1 zeros between its entries, convolved with the kernel flipped in space
         ∂C/∂b [H]            ∂C/∂bₒ = Σₙₚ δₙₚₒ
 
-    With G groups, output o sees the C/G inputs of its group alone, ⌊o G/H⌋. With G = C it is depthwise.
+    With G groups, output o sees the C/G inputs of its group alone, ⌊o G/H⌋. With G = C it is depthwise. Each group's
+    kernel [*K, C/G, H/G] is drawn by itself, so that its fans are what its outputs see and its inputs reach.
 
     Parameters: `{"w": [*K, C/G, H], "b": [H]}`, flax's layout. PyTorch's weight [H, C/G, *K] is
     `jnp.moveaxis(weight, (0, 1), (-1, -2))`. PyTorch flattens [C, *D] where `flatten` has [*D, C]: the w of a dense
@@ -60,7 +74,8 @@ def conv(
         dilation: d, one number, or one for each axis.
         groups: G, which divides C and H.
         bias: False leaves b out.
-        w_init: initializer of w; Glorot's uniform one by default.
+        w_init: initializer of w, or with groups of each group's part of it, then under `vmap` over their keys; Glorot's
+            uniform one by default.
         b_init: initializer of b; zeros by default.
 
     Raises:
@@ -98,7 +113,7 @@ def conv(
             raise LayerError("conv", f"expects channels in {groups} groups, got {channels}: {groups} must divide them")
         shapes = {"w": (*size, channels // groups, features), "b": (features,)}
         w_key, b_key = jax.random.split(as_key(key))
-        params = {"w": w_init(w_key, shapes["w"], dtype)}
+        params = {"w": _drawn(w_init, w_key, shapes["w"], groups, dtype)}
         if bias:
             params["b"] = b_init(b_key, shapes["b"], dtype)
         for name, param in params.items():
@@ -142,3 +157,18 @@ def conv(
 
     plain = (("plain forward", forward_by(PLAIN)), ("plain", backward_by(PLAIN)))
     return Layer("conv", init, forward_by(FASTEST), backward_by(FASTEST), rules=plain)
+
+
+def _drawn(w_init: Initializer, key: Key, shape: Shape, groups: int, dtype: DType) -> Array:
+    """A kernel [*K, C/G, H], each group's [*K, C/G, H/G] with a key of its own."""
+    if groups == 1:
+        return w_init(key, shape, dtype)
+    each = (*shape[:-1], shape[-1] // groups)
+
+    def of_group(key: Key) -> Array:
+        w = w_init(key, each, dtype)
+        if jnp.shape(w) != each:
+            raise LayerError("conv", f"expects w_init to give {each} for each of {groups} groups, got {jnp.shape(w)}")
+        return w
+
+    return jax.vmap(of_group, out_axes=-2)(jax.random.split(key, groups)).reshape(shape)

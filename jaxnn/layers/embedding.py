@@ -31,7 +31,8 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
     Args:
         vocabulary: V, the number of indices, at least 1.
         width: H, at least 1.
-        w_init: initializer of W; N(0, 1/H) by default, rows of length 1 or so.
+        w_init: initializer of W; N(0, 1/H) by default, rows of length 1 or so. The fans are V and H, as of the dense
+            layer on one-hot vectors, though an output sees one row alone.
 
     Raises:
         ValueError: if x holds no whole numbers, has no batch axis, or an index is not in the vocabulary.

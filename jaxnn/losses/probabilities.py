@@ -22,7 +22,7 @@ def no_probability(p: Array) -> Array:
 
 
 def log_clipped(p: Array, weight: Array, tiny: float) -> Array:
-    """Log of max(p, tiny), with the derivative 1/max(p, tiny); where its weight is 0 too, log 1.
+    """The log of max(p, tiny), with the derivative 1/max(p, tiny); where its weight is 0 too, log 1.
 
     A derivative of 0 below `tiny` would teach nothing to the predictions that are most wrong.
     """

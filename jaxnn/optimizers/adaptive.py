@@ -93,6 +93,9 @@ def adagrad(learning_rate: float | Schedule, eps: float = 1e-6) -> Optimizer:
     What it adds to `sgd`: η is divided by the root of the sum of all g² so far, parameter by parameter, so that rare
     features learn as fast as frequent ones. The sum only grows: under gradients of one size, rates fall as 1/√t.
 
+    Elsewhere: in optax r begins at 0.1 (`initial_accumulator_value`) and δ = 1e-7 stands inside the root; in PyTorch r
+    begins at 0, as here, and δ = 1e-10 stands outside.
+
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
         eps: δ > 0, outside the root.
@@ -122,6 +125,9 @@ def rmsprop(learning_rate: float | Schedule, rho: float = 0.9, eps: float = 1e-6
 
     What it adds to `adagrad`: a running mean in the place of the sum, so that rates recover when gradients become
     smaller. The mean begins at 0 and is not corrected for that: the first steps are up to 1/√(1 − ρ) times too large.
+
+    Elsewhere: in optax ρ = 0.9, as here, and δ = 1e-8 stands inside the root (outside with `eps_in_sqrt=False`); in
+    PyTorch ρ = 0.99 (alpha), and δ = 1e-8 stands outside. In both r begins at 0 and is not corrected by default.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
@@ -155,6 +161,8 @@ def adam(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, ep
 
     What it adds to `rmsprop`: momentum, as the running mean s in the place of g, and the correction of both means
     for having begun at 0, so that the first steps have size η too.
+
+    Elsewhere: in optax and PyTorch δ = 1e-8, at the same place; ρ₁, ρ₂ and the corrections are the same.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
@@ -196,6 +204,9 @@ def adamw(
     to g instead, which Adam divides by √r̂ with the rest: weights with large gradients then shrink less, by about
     ηλ/√r̂. Under `sgd` without momentum the two are one; with momentum μ, L2's share goes through the mean too and
     shrinks by about ηλ/(1 − μ).
+
+    Elsewhere: in optax λ = 1e-4, in PyTorch λ = 0.01, as here; in both every parameter decays, biases too, unless it is
+    excluded (`decay=penalties.everything` does so here), and δ = 1e-8.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η; the decay follows it, as in optax and PyTorch. (The authors

@@ -67,7 +67,8 @@ def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool =
 
         v ← μv + g;    θ ← θ − ηv,    or with Nesterov's    θ ← θ − η(g + μv)
 
-    η stands outside v, as in optax and PyTorch: a change of η takes effect at once.
+    η stands outside v, as in optax and PyTorch: a change of η takes effect at once. v begins at 0; the defaults are
+    theirs, and so are the updates, Nesterov's too.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.

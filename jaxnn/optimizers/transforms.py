@@ -72,11 +72,13 @@ class AccumulateState(NamedTuple):
 
 
 def clip_by_global_norm(max_norm: float) -> Optimizer:
-    """G · min(1, c/‖g‖), where ‖g‖ is the norm of all gradients together.
+    """Clips gradients to g · min(1, c/‖g‖), where ‖g‖ is the norm of all of them together.
 
     The direction is kept; gradients within the bound are left as they are, to the bit. Norms are taken in at least
     float32 of g / max|g|: nothing overflows on the way. Where a gradient is NaN or infinite, ‖g‖ is unknown and
     all become NaN, so that training ends with an error rather than with a step at random.
+
+    Elsewhere: optax's is the same where no square overflows; PyTorch's divides by ‖g‖ + 1e-6.
 
     Args:
         max_norm: c > 0.
