@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import checks
-from jaxnn.backprop import PassFunction, backprop
+from jaxnn.backprop import PassFunction, backprop, costs, penalty_value
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
 from jaxnn.optimizers import apply_updates
@@ -34,6 +34,7 @@ from jaxnn.types import (
     TrainState,
     Tree,
 )
+from jaxnn.weighting import power_of_two, usable_weights, values_of, weighted
 
 Gradient = Callable[..., PassFunction]
 Metrics = Mapping[str, Metric] | Sequence[Metric]
@@ -43,7 +44,7 @@ DataSet = tuple[Any, ...]  # (x, target) or (x, target, weights), N examples fir
 SORTED = 1024  # numbers up to which sorting is cheap, and every order equally likely
 ROUNDS = 3  # pairs of rounds; two pairs already pass for random with random tables (Luby & Rackoff's theorem)
 AUGMENTATION = "/augment"  # its key's name, which no layer can have
-RESERVED = {"loss", "seconds", "weight", "update_scale"}  # names in the history that no metric may have
+RESERVED = {"loss", "penalty", "seconds", "weight", "update_scale"}  # names in the history that no metric may have
 PARTS = ("x", "target", "weights")  # of a DataSet
 
 
@@ -51,11 +52,12 @@ class EpochResult(NamedTuple):
     """What an epoch reports, as arrays.
 
     Attributes:
-        loss: Σ wₙ Cₙ / Σ wₙ over the epoch (plus the penalty), each Cₙ as its step saw it.
+        loss: Σ wₙ Cₙ / Σ wₙ over the epoch, without the penalty, each Cₙ as its step saw it.
         metrics: the same weighted mean of each metric.
-        losses: [steps], the loss of every step.
-        finite: False if any loss, or any parameter at the end, is not finite.
+        losses: [steps], the loss of every step, without the penalty.
+        finite: False if any loss (with the penalty), or any parameter at the end, is not finite.
         diagnostics: what was measured, [times, …] in each leaf; () where nothing was asked for.
+        penalty: the mean of the steps' penalties, weighted as their losses are; () where there is none.
     """
 
     loss: Array
@@ -63,6 +65,7 @@ class EpochResult(NamedTuple):
     losses: Array
     finite: Array
     diagnostics: Measures | tuple[()] = ()
+    penalty: Array | tuple[()] = ()
 
 
 def init_train_state(
@@ -183,9 +186,10 @@ def train_epoch(
         loss: a Loss record.
         optimizer: an Optimizer record, or one of optax's.
         batch_size: B, from 1 to N.
-        metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
+        metrics: functions (prediction, target) -> [N], in a list or by name in a dict; see `metrics` for weights and
+            masks of entries.
         gradient: `backprop` (by hand) or `autodiff`.
-        penalty: a Penalty record, part of the loss.
+        penalty: a Penalty record, part of what is minimised.
         shuffle: False keeps the order of the data.
         augment: a function (key, x) -> x of the same shape, applied to each batch.
         diagnose: how many steps are measured, at equal distances, the last at the last full batch. 0 costs nothing.
@@ -254,25 +258,32 @@ def epoch_program(
 
         def take(step: Any, train_state: TrainState, rows: Array) -> tuple[TrainState, Tree, Any]:
             x, target, weights = rows_of(data, rows)
+            params = train_state.params
             train_state, out = step(train_state, x, target, weights, update_scale=update_scale)
-            sums = (out.loss, batch_sums(out.loss, out.output, target, weights, metrics))
-            return train_state, sums, out.readings.get(HEALTH.name)
+            figures, whole = {"loss": out.loss}, None
+            if penalty is not None:  # computed once, as XLA sees: the pass has the same
+                figures["loss"], whole = costs(loss, out.output, target, weights).mean, out.loss
+                figures["penalty"] = penalty_value(penalty, params).astype(whole.dtype)
+            sums = batch_sums(factor, out.weight, figures, out.output, target, weights, metrics)
+            return train_state, (figures["loss"], whole, sums), out.readings.get(HEALTH.name)
 
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and checks.is_concrete(data[2]):
             checks.weight_values("data: weights", data[2])
         check_batch_size(batch, data[0], diagnose)
+        data, factor = in_moderation(data)
         order = epoch_order(train_state, data[0], batch, shuffle)
         if diagnose:
             run = in_measured_batches(one, measured, train_state, order, batch, diagnose)
-            train_state, (losses, sums), diagnostics = run
+            train_state, (losses, whole, sums), diagnostics = run
         else:
-            train_state, (losses, sums) = in_batches(one, train_state, order, batch)
+            train_state, (losses, whole, sums) = in_batches(one, train_state, order, batch)
             diagnostics = ()
         means = means_of(sums)
-        loss = means.pop("loss")
-        finite = jnp.isfinite(losses).all() & jnp.isfinite(loss) & all_finite(train_state.params)
-        return train_state, EpochResult(loss, means, losses, finite, diagnostics)
+        mean, penalties = means.pop("loss"), means.pop("penalty", ())
+        whole = losses if whole is None else whole
+        finite = jnp.isfinite(whole).all() & jnp.isfinite(mean) & all_finite(train_state.params)
+        return train_state, EpochResult(mean, means, losses, finite, diagnostics, penalties)
 
     return training
 
@@ -336,8 +347,13 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
         carry, out = jax.lax.scan(one, carry, order[: full * batch].reshape(full, batch))
         outs.append(out)
     if len(order) % batch:
-        carry, out = one(carry, order[full * batch :])
-        outs.append(jax.tree.map(lambda leaf: leaf[None], out))
+        rest = order[full * batch :]
+        if checks.is_concrete(order):  # its weights are not looked at, which may all be 0 in a batch
+            carry, out = jax.lax.scan(one, carry, rest[None])
+        else:
+            carry, out = one(carry, rest)
+            out = jax.tree.map(lambda leaf: leaf[None], out)
+        outs.append(out)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
 
@@ -373,26 +389,56 @@ def in_measured_batches(
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs), noted
 
 
+def in_moderation(data: DataSet) -> tuple[DataSet, Array | float]:
+    """The data, their weights in a unit in which they can be added up, and a factor with which they sum to 1 at most.
+
+    A power of two: sums that are multiplied by it before they are taken stay in range if their mean does, and are
+    otherwise what they were.
+    """
+    x, target, *weights = data
+    factor = 0.5 ** (checks.batch_size("x", x) - 1).bit_length()
+    if not weights:
+        return data, factor
+    dtype = checks.accumulator(weights[0].dtype) if is_floating(weights[0]) else jnp.result_type(float)
+    w, _ = usable_weights(weights[0], dtype)
+    top = power_of_two(jnp.where(w > 0, w, 0).max())
+    return (x, target, w), factor / (2 * jnp.where(top == 0, 1, top))
+
+
 def batch_sums(
-    loss: Array, output: Any, target: Tree, weights: Array | None, metrics: NamedMetrics
+    factor: Array | float,
+    weight: Array,
+    figures: dict[str, Array],
+    output: Any,
+    target: Tree,
+    weights: Array | None,
+    metrics: NamedMetrics,
 ) -> dict[str, Array]:
-    """Σ w, Σ w·loss and Σ w·metric of a batch."""
-    n = checks.batch_size("output", output)
-    w = jnp.ones(n, loss.dtype) if weights is None else checks.usable_weights(weights, loss.dtype)
-    total = jnp.asarray(n, loss.dtype) if weights is None else w.sum()
-    sums = {"weight": total, "loss": loss * total}
+    """Σ w of a batch, which is its weight, Σ w·figure of each mean over it, and Σ w·metric, all times the factor."""
+    weight = weight * jnp.asarray(factor, weight.dtype)
+    sums = {"weight": weight, **{name: mean * weight for name, mean in figures.items()}}
     for name, metric in metrics:
-        value = metric_value(name, metric, output, target)
-        sums[name] = jnp.where(w == 0, 0, w * value.astype(loss.dtype)).sum()
+        value, w = metric_value(name, metric, output, target, weights)
+        value, each = value.astype(weight.dtype), jnp.asarray(factor, weight.dtype)
+        if w is not None:
+            each = w.astype(weight.dtype) * (each / math.prod(w.shape[1:]))
+            value = jnp.where(each == 0, 0, each * value)
+        else:
+            value = each * value
+        sums[name] = value.sum()
     return sums
 
 
-def metric_value(name: str, metric: Metric, output: Any, target: Tree) -> Array:
-    """metric(output, target), held to be [N]."""
-    n, value = checks.batch_size("output", output), metric(output, target)
-    if value.shape != (n,):
-        raise ValueError(f"metric {name!r} must give one value for each example, ({n},), got shape {value.shape}")
-    return value
+def metric_value(
+    name: str, metric: Metric, output: Any, target: Tree, weights: Array | None = None
+) -> tuple[Array, Array | None]:
+    """metric(output, target), held to be [N], or that of each entry where entries are weighted; and the weights."""
+    entries = getattr(metric, "entries", None)
+    case = weighted(f"metric {name!r}", entries, output, target, weights)
+    value = values_of(f"metric {name!r} must give one value", metric, entries, case)
+    if case.weights is None or case.unit is None:
+        return value, None
+    return value, case.weights * case.unit
 
 
 def means_of(sums: dict[str, Array]) -> dict[str, Array]:
