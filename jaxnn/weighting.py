@@ -112,7 +112,7 @@ def _unmasked(x: Any) -> list[Any]:
 
 
 def _dtype(prediction: Any) -> DType:
-    floats = [leaf.dtype for leaf in jax.tree.leaves(prediction) if is_floating(leaf)]
+    floats = [jnp.result_type(leaf) for leaf in jax.tree.leaves(prediction) if is_floating(leaf)]
     return max(floats, key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype("float32"))
 
 
@@ -184,6 +184,7 @@ def usable_weights(weights: Array, dtype: DType) -> tuple[Array, Array]:
     for those it is the power of two below the largest, so that nothing is rounded. The processor takes floats below
     the smallest normal one for 0 (1e-40 in float32); their bits are read as whole numbers.
     """
+    weights = jnp.asarray(weights)
     if not is_floating(weights):
         w = weights.astype(dtype)
         return jnp.where(w >= 0, w, jnp.nan), jnp.ones((), dtype)
