@@ -4,16 +4,18 @@ Both build a function `(params, state, x, target, *, rng=None, weights=None) -> 
 hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward`: the recursion is the
 composition of the layers' backward functions and stands in `combinators`.
 
-Scale: the loss is C = Σₙ wₙ Cₙ / Σₙ wₙ. The output δ is multiplied by wₙ/Σw before the recursion (float16
+Scale: the loss is C = Σₙ wₙ Cₙ / Σₙ wₙ, with wₙ and Cₙ as in `weighting` where entries of an example (steps, pixels)
+have weights of their own, or a mask. The output δ is multiplied by its share wₙ/Σw before the recursion (float16
 products of unscaled δs overflow), so `grads` are ∂C/∂θ; the δs that readings see are multiplied back, ∂(Σ wₙCₙ)/∂z,
 which without weights and without batch coupling is the textbook's δₙ = ∂Cₙ/∂zₙ.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,6 @@ import numpy as np
 
 from jaxnn.checks import (
     LayerError,
-    accumulator,
     batch_size,
     example_shape,
     example_weights,
@@ -30,8 +31,8 @@ from jaxnn.checks import (
     same_shapes,
     spec_tree,
     static_spec,
-    usable_weights,
     weight_values,
+    widest,
 )
 from jaxnn.combinators import map_layers
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
@@ -49,6 +50,7 @@ from jaxnn.types import (
     State,
     Tree,
 )
+from jaxnn.weighting import shares, values_of, weigh, weighted
 
 
 class PassFunction(Protocol):
@@ -92,14 +94,16 @@ def backprop(
 
     Returns:
         `fn(params, state, x, target, *, rng=None, weights=None) -> Pass`: x [N, …] (or a tree of such), target as
-        the loss wants it, weights [N] non-negative (1 by default). Pure; works under jit, vmap and scan. Under jit
-        a weight that is negative or not finite makes loss and δs NaN, and a batch without any weight, as a larger
-        data set may hold, has loss 0 and gradients 0.
+        the loss wants it, weights non-negative (1 by default): [N], or [N, …] with one for each entry of the examples
+        (steps, pixels), of a loss that has `entries`. Where the output is `Sequences`, or the target, only entries
+        count at which the mask is True. What does not count may have any target (a label of −100) and NaN for its
+        prediction. Pure; works under jit, vmap and scan. Under jit a weight that is negative or not finite makes loss
+        and δs NaN, and a batch without any weight, as a larger data set may hold, has loss 0 and gradients 0.
 
     Raises:
         ValueError: for an unknown reading; when called, if the parameters are another network's, if x, target
             and weights differ in batch size, if a backward rule gives gradients of another shape, or, outside jit,
-            if a weight is negative or not finite, or all are 0.
+            if a weight is negative or not finite, all are 0, or no entry counts.
 
     Units: `loss` and `grads` are of the mean, C = Σ wₙCₙ / Σw; a δ that is read is of the sum, Σ wₙCₙ, whatever the
     batch's size: for a dense layer grads["b"] is Σₙ δₙ / Σw. Without weights, and where no layer couples the batch, it
@@ -131,18 +135,15 @@ def backprop(
     ) -> Pass:
         _check_arguments(net, params, x, target, weights)
         output, new_state, tape = net.forward(params, state, x, train=train, rng=rng)
-        value = cost(loss, output, target)
-        share, total = _shares(value, weights)
-        delta = loss.delta(output, target)
-        same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, output, "δₙ = ∂Cₙ/∂yₙ:")
-        delta = jax.tree.map(lambda d: _weigh(share, d), delta)
+        found = costs(loss, output, target, weights)
+        total, mean = found.total, found.mean
+        delta = _seed(loss, found, output)
         watched = map_layers(lambda layer: watch(layer, readings, total), net) if readings else net
         _, noted = watched.backward(params, tape, delta)
         grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
         same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
-        mean = _mean(value, share)
         if penalty is not None:
-            mean = mean + _penalty_value(penalty, params).astype(mean.dtype)
+            mean = mean + penalty_value(penalty, params).astype(mean.dtype)
             slopes = penalty.grad(params)
             same_shapes(f"penalty {penalty.name!r}: its grad is not like the parameters", slopes, params, ZEROS)
             grads = jax.tree.map(lambda g, p: g + jnp.asarray(p, g.dtype), grads, slopes)
@@ -203,13 +204,12 @@ def autodiff(
 
         def objective(slotted: Params) -> tuple[Array, tuple[State, Any, Array]]:
             output, new_state, _ = perturbed.forward(slotted, state, x, train=train, rng=rng)
-            value = cost(loss, output if weights is None else _without(jnp.logical_not(weights), output), target)
-            share, total = _shares(value, weights)
-            mean = _mean(value, share)
+            found = costs(loss, output, target, weights)
+            mean = found.mean
             if penalty is not None:
                 plain = entries_like(params, untag(slotted, lambda tagged: tagged.tied))
-                mean = mean + _penalty_value(penalty, plain).astype(mean.dtype)
-            return mean, (new_state, output, total)
+                mean = mean + penalty_value(penalty, plain).astype(mean.dtype)
+            return mean, (new_state, output, found.total)
 
         slotted = with_slots(perturbed, params, x) if readings else params
         (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
@@ -264,8 +264,8 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 
     For programs of one's own: `apply(params, state, x, *, train=False, rng=None) -> (y, state)`. The new state
     comes back under `stop_gradient`; integer inputs get JAX's float0. `jax.custom_vjp` forbids forward mode through
-    `apply` itself: `jax.jvp`, `jax.linearize` and `jax.jacfwd` of it end in a TypeError; use `net.forward` for those. Its
-    gradient is made of plain functions, and can be differentiated in either mode: `jax.hessian`, `jax.grad` of
+    `apply` itself: `jax.jvp`, `jax.linearize` and `jax.jacfwd` of it end in a TypeError; use `net.forward` for those.
+    Its gradient is made of plain functions, and can be differentiated in either mode: `jax.hessian`, `jax.grad` of
     `jax.grad` and `jax.jvp` of `jax.grad` work, through the derivatives of the backward rules.
 
     Source: Bradbury et al. (2018), JAX, for `jax.custom_vjp`; Pearlmutter (1994) for products with the Hessian.
@@ -306,34 +306,51 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 # ---------------------------------------------------------------- arguments and scale
 
 
-def _shares(value: Array, weights: Array | None) -> tuple[Array, Array]:
-    """wₙ/Σw, [N] or the scalar 1/N, and Σw; in at least float32."""
-    dtype = accumulator(value.dtype)
-    if weights is None:
-        return jnp.asarray(1 / value.shape[0], dtype), jnp.asarray(value.shape[0], dtype)
-    w = usable_weights(weights, dtype)
-    total = w.sum()
-    return w / jnp.where(total == 0, 1, total), total  # a batch of weight 0 has cost 0 and teaches nothing
+class Costs(NamedTuple):
+    """What a batch costs.
+
+    Attributes:
+        value: the cost of each example, [N], or, where entries are weighted, of each entry, [N, …].
+        share: of each value in the mean, like value; a scalar without weights.
+        total: Σ wₙ.
+        prediction: what the loss was given: arrays without a mask.
+        target: likewise.
+    """
+
+    value: Array
+    share: Array
+    total: Array
+    prediction: Any
+    target: Any
+
+    @property
+    def mean(self) -> Array:
+        """Σ wₙCₙ / Σ wₙ, a scalar in at least float32."""
+        weighed = weigh(self.share, self.value.astype(self.share.dtype))
+        return jnp.sum(weighed if weighed.ndim < 2 else weighed.sum(axis=tuple(range(1, weighed.ndim))))
 
 
-def _weigh(share: Array, values: Array) -> Array:
-    """Values [N, …] times share; an example of weight 0 counts nothing, even if its value is NaN."""
-    share = share.reshape(share.shape + (1,) * (values.ndim - 1)) if share.ndim else share
-    weighed = (values.astype(share.dtype) * share).astype(values.dtype)  # 1/N and N may leave float16's range
-    return jnp.where(share == 0, 0, weighed) if share.ndim else weighed
+def costs(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -> Costs:
+    """The loss on a network's output; raises ValueError where value, entries, weights and masks do not fit."""
+    what = f"loss {loss.name!r}"
+    case = weighted(what, loss.entries, output, target, weights)
+    value = values_of(f"{what}: value must give one cost", loss.value, loss.entries, case)
+    return Costs(value, *shares(value, case), case.prediction, case.target)
 
 
-def _without(left_out: Array, output: Any) -> Any:
-    """The output, through which no derivative reaches the examples left out: 0 · NaN would be NaN."""
+def _seed(loss: Loss, found: Costs, output: Any) -> Any:
+    """δ at the output: the share of each example, or of each entry, times the loss's own δ; `()` for a mask.
 
-    def guard(y: Array) -> Array:
-        return jnp.where(left_out.reshape(-1, *(1,) * (y.ndim - 1)), jax.lax.stop_gradient(y), y)
-
-    return jax.tree.map(guard, output)
-
-
-def _mean(value: Array, share: Array) -> Array:
-    return jnp.sum(_weigh(share, value.astype(share.dtype)))
+    The loss's δ is that of Cₙ, the mean over P entries, and so 1/P of what an entry's own cost would give.
+    """
+    delta = loss.delta(found.prediction, found.target)
+    same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, found.prediction, "δₙ = ∂Cₙ/∂yₙ:")
+    share = found.share * math.prod(found.share.shape[1:]) if found.share.ndim > 1 else found.share
+    delta = jax.tree.map(lambda d: weigh(share, d), delta)
+    if not isinstance(output, Sequences):
+        return delta
+    unread = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if is_floating(leaf) else (), output.initial)
+    return Sequences(delta, (), unread)
 
 
 def _input_cotangent(x: Tree, delta_in: Any, n: int) -> Any:
@@ -348,22 +365,8 @@ def _input_cotangent(x: Tree, delta_in: Any, n: int) -> Any:
 ZEROS = "a leaf without a penalty has a grad of zeros:"
 
 
-def cost(loss: Loss, output: Any, target: Tree) -> Array:
-    """loss.value(output, target), held to be [N]: a mean over the batch, or a cost per entry, is another loss."""
-    if isinstance(output, Sequences):
-        raise TypeError(
-            f"loss {loss.name!r} takes one array, and the network's output is Sequences with a mask: let the last "
-            "recurrent layer return 'last', or 'values' to count every step, masked ones too"
-        )
-    n, value = batch_size("output", output), loss.value(output, target)
-    if jnp.shape(value) != (n,):
-        raise ValueError(
-            f"loss {loss.name!r}: value must give one cost for each example, ({n},), got shape {jnp.shape(value)}"
-        )
-    return value
-
-
-def _penalty_value(penalty: Penalty, params: Params) -> Array:
+def penalty_value(penalty: Penalty, params: Params) -> Array:
+    """penalty.value(params), held to be a scalar."""
     value = jnp.asarray(penalty.value(params))
     if value.shape:
         raise ValueError(f"penalty {penalty.name!r}: value must be a scalar, got shape {value.shape}")
@@ -406,8 +409,10 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
     params, x = spec_tree(params_spec), spec_tree(x_spec)
     in_shape = example_shape(x)
+    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)]
+    dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape have theirs, and are not promoted
     try:
-        expected, state = jax.eval_shape(lambda key: net.init(key, in_shape), jax.random.key(0))
+        expected, state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype), jax.random.key(0))
         same_shapes(
             f"the parameters are not those of this network on inputs of shape {in_shape}",
             params,
@@ -416,7 +421,7 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
         )
     except ValueError as differs:
         try:
-            state = jax.eval_shape(lambda key: net.init(key, in_shape)[1], jax.random.key(0))
+            state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype)[1], jax.random.key(0))
         except (ValueError, TypeError):
             state = ()  # init has refused this input, in the shape of a batch of one; forward may say more
         try:

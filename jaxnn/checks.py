@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.types import Array, DType, InShape, Key, Shape, Tree
+from jaxnn.types import DType, InShape, Key, Shape, Tree
 
 MAX_REPORTED = 5  # mismatches listed before "and n more"
 
@@ -300,11 +300,14 @@ def _none_of(where: str, values: np.ndarray, wrong: np.ndarray, what: str, advic
 
 
 def example_weights(where: str, weights: Any, n: int) -> None:
-    """Raises an error unless weights are [N], whatever they hold."""
+    """Raises an error unless weights are [N] or [N, …], whatever they hold."""
     if not hasattr(weights, "shape") or not hasattr(weights, "dtype"):
         raise TypeError(f"{where} must be an array [N], got {type(weights).__name__}: use np.asarray")
-    if weights.shape != (n,):
-        raise ValueError(f"{where} must have shape ({n},), one for each example, got {weights.shape}")
+    if weights.shape[:1] != (n,):
+        raise ValueError(
+            f"{where} must have shape ({n},), one for each example, or ({n}, …), one for each entry of it, got "
+            f"{weights.shape}"
+        )
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
         raise ValueError(f"{where} must be real numbers, got {weights.dtype}")
 
@@ -320,12 +323,6 @@ def weight_values(where: str, weights: Any) -> None:
         raise ValueError(
             f"{where} are all zero, which leaves nothing to take a mean of: leave weights out, or the batch"
         )
-
-
-def usable_weights(weights: Array, dtype: DType) -> Array:
-    """The weights, with NaN for those that cannot be right: a compiled program cannot raise."""
-    w = weights.astype(dtype)
-    return jnp.where((w >= 0) & (w < jnp.inf), w, jnp.nan)
 
 
 def is_concrete(x: Any) -> bool:

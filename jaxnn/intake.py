@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.backprop import check_params, check_records, cost
+from jaxnn.backprop import check_params, check_records, costs
 from jaxnn.checks import (
     describe,
     finite_values,
+    first_of,
     inside,
     is_floating,
     number,
@@ -28,6 +29,7 @@ from jaxnn.checks import (
     whole_number,
 )
 from jaxnn.optimizers.parts import LAST_STEP
+from jaxnn.sequences import Sequences, is_given
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import EPOCH_START, Array, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -118,22 +120,66 @@ def check_values(
     x, target, *weights = data
     with _about(what):
         output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], train_state.params, train_state.state, x)
-        jax.eval_shape(partial(cost, loss), output, target)
+        jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
-            jax.eval_shape(partial(metric_value, name, metric), output, target)
+            jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
     if not look:
         return
+    for values in weights:
+        weight_values(f"{what}: weights", values)
+    with _about(what):
+        target = _counted_target(loss, output, x, target, *weights)
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if is_floating(leaf):
                 finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), CLEAN)
     with _about(f"{what}: x"):
         _look_at_inputs(net, x)
-    for values in weights:
-        weight_values(f"{what}: weights", values)
-    if loss.check is not None:
-        with _about(what):
-            loss.check(output, target)
+    prediction = output.values if isinstance(output, Sequences) else output
+    for check in (loss.check, *(getattr(metric, "check", None) for _, metric in metrics)):
+        if check is not None and jax.tree.leaves(target):
+            with _about(what):
+                check(prediction, target)
+
+
+def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None) -> Tree:
+    """The target's values, and where nothing counts those of the first entry that does; () where that is unknown.
+
+    Raises ValueError if no entry counts.
+    """
+    masks = [target.mask] if isinstance(target, Sequences) and is_given(target.mask) else []
+    if isinstance(output, Sequences) and is_given(output.mask):  # its values are not known: it is handed on from x
+        parts = jax.tree.leaves(x, is_leaf=lambda part: isinstance(part, Sequences))
+        same = [part.mask for part in parts if isinstance(part, Sequences) and is_given(part.mask)]
+        same = [mask for mask in same if mask.shape == output.mask.shape]
+        if len(same) != 1:
+            return ()
+        masks += same
+    if isinstance(target, Sequences):
+        target = target.values
+    if not masks and weights is None:
+        return target
+    w = np.ones(()) if weights is None else np.asarray(weights)
+    rank = max(w.ndim, *(mask.ndim for mask in masks), 1)
+    counts = _wider(w != 0, rank)
+    for mask in masks:
+        counts = counts & _wider(np.asarray(mask), rank)
+    if counts.all():
+        return target
+    if not counts.any():
+        raise ValueError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
+
+    def settled(leaf: Any) -> np.ndarray:
+        values = np.array(leaf)
+        if values.shape[:rank] == counts.shape:
+            values[~counts] = values[first_of(counts)]
+        return values
+
+    return jax.tree.map(settled, target)
+
+
+def _wider(x: np.ndarray, rank: int) -> np.ndarray:
+    return x.reshape(x.shape + (1,) * (rank - x.ndim))
 
 
 def _look_at_inputs(layer: Layer, x: Tree) -> None:

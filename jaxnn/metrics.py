@@ -7,11 +7,15 @@ A metric is a function `(prediction, target) -> [N]` in float32; the `value` of 
     binary_accuracy           1 where the logit is above 0 as it should be  0/1, ±1, or probabilities
     binary_accuracy_at(0.5)   the same, for predicted probabilities         likewise
 
-Shapes: prediction [N, K] or [N, T, K] with integer labels [N] or [N, T], or with a target of its own shape, of
-which the largest entry is the label; the binary ones compare entry by entry, [N], [N, D] or [N, T, D]. Over D and
-T, the mean. Ties go to the first class. A NaN in the prediction counts as wrong, never as right; a target that
-cannot be right (a label out of range, NaN) gives NaN. Shapes that do not fit raise ValueError.
-`help(accuracy)` says the same of each.
+Shapes: prediction [N, K] or [N, …, K] with integer labels [N] or [N, …], or with a target of its own shape, of
+which the largest entry is the label; the binary ones compare entry by entry, [N], [N, D] or [N, …, D]. Over D and
+the axes between, the mean. Ties go to the first class. A NaN in the prediction counts as wrong, never as right, and
+so does every class where a row of the target is all 0; a target that cannot be right (a label out of range, NaN)
+gives NaN. Shapes that do not fit raise ValueError. `help(accuracy)` says the same of each.
+
+As a loss has, a metric may have `entries(prediction, target) -> [N, …]`, an attribute of the function: what it counts
+at each step or pixel, where these have weights or a mask; and `check(prediction, target)`, which looks at the target's
+values on the host. A function without the first takes weights [N] alone.
 
 >>> import jax.numpy as jnp
 >>> scores, labels = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6]]), jnp.array([1, 2])
@@ -23,9 +27,12 @@ Index letters: N batch, T time, D features, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn import checks
 from jaxnn.ranks import with_rank
@@ -34,46 +41,80 @@ from jaxnn.types import Array, Metric
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
 
 
-def _per_example(right: Array, wrong_target: Array) -> Array:
-    """[N] float32: the share of what is right, NaN where the target cannot be."""
-    score = jnp.where(wrong_target, jnp.nan, right.astype(jnp.float32))
-    return score.mean(axis=tuple(range(1, score.ndim)))
+def _metric(name: str, doc: str, score: Callable[[Array, Array], Array], features: int, wrong: Any) -> Metric:
+    """The metric of score(prediction, target), float32, whose last axes are those of features; over them, the mean.
+
+    `wrong(prediction, target)` says where the target cannot be right, and what it may hold.
+    """
+
+    def metric(prediction: Array, target: Array) -> Array:
+        each = score(jnp.asarray(prediction), jnp.asarray(target))
+        return each.mean(axis=tuple(range(1, each.ndim)))
+
+    def entries(prediction: Array, target: Array) -> Array:
+        each = score(jnp.asarray(prediction), jnp.asarray(target))
+        return each.mean(axis=tuple(range(max(each.ndim - features, 1), each.ndim)))
+
+    def check(prediction: Any, target: Any) -> None:
+        target = np.asarray(target)
+        bad, meant = wrong(prediction, target)
+        if bad.any():
+            first = checks.first_of(bad)
+            raise ValueError(
+                f"metrics.{name}: {bad.sum()} of {bad.size} values of the target are not {meant}, first "
+                f"target[{', '.join(map(str, first))}] = {target[first].item()!r}; give what is to be ignored weight 0"
+            )
+
+    metric.__name__, metric.__qualname__, metric.__doc__ = name, name, doc
+    metric.entries, metric.check = entries, check  # type: ignore[attr-defined]
+    return metric
 
 
-def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array]:
-    """Labels [N, …] in int32 and where they cannot be right."""
+def _scored(right: Array, wrong_target: Array) -> Array:
+    """Float32: 1 for what is right, NaN where the target cannot be."""
+    return jnp.where(wrong_target, jnp.nan, right.astype(jnp.float32))
+
+
+def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array | None]:
+    """Labels [N, …] in int32, where they cannot be right, and where there is none, if that can be."""
     real = (jnp.floating, jnp.integer, jnp.bool_)
     if not checks.holds_labels(
         f"metrics.{name}", prediction, target, distributions=real, for_one_score="see metrics.binary_accuracy"
     ):
-        return target.argmax(axis=-1).astype(jnp.int32), jnp.isnan(target).any(axis=-1)
+        none = (target == jnp.zeros((), target.dtype)).all(axis=-1)  # padding: class 0 would be right for it
+        return target.argmax(axis=-1).astype(jnp.int32), jnp.isnan(target).any(axis=-1), none
     labels, wrong = checks.labels_and_wrong(target, prediction.shape[-1])
-    return labels.astype(jnp.int32), wrong
+    return labels.astype(jnp.int32), wrong, None
 
 
 @cache
 def _top_k(k: int, name: str, doc: str) -> Metric:
-    def metric(prediction: Array, target: Array) -> Array:
-        prediction, target = jnp.asarray(prediction), jnp.asarray(target)
-        labels, wrong_target = _labels(name, prediction, target)
+    def score(prediction: Array, target: Array) -> Array:
+        labels, wrong_target, none = _labels(name, prediction, target)
         classes = prediction.shape[-1]
         if k > classes:
             raise ValueError(f"metrics.{name}: the prediction {prediction.shape} has only {classes} classes")
         # The label's rank, by counting what stands before it: no sort, and a tie goes to the first class. A NaN
         # stands before everything, k times over. (Sums of floats: XLA is slow in reducing integers and Booleans.)
         place, label = with_rank(jnp.arange(classes, dtype=jnp.int32), prediction.ndim), labels[..., None]
-        score = jnp.where(place == label, prediction, 0).sum(axis=-1, keepdims=True)
-        before = jnp.where(place < label, prediction >= score, prediction > score)
+        own = jnp.where(place == label, prediction, 0).sum(axis=-1, keepdims=True)
+        before = jnp.where(place < label, prediction >= own, prediction > own)
         ahead = jnp.where(jnp.isnan(prediction), float(k), before.astype(jnp.float32)).sum(axis=-1)
-        return _per_example(ahead < k, wrong_target)
+        return _scored(ahead < k if none is None else (ahead < k) & ~none, wrong_target)
 
-    metric.__name__, metric.__qualname__, metric.__doc__ = name, name, doc
-    return metric
+    def wrong(prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+        classes = prediction.shape[-1]
+        labels = np.issubdtype(target.dtype, np.integer) and target.ndim < len(prediction.shape)
+        bad = checks.labels_and_wrong(target, classes)[1] if labels else np.isnan(target.astype(np.float64))
+        return bad, f"in 0…{classes - 1}" if labels else "numbers"
+
+    return _metric(name, doc, score, 0, wrong)
 
 
 _TARGETS = """The prediction is [N, …, K]; the target holds integer labels [N, …], or one-hot vectors or distributions
-    [N, …, K], whose largest entry is the label. The result is [N] float32, the mean over time. Ties go to the first
-    class; NaN in the prediction is wrong; a label out of range gives NaN.
+    [N, …, K], whose largest entry is the label. The result is [N] float32, the mean over steps or pixels. Ties go to
+    the first class; NaN in the prediction is wrong, and so is everything where a row of the target is all 0; a label
+    out of range gives NaN.
 
     Raises:
         ValueError: for shapes and dtypes that do not fit, under jit too.
@@ -109,19 +150,25 @@ def top_k(k: int) -> Metric:
 
 @cache
 def _binary_accuracy_at(threshold: float, name: str, doc: str) -> Metric:
-    def metric(prediction: Array, target: Array) -> Array:
-        prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+    def score(prediction: Array, target: Array) -> Array:
         checks.entry_by_entry(f"metrics.{name}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)
-        return _per_example(right, ~((target == -1) | ((target >= 0) & (target <= 1))))
+        return _scored(right, _no_sign_or_share(target))
 
-    metric.__name__, metric.__qualname__, metric.__doc__ = name, name, doc
-    return metric
+    def wrong(prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+        return _no_sign_or_share(target.astype(np.float32)), "0/1, ±1 or in [0, 1]"
+
+    return _metric(name, doc, score, 1, wrong)
 
 
-_ENTRIES = """Prediction and target have one shape, [N], [N, D] or [N, T, D]; the target is 0/1, ±1 or a probability.
-    The result is [N] float32, the mean over D and T. NaN in the prediction is wrong; another target gives NaN.
+def _no_sign_or_share(target: Any) -> Any:
+    return ~((target == -1) | ((target >= 0) & (target <= 1)))
+
+
+_ENTRIES = """Prediction and target have one shape, [N], [N, D] or [N, …, D]; the target is 0/1, ±1 or a probability.
+    The result is [N] float32, the mean over D and the axes between. NaN in the prediction is wrong; another target
+    gives NaN.
 
     Raises:
         ValueError: for shapes that do not fit, under jit too.

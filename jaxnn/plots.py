@@ -238,7 +238,7 @@ def learning_curves(
     stopped: int | None = None,
     first_epoch: int = 1,
 ) -> Figure:
-    """Training and validation over the epochs: the loss, on a logarithmic axis, and each metric.
+    """Training and validation over the epochs: the loss, on a logarithmic axis, the penalty, and each metric.
 
     Args:
         history: a list per quantity, as `fit` returns it; "validation_x" is drawn beside "x", "seconds" not at all.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import checks
-from jaxnn.backprop import PassFunction, backprop
+from jaxnn.backprop import PassFunction, backprop, costs, penalty_value
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
 from jaxnn.optimizers import apply_updates
@@ -36,6 +36,7 @@ from jaxnn.types import (
     TrainState,
     Tree,
 )
+from jaxnn.weighting import power_of_two, usable_weights, values_of, weighted
 
 Gradient = Callable[..., PassFunction]
 Metrics = Mapping[str, Metric] | Sequence[Metric]
@@ -45,7 +46,8 @@ DataSet = tuple[Any, ...]  # (x, target) or (x, target, weights), N examples fir
 SORTED = 1024  # numbers up to which sorting is cheap, and every order equally likely
 ROUNDS = 3  # pairs of rounds; two pairs already pass for random with random tables (Luby & Rackoff's theorem)
 AUGMENTATION = "/augment"  # its key's name, which no layer can have
-RESERVED = {"loss", "seconds", "weight", "update_scale", "skipped"}  # names in the history that no metric may have
+# names in the history that no metric may have
+RESERVED = {"loss", "penalty", "seconds", "weight", "update_scale", "skipped"}
 PARTS = ("x", "target", "weights")  # of a DataSet
 
 
@@ -53,11 +55,12 @@ class EpochResult(NamedTuple):
     """What an epoch reports, as arrays.
 
     Attributes:
-        loss: Σ wₙ Cₙ / Σ wₙ over the epoch (plus the penalty), each Cₙ as its step saw it.
+        loss: Σ wₙ Cₙ / Σ wₙ over the epoch, without the penalty, each Cₙ as its step saw it.
         metrics: the same weighted mean of each metric.
-        losses: [steps], the loss of every step.
-        finite: False if any loss, or any parameter at the end, is not finite.
+        losses: [steps], the loss of every step, without the penalty.
+        finite: False if any loss (with the penalty), or any parameter at the end, is not finite.
         diagnostics: what was measured, [times, …] in each leaf; () where nothing was asked for.
+        penalty: the mean of the steps' penalties, weighted as their losses are; () where there is none.
         ran: [steps], False for steps that were not taken: in the rest of an epoch of which a part was over, or behind
             the end of a training that skips too many. Their losses are NaN. () where all were taken.
         skipped: [steps], True for steps that were not finite and changed nothing; () where none is skipped.
@@ -68,6 +71,7 @@ class EpochResult(NamedTuple):
     losses: Array
     finite: Array
     diagnostics: Measures | tuple[()] = ()
+    penalty: Array | tuple[()] = ()
     ran: Array | tuple[()] = ()
     skipped: Array | tuple[()] = ()
 
@@ -244,9 +248,10 @@ def train_epoch(
         loss: a Loss record.
         optimizer: an Optimizer record, or one of optax's.
         batch_size: B, from 1 to N.
-        metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
+        metrics: functions (prediction, target) -> [N], in a list or by name in a dict; see `metrics` for weights and
+            masks of entries.
         gradient: `backprop` (by hand) or `autodiff`.
-        penalty: a Penalty record, part of the loss.
+        penalty: a Penalty record, part of what is minimised.
         shuffle: False keeps the order of the data.
         augment: a function (key, x) -> x of the same shape, applied to each batch.
         diagnose: how many steps are measured, at equal distances, the last at the last full batch. 0 costs nothing.
@@ -332,14 +337,19 @@ def epoch_program(
             train_state = carry[0] if may_rest else carry
             x, target, weights = rows_of(data, jnp.maximum(rows, 0) if start is None else rows)
             new, out = step(train_state, x, target, weights, update_scale=update_scale)
-            sums = (out.loss, batch_sums(out.loss, out.output, target, weights, metrics))
-            noted = out.readings.get(HEALTH.name)
-            return _guarded(carry, new, out, rows, sums, noted, skip) if may_rest else (new, sums, noted)
+            figures, whole = {"loss": out.loss}, None
+            if penalty is not None:  # computed once, as XLA sees: the pass has the same
+                figures["loss"], whole = costs(loss, out.output, target, weights).mean, out.loss
+                figures["penalty"] = penalty_value(penalty, train_state.params).astype(whole.dtype)
+            sums = batch_sums(factor, out.weight, figures, out.output, target, weights, metrics)
+            noted, outs = out.readings.get(HEALTH.name), (figures["loss"], whole, sums)
+            return _guarded(carry, new, out, rows, outs, noted, skip) if may_rest else (new, outs, noted)
 
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and checks.is_concrete(data[2]):
             checks.weight_values("data: weights", data[2])
         times = check_batch_size(batch, data[0], diagnose, start or 0)
+        data, factor = in_moderation(data)
         train_state = _as_called(optimizer, train_state)
         order = rest_of(epoch_order(train_state, data[0], shuffle), train_state, batch, start)
         carry: Any = (train_state, jnp.asarray(in_a_row, jnp.int32)) if may_rest else train_state
@@ -347,31 +357,33 @@ def epoch_program(
             carry, outs, diagnostics = in_measured_batches(one, measured, carry, order, batch, times)
         else:
             (carry, outs), diagnostics = in_batches(one, carry, order, batch), ()
-        losses, sums, *flags = outs
+        losses, whole, sums, *flags = outs
         means = means_of(sums)
-        loss = means.pop("loss")
+        mean, penalties = means.pop("loss"), means.pop("penalty", ())
+        whole = losses if whole is None else whole
         if not may_rest:
             new_state = carry._replace(**cursor(carry.epoch + 1, 0))
-            finite = jnp.isfinite(losses).all() & jnp.isfinite(loss) & all_finite(new_state.params)
-            return new_state, EpochResult(loss, means, losses, finite, diagnostics)
+            finite = jnp.isfinite(whole).all() & jnp.isfinite(mean) & all_finite(new_state.params)
+            return new_state, EpochResult(mean, means, losses, finite, diagnostics, penalties)
         ran, skipped = flags
         new_state, in_a_row = carry
-        finite = (jnp.isfinite(losses) | ~ran | skipped).all() & all_finite(new_state.params)
+        finite = (jnp.isfinite(whole) | ~ran | skipped).all() & all_finite(new_state.params)
         if start is None:
-            loss = jnp.where(_off_the_end(train_state.position, len(order), batch), jnp.nan, loss)
+            mean = jnp.where(_off_the_end(train_state.position, len(order), batch), jnp.nan, mean)
             new_state = new_state._replace(**cursor(train_state.epoch + 1, 0))
-            return new_state, EpochResult(loss, means, losses, finite & jnp.isfinite(loss), diagnostics, ran)
+            finite &= jnp.isfinite(mean)
+            return new_state, EpochResult(mean, means, losses, finite, diagnostics, penalties, ran)
         sizes = jnp.asarray([min(batch, len(order) - first) for first in range(0, len(order), batch)], jnp.int32)
         over, seen = ran[-1], start + jnp.where(ran, sizes, 0).sum()
         new_state = new_state._replace(**cursor(train_state.epoch + over.astype(jnp.int32), jnp.where(over, 0, seen)))
         finite &= in_a_row < skip
-        return new_state, EpochResult(loss, means, losses, finite, diagnostics, ran, skipped)
+        return new_state, EpochResult(mean, means, losses, finite, diagnostics, penalties, ran, skipped)
 
     return training
 
 
 def _guarded(
-    carry: tuple[TrainState, Array], new: TrainState, out: Pass, rows: Array, sums: Tree, noted: Any, skip: int
+    carry: tuple[TrainState, Array], new: TrainState, out: Pass, rows: Array, outs: Tree, noted: Any, skip: int
 ) -> tuple[tuple[TrainState, Array], Tree, Any]:
     """What a step leaves behind: nothing where it is over (no rows), and with `skip` where it is not finite."""
     old, in_a_row = carry
@@ -386,10 +398,10 @@ def _guarded(
         return jax.tree.map(lambda new, old: jnp.where(kept, new, old), getattr(new, name), getattr(old, name))
 
     new = old._replace(**{name: moved(name) for name in ("params", "state", "opt_state", "step")})
-    loss, counted = sums
-    counted = jax.tree.map(lambda value: jnp.where(kept, value, 0), counted)
+    loss, whole, sums = outs
+    sums = jax.tree.map(lambda value: jnp.where(kept, value, 0), sums)
     noted = jax.tree.map(lambda value: jnp.where(ran, value, jnp.nan) if is_floating(value) else value, noted)
-    return (new, in_a_row), (jnp.where(ran, loss, jnp.nan), counted, ran, skipped), noted
+    return (new, in_a_row), (jnp.where(ran, loss, jnp.nan), whole, sums, ran, skipped), noted
 
 
 def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
@@ -475,8 +487,13 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
         carry, out = jax.lax.scan(one, carry, order[: full * batch].reshape(full, batch))
         outs.append(out)
     if len(order) % batch:
-        carry, out = one(carry, order[full * batch :])
-        outs.append(jax.tree.map(lambda leaf: leaf[None], out))
+        rest = order[full * batch :]
+        if checks.is_concrete(order):  # its weights are not looked at, which may all be 0 in a batch
+            carry, out = jax.lax.scan(one, carry, rest[None])
+        else:
+            carry, out = one(carry, rest)
+            out = jax.tree.map(lambda leaf: leaf[None], out)
+        outs.append(out)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
 
@@ -512,26 +529,56 @@ def in_measured_batches(
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs), noted
 
 
+def in_moderation(data: DataSet) -> tuple[DataSet, Array | float]:
+    """The data, their weights in a unit in which they can be added up, and a factor with which they sum to 1 at most.
+
+    A power of two: sums that are multiplied by it before they are taken stay in range if their mean does, and are
+    otherwise what they were.
+    """
+    x, target, *weights = data
+    factor = 0.5 ** (checks.batch_size("x", x) - 1).bit_length()
+    if not weights:
+        return data, factor
+    dtype = checks.accumulator(weights[0].dtype) if is_floating(weights[0]) else jnp.result_type(float)
+    w, _ = usable_weights(weights[0], dtype)
+    top = power_of_two(jnp.where(w > 0, w, 0).max())
+    return (x, target, w), factor / (2 * jnp.where(top == 0, 1, top))
+
+
 def batch_sums(
-    loss: Array, output: Any, target: Tree, weights: Array | None, metrics: NamedMetrics
+    factor: Array | float,
+    weight: Array,
+    figures: dict[str, Array],
+    output: Any,
+    target: Tree,
+    weights: Array | None,
+    metrics: NamedMetrics,
 ) -> dict[str, Array]:
-    """Σ w, Σ w·loss and Σ w·metric of a batch."""
-    n = checks.batch_size("output", output)
-    w = jnp.ones(n, loss.dtype) if weights is None else checks.usable_weights(weights, loss.dtype)
-    total = jnp.asarray(n, loss.dtype) if weights is None else w.sum()
-    sums = {"weight": total, "loss": loss * total}
+    """Σ w of a batch, which is its weight, Σ w·figure of each mean over it, and Σ w·metric, all times the factor."""
+    weight = weight * jnp.asarray(factor, weight.dtype)
+    sums = {"weight": weight, **{name: mean * weight for name, mean in figures.items()}}
     for name, metric in metrics:
-        value = metric_value(name, metric, output, target)
-        sums[name] = jnp.where(w == 0, 0, w * value.astype(loss.dtype)).sum()
+        value, w = metric_value(name, metric, output, target, weights)
+        value, each = value.astype(weight.dtype), jnp.asarray(factor, weight.dtype)
+        if w is not None:
+            each = w.astype(weight.dtype) * (each / math.prod(w.shape[1:]))
+            value = jnp.where(each == 0, 0, each * value)
+        else:
+            value = each * value
+        sums[name] = value.sum()
     return sums
 
 
-def metric_value(name: str, metric: Metric, output: Any, target: Tree) -> Array:
-    """metric(output, target), held to be [N]."""
-    n, value = checks.batch_size("output", output), metric(output, target)
-    if value.shape != (n,):
-        raise ValueError(f"metric {name!r} must give one value for each example, ({n},), got shape {value.shape}")
-    return value
+def metric_value(
+    name: str, metric: Metric, output: Any, target: Tree, weights: Array | None = None
+) -> tuple[Array, Array | None]:
+    """metric(output, target), held to be [N], or that of each entry where entries are weighted; and the weights."""
+    entries = getattr(metric, "entries", None)
+    case = weighted(f"metric {name!r}", entries, output, target, weights)
+    value = values_of(f"metric {name!r} must give one value", metric, entries, case)
+    if case.weights is None or case.unit is None:
+        return value, None
+    return value, case.weights * case.unit
 
 
 def means_of(sums: dict[str, Array]) -> dict[str, Array]:

@@ -17,16 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import backprop, cost
+from jaxnn.backprop import backprop, costs
 from jaxnn.checks import (
-    accumulator,
     as_key,
     batch_size,
     example_shape,
     is_floating,
     spec_tree,
     static_spec,
-    usable_weights,
     whole_number,
 )
 from jaxnn.diagnostics.report import report_each
@@ -45,6 +43,7 @@ from jaxnn.steps import (
     cursor,
     epoch_program,
     in_batches,
+    in_moderation,
     init_train_state,
     means_of,
     named_metrics,
@@ -107,14 +106,16 @@ def fit(
         net: the network.
         loss: a Loss record.
         optimizer: an Optimizer record, or one of optax's.
-        data: (x, target) or (x, target, weights), arrays with N examples first; x may be a tree of such.
+        data: (x, target) or (x, target, weights), arrays with N examples first; x may be a tree of such. Weights are
+            [N], or [N, …] with one for each step or pixel, as for `backprop`; x and target may be `Sequences`.
         epochs: how many passes over the data, at least 1.
         batch_size: B, from 1 to N. A last, smaller batch is a step too.
         key: a PRNG key or an integer seed. With train_state it may be left out: the state's own key goes on.
         validation: data of the same form, evaluated after every epoch.
-        metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
+        metrics: functions (prediction, target) -> [N], in a list or by name in a dict; see `metrics` for weights and
+            masks of entries.
         gradient: `backprop` (by hand) or `autodiff`.
-        penalty: a Penalty record, part of the loss.
+        penalty: a Penalty record, part of what is minimised; the history has it beside the loss, which is without it.
         train_state: go on from there.
         shuffle: False keeps the order of the data.
         check_data: False skips looking for values that are not finite, and for bad labels.
@@ -159,6 +160,8 @@ def fit(
     figures: tuple[str, ...] = (*(name for name, _ in named), "loss")
     if validation is not None:
         figures += tuple(f"validation_{name}" for name in figures)
+    if penalty is not None:
+        figures = ("penalty", *figures)
     keep = watch_of(watch, figures, stopping, plateau, best, restore_best)
     memory = begin(keep, monitors)
     data = on_device("data", data)
@@ -214,7 +217,8 @@ def fit(
                 seen = int(np.count_nonzero(result.ran)) - _in_a_row(0, result)
                 start = new_state._replace(**cursor(start.epoch, int(start.position) + seen * batch_size))
             raise diverged(start, data, scale, parts, so_far().history, best_state(done.memory), in_a_row)
-        row = {"loss": float(result.loss), **{name: float(value) for name, value in result.metrics.items()}}
+        means: dict[str, Any] = {"loss": result.loss} | ({} if penalty is None else {"penalty": result.penalty})
+        row = {name: float(value) for name, value in (means | result.metrics).items()}
         if validation is not None:
             scores = _evaluate(net, loss, new_state, validation, named, EVALUATION_BATCH)
             row |= {f"validation_{name}": score for name, score in scores.items()}
@@ -296,7 +300,7 @@ def evaluate(
         net: the network.
         loss: a Loss record.
         train_state: from `fit`.
-        data: (x, target) or (x, target, weights), N examples first.
+        data: (x, target) or (x, target, weights), N examples first, as for `fit`.
         metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
         batch_size: examples at a time; the result does not depend on it but for rounding.
         check_data: False skips looking at values.
@@ -373,13 +377,12 @@ def _compiled_evaluation(
         def one(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
             x, target, weights = rows_of(data, rows)
             output = net.forward(params, state, x)[0]
-            value = cost(loss, output, target)
-            value = value.astype(accumulator(value.dtype))
-            w = jnp.ones_like(value) if weights is None else usable_weights(weights, value.dtype)
-            mean = jnp.where(w == 0, 0, w * value).sum() / jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)
-            return carry, batch_sums(mean, output, target, weights, metrics)
+            found = costs(loss, output, target, weights)
+            figures = {"loss": found.mean}
+            return carry, batch_sums(factor, found.total, figures, output, target, weights, metrics)
 
         n = batch_size("x", data[0])
+        data, factor = in_moderation(data)
         return means_of(in_batches(one, (), jnp.arange(n), min(batch, n))[1])
 
     return jax.jit(evaluation)

@@ -25,7 +25,7 @@ InShape: TypeAlias = Any  # a tuple of ints, or a pytree of jax.ShapeDtypeStruct
 DType: TypeAlias = chex.ArrayDType
 Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
 Schedule: TypeAlias = Callable[[Array], Array]  # step, a traced int -> learning rate
-Metric: TypeAlias = Callable[[Array, Array], Array]  # (prediction, target) -> [N]
+Metric: TypeAlias = Callable[[Array, Array], Array]  # (prediction, target) -> [N]; may have `entries` and `check`
 
 
 class InitRule(Protocol):
@@ -118,12 +118,16 @@ class Loss(NamedTuple):
         check: `check(prediction, target)` raises ValueError with advice if the *values* of the target (a
             concrete array) cannot be right; prediction may be a jax.ShapeDtypeStruct. Run once where data
             enters (`fit`, `evaluate`), never under `jit`, where a bad label turns loss and δ into NaN.
+        entries: `entries(prediction, target) -> [N, …]`, the cost of each entry of an example (steps, pixels), of
+            which value is the mean, and each of which depends on no other entry's prediction. Weights [N, …] and
+            masks need it; without it they are refused.
     """
 
     name: str
     value: Callable[[Array, Array], Array]
     delta: Callable[[Array, Array], Array]
     check: Callable[[Any, Any], None] | None = None
+    entries: Callable[[Array, Array], Array] | None = None
 
     def __repr__(self) -> str:
         return _shown(self)
@@ -172,7 +176,7 @@ class Pass(NamedTuple):
         output: the network's output, [N, …].
         readings: one entry per reading asked for, each keyed like params by layer name.
         weight: scalar, Σ wₙ, the number of examples without weights: what the loss is a mean over, so that the
-            means of several batches can be put together.
+            means of several batches can be put together. Where entries have weights or a mask, wₙ is their mean.
     """
 
     loss: Array
@@ -227,8 +231,9 @@ class Fit(NamedTuple):
     Attributes:
         train_state: the state after the last epoch; hand it to `fit` again to go on. Where training was stopped early
             it is the best one, unless `restore_best=False`.
-        history: one list per quantity with one float per epoch: loss, seconds, the metrics, and
-            validation_loss, validation_<metric> where there is a validation set; update_scale with `plateau`.
+        history: one list per quantity with one float per epoch: loss, without the penalty, seconds, the metrics, and
+            validation_loss, validation_<metric> where there is a validation set; penalty and update_scale where
+            there is a `penalty` or a `plateau`.
         best: the state after the best epoch, where one was kept.
         best_epoch: which one that is, counted from 1 over the whole training.
         stopped: True where training was stopped early.

@@ -17,7 +17,7 @@ FLOORS = (
     {"checks", "ranks"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"sequences", "windows"},
-    {"convolutions"},
+    {"convolutions", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"networks", "readings"},

@@ -187,11 +187,11 @@ def test_a_mask_of_another_shape_is_refused():
         DEEP.forward(*deep(), Sequences(TOKENS, MASK[:, :2]))
 
 
-def test_a_loss_of_masked_sequences_is_refused():
+def test_a_loss_of_masked_sequences_is_refused_where_it_has_no_entries():
     net = serial(embedding(V, 2), gru(2))
     params, state = drawn(net, INDICES)
-    run = backprop(net, losses.softmax_cross_entropy)
-    with pytest.raises(TypeError, match=r"the network's output is Sequences with a mask: .*'values' to count"):
+    run = backprop(net, losses.softmax_cross_entropy._replace(entries=None))
+    with pytest.raises(ValueError, match=r"has no rule for entries and is given a mask: .* every step counts"):
         jax.eval_shape(run, params, state, Sequences(TOKENS, MASK), TOKENS % 2)
 
 

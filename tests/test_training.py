@@ -251,7 +251,8 @@ def test_penalty_is_part_of_loss_and_gradient(gradient):
     assert_close(out.grads, jax.tree.map(np.add, plain.grads, slopes))
     if gradient is backprop:
         result = fit(net, losses.mse, optimizer, (x, target), key=0, epochs=1, batch_size=N, penalty=penalty)
-        assert_close(np.float32(result.history["loss"][0]), out.loss)
+        assert_close(np.float32(result.history["loss"][0]), plain.loss)  # and the penalty beside it
+        assert_close(np.float32(result.history["penalty"][0]), cost)
         assert_close(result.train_state.params, after.params)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, is_floating, widest
 from jaxnn.combinators import map_layers
+from jaxnn.sequences import as_sequences
 from jaxnn.types import Activation, Array, Key, Layer, Params, Reading, State, Tree
 
 NAME = "diagnostics"  # in Pass.readings
@@ -84,6 +85,7 @@ def _size(name: str, tree: Tree) -> dict[str, Array]:
 
 def _idle(function: Activation, z: Array, h: Array) -> dict[str, Array]:
     """Of a rectifier the share of units that no example wakes, of another activation that of flat places."""
+    z, h = as_sequences(z).values, as_sequences(h).values
     slope = jnp.abs(function.slope(z, h))
     if function.leak is not None:
         asleep = (slope == 0).all(tuple(range(max(slope.ndim - 1, 1))))

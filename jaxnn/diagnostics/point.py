@@ -47,7 +47,7 @@ def diagnose(
         x: a batch [N, …], or a tree of such.
         target: as the loss wants it.
         rng: a key or a seed, for layers that are random in training.
-        weights: [N] of the examples; 1 by default.
+        weights: [N] or [N, …], as for `backprop`; 1 by default.
         penalty: a Penalty record; becomes part of the gradients.
         optimizer: whose updates are compared with the weights; without one they are left out.
         opt_state: its state; by default that before the first step.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_params, check_records, cost
+from jaxnn.backprop import Costs, autodiff, autodiff_twin, backprop, check_params, check_records, costs
 from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes, widest
 from jaxnn.combinators import ordered_leaves
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
@@ -52,7 +52,7 @@ def network(
         target: as the loss wants it.
         train: whether layers behave as in training.
         rng: a key, where layers draw random numbers.
-        weights: [N], as for `backprop`.
+        weights: [N] or [N, …], as for `backprop`.
         seed: of the jitter.
 
     Returns:
@@ -82,11 +82,15 @@ def network(
     try:
         jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)
     except Exception as error:
-        noted = (net, loss, params, state, x, target, train, rng)
+        noted = (net, loss, params, state, x, target, train, rng, weights)
         raise _at_its_layer(error, nodes, lambda: find_spots(*noted), train) from None
-    spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng)
+    spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng, weights)
+    seen = costs(loss, output, target, weights)
     problems = [_at_spot(node, spots[node.key], uses[node.key], train) for node in nodes]
-    whole = [_loss(loss, output, target), *_whole(net, loss, params, state, x, target, train, rng, weights)]
+    whole = [
+        _loss(loss, seen.prediction, seen.target),
+        *_whole(net, loss, params, state, x, target, train, rng, weights),
+    ]
     judged = judge([*problems, *whole], seed)
     local, (at_loss, deltas, grads) = judged[: len(nodes)], judged[len(nodes) :]
     local, blamed = _blame(nodes, local, spots, uses, train, seed)
@@ -96,7 +100,7 @@ def network(
     places = list(ordered_leaves(net, params))  # jax.tree sorts names: dense_10 before dense_2
     grads = sorted(grads, key=lambda row: places.index(row.leaf))
     overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
-    broken = _not_finite(loss.value(output, target), nodes, spots, uses, train)
+    broken = _not_finite(_counted(seen), nodes, spots, uses, train)
     return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
 
 
@@ -207,7 +211,15 @@ class _Noting(NamedTuple):
 
 
 def find_spots(
-    net: Layer, loss: Loss, params: Params, state: State, x: Tree, target: Tree, train: bool, rng: Key | None
+    net: Layer,
+    loss: Loss,
+    params: Params,
+    state: State,
+    x: Tree,
+    target: Tree,
+    train: bool,
+    rng: Key | None,
+    weights: Any = None,
 ) -> tuple[Spots, dict[tuple[int, ...], int], Any]:
     """The spot of every node, how many axes of uses it has, and the output.
 
@@ -233,13 +245,18 @@ def find_spots(
     def note(slots: Spots, params: Params, state: State, x: Tree, target: Tree, rng: Key | None) -> tuple[Spots, Any]:
         def objective(slots: Spots) -> tuple[Any, Any]:
             y = forward(slots, params, state, x, rng)
-            return jnp.sum(cost(loss, y, target)), y
+            return jnp.sum(_counted(costs(loss, y, target, weights))), y
 
         return jax.grad(objective, has_aux=True)(slots)
 
     noted, output = note(blank, params, state, x, target, rng)
     spots = {key: jax.tree.map(_decoded, specs[key], spot) for key, spot in noted.items()}
     return spots, {key: len(leaf.shape) for key, leaf in stacked.items()}, output
+
+
+def _counted(seen: Costs) -> Any:
+    """The costs of what counts, 0 of the rest."""
+    return jnp.where(seen.share == 0, 0, seen.value) if seen.share.ndim else seen.value
 
 
 def _noting(net: Layer) -> tuple[Layer, dict[tuple[int, ...], Spot]]:

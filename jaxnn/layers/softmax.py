@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import features
+from jaxnn.sequences import over_values
 from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
 
 
@@ -49,4 +50,4 @@ def softmax() -> Layer:
         y = tape
         return y * (delta - (delta * y).sum(-1, keepdims=True)), {}
 
-    return Layer("softmax", init, forward, backward)
+    return over_values(Layer("softmax", init, forward, backward))

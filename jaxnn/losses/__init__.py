@@ -18,17 +18,21 @@ prediction, is ∂Cₙ/∂(predictionₙ); `check(prediction, target)` looks at 
     label_smoothing(α)            Σ t′ᵢ·(log Σ exp z − zᵢ)               softmax(z)·Σt − t′         classes
     cross_entropy                 −Σ tᵢ·log pᵢ                           −tᵢ/pᵢ                     classes
 
-Shapes: the first eight compare entry by entry, prediction and target [N], [N, D] or [N, T, D]; mean and Σ run
-over D, an axis that [N] lacks. The last four take a prediction [N, K] or [N, T, K] with integer labels [N] or
-[N, T] in 0…K−1; "classes" may also be distributions, floats of the prediction's shape. Over T, always the mean.
-A smoothed target is t′ = (1−α)t + α·Σt/K.
+Shapes: the first eight compare entry by entry, prediction and target [N], [N, D] or [N, …, D]; mean and Σ run
+over D, an axis that [N] lacks. The last four take a prediction [N, K] or [N, …, K] with integer labels [N] or
+[N, …] in 0…K−1; "classes" may also be distributions, floats of the prediction's shape. The axes between N and the
+last are those of steps, [N, T, K], or pixels, [N, H, W, K]: over them, always the mean. So images of one value per
+pixel are [N, H, W, 1]. A smoothed target is t′ = (1−α)t + α·Σt/K.
+
+`entries(prediction, target) -> [N, …]` is the cost of each step or pixel. With it, steps and pixels can have weights
+and masks (`backprop`, `fit`); one that is to be ignored has weight 0, and then any label, −100 for instance.
 
 Kinks: |e|′(0) = 0, a hinge at margin 1 has slope 0, and `jax.grad` of a value gives the same there. Probabilities
 are clipped at their type's smallest normal number, in value and δ alike: both stay finite at p = 0.
 
 A target that cannot be right (a label out of range, 0/1 where ±1 is meant, a negative entry in a distribution)
-turns the cost and δ of its example into NaN; so does a prediction outside [0, 1] (logits?) where probabilities
-are meant. Shapes and dtypes that do not fit raise ValueError, under `jit` too.
+turns the cost and δ of its example into NaN, unless its weight is 0; so does a prediction outside [0, 1] (logits?)
+where probabilities are meant. Shapes and dtypes that do not fit raise ValueError, under `jit` too.
 
 >>> import jax.numpy as jnp
 >>> logits, labels = jnp.array([[0.0, 200.0], [1.0, 1.0]]), jnp.array([0, 1])

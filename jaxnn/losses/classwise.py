@@ -34,7 +34,8 @@ def _classwise(
 ) -> Loss:
     """The Loss of rules over the last axis: cost(y, t, total) drops it, slope(y, t, total) is ∂cost/∂y.
 
-    t [N, …, K] is one-hot or, where the loss is soft, a distribution, and total its sum over K. Mean over T.
+    t [N, …, K] is one-hot or, where the loss is soft, a distribution, and total its sum over K. Mean over what is
+    between N and K.
     `unusable` names the predictions that must give NaN and would not by themselves. Rules that clip
     probabilities are also given `tiny`, the place to do it.
     """
@@ -46,7 +47,7 @@ def _classwise(
         advice = "use losses.sigmoid_binary_cross_entropy"
         return checks.holds_labels(where, prediction, target, distributions=distributions, for_one_score=advice)
 
-    def enter(prediction: Any, target: Any) -> tuple[Array, Array, float, dict[str, Any]]:
+    def enter(prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, Any]]:
         prediction, target = jnp.asarray(prediction), jnp.asarray(target)
         hard = check_form(prediction, target)
         work, classes = checks.accumulator(prediction.dtype), prediction.shape[-1]
@@ -57,7 +58,7 @@ def _classwise(
             wrong = DISTRIBUTIONS.wrong(target.astype(work))
         if unusable is not None:
             wrong = (wrong[..., None] if hard else wrong) | unusable(y)
-        sick = poison(wrong, y)
+        sick = poison(wrong, y, kept)
         if hard:
             # One-hot by comparison: a gather's derivative would be a scatter, slower than all the rest.
             k = with_rank(jnp.arange(classes, dtype=labels.dtype), labels.ndim + 1)
@@ -67,11 +68,15 @@ def _classwise(
         rest: dict[str, Any] = {"total": 1.0 if hard else t.sum(axis=-1, keepdims=True)}
         if clips:
             rest["tiny"] = smallest(prediction.dtype)
-        return y, t, 1 / math.prod(y.shape[1:-1]), rest
+        return y, t, 1 / math.prod(y.shape[kept:-1]), rest
 
     def value(prediction: Array, target: Array) -> Array:
         y, t, share, rest = enter(prediction, target)
         return share * cost(y, t, **rest).sum(axis=tuple(range(1, y.ndim - 1)))
+
+    def entries(prediction: Array, target: Array) -> Array:
+        y, t, _, rest = enter(prediction, target, max(jnp.ndim(prediction) - 1, 1))
+        return cost(y, t, **rest)
 
     def delta(prediction: Array, target: Array) -> Array:
         y, t, share, rest = enter(prediction, target)
@@ -84,18 +89,20 @@ def _classwise(
         hard = check_form(prediction, target)
         check_values(where, labels_of(prediction.shape[-1]) if hard else DISTRIBUTIONS, target)
 
-    targets = "integer labels [N] or [N, T] in 0…K−1"
+    targets = "integer labels [N] or [N, …] in 0…K−1"
     if soft:
         targets += ", or distributions, floats of the prediction's shape"
     value.__name__, value.__qualname__ = name, f"{name}.value"
     value.__doc__ = delta.__doc__ = f"""{formula}
 
-    Shapes: prediction [N, K] or [N, T, K]; C [N], δ like the prediction. Over T, the mean.
+    Shapes: prediction [N, K] or [N, …, K] (steps [N, T, K], images [N, H, W, K]); C [N], δ like the prediction. Over
+    the axes between, the mean.
     Target: {targets}.
 
     Source: {source}.
     """
-    return Loss(name, value, delta, check)
+    value.entries = entries  # type: ignore[attr-defined]  # the value is a metric too
+    return Loss(name, value, delta, check, entries)
 
 
 def _margins(y: Array, t: Array) -> Array:

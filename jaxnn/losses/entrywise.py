@@ -1,6 +1,6 @@
 """Losses that compare prediction and target entry by entry: regression, and two classes.
 
-Letters: N batch, T time, D features; y prediction, p probability, z logit, t target, e = y − t.
+Letters: N batch, T time, D features, the last axis; y prediction, p probability, z logit, t target, e = y − t.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _entrywise(
     unusable: Callable[[Array], Array] | None = None,
     clips: bool = False,
 ) -> Loss:
-    """The Loss of entrywise rules cost(y, t) and slope(y, t) = ∂cost/∂y; mean or sum over D, mean over T.
+    """The Loss of entrywise rules cost(y, t) and slope(y, t) = ∂cost/∂y; mean or sum over D, mean over what is between.
 
     `unusable` names the predictions that must give NaN and would not by themselves. Rules that clip
     probabilities are also given `tiny`, the place to do it.
@@ -45,19 +45,24 @@ def _entrywise(
         if domain is SIGNS and target.dtype == jnp.bool_:
             raise ValueError(f"{where} expects labels -1 and 1, got bool: use jnp.where(target, 1, -1)")
 
-    def enter(prediction: Any, target: Any) -> tuple[Array, Array, float, dict[str, float]]:
+    def enter(prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, float]]:
         prediction, target = jnp.asarray(prediction), jnp.asarray(target)
         check_form(prediction, target)
         work = checks.accumulator(prediction.dtype)
         y, t = prediction.astype(work), target.astype(work)
         if domain.poisons:
-            t = t + poison(domain.wrong(t) if unusable is None else domain.wrong(t) | unusable(y), t)
-        entries = math.prod(y.shape[1:] if mean else y.shape[1:-1])
-        return y, t, 1 / entries, {"tiny": smallest(prediction.dtype)} if clips else {}
+            t = t + poison(domain.wrong(t) if unusable is None else domain.wrong(t) | unusable(y), t, kept)
+        parts = math.prod(y.shape[kept:] if mean else y.shape[kept:-1])
+        return y, t, 1 / parts, {"tiny": smallest(prediction.dtype)} if clips else {}
 
     def value(prediction: Array, target: Array) -> Array:
         y, t, share, clip = enter(prediction, target)
         return share * cost(y, t, **clip).sum(axis=tuple(range(1, y.ndim)))
+
+    def entries(prediction: Array, target: Array) -> Array:
+        kept = max(jnp.ndim(prediction) - 1, 1)
+        y, t, share, clip = enter(prediction, target, kept)
+        return share * cost(y, t, **clip).sum(axis=tuple(range(kept, y.ndim)))
 
     def delta(prediction: Array, target: Array) -> Array:
         y, t, share, clip = enter(prediction, target)
@@ -71,13 +76,15 @@ def _entrywise(
     value.__name__, value.__qualname__ = name, f"{name}.value"
     value.__doc__ = delta.__doc__ = f"""{formula}
 
-    Shapes: prediction and target [N], [N, D] or [N, T, D]; C [N], δ like the prediction. The {"mean" if mean else "Σ"}
-    runs over D; over T, always the mean.
+    Shapes: prediction and target [N], [N, D] or [N, …, D] (steps [N, T, D], images [N, H, W, D]); C [N], δ like the
+    prediction. The {"mean" if mean else "Σ"} runs over D; over the axes between, always the mean. Images of one value
+    per pixel are [N, H, W, 1].
     Target: values {domain.meant}.
 
     Source: {source}.
     """
-    return Loss(name, value, delta, check)
+    value.entries = entries  # type: ignore[attr-defined]  # the value is a metric too
+    return Loss(name, value, delta, check, entries)
 
 
 # ---------------------------------------------------------------- regression

@@ -79,7 +79,7 @@ def labels_of(classes: int) -> Domain:
         if classes == 2 and np.isin(t, (-1, 1)).all():
             return "these look like ±1 labels: use (target + 1) // 2"
         if least < 0:
-            return "negative labels are not skipped: drop these examples, or give them a class and weight 0"
+            return "negative labels are not skipped: drop what they label, or give it weight 0"
         return f"the prediction has {classes} classes and the labels need {most + 1}"
 
     return Domain(lambda t: checks.labels_and_wrong(t, classes)[1], f"in 0…{classes - 1}", cause)
@@ -112,12 +112,14 @@ def check_values(where: str, domain: Domain, values: np.ndarray) -> None:
     )
 
 
-def poison(wrong: Array, like: Array) -> Array:
+def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
     """What is added to all of an example's target, [N, 1, …]: NaN where something in the example is wrong, else 0.
+
+    With the first `kept` axes kept, to all of an entry's target.
 
     In every rule the target multiplies, so that NaN in it reaches value, δ and every entry of `jax.grad`, as a
     value replaced by NaN in the end would not. The sum (for an `any`) and the target (for the prediction) are
     what XLA fuses without slowing the rest down.
     """
-    sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(1, wrong.ndim)))
-    return sick.reshape(-1, *[1] * (like.ndim - 1))
+    sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(kept, wrong.ndim)))
+    return sick.reshape(*(sick.shape if kept > 1 else (-1,)), *[1] * (like.ndim - kept))
