@@ -222,6 +222,29 @@ class Fit(NamedTuple):
     diagnostics: tuple[Any, ...] = ()
 
 
+@jax.tree_util.register_pytree_node_class
+class Outline(tuple[()]):
+    """The shape and dtype of an array without the array: what a tape keeps where no value is needed.
+
+    A node of a tree without leaves, so that it costs no memory and no operation, and an empty tuple.
+    """
+
+    shape: Shape
+    dtype: DType
+
+    def __new__(cls, shape: Shape, dtype: DType) -> Outline:
+        self = super().__new__(cls)
+        self.shape, self.dtype = tuple(shape), dtype
+        return self
+
+    def tree_flatten(self) -> tuple[tuple[()], tuple[Shape, DType]]:
+        return (), (self.shape, self.dtype)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple[Shape, DType], children: tuple[()]) -> Outline:
+        return cls(*aux)
+
+
 class Tagged(NamedTuple):
     """What an instrumented layer carries in place of its parameters (going in) or gradients (coming out).
 

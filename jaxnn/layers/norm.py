@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, features, input_spec, number
+from jaxnn.checks import LayerError, accumulator, check_delta, features, input_spec, is_symbolic, number, outline
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
 
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
 
@@ -27,6 +27,7 @@ class _ByBatch(NamedTuple):
 
     x_hat: Array
     r: Array
+    of: Outline  # x
 
 
 class _ByRunning(NamedTuple):
@@ -34,6 +35,7 @@ class _ByRunning(NamedTuple):
 
     x_hat: Array
     r: Array
+    of: Outline  # x
 
 
 def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
@@ -90,24 +92,25 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
         _check_vectors("batch_norm", "state", state, ("mean", "var"), x)
         running = {name: state[name].astype(wide.dtype) for name in ("mean", "var")}
         if train:
-            n = x.size // x.shape[-1]
             x_hat, r, mean, var = _normalised(wide, tuple(range(x.ndim - 1)), eps)
-            batch = {"mean": mean.reshape(-1), "var": var.reshape(-1) * (n / (n - 1)) if n > 1 else running["var"]}
+            batch = {"mean": mean.reshape(-1), "var": _unbiased(var.reshape(-1), running["var"], x.size // x.shape[-1])}
             step = {name: (1 - momentum) * (batch[name] - running[name]) for name in running}
             state = {name: (running[name] + step[name]).astype(state[name].dtype) for name in running}
-            tape: Tree = _ByBatch(x_hat, r.reshape(-1))
+            tape: Tree = _ByBatch(x_hat, r.reshape(-1), outline(x))
         else:
             r = jax.lax.rsqrt(running["var"] + eps)
-            tape = _ByRunning((wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim), r)
+            x_hat = (wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim)
+            tape = _ByRunning(x_hat, r, outline(x))
         return _scaled(gamma, tape.x_hat, beta).astype(x.dtype), state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        x_hat, r = tape
+        x_hat, r, x = tape
+        check_delta("batch_norm", delta, x)
         wide, gamma, _ = _in_wide("batch_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
         delta_in = wide
         if isinstance(tape, _ByBatch):
-            n = wide.size // wide.shape[-1]
+            n = _count(wide.size // wide.shape[-1], wide.dtype)
             along, mean = (with_rank(grads[name] / n, wide.ndim) for name in ("scale", "shift"))
             delta_in = wide - x_hat * along - mean
         return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), _like(params, grads)
@@ -157,10 +160,11 @@ def layer_norm(*, eps: float = EPS) -> Layer:
     ) -> tuple[Any, State, Tree]:
         wide, gamma, beta = _in_wide("layer_norm", params, x)
         x_hat, r, _, _ = _normalised(wide, (-1,), eps)
-        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, (x_hat, r)
+        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, (x_hat, r, outline(x))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        x_hat, r = tape
+        x_hat, r, x = tape
+        check_delta("layer_norm", delta, x)
         wide, gamma, _ = _in_wide("layer_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
         g = with_rank(gamma, wide.ndim) * wide
@@ -190,6 +194,19 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Arr
     var = jnp.square(centred).mean(axes, keepdims=True)
     r = jax.lax.rsqrt(var + eps)
     return centred * r, r, first + mean, var
+
+
+def _count(n: Any, dtype: DType) -> Any:
+    """N; as an array where it is not known, as in a program that is exported for every batch size."""
+    return jnp.asarray(n, dtype) if is_symbolic(n) else n
+
+
+def _unbiased(var: Array, otherwise: Array, n: Any) -> Array:
+    """The unbiased variance v n/(n − 1), or otherwise with n = 1."""
+    if is_symbolic(n):
+        n = _count(n, var.dtype)
+        return jnp.where(n > 1, var * (n / jnp.maximum(n - 1, 1)), otherwise)
+    return var * (n / (n - 1)) if n > 1 else otherwise
 
 
 def _scaled(gamma: Array, x_hat: Array, beta: Array) -> Array:

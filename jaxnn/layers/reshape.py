@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, whole_number
+from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
 from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
 
 
@@ -33,13 +33,12 @@ def reshape(*sizes: int) -> Layer:
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        if x.ndim < 1:
-            raise LayerError("reshape", "expects x with the batch axis first, got a scalar")
-        elements = math.prod(x.shape[1:])
+        elements = math.prod(one_array("reshape", x)[1:])
         if elements % known or (-1 not in sizes and elements != known):
             raise LayerError("reshape", f"to {sizes} does not fit x of shape {x.shape}")
         shape = tuple(elements // known if size == -1 else size for size in sizes)
-        return x.reshape(x.shape[0], *shape), state, x[:0]
+        y = x.reshape(x.shape[0], *shape)
+        return y, state, outline((x, y))
 
     return _rearranging("reshape", forward)
 
@@ -59,9 +58,9 @@ def flatten() -> Layer:
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        if x.ndim < 1:
-            raise LayerError("flatten", "expects x with the batch axis first, got a scalar")
-        return x.reshape(x.shape[0], math.prod(x.shape[1:])), state, x[:0]
+        n, *sizes = one_array("flatten", x)
+        y = x.reshape(n, math.prod(sizes))
+        return y, state, outline((x, y))
 
     return _rearranging("flatten", forward)
 
@@ -71,6 +70,8 @@ def _rearranging(kind: str, forward: Any) -> Layer:
         return {}, ()
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        return delta.reshape(delta.shape[0], *tape.shape[1:]), {}  # the tape is x[:0]: a shape, no data
+        x, y = tape
+        check_delta(kind, delta, y)
+        return (delta.reshape(x.shape) if is_floating(x) else ()), {}  # whole numbers have no δ
 
     return Layer(kind, init, forward, backward)
