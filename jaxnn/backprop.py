@@ -405,8 +405,10 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
     params, x = spec_tree(params_spec), spec_tree(x_spec)
     in_shape = example_shape(x)
+    floats = (leaf.dtype for leaf in jax.tree.leaves(in_shape) if hasattr(leaf, "dtype") and is_floating(leaf))
+    dtype = next(floats, jnp.float32)  # specs say what x is, sizes do not
     try:
-        expected, state = jax.eval_shape(lambda key: net.init(key, in_shape), jax.random.key(0))
+        expected, state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype), jax.random.key(0))
         same_shapes(
             f"the parameters are not those of this network on inputs of shape {in_shape}",
             params,
@@ -415,7 +417,7 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
         )
     except ValueError as differs:
         try:
-            state = jax.eval_shape(lambda key: net.init(key, in_shape)[1], jax.random.key(0))
+            state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype)[1], jax.random.key(0))
         except (ValueError, TypeError):
             state = ()  # init has refused this input, in the shape of a batch of one; forward may say more
         try:
