@@ -342,10 +342,6 @@ ADVICE = {
 
 def both_batches(where: str, prediction: Any, target: Any) -> str:
     """The beginning of a message about two shapes, once it is known that they are batches of one size."""
-    for what, part in (("prediction", prediction), ("target", target)):
-        plain_data(f"{where}: {what}", part)
-        if jnp.issubdtype(part.dtype, jnp.complexfloating):
-            raise ValueError(f"{where}: {what} must be real numbers, got {part.dtype}: use its .real and .imag")
     shown = f"{where}: prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
     if not prediction.shape or not target.shape:
         raise ValueError(f"{shown}: each needs a batch axis; add it with x[None] for one example")
