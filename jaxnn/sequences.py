@@ -19,9 +19,9 @@ class Sequences(NamedTuple):
     """A batch of sequences for a recurrent layer; `()` stands for what is left out, and for the δ of the mask.
 
     Attributes:
-        values: [N, T, D], or tokens [N, T] for `embedding`. It hands the mask on, as `dense`, `dropout`, `layer_norm`
-            and activations do. Where the mask is False, recurrent layers and `embedding` do not look: NaN and indices
-            out of range do no harm there.
+        values: [N, T, D], or tokens [N, T] for `embedding`. It hands the mask on, as `dense`, `dropout`, `layer_norm`,
+            `softmax` and activations do; `residual` adds values and `parallel` joins them. Where the mask is False,
+            recurrent layers and `embedding` do not look: NaN and indices out of range do no harm there.
         mask: [N, T] of booleans, True where there is something to read; all of it without a mask. A step that is
             masked leaves the state as it was, wherever it stands.
         initial: the state before the first step, zeros without one: [N, H] of `rnn` and `gru`, a pair (h, c) of such

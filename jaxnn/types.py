@@ -60,8 +60,9 @@ class Layer(NamedTuple):
             where there is none.
         forward: `(params, state, x, *, train=False, rng=None) -> (y, state, tape)`, x [N, …], y [N, …]. The
             tape holds what backward needs: arrays only, private to the layer.
-        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. `()` stands for the δ of
-            an integer input.
+        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta is like y in structure, shape
+            and dtype, delta_in like x; `()` stands for the δ of what is not float, whole numbers and masks. The
+            library's layers refuse another delta.
         couples_batch: True where one example's output depends on another's (batch norm).
         rules: further rules of this layer as (name, function) pairs, such as per-example squared norms.
         name: a name given by the user (`named`), or None.
