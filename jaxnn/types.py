@@ -224,26 +224,27 @@ class Fit(NamedTuple):
 
 
 @jax.tree_util.register_pytree_node_class
-class Outline(tuple[()]):
+class Outline(tuple[Any, ...]):
     """The shape and dtype of an array without the array: what a tape keeps where no value is needed.
 
-    A node of a tree without leaves, so that it costs no memory and no operation, and an empty tuple.
+    A tuple of whatever is kept beside them, empty by default: a node of a tree without leaves then, which costs no
+    memory and no operation.
     """
 
     shape: Shape
     dtype: DType
 
-    def __new__(cls, shape: Shape, dtype: DType) -> Outline:
-        self = super().__new__(cls)
+    def __new__(cls, shape: Shape, dtype: DType, *kept: Tree) -> Outline:
+        self = super().__new__(cls, kept)
         self.shape, self.dtype = tuple(shape), dtype
         return self
 
-    def tree_flatten(self) -> tuple[tuple[()], tuple[Shape, DType]]:
-        return (), (self.shape, self.dtype)
+    def tree_flatten(self) -> tuple[tuple[Tree, ...], tuple[Shape, DType]]:
+        return tuple(self), (self.shape, self.dtype)
 
     @classmethod
-    def tree_unflatten(cls, aux: tuple[Shape, DType], children: tuple[()]) -> Outline:
-        return cls(*aux)
+    def tree_unflatten(cls, of: tuple[Shape, DType], kept: tuple[Tree, ...]) -> Outline:
+        return cls(*of, *kept)
 
 
 class Tagged(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, check_delta, features, input_spec, is_symbolic, number, outline
+from jaxnn.checks import LayerError, accumulator, check_delta, features, input_spec, is_floating, is_symbolic, number
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
 from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
@@ -27,7 +27,6 @@ class _ByBatch(NamedTuple):
 
     x_hat: Array
     r: Array
-    of: Outline  # x
 
 
 class _ByRunning(NamedTuple):
@@ -35,7 +34,6 @@ class _ByRunning(NamedTuple):
 
     x_hat: Array
     r: Array
-    of: Outline  # x
 
 
 def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
@@ -96,16 +94,16 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
             batch = {"mean": mean.reshape(-1), "var": _unbiased(var.reshape(-1), running["var"], x.size // x.shape[-1])}
             step = {name: (1 - momentum) * (batch[name] - running[name]) for name in running}
             state = {name: (running[name] + step[name]).astype(state[name].dtype) for name in running}
-            tape: Tree = _ByBatch(x_hat, r.reshape(-1), outline(x))
+            tape: Tree = _ByBatch(x_hat, r.reshape(-1))
         else:
             r = jax.lax.rsqrt(running["var"] + eps)
             x_hat = (wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim)
-            tape = _ByRunning(x_hat, r, outline(x))
-        return _scaled(gamma, tape.x_hat, beta).astype(x.dtype), state, tape
+            tape = _ByRunning(x_hat, r)
+        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        x_hat, r, x = tape
-        check_delta("batch_norm", delta, x)
+        x_hat, r = tape
+        check_delta("batch_norm", delta, Outline(x_hat.shape, _precision(delta, x_hat)))
         wide, gamma, _ = _in_wide("batch_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
         delta_in = wide
@@ -160,11 +158,11 @@ def layer_norm(*, eps: float = EPS) -> Layer:
     ) -> tuple[Any, State, Tree]:
         wide, gamma, beta = _in_wide("layer_norm", params, x)
         x_hat, r, _, _ = _normalised(wide, (-1,), eps)
-        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, (x_hat, r, outline(x))
+        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        x_hat, r, x = tape
-        check_delta("layer_norm", delta, x)
+        x_hat, r = tape
+        check_delta("layer_norm", delta, tape)
         wide, gamma, _ = _in_wide("layer_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
         g = with_rank(gamma, wide.ndim) * wide
@@ -207,6 +205,12 @@ def _unbiased(var: Array, otherwise: Array, n: Any) -> Array:
         n = _count(n, var.dtype)
         return jnp.where(n > 1, var * (n / jnp.maximum(n - 1, 1)), otherwise)
     return var * (n / (n - 1)) if n > 1 else otherwise
+
+
+def _precision(delta: Any, x_hat: Array) -> DType:
+    """That of δ where its sums are taken in x̂'s, which is all that x̂ says of x's."""
+    fits = hasattr(delta, "dtype") and is_floating(delta) and accumulator(delta.dtype) == x_hat.dtype
+    return delta.dtype if fits else x_hat.dtype
 
 
 def _scaled(gamma: Array, x_hat: Array, beta: Array) -> Array:
