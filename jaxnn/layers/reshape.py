@@ -63,7 +63,8 @@ def _rearranging(kind: str, rearranged: Callable[[Shape], Shape]) -> Layer:
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        return x.reshape(rearranged(one_array(kind, x))), state, outline(x)
+        shape = rearranged(one_array(kind, x))
+        return x.reshape(shape), state, outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         check_delta(kind, delta, Outline(rearranged(tape.shape), tape.dtype))
