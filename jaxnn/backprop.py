@@ -24,10 +24,13 @@ import numpy as np
 from jaxnn.checks import (
     LayerError,
     batch_size,
+    check_delta,
     example_shape,
     example_weights,
     is_concrete,
     is_floating,
+    outline,
+    plain_data,
     same_shapes,
     spec_tree,
     static_spec,
@@ -35,6 +38,7 @@ from jaxnn.checks import (
     widest,
 )
 from jaxnn.combinators import map_layers
+from jaxnn.optimizers.parts import real_floats
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
 from jaxnn.sequences import Sequences
 from jaxnn.types import (
@@ -133,7 +137,7 @@ def backprop(
         rng: Key | None = None,
         weights: Array | None = None,
     ) -> Pass:
-        _check_arguments(net, params, x, target, weights)
+        _check_arguments("backprop", net, params, x, target, weights)
         output, new_state, tape = net.forward(params, state, x, train=train, rng=rng)
         found = costs(loss, output, target, weights)
         total, mean = found.total, found.mean
@@ -200,7 +204,7 @@ def autodiff(
         rng: Key | None = None,
         weights: Array | None = None,
     ) -> Pass:
-        _check_arguments(net, params, x, target, weights)
+        _check_arguments("autodiff", net, params, x, target, weights)
 
         def objective(slotted: Params) -> tuple[Array, tuple[State, Any, Array]]:
             output, new_state, _ = perturbed.forward(slotted, state, x, train=train, rng=rng)
@@ -239,10 +243,11 @@ def autodiff_twin(layer: Layer) -> Layer:
     ) -> tuple[Any, State, Tree]:
         y, new_state, _ = layer.forward(params, state, x, train=train, rng=rng)
         mode = jnp.zeros((0, int(train)))  # a tape holds arrays only: the flag travels as an empty array's shape
-        return y, new_state, (state, x, rng, mode)
+        return y, new_state, (state, x, rng, mode, outline(y))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        state, x, rng, mode = tape
+        state, x, rng, mode, given = tape
+        check_delta(layer.kind, delta, given)
         leaves, structure = jax.tree.flatten(x)
         floats = [leaf for leaf in leaves if is_floating(leaf)]
 
@@ -292,7 +297,8 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 
         def run_backward(kept: Tree, cotangent: tuple[Any, State]) -> tuple[Any, ...]:
             params, tape, x = kept
-            delta_in, grads = net.backward(params, tape, cotangent[0])
+            delta = jax.tree.map(lambda d: () if d.dtype == jax.dtypes.float0 else d, cotangent[0])
+            delta_in, grads = net.backward(params, tape, delta)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
             return grads, None, _input_cotangent(x, delta_in, jax.tree.leaves(cotangent[0])[0].shape[0]), None
 
@@ -382,8 +388,11 @@ def check_records(where: str, net: Any, loss: Any) -> None:
             raise TypeError(f"{where}: {what} must be a {needs.__name__} record, got {value!r}{hint}")
 
 
-def _check_arguments(net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
+def _check_arguments(where: str, net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
     """Batch sizes that agree, and parameters that are this network's; static, so it costs nothing under jit."""
+    real_floats(where, params)
+    for what, part in (("x", x), ("target", target), ("weights", weights)):
+        plain_data(f"{where}: {what}", part)
     n = batch_size("x", x)
     if n == 0:
         raise ValueError("x holds no examples (batch size 0)")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.types import DType, InShape, Key, Shape, Tree
+from jaxnn.types import DType, InShape, Key, Outline, Shape, Tree
 
 MAX_REPORTED = 5  # mismatches listed before "and n more"
 
@@ -33,18 +33,37 @@ class LayerError(ValueError):
         self.complaint, self.about_params = complaint, about_params
 
 
+class _Unquoted(str):
+    """A text that is its own `repr`, which a KeyError shows."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+NAMED_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    NotImplementedError,
+)
+
+
 @contextmanager
 def inside(name: str) -> Iterator[None]:
     """Puts the layer's path in front of an error that comes from below."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except NAMED_ERRORS as error:
         path = [name, *getattr(error, "layer_path", [])] if name else getattr(error, "layer_path", [])
         message = getattr(error, "layer_message", None)
         if message is None:
-            message = f" {error.complaint}" if isinstance(error, LayerError) else f": {error}"
+            kind = "KeyError: " if isinstance(error, KeyError) else ""  # the key alone says nothing
+            message = f" {error.complaint}" if isinstance(error, LayerError) else f": {kind}{error}"
         if path:
-            error.args = (f"layer '{'/'.join(path)}'{message}",)
+            error.args = (_Unquoted(f"layer '{'/'.join(path)}'{message}"),)
         error.layer_path, error.layer_message = path, message  # type: ignore[union-attr]
         raise
 
@@ -156,17 +175,34 @@ def example_shape(x: Tree) -> InShape:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
 
 
+def one_array(kind: str, x: Any, *, at_least: int = 1) -> Shape:
+    """The shape of x if it is an array [N, …]; errors blame the input."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        advice = ""
+        if hasattr(x, "values") and hasattr(x, "mask"):  # Sequences, of which this floor knows nothing
+            advice = (
+                ": what a mask hides would count as data. Layers that work on each step alone take Sequences (dense, "
+                "embedding, activations, softmax, dropout, layer_norm), as recurrent ones do; let one that returns "
+                "'values' or 'last' come before this layer"
+            )
+        raise LayerError(kind, f"expects one array, got {type(x).__name__}{advice}")
+    if x.ndim < at_least:
+        raise LayerError(kind, "expects x with the batch axis first, got a scalar")
+    if isinstance(x, np.ma.MaskedArray):
+        plain_data(f"{kind}: x", x)
+    return tuple(x.shape)
+
+
 def features(kind: str, x: Any, *, at_least: int = 2) -> Shape:
     """The shape of x if it is a float array [N, …, D]; errors blame the input."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise LayerError(kind, f"expects one array, got {type(x).__name__}")
+    shape = one_array(kind, x, at_least=0)
     if x.ndim < at_least:
         axes = "[N, D]" if at_least == 2 else "with the batch axis first"
         advice = "add the batch axis, x[None] for one example" + ", x[:, None] for N examples of one feature" * x.ndim
         raise LayerError(kind, f"expects x {axes}, got x of shape {x.shape}: {advice}")
     if not is_floating(x):
         raise LayerError(kind, f"expects float features, got {x.dtype}: convert with x.astype('float32')")
-    return tuple(x.shape)
+    return shape
 
 
 def static_spec(tree: Tree) -> tuple[Any, Any]:
@@ -182,7 +218,7 @@ def spec_tree(spec: tuple[Any, Any]) -> Tree:
 
 
 def batch_size(what: str, tree: Tree) -> int:
-    """N, the size of the first axis of every leaf."""
+    """N, the size of the first axis of every leaf; where a program is exported for every N, the symbol of it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{what} holds no arrays")
@@ -191,7 +227,114 @@ def batch_size(what: str, tree: Tree) -> int:
         raise ValueError(f"{what} needs a batch axis, got a scalar")
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{what}: the leaves differ in batch size: {sizes}")
-    return int(next(iter(sizes.values())) or 0)
+    return next(iter(sizes.values())) or 0
+
+
+def is_symbolic(size: Any) -> bool:
+    """True for a size that is not known when the program is made (`jax.export`): it is compared with no number."""
+    return not isinstance(size, Integral)
+
+
+# ---------------------------------------------------------------- δ
+
+
+def outline(tree: Tree) -> Tree:
+    """The tree with an Outline in place of each array."""
+    return jax.tree.map(lambda leaf: Outline(leaf.shape, leaf.dtype), tree)
+
+
+def check_delta(kind: str, delta: Any, output: Tree) -> None:
+    """Raises LayerError unless δ is like the output: its structure, shapes and dtypes, `()` for what is not float.
+
+    `output` is the layer's output, or arrays, Outlines or jax.ShapeDtypeStructs like it. Nothing is looked at but
+    shapes and dtypes, so that this costs nothing under `jit`.
+    """
+    output = jax.tree.map(_spec, output, is_leaf=lambda part: isinstance(part, Outline))
+    leaves, structure = jax.tree.flatten(output)
+    flatten_like: Any = structure.flatten_up_to  # type: ignore[attr-defined]  # jaxlib's stubs lack it
+    try:
+        deltas = flatten_like(delta)
+    except (ValueError, TypeError):
+        deltas = None
+    if deltas is None or not all(map(_fits, deltas, leaves)):
+        expected = jax.tree.map(lambda leaf: leaf if is_floating(leaf) else (), output)
+        raise LayerError(
+            kind, f"expects δ like its output, {_shown(expected)}, got {_shown(delta)}: δ is never broadcast or cast"
+        )
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+
+def _fits(delta: Any, leaf: Any) -> bool:
+    if not is_floating(leaf):  # JAX's own cotangents have float0 there
+        return (isinstance(delta, tuple) and not delta) or getattr(delta, "dtype", None) == jax.dtypes.float0
+    if not hasattr(delta, "shape") or not hasattr(delta, "dtype"):
+        return False
+    return tuple(delta.shape) == tuple(leaf.shape) and jax.dtypes.canonicalize_dtype(delta.dtype) == leaf.dtype
+
+
+def _shown(tree: Any) -> str:
+    """`(float32[4, 3], ())`, a tree as its arrays' shapes."""
+    if isinstance(tree, dict):
+        return f"{{{', '.join(f'{name}: {_shown(part)}' for name, part in tree.items())}}}"
+    if isinstance(tree, (tuple, list)):
+        name = type(tree).__name__ if hasattr(tree, "_fields") else ""
+        return f"{name}({', '.join(map(_shown, tree))})"
+    return describe(tree)
+
+
+def check_input_deltas(kind: str, deltas: Sequence[Any]) -> None:
+    """Raises LayerError unless the δs that are added at one input are alike: nothing is broadcast."""
+    first, *others = (
+        (jax.tree.structure(d), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(d)]) for d in deltas
+    )
+    if any(other != first for other in others):
+        raise LayerError(kind, f"adds the δs of its input, which must be alike, got {', '.join(map(_shown, deltas))}")
+
+
+# ---------------------------------------------------------------- data as they come
+
+
+def plain_data(where: str, tree: Tree, *, numbers: bool = True) -> None:
+    """Raises an error for what a conversion to arrays of numbers would drop silently, or fails at.
+
+    That is what a mask of `np.ma` hides and, unless other things than numbers will do, what no device holds: objects,
+    texts, dates, records, sparse matrices.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda part: hasattr(part, "todense")):
+        if not isinstance(leaf, jax.Array):
+            _plain_array("/".join(filter(None, (where, path_name(path)))), leaf, numbers)
+
+
+def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
+        raise ValueError(
+            f"{where} has a mask that hides {np.ma.count_masked(leaf)} of {leaf.size} values, and what is hidden would "
+            "count: leave examples out by weights of 0, or put numbers there with .filled(value)"
+        )
+    if not numbers:
+        return
+    if hasattr(leaf, "todense"):
+        raise TypeError(f"{where} is a sparse matrix ({type(leaf).__name__}): use np.asarray(x.todense())")
+    dtype = getattr(leaf, "dtype", None)
+    kind: Any = getattr(dtype, "kind", None)
+    names = getattr(dtype, "names", None)
+    if kind in UNUSABLE or names:
+        what = "records" if names else UNUSABLE[kind]
+        raise TypeError(f"{where} holds {what} ({dtype}), and numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
+
+
+UNUSABLE = {"O": "Python objects", "U": "texts", "S": "texts", "M": "dates", "m": "time spans"}  # by dtype.kind
+ADVICE = {
+    "O": "use .astype('float32') once every row has the same length and every entry is a number",
+    "U": "use whole numbers, np.unique(values, return_inverse=True)[1]",
+    "S": "use whole numbers, np.unique(values, return_inverse=True)[1]",
+    "M": "use the time since a first one, (values - values.min()) / np.timedelta64(1, 'D')",
+    "m": "divide by a unit, values / np.timedelta64(1, 'D')",
+    "V": "use one array for each field, values['name']",
+}
 
 
 # ---------------------------------------------------------------- predictions and targets

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator
+from jaxnn.checks import accumulator, is_symbolic
 from jaxnn.ranks import with_rank
 from jaxnn.types import Array
 from jaxnn.windows import (
@@ -370,7 +370,7 @@ def _keeps_rows(windows: Windows) -> bool:
 def _forward(x: Array, w: Array, windows: Windows, groups: int) -> Array:
     if groups == x.shape[-1] > 1:
         return by_taps(x, w, windows)
-    if groups > 1 or jnp.finfo(x.dtype).bits < 32:
+    if groups > 1 or jnp.finfo(x.dtype).bits < 32 or is_symbolic(x.shape[0]):
         return correlate(x, w, windows, groups)
     if _is_thin(x, windows):
         otherwise = by_neighbours
@@ -386,7 +386,8 @@ def _forward(x: Array, w: Array, windows: Windows, groups: int) -> Array:
 def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> Array:
     if groups == x.shape[-1] > 1:
         return kernel_gradient_by_taps(x, delta, windows)
-    if jnp.finfo(x.dtype).bits < 32:  # half precisions would be summed in half precision
+    # Half precisions would be summed in half precision; for every N there is one form.
+    if jnp.finfo(x.dtype).bits < 32 or is_symbolic(x.shape[0]):
         return kernel_gradient(x, delta, windows, groups)
 
     def by_products(x: Array, delta: Array) -> Array:
@@ -406,7 +407,7 @@ def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> A
 def _input_gradient(delta: Array, w: Array, windows: Windows, groups: int) -> Array:
     if w.shape[-2] == 1 < groups:
         return input_gradient_by_taps(delta, w, windows, groups)
-    if groups > 1 or jnp.finfo(delta.dtype).bits < 32:
+    if groups > 1 or jnp.finfo(delta.dtype).bits < 32 or is_symbolic(delta.shape[0]):
         return input_gradient(delta, w, windows, groups)
     shrinks = math.prod(windows.inputs) >= SHRINKS * math.prod(windows.positions)
 

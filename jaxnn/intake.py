@@ -24,6 +24,7 @@ from jaxnn.checks import (
     is_floating,
     number,
     path_name,
+    plain_data,
     same_shapes,
     weight_values,
     whole_number,
@@ -46,6 +47,7 @@ def on_device(what: str, parts: Any) -> tuple[Any, ...]:
         where = name if what == "x" else f"{what}: {name}"
         if isinstance(part, (list, tuple)) and any(isinstance(leaf, Number) for leaf in jax.tree.leaves(part)):
             raise TypeError(f"{where} must be an array or a tree of arrays, got a list of numbers: use np.asarray")
+        plain_data(where, part)
         arrays.append(jax.tree.map(partial(_on_device, where), part))
     check_sizes(what, tuple(arrays))
     return tuple(arrays)
@@ -207,6 +209,7 @@ def _on_device(what: str, leaf: Any) -> Array:
     if isinstance(leaf, jax.Array):
         return leaf
     here = np.asarray(leaf)
+    plain_data(what, here)  # a data frame is what it becomes
     there = jax.device_put(here)  # compiles nothing
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
         first = here[np.asarray(there) != here][0]

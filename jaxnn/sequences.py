@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, features, is_floating
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Shape, State, Tree
+from jaxnn.checks import LayerError, check_delta, features, is_floating, outline
+from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 class Sequences(NamedTuple):
@@ -20,8 +20,9 @@ class Sequences(NamedTuple):
 
     Attributes:
         values: [N, T, D], or tokens [N, T] for `embedding`. It hands the mask on, as `dense`, `dropout`, `layer_norm`,
-            `softmax` and activations do. Where the mask is False, recurrent layers and `embedding` do not look: NaN and
-            indices out of range do no harm there; losses and metrics do not count what a network gives there.
+            `softmax` and activations do; `residual` adds values and `parallel` joins them. Where the mask is False,
+            recurrent layers and `embedding` do not look: NaN and indices out of range do no harm there; losses and
+            metrics do not count what a network gives there.
         mask: [N, T] of booleans, True where there is something to read; all of it without a mask. A step that is
             masked leaves the state as it was, wherever it stands.
         initial: the state before the first step, zeros without one: [N, H] of `rnn` and `gru`, a pair (h, c) of such
@@ -49,7 +50,7 @@ def as_sequences(x: Any) -> Sequences:
 
 def is_given(part: Tree) -> bool:
     """False for the `()` that stands for a mask or a state left out."""
-    return not (isinstance(part, tuple) and not part)
+    return isinstance(part, Outline) or not (isinstance(part, tuple) and not part)
 
 
 def read_sequences(kind: str, x: Any, parts: tuple[str, ...], width: int) -> Sequences:
@@ -111,6 +112,13 @@ def hidden(values: Array, mask: Array) -> Array:
     return jnp.where(mask[..., None], values, 0)
 
 
+class _OfSequences(NamedTuple):
+    """The tape of a layer that was given Sequences."""
+
+    of_values: Tree
+    others: tuple[Tree, Tree]  # the outlines of the mask and of the initial state
+
+
 def over_values(layer: Layer, *, hide: bool = False) -> Layer:
     """A layer that works on each step alone, and now takes `Sequences` too: f of their values, with the mask they had.
 
@@ -129,12 +137,15 @@ def over_values(layer: Layer, *, hide: bool = False) -> Layer:
         if not isinstance(x, Sequences):
             return layer.forward(params, state, x, train=train, rng=rng)
         y, state, tape = layer.forward(params, state, seen(x), train=train, rng=rng)
-        return x._replace(values=y), state, tape
+        return x._replace(values=y), state, _OfSequences(tape, outline((x.mask, x.initial)))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        if not isinstance(delta, Sequences):
+        if not isinstance(tape, _OfSequences):
             return layer.backward(params, tape, delta)
-        delta_in, grads = layer.backward(params, tape, delta.values)
+        if not isinstance(delta, Sequences):
+            raise LayerError(layer.kind, f"expects δ like its output, Sequences, got {type(delta).__name__}")
+        check_delta(layer.kind, delta[1:], tape.others)
+        delta_in, grads = layer.backward(params, tape.of_values, delta.values)
         return delta._replace(values=delta_in), grads
 
     return layer._replace(init=init, forward=forward, backward=backward)

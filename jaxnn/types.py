@@ -60,8 +60,9 @@ class Layer(NamedTuple):
             where there is none.
         forward: `(params, state, x, *, train=False, rng=None) -> (y, state, tape)`, x [N, …], y [N, …]. The
             tape holds what backward needs: arrays only, private to the layer.
-        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. `()` stands for the δ of
-            an integer input.
+        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta is like y in structure, shape
+            and dtype, delta_in like x; `()` stands for the δ of what is not float, whole numbers and masks. The
+            library's layers refuse another delta.
         couples_batch: True where one example's output depends on another's (batch norm).
         rules: further rules of this layer as (name, function) pairs, such as per-example squared norms.
         name: a name given by the user (`named`), or None.
@@ -250,6 +251,30 @@ class Fit(NamedTuple):
     why: str = ""
     monitors: Any = None
     diagnostics: tuple[Any, ...] = ()
+
+
+@jax.tree_util.register_pytree_node_class
+class Outline(tuple[Any, ...]):
+    """The shape and dtype of an array without the array: what a tape keeps where no value is needed.
+
+    A tuple of whatever is kept beside them, empty by default: a node of a tree without leaves then, which costs no
+    memory and no operation.
+    """
+
+    shape: Shape
+    dtype: DType
+
+    def __new__(cls, shape: Shape, dtype: DType, *kept: Tree) -> Outline:
+        self = super().__new__(cls, kept)
+        self.shape, self.dtype = tuple(shape), dtype
+        return self
+
+    def tree_flatten(self) -> tuple[tuple[Tree, ...], tuple[Shape, DType]]:
+        return tuple(self), (self.shape, self.dtype)
+
+    @classmethod
+    def tree_unflatten(cls, of: tuple[Shape, DType], kept: tuple[Tree, ...]) -> Outline:
+        return cls(*of, *kept)
 
 
 class Tagged(NamedTuple):

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, describe, input_spec, inside, is_floating, layer_key
-from jaxnn.combinators.parts import as_layers, check_same, child_key, combinator, entries, entry, names_of
-from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.checks import (
+    LayerError,
+    check_delta,
+    check_input_deltas,
+    describe,
+    input_spec,
+    inside,
+    is_floating,
+    layer_key,
+    outline,
+)
+from jaxnn.combinators.parts import (
+    as_layers,
+    check_same,
+    child_key,
+    combinator,
+    entries,
+    entry,
+    names_of,
+    values_of,
+    with_values,
+)
+from jaxnn.sequences import Sequences, is_given
+from jaxnn.types import Activation, DType, InShape, Key, Layer, Outline, Params, State, Tree
 
 
 def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) -> Layer:
@@ -19,7 +41,7 @@ def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) 
     Backward:  δ_in = ∂f/∂xᵀ δ + ∂s/∂xᵀ δ, with the identity's being δ itself.
 
     Without a skip, parameters are the layer's own; with one they are `{"body": …, "skip": …}`, whatever the two are
-    named.
+    named. Of `Sequences` the values are added; mask and initial state are what f hands on.
 
     Args:
         layer: f; without a skip its output must have x's shape and dtype.
@@ -43,15 +65,19 @@ def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) 
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         y, state, tape = body.forward(params, state, x, train=train, rng=rng)
-        check_same("residual", x, y, "; give a projection, residual(layer, skip=dense(width))")
-        integers = [describe(leaf) for leaf in jax.tree.leaves(y) if not is_floating(leaf)]
+        values, new = values_of(x), values_of(y)
+        check_same("residual", values, new, "; give a projection, residual(layer, skip=dense(width))")
+        integers = [describe(leaf) for leaf in jax.tree.leaves(new) if not is_floating(leaf)]
         if integers:
             raise LayerError("residual", f"adds x and f(x), which must be floats, got {', '.join(integers)}")
-        return jax.tree.map(jnp.add, x, y), state, tape
+        y = with_values(y, jax.tree.map(jnp.add, values, new))  # a mask and an initial state are handed on by f
+        return y, state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         delta_in, grads = body.backward(params, tape, delta)
-        return jax.tree.map(jnp.add, delta, delta_in), grads
+        direct, through = values_of(delta), values_of(delta_in)
+        check_input_deltas("residual", (direct, through))
+        return with_values(delta_in, jax.tree.map(jnp.add, direct, through)), grads
 
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = body.init(key, in_shape, dtype)
@@ -73,7 +99,8 @@ def parallel(*layers: Layer | Activation, join: str = "concat") -> Layer:
     Forward:   y = [f₁(x), …, f_B(x)] along the last axis (`join="concat"`), or Σ_b f_b(x) (`join="sum"`).
     Backward:  δ_in = Σ_b ∂f_b/∂xᵀ δ_b, with δ_b the branch's part of δ, or δ itself for the sum.
 
-    Parameters and state are dicts by name, as in `serial`.
+    Parameters and state are dicts by name, as in `serial`. Of branches that return `Sequences` the values are joined;
+    mask and initial state are those of the first that hands them on.
 
     Args:
         *layers: at least one layer; Activation records are accepted too.
@@ -114,21 +141,20 @@ def _side_by_side(kind: str, children: tuple[Layer, ...], join: str) -> Layer:
                     train=train,
                     rng=layer_key(rng, name),
                 )
-        widths = [y[:0] for y in outputs.values()] if join == "concat" else []
-        return _joined(kind, join, outputs), entries(states), (tape, widths)
+        y = _joined(kind, join, outputs)
+        return y, entries(states, state), (tape, outline((y, list(outputs.values()))))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        tapes, widths = tape
-        deltas = [delta] * len(branches)
-        if join == "concat":
-            ends = [sum(width.shape[-1] for width in widths[: i + 1]) for i in range(len(widths))]
-            deltas = jnp.split(delta, ends[:-1], axis=-1)
+        tapes, (y, outputs) = tape
+        check_delta(kind, delta, y)
         delta_in, grads = None, {}
-        for (name, layer), branch_delta in zip(branches, deltas, strict=True):
+        for (name, layer), branch_delta in zip(branches, _parted(join, delta, outputs), strict=True):
             with inside(name), jax.named_scope(name):
                 back, grads[name] = layer.backward(entry(params, name, {}), tapes[name], branch_delta)
+            if delta_in is not None:
+                check_input_deltas(kind, (delta_in, back))
             delta_in = back if delta_in is None else jax.tree.map(jnp.add, delta_in, back)
-        return delta_in, entries(grads) or {}
+        return delta_in, entries(grads, params) or {}
 
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = {}, {}
@@ -145,9 +171,42 @@ def _side_by_side(kind: str, children: tuple[Layer, ...], join: str) -> Layer:
 def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:
     """The branches' outputs as one; nothing is broadcast."""
     axes = -1 if join == "concat" else None
-    first, *others = outputs.values()
+    first, *others = (values_of(y) for y in outputs.values())
+    parts = {name: type(y).__name__ for name, y in outputs.items() if not hasattr(values_of(y), "shape")}
+    if parts:
+        raise LayerError(kind, f"expects branches that return arrays or Sequences, got {parts}")
+    sequences = [isinstance(y, Sequences) for y in outputs.values()]
+    if any(sequences) and not all(sequences):
+        raise LayerError(
+            kind,
+            "expects branches that all return Sequences or all arrays, got "
+            + ", ".join(f"{name}: {type(y).__name__}" for name, y in outputs.items()),
+        )
     if any(y.shape[:axes] != first.shape[:axes] or y.dtype != first.dtype for y in others):
-        shown = ", ".join(f"{name}: {describe(y)}" for name, y in outputs.items())
+        shown = ", ".join(f"{name}: {describe(values_of(y))}" for name, y in outputs.items())
         what = "agree in all axes but the last" if join == "concat" else "have one shape"
         raise LayerError(kind, f"expects branches whose outputs {what}, got {shown}")
-    return jnp.concatenate([first, *others], axis=-1) if join == "concat" else sum(others, first)
+    values = jnp.concatenate([first, *others], axis=-1) if join == "concat" else sum(others, first)
+    if not all(sequences):
+        return values
+    masks, states = (
+        [getattr(y, of) for y in outputs.values() if is_given(getattr(y, of))] for of in ("mask", "initial")
+    )
+    return Sequences(values, *(found[0] if found else () for found in (masks, states)))
+
+
+def _parted(join: str, delta: Any, outputs: list[Any]) -> list[Any]:
+    """The part of δ that each branch gave rise to; that of an initial state is of the first that handed it on."""
+    values, deltas = values_of(delta), [values_of(delta)] * len(outputs)
+    widths = [values_of(y).shape[-1] for y in outputs]
+    if join == "concat" and is_given(values):  # () of whole numbers
+        deltas = jnp.split(values, list(itertools.accumulate(widths))[:-1], axis=-1)
+    if not isinstance(delta, Sequences):
+        return deltas
+    nothing = lambda s: jnp.zeros(s.shape, s.dtype)  # noqa: E731
+    states = [jax.tree.map(nothing, y.initial, is_leaf=lambda part: isinstance(part, Outline)) for y in outputs]
+    first = next((i for i, y in enumerate(outputs) if is_given(y.initial)), None)
+    return [
+        Sequences(part, (), delta.initial if i == first else state)
+        for i, (part, state) in enumerate(zip(deltas, states, strict=True))
+    ]

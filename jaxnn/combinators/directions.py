@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, inside, layer_key
-from jaxnn.combinators.parts import as_layers, child_key, combinator, entries, entry
+from jaxnn.checks import LayerError, check_delta, check_input_deltas, inside, layer_key, outline
+from jaxnn.combinators.parts import as_layers, child_key, combinator, entries, entry, values_of
 from jaxnn.sequences import Sequences
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
 
@@ -63,12 +63,15 @@ def _both(*children: Layer) -> Layer:
                     entry(params, name, {}), entry(state, name, ()), part, train=train, rng=layer_key(rng, name)
                 )
         y, y_back = (_array(outputs[name]) for name in NAMES)
-        in_time = y.ndim == _array(x).ndim
+        in_time = y.ndim == 3  # [N, T, H], and not [N, H]; x may be tokens [N, T]
         values = jnp.concatenate([y, _reversed(y_back) if in_time else y_back], axis=-1)
         mask = outputs[NAMES[0]].mask if isinstance(outputs[NAMES[0]], Sequences) else ()
-        return (Sequences(values, mask) if not isinstance(mask, tuple) else values), entries(states), tape
+        joined = Sequences(values, mask) if not isinstance(mask, tuple) else values
+        return joined, entries(states, state), (tape, outline(joined))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        tape, joined = tape
+        check_delta("bidirectional", delta, joined)
         values = _array(delta)
         in_time = values.ndim == 3
         deltas = jnp.split(values, 2, axis=-1)
@@ -79,11 +82,12 @@ def _both(*children: Layer) -> Layer:
             with inside(name), jax.named_scope(name):
                 delta_in[name], grads[name] = layer.backward(entry(params, name, {}), tape[name], part)
         there, back = delta_in[NAMES[0]], _turned(delta_in[NAMES[1]])
-        total = _array(there) + _array(back)
+        check_input_deltas("bidirectional", (values_of(there), values_of(back)))
+        total = jax.tree.map(jnp.add, values_of(there), values_of(back))  # of tokens both are ()
         if isinstance(there, Sequences):
             given = jax.tree.leaves((there.initial, back.initial))
-            return Sequences(total, (), (there.initial, back.initial) if given else ()), entries(grads) or {}
-        return total, entries(grads) or {}
+            total = Sequences(total, (), (there.initial, back.initial) if given else ())
+        return total, entries(grads, params) or {}
 
     return combinator("bidirectional", init, forward, backward, children, NAMES, lambda new: _both(*_renamed(new)))
 
@@ -116,6 +120,8 @@ def _reversed(values: Array) -> Array:
 
 def _turned(x: Any) -> Any:
     """The same with time turned round."""
-    if not isinstance(x, Sequences):
-        return _reversed(x) if x.ndim > 1 else x  # one axis is too few: the layer says so
-    return x._replace(values=_reversed(x.values), mask=_reversed(x.mask) if not isinstance(x.mask, tuple) else x.mask)
+    if isinstance(x, Sequences):
+        return x._replace(values=_turned(x.values), mask=_turned(x.mask))
+    return (
+        _reversed(x) if getattr(x, "ndim", 0) > 1 else x
+    )  # () of what has no δ; one axis is too few: the layer says so

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, as_key, describe, name_hash
 from jaxnn.layers.activation import activation as activation_layer
+from jaxnn.sequences import Sequences
 from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
@@ -56,9 +57,28 @@ def entry(tree: Tree, name: str, empty: Tree) -> Tree:
     return tree[name] if isinstance(tree, dict) and name in tree else empty
 
 
-def entries(parts: dict[str, Tree]) -> Tree:
-    """The parts that hold anything, or ()."""
-    return {name: part for name, part in parts.items() if jax.tree.leaves(part, is_leaf=is_tagged)} or ()
+def entries(parts: dict[str, Tree], given: Tree = None) -> Tree:
+    """The parts that are not exactly `{}` or `()`, or ().
+
+    `given` are the parameters or the state that the parts are like: what has an entry there keeps it, so that trees
+    like those of `init` come back, and what has none gets one only if it holds an array.
+    """
+    if isinstance(given, dict):
+        kept = lambda name, part: name in given or _holds_arrays(part)  # noqa: E731
+    elif given is None:
+        kept = lambda name, part: not _is_empty(part)  # noqa: E731
+    else:
+        kept = lambda name, part: _holds_arrays(part)  # noqa: E731
+    return {name: part for name, part in parts.items() if kept(name, part)} or ()
+
+
+def _is_empty(part: Tree) -> bool:
+    """Whether it is exactly `{}` or `()`, which say that there is nothing: another structure says something."""
+    return type(part) in (dict, tuple) and not part
+
+
+def _holds_arrays(part: Tree) -> bool:
+    return bool(jax.tree.leaves(part, is_leaf=is_tagged))
 
 
 def child_key(key: Key, name: str) -> Key:
@@ -97,6 +117,16 @@ def check_same(kind: str, x: Any, y: Any, advice: str = "") -> None:
 def check_kept(kind: str, layer: Layer, variables: tuple[Params, State], spec: Tree) -> None:
     """The layer must keep the shape and dtype of an input like spec."""
     check_same(kind, spec, output_spec(layer, *variables, spec))
+
+
+def values_of(x: Any) -> Any:
+    """The array, of Sequences their values."""
+    return x.values if isinstance(x, Sequences) else x
+
+
+def with_values(x: Any, values: Any) -> Any:
+    """The same with other values: a mask and an initial state stay."""
+    return x._replace(values=values) if isinstance(x, Sequences) else values
 
 
 def is_tagged(tree: Tree) -> bool:

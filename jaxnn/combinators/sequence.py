@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import activations, initializers
-from jaxnn.checks import as_key, input_spec, inside, layer_key, whole_number
+from jaxnn.checks import as_key, check_delta, input_spec, inside, layer_key, outline, whole_number
 from jaxnn.combinators.parts import (
     as_layers,
     check_kept,
@@ -36,7 +36,9 @@ def serial(*layers: Layer | Activation) -> Layer:
     Backward:  δˡ⁻¹, gradsˡ = backwardˡ(δˡ)  for l = L … 1: the recursion of backpropagation.
 
     Parameters and state are dicts with one entry per layer that has any, by name: a name given by `named`,
-    else the kind and its count, dense_0, dense_1. With no layers it is the identity.
+    else the kind and its count, dense_0, dense_1. An entry is left out only where the layer's `init` returned exactly
+    `{}` or `()`; forward and backward are then given `{}` for the parameters and `()` for the state. With no layers it
+    is the identity.
 
     Args:
         *layers: layers; Activation records are accepted too.
@@ -78,14 +80,16 @@ def serial(*layers: Layer | Activation) -> Layer:
                     train=train,
                     rng=layer_key(rng, name),
                 )
-        return x, entries(states), tape
+        return x, entries(states, state), tape if stages else outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         grads = {}
+        if not stages:
+            check_delta("serial", delta, tape)
         for name, layer in reversed(stages):
             with inside(name), jax.named_scope(name):
                 delta, grads[name] = layer.backward(entry(params, name, {}), tape[name], delta)
-        return delta, entries({name: grads[name] for name in names}) or {}
+        return delta, entries({name: grads[name] for name in names}, params) or {}
 
     return combinator("serial", init, forward, backward, children, names, lambda new: serial(*new))
 

@@ -172,6 +172,7 @@ def write_idx(path: FilePath, array: Any) -> None:
         TypeError: another dtype.
         ValueError: an axis of more than 2³¹ − 1.
     """
+    checks.plain_data("write_idx: array", array, numbers=False)
     path, array = Path(path), np.asarray(array)
     codes = {dtype: code for code, dtype in IDX_TYPES.items()}
     code = codes.get(array.dtype.newbyteorder("="))

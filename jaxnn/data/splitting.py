@@ -53,6 +53,8 @@ def split(data: Tree, held_out: float | Sequence[float], *, key: Key | int, stra
     >>> [len(part) for part in split(labels, (0.1, 3), key=0)]  # train, validation, test
     [6, 1, 3]
     """
+    checks.plain_data("split: data", data, numbers=False)
+    checks.plain_data("split: stratify", stratify, numbers=False)
     for name, leaf in checks.named_leaves(data).items():
         if not isinstance(leaf, np.ndarray | jax.Array):
             where = f"data/{name}" if name else "data"

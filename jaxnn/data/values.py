@@ -52,6 +52,7 @@ def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
     >>> scale.mean.tolist(), scale.std.tolist()
     ([2.0, 5.0], [1.0, 0.0])
     """
+    checks.plain_data("standardisation: x", x)
     x, axes = np.asarray(x), tuple(axes)
     if x.dtype.kind not in "biu" and not checks.is_floating(x):
         raise TypeError(f"standardisation expects real numbers, got x of {x.dtype}")
@@ -122,7 +123,10 @@ def unstandardise(scale: Standardisation, z: Any) -> Any:
 
 def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
     """Returns x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they are of the same features."""
+    checks.plain_data(f"{what}: {'z' if what.startswith('un') else 'x'}", x)
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.complexfloating):
+        raise TypeError(f"{what} expects real numbers, got {x.dtype}")
     if not x.ndim or x.shape[1:] != scale.mean.shape:
         expected = f"[{', '.join(['N', *map(str, scale.mean.shape)])}]"
         raise ValueError(f"{what} expects {expected} like what scale was taken from, got shape {x.shape}")
@@ -151,6 +155,7 @@ def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
     >>> one_hot([2, 0], 3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
+    checks.plain_data("one_hot: labels", labels)
     labels, classes = np.asarray(labels), checks.whole_number("classes", classes, least=1)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"one_hot expects integer labels, got {checks.describe(labels)}")

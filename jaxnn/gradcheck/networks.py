@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.backprop import Costs, autodiff, autodiff_twin, backprop, check_params, check_records, costs
-from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, same_shapes, widest
+from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, plain_data, same_shapes, widest
 from jaxnn.combinators import ordered_leaves
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
@@ -74,6 +74,8 @@ def network(
     """
     check_records("gradcheck.network", net, loss)
     rng = None if rng is None else as_key(rng)
+    for what, part in (("x", x), ("target", target), ("weights", weights)):
+        plain_data(f"gradcheck.network: {what}", part)
     params, state, x, target, weights = jax.tree.map(jnp.asarray, (params, state, x, target, weights))
     check_params(net, params, x)
     derive = backprop(net, loss, train=train)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, features
+from jaxnn.checks import LayerError, check_delta, features
 from jaxnn.sequences import over_values
 from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
 
@@ -50,6 +50,7 @@ def activation(function: Activation) -> Layer:
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         z, h = tape
+        check_delta(function.name, delta, h)
         return delta * function.slope(z, h), {}
 
     return over_values(Layer(function.name, init, forward, backward, rules=(("activation", lambda: function),)))

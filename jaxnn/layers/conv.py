@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest
+from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
 from jaxnn.ranks import with_rank
 from jaxnn.types import (
@@ -24,6 +24,7 @@ from jaxnn.types import (
     InShape,
     Key,
     Layer,
+    Outline,
     Params,
     Shape,
     State,
@@ -146,6 +147,7 @@ def conv(
         def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
             x, w = tape, params["w"]
             windows = windows_of(x.shape[1:-1])
+            check_delta("conv", delta, Outline((x.shape[0], *windows.positions, features), widest(x.dtype, w.dtype)))
             grads = {"w": forms.kernel_gradient(x.astype(delta.dtype), delta, windows, groups)}
             if bias:
                 grads["b"] = delta.sum(tuple(range(rank + 1)))

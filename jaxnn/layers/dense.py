@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, features, input_spec, whole_number
+from jaxnn.checks import LayerError, as_key, check_delta, features, input_spec, whole_number
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
-from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
 
 NARROW = 32  # up to this width XLA's CPU backend is faster at (δᵀ x)ᵀ than at xᵀ δ: 10 against 25 µs for [128, 10]
 
@@ -90,7 +90,9 @@ def dense(
         return (z + with_rank(params["b"], z.ndim) if bias else z), state, x
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        x, examples = tape, tuple(range(delta.ndim - 1))  # every axis but the features
+        x = tape
+        check_delta("dense", delta, Outline((*x.shape[:-1], width), jnp.result_type(x, *params.values())))
+        examples = tuple(range(delta.ndim - 1))  # every axis but the features
         if width <= NARROW < x.shape[-1]:  # the barrier keeps XLA from folding the transpose back
             grads = {"w": jax.lax.optimization_barrier(jnp.tensordot(delta, x, (examples, examples))).T}
         else:

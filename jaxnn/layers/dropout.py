@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, as_key, features, number
+from jaxnn.checks import LayerError, accumulator, as_key, check_delta, features, is_floating, number, outline
 from jaxnn.sequences import over_values
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
 
 
 def dropout(drop_rate: float) -> Layer:
@@ -51,7 +51,7 @@ def dropout(drop_rate: float) -> Layer:
     ) -> tuple[Any, State, Tree]:
         features("dropout", x, at_least=1)
         if not train or drop_rate == 0:
-            return x, state, ()
+            return x, state, outline(x)
         if rng is None:
             raise LayerError("dropout", "needs a key in training: pass rng=jax.random.key(seed), another in every step")
         # as float32, for one mask whether or not 64-bit types are enabled
@@ -59,7 +59,13 @@ def dropout(drop_rate: float) -> Layer:
         return thinned(x, kept), state, kept
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        return (delta if isinstance(tape, tuple) else thinned(delta, tape)), {}  # no mask, no training
+        if isinstance(tape, Outline):  # no mask, no training
+            check_delta("dropout", delta, tape)
+            return delta, {}
+        # A mask does not say x's precision: any will do.
+        dtype = delta.dtype if hasattr(delta, "dtype") and is_floating(delta) else jnp.float32
+        check_delta("dropout", delta, Outline(tape.shape, dtype))
+        return thinned(delta, tape), {}
 
     def thinned(values: Array, kept: Array) -> Array:
         wide = accumulator(values.dtype)  # in bfloat16 1/0.9 would be off by 0.3 % in every value

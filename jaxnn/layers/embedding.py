@@ -8,9 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, accumulator, first_of, input_spec, is_concrete, labels_and_wrong, whole_number
+from jaxnn.checks import (
+    LayerError,
+    accumulator,
+    check_delta,
+    first_of,
+    input_spec,
+    is_concrete,
+    labels_and_wrong,
+    plain_data,
+    whole_number,
+)
 from jaxnn.sequences import as_sequences, over_values, tokens_seen
-from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
+from jaxnn.types import DType, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None) -> Layer:
@@ -72,6 +82,7 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
         return y, state, x
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        check_delta("embedding", delta, Outline((*tape.shape, width), params["w"].dtype))
         index, _ = labels_and_wrong(tape, vocabulary)
         wide = accumulator(delta.dtype)  # in bfloat16 a word that is common would stop adding up
         grad = jnp.zeros((vocabulary, width), wide)
@@ -91,6 +102,7 @@ def _indices(x: Any) -> Shape:
     if not jnp.issubdtype(x.dtype, jnp.integer):
         advice = "x.astype('int32'), and for init in_shape=jax.ShapeDtypeStruct(shape, 'int32')"
         raise LayerError("embedding", f"expects whole numbers, the indices of a vocabulary, got {x.dtype}: {advice}")
+    plain_data("embedding: x", x)
     if x.ndim < 1:
         raise LayerError("embedding", "expects x with the batch axis first, got a scalar: use x[None]")
     return tuple(x.shape)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, features, input_spec, number
+from jaxnn.checks import LayerError, accumulator, check_delta, features, input_spec, is_floating, is_symbolic, number
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
 
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
 
@@ -90,24 +90,25 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
         _check_vectors("batch_norm", "state", state, ("mean", "var"), x)
         running = {name: state[name].astype(wide.dtype) for name in ("mean", "var")}
         if train:
-            n = x.size // x.shape[-1]
             x_hat, r, mean, var = _normalised(wide, tuple(range(x.ndim - 1)), eps)
-            batch = {"mean": mean.reshape(-1), "var": var.reshape(-1) * (n / (n - 1)) if n > 1 else running["var"]}
+            batch = {"mean": mean.reshape(-1), "var": _unbiased(var.reshape(-1), running["var"], x.size // x.shape[-1])}
             step = {name: (1 - momentum) * (batch[name] - running[name]) for name in running}
             state = {name: (running[name] + step[name]).astype(state[name].dtype) for name in running}
             tape: Tree = _ByBatch(x_hat, r.reshape(-1))
         else:
             r = jax.lax.rsqrt(running["var"] + eps)
-            tape = _ByRunning((wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim), r)
-        return _scaled(gamma, tape.x_hat, beta).astype(x.dtype), state, tape
+            x_hat = (wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim)
+            tape = _ByRunning(x_hat, r)
+        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x_hat, r = tape
+        check_delta("batch_norm", delta, Outline(x_hat.shape, _precision(delta, x_hat)))
         wide, gamma, _ = _in_wide("batch_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
         delta_in = wide
         if isinstance(tape, _ByBatch):
-            n = wide.size // wide.shape[-1]
+            n = _count(wide.size // wide.shape[-1], wide.dtype)
             along, mean = (with_rank(grads[name] / n, wide.ndim) for name in ("scale", "shift"))
             delta_in = wide - x_hat * along - mean
         return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), _like(params, grads)
@@ -157,10 +158,11 @@ def layer_norm(*, eps: float = EPS) -> Layer:
     ) -> tuple[Any, State, Tree]:
         wide, gamma, beta = _in_wide("layer_norm", params, x)
         x_hat, r, _, _ = _normalised(wide, (-1,), eps)
-        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, (x_hat, r)
+        return _scaled(gamma, x_hat, beta).astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x_hat, r = tape
+        check_delta("layer_norm", delta, tape)
         wide, gamma, _ = _in_wide("layer_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
         g = with_rank(gamma, wide.ndim) * wide
@@ -190,6 +192,25 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Arr
     var = jnp.square(centred).mean(axes, keepdims=True)
     r = jax.lax.rsqrt(var + eps)
     return centred * r, r, first + mean, var
+
+
+def _count(n: Any, dtype: DType) -> Any:
+    """N; as an array where it is not known, as in a program that is exported for every batch size."""
+    return jnp.asarray(n, dtype) if is_symbolic(n) else n
+
+
+def _unbiased(var: Array, otherwise: Array, n: Any) -> Array:
+    """The unbiased variance v n/(n − 1), or otherwise with n = 1."""
+    if is_symbolic(n):
+        n = _count(n, var.dtype)
+        return jnp.where(n > 1, var * (n / jnp.maximum(n - 1, 1)), otherwise)
+    return var * (n / (n - 1)) if n > 1 else otherwise
+
+
+def _precision(delta: Any, x_hat: Array) -> DType:
+    """That of δ where its sums are taken in x̂'s, which is all that x̂ says of x's."""
+    fits = hasattr(delta, "dtype") and is_floating(delta) and accumulator(delta.dtype) == x_hat.dtype
+    return delta.dtype if fits else x_hat.dtype
 
 
 def _scaled(gamma: Array, x_hat: Array, beta: Array) -> Array:

@@ -13,9 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import LayerError, accumulator, features
+from jaxnn.checks import LayerError, accumulator, check_delta, features, outline
 from jaxnn.ranks import with_rank
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Shape, State, Tree
+from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.windows import (
     Padding,
     Windows,
@@ -82,10 +82,11 @@ def max_pool(
                 wins = here & (wins | none_before)
             y = jnp.where(wins, rival, y)
             winner = jnp.where(wins, jnp.asarray(k, index), winner)
-        return y, state, (winner, x[:0])
+        return y, state, (winner, outline(x))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         winner, x = tape
+        check_delta("max_pool", delta, Outline(winner.shape, x.dtype))
         windows = _place("max_pool", x.shape[1:-1], size, strides, pads)
         zero = jnp.zeros((), delta.dtype)
         if windows.tiles:
@@ -146,10 +147,11 @@ def avg_pool(
         windows = _place("avg_pool", spatial_shape("avg_pool", x, len(size)), size, strides, pads)
         wide = accumulator(x.dtype)
         total = reduce(jnp.add, views(x.astype(wide), windows))
-        return (total * with_rank(shares(windows, wide), total.ndim)).astype(x.dtype), state, x[:0]
+        return (total * with_rank(shares(windows, wide), total.ndim)).astype(x.dtype), state, outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         windows = _place("avg_pool", tape.shape[1:-1], size, strides, pads)
+        check_delta("avg_pool", delta, Outline((tape.shape[0], *windows.positions, tape.shape[-1]), tape.dtype))
         wide = accumulator(delta.dtype)
         share = delta.astype(wide) * with_rank(shares(windows, wide), delta.ndim)
         if windows.tiles:
@@ -181,10 +183,11 @@ def global_max_pool() -> Layer:
     ) -> tuple[Any, State, Tree]:
         flat = _over_space("global_max_pool", x)
         winner = flat.argmax(1, keepdims=True)  # the first, and a NaN before all others
-        return jnp.take_along_axis(flat, winner, 1)[:, 0], state, (winner, x[:0])
+        return jnp.take_along_axis(flat, winner, 1)[:, 0], state, (winner, outline(x))
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         winner, x = tape
+        check_delta("global_max_pool", delta, Outline((x.shape[0], x.shape[-1]), x.dtype))
         q = jnp.arange(math.prod(x.shape[1:-1]), dtype=winner.dtype)[None, :, None]
         delta_in = jnp.where(winner == q, delta[:, None], jnp.zeros((), delta.dtype))
         return delta_in.reshape(delta.shape[0], *x.shape[1:]), {}
@@ -210,10 +213,11 @@ def global_avg_pool() -> Layer:
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         flat = _over_space("global_avg_pool", x)
-        return flat.astype(accumulator(x.dtype)).mean(1).astype(x.dtype), state, x[:0]
+        return flat.astype(accumulator(x.dtype)).mean(1).astype(x.dtype), state, outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        *space, channels = tape.shape[1:]
+        n, *space, channels = tape.shape
+        check_delta("global_avg_pool", delta, Outline((n, channels), tape.dtype))
         share = (delta.astype(accumulator(delta.dtype)) / math.prod(space)).astype(delta.dtype)
         share = share.reshape(-1, *(1,) * len(space), channels)
         return jnp.broadcast_to(share, (delta.shape[0], *space, channels)), {}
@@ -248,10 +252,12 @@ def upsample(factor: tuple[int, ...]) -> Layer:
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         windows = tiling(spatial_shape("upsample", x, len(factors)))
-        return from_tiles(as_tiles(x, factors), windows), state, x[:0]
+        return from_tiles(as_tiles(x, factors), windows), state, outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        copies = views(delta.astype(accumulator(delta.dtype)), tiling(tape.shape[1:-1]))
+        windows = tiling(tape.shape[1:-1])
+        check_delta("upsample", delta, Outline((tape.shape[0], *windows.inputs, tape.shape[-1]), tape.dtype))
+        copies = views(delta.astype(accumulator(delta.dtype)), windows)
         return reduce(jnp.add, copies).astype(delta.dtype), {}
 
     return Layer("upsample", _nothing, forward, backward)

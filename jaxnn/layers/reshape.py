@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, whole_number
-from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
+from jaxnn.types import DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 def reshape(*sizes: int) -> Layer:
@@ -30,18 +31,13 @@ def reshape(*sizes: int) -> Layer:
         raise ValueError(f"reshape: at most one size may be -1, got {sizes}")
     known = math.prod(size for size in sizes if size != -1)
 
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
-        if x.ndim < 1:
-            raise LayerError("reshape", "expects x with the batch axis first, got a scalar")
-        elements = math.prod(x.shape[1:])
+    def rearranged(shape: Shape) -> Shape:
+        elements = math.prod(shape[1:])
         if elements % known or (-1 not in sizes and elements != known):
-            raise LayerError("reshape", f"to {sizes} does not fit x of shape {x.shape}")
-        shape = tuple(elements // known if size == -1 else size for size in sizes)
-        return x.reshape(x.shape[0], *shape), state, x[:0]
+            raise LayerError("reshape", f"to {sizes} does not fit x of shape {shape}")
+        return shape[0], *(elements // known if size == -1 else size for size in sizes)
 
-    return _rearranging("reshape", forward)
+    return _rearranging("reshape", rearranged)
 
 
 def flatten() -> Layer:
@@ -55,22 +51,23 @@ def flatten() -> Layer:
     >>> flatten().forward({}, (), jnp.ones((2, 28, 28, 1)))[0].shape
     (2, 784)
     """
+    return _rearranging("flatten", lambda shape: (shape[0], math.prod(shape[1:])))
+
+
+def _rearranging(kind: str, rearranged: Callable[[Shape], Shape]) -> Layer:
+    """The layer that gives x another shape, a function of the one it has."""
+
+    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return {}, ()
 
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        if x.ndim < 1:
-            raise LayerError("flatten", "expects x with the batch axis first, got a scalar")
-        return x.reshape(x.shape[0], math.prod(x.shape[1:])), state, x[:0]
-
-    return _rearranging("flatten", forward)
-
-
-def _rearranging(kind: str, forward: Any) -> Layer:
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return {}, ()
+        shape = rearranged(one_array(kind, x))
+        return x.reshape(shape), state, outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        return delta.reshape(delta.shape[0], *tape.shape[1:]), {}  # the tape is x[:0]: a shape, no data
+        check_delta(kind, delta, Outline(rearranged(tape.shape), tape.dtype))
+        return (delta.reshape(tape.shape) if is_floating(tape) else ()), {}  # whole numbers have no δ
 
     return Layer(kind, init, forward, backward)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import features
+from jaxnn.checks import check_delta, features
 from jaxnn.sequences import over_values
 from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
 
@@ -48,6 +48,7 @@ def softmax() -> Layer:
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         y = tape
+        check_delta("softmax", delta, y)
         return y * (delta - (delta * y).sum(-1, keepdims=True)), {}
 
     return over_values(Layer("softmax", init, forward, backward))

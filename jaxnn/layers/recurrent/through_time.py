@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, accumulator, as_key, input_spec, whole_number, widest
+from jaxnn.checks import LayerError, accumulator, as_key, check_delta, input_spec, whole_number, widest
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
-from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")
 
@@ -123,6 +123,7 @@ def recurrent(cell: Cell, width: int, settings: Settings) -> Layer:
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         steps, kept, initial, like = tape
+        check_delta(kind, delta, _output(steps, initial, returns))
         nothing = tuple(jnp.zeros_like(s) for s in initial)
         at_output, at_final = None, nothing
         if returns == "last":
@@ -287,6 +288,19 @@ def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | 
     else:
         initial = tuple(jnp.zeros((n, width), dtype) for _ in cell.parts)
     return _Steps(jnp.swapaxes(values, 0, 1).astype(dtype), mask, cut), initial
+
+
+def _output(steps: _Steps, initial: Carried, returns: str) -> Any:
+    """The outlines of what forward returned."""
+    length, n, _ = steps.x.shape
+    final = tuple(Outline(s.shape, s.dtype) for s in initial)
+    values = Outline((n, length, *initial[0].shape[1:]), steps.x.dtype)
+    if returns == "last":
+        return final[0]
+    if returns == "both":
+        return values, final if len(final) > 1 else final[0]
+    masked = returns == "sequence" and steps.mask is not None
+    return Sequences(values, Outline((n, length), jnp.bool_)) if masked else values
 
 
 def _in(dtype: DType, params: Params) -> Params:
