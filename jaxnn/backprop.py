@@ -34,10 +34,18 @@ from jaxnn.checks import (
     weight_values,
 )
 from jaxnn.combinators import map_layers
+from jaxnn.mistakes import (
+    ONE_OF_SEVERAL,
+    array_leaves,
+    channels_first,
+    loss_record,
+    net_record,
+    penalty_record,
+    stacked,
+)
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
 from jaxnn.sequences import Sequences
 from jaxnn.types import (
-    Activation,
     Array,
     Key,
     Layer,
@@ -47,6 +55,7 @@ from jaxnn.types import (
     Penalty,
     Reading,
     State,
+    TrainState,
     Tree,
 )
 
@@ -112,6 +121,7 @@ def backprop(
     (5, 2)
     """
     check_records("backprop", net, loss)
+    penalty_record("backprop", penalty)
     readings = readings_of(read)
 
     def run(
@@ -178,6 +188,7 @@ def autodiff(
     (3, 2)
     """
     check_records("autodiff", net, loss)
+    penalty_record("autodiff", penalty)
     readings = readings_of(read)
     if any(reading != READINGS["deltas"] for reading in readings):
         names = [reading.name for reading in readings if reading != READINGS["deltas"]]
@@ -362,11 +373,8 @@ def _penalty_value(penalty: Penalty, params: Params) -> Array:
 
 def check_records(where: str, net: Any, loss: Any) -> None:
     """The net and the loss are records, and not the factories of such."""
-    for what, value, needs in (("net", net, Layer), ("loss", loss, Loss)):
-        if not isinstance(value, needs):
-            hint = "; a factory needs its parentheses, losses.huber()" if callable(value) else ""
-            hint = "; make a layer of it, serial(relu)" if isinstance(value, Activation) else hint
-            raise TypeError(f"{where}: {what} must be a {needs.__name__} record, got {value!r}{hint}")
+    net_record(where, net)
+    loss_record(where, loss)
 
 
 def _check_arguments(net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
@@ -389,7 +397,17 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 
     An input with a wrong number of features is blamed itself. Looks at shapes alone, once for each set of shapes.
     """
-    _check_shapes(net, static_spec(params), static_spec(x))
+    if isinstance(params, TrainState):
+        raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
+    array_leaves("params", params)
+    try:
+        _check_shapes(net, static_spec(params), static_spec(x))
+    except ValueError as error:
+        shape = getattr(x, "shape", ())
+        advice = channels_first(shape)
+        if advice and advice not in str(error):
+            error.args = (f"{error}{advice}",)
+        raise
 
 
 @lru_cache(maxsize=1024)
@@ -398,6 +416,11 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
     in_shape = example_shape(x)
     try:
         expected, state = jax.eval_shape(lambda key: net.init(key, in_shape), jax.random.key(0))
+        several = stacked(params, expected)
+        if several is not None:
+            raise ValueError(
+                f"the parameters are those of {several} networks, on a leading axis of their own: {ONE_OF_SEVERAL}"
+            )
         same_shapes(
             f"the parameters are not those of this network on inputs of shape {in_shape}",
             params,

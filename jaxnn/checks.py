@@ -186,6 +186,10 @@ def batch_size(what: str, tree: Tree) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{what} holds no arrays")
+    for path, leaf in leaves:
+        if not hasattr(leaf, "ndim"):
+            where = f" at '{path_name(path)}'" * bool(path)
+            raise TypeError(f"{what} must be an array or a tree of arrays, got {leaf!r}{where}: use np.asarray")
     sizes = {path_name(path): (leaf.shape[0] if leaf.ndim else None) for path, leaf in leaves}
     if None in sizes.values():
         raise ValueError(f"{what} needs a batch axis, got a scalar")
@@ -199,6 +203,10 @@ def batch_size(what: str, tree: Tree) -> int:
 
 def both_batches(where: str, prediction: Any, target: Any) -> str:
     """The beginning of a message about two shapes, once it is known that they are batches of one size."""
+    for name, value in (("prediction", prediction), ("target", target)):
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            got = "None" if value is None else f"a {type(value).__name__}"
+            raise TypeError(f"{where}: {name} must be an array, got {got}: use np.asarray for numbers")
     shown = f"{where}: prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
     if not prediction.shape or not target.shape:
         raise ValueError(f"{shown}: each needs a batch axis; add it with x[None] for one example")

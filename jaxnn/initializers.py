@@ -47,6 +47,11 @@ __all__ = [
     "orthogonal",
 ]
 
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 Draw: TypeAlias = Callable[[Key, Shape, DType, float], Array]  # (key, shape, dtype, scale) -> array
 UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance
 

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.backprop import check_params, check_records, cost
+from jaxnn.backprop import check_params, cost
 from jaxnn.checks import describe, finite_values, inside, is_floating, number, path_name, weight_values
+from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -25,33 +26,62 @@ CLEAN = "Clean the data, or pass check_data=False"
 
 def on_device(what: str, parts: Any) -> tuple[Any, ...]:
     """The parts as device arrays with N examples each."""
-    if what != "x" and (not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3)):
-        got = f"{type(parts).__name__} of {len(parts)}" if isinstance(parts, (tuple, list)) else describe(parts)
-        raise TypeError(f"{what} must be (x, target) or (x, target, weights), got {got}")
+    if what != "x":
+        _check_parts(what, parts)
     arrays = []
     for name, part in zip(PARTS, parts, strict=False):
         where = name if what == "x" else f"{what}: {name}"
         if isinstance(part, (list, tuple)) and any(isinstance(leaf, Number) for leaf in jax.tree.leaves(part)):
             raise TypeError(f"{where} must be an array or a tree of arrays, got a list of numbers: use np.asarray")
+        alive(where, part)
         arrays.append(jax.tree.map(partial(_on_device, where), part))
     check_sizes(what, tuple(arrays))
     return tuple(arrays)
 
 
-def check_fit_records(net: Any, loss: Any, optimizer: Any) -> None:
-    """The first three arguments are records, and not the factories of such."""
-    check_records("fit", net, loss)
-    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
-        hint = "; a factory needs its parentheses, adam(1e-3)" if callable(optimizer) else ""
-        raise TypeError(f"fit: optimizer must have init and update, as jaxnn.adam(1e-3) has, got {optimizer!r}{hint}")
+def _check_parts(what: str, parts: Any) -> None:
+    """Data are a pair or a triple of all examples, and neither batches nor what gives batches."""
+    expected = f"{what} must be (x, target) or (x, target, weights)"
+    batches = (
+        ": fit, evaluate and train_epoch cut the batches themselves; put them together, "
+        "x, target = map(np.concatenate, zip(*batches))"
+    )
+    if isinstance(parts, (tuple, list)):
+        pairs = [type(part) in (tuple, list) and len(part) in (2, 3) and _are_arrays(part) for part in parts]
+        if parts and all(pairs) and (isinstance(parts, list) or len(parts) not in (2, 3)):
+            raise TypeError(f"{expected} of all examples, got a {type(parts).__name__} of {len(parts)} pairs{batches}")
+        if len(parts) not in (2, 3) or hasattr(parts, "_fields"):
+            raise TypeError(f"{expected}, got {type(parts).__name__} of {len(parts)}")
+        return
+    if isinstance(parts, dict):
+        raise TypeError(f"{expected}, got a dict of {list(parts)}: give (data['x'], data['target']), say")
+    if hasattr(parts, "__iter__") and not hasattr(parts, "shape") and not isinstance(parts, str):
+        raise TypeError(f"{expected} of all examples, got an iterator, {type(parts).__name__}{batches}")
+    raise TypeError(f"{expected}, got {describe(parts)}")
 
 
-def check_train_state(net: Layer, train_state: TrainState, x: Tree, optimizer: Optimizer | None = None) -> None:
+def _are_arrays(part: Any) -> bool:
+    return all(hasattr(leaf, "shape") for leaf in part)
+
+
+def check_fit_arguments(
+    net: Any, loss: Any, optimizer: Any, gradient: Any, penalty: Any, *, may_be_traced: tuple[Any, ...]
+) -> None:
+    """The arguments are the records that they should be, not the factories of such, and nothing is traced."""
+    training_records("fit", net, loss, optimizer, gradient, penalty)
+    not_traced(
+        "fit",
+        "use jaxnn.train_epoch there, a pure function (train_state, x, target) -> (train_state, EpochResult)",
+        *may_be_traced,
+    )
+
+
+def check_train_state(
+    net: Layer, train_state: TrainState, x: Tree, optimizer: Optimizer | None = None, *, key_given: bool = False
+) -> None:
     """The state is one, and of this network, and of this optimizer where one is given."""
-    if not isinstance(train_state, TrainState):
-        raise TypeError(
-            f"train_state must be a TrainState, as in fit(...).train_state, got {type(train_state).__name__}"
-        )
+    net_record("evaluate or predict" if optimizer is None else "fit", net)
+    whole_state("", train_state, key=optimizer is not None and not key_given)
     check_params(net, train_state.params, x)
     if optimizer is not None:
         expected: Any = jax.eval_shape(optimizer.init, train_state.params)
@@ -87,13 +117,15 @@ def check_values(
         return
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if is_floating(leaf):
+            if is_floating(leaf) and not is_traced(leaf):
                 finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), CLEAN)
-    with _about(f"{what}: x"):
-        _look_at_inputs(net, x)
+    if not is_traced(x):
+        with _about(f"{what}: x"):
+            _look_at_inputs(net, x)
     for values in weights:
-        weight_values(f"{what}: weights", values)
-    if loss.check is not None:
+        if not is_traced(values):
+            weight_values(f"{what}: weights", values)
+    if loss.check is not None and not is_traced(target):
         with _about(what):
             loss.check(output, target)
 
@@ -122,9 +154,27 @@ def _about(what: str) -> Iterator[None]:
 def _on_device(what: str, leaf: Any) -> Array:
     if isinstance(leaf, jax.Array):
         return leaf
-    here = np.asarray(leaf)
+    try:
+        here = np.asarray(leaf)
+    except ValueError as error:  # lists of different lengths
+        raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
+    if here.dtype.kind not in "biufcV" or (here.dtype.kind == "V" and here.dtype.names is not None):
+        raise TypeError(f"{what} must hold numbers, got {_kind(leaf, here)}")
     there = jax.device_put(here)  # compiles nothing
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
         first = here[np.asarray(there) != here][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")
     return there
+
+
+def _kind(leaf: Any, here: np.ndarray) -> str:
+    """What an array that holds no numbers holds, and what to do."""
+    kind = here.dtype.kind
+    if kind in "US":
+        return f"strings ({here.dtype}): number the categories, np.unique(a, return_inverse=True)[1], or convert"
+    if kind in "mM":
+        return f"dates or times ({here.dtype}): convert, (a - a[0]) / np.timedelta64(1, 'D')"
+    if kind == "V":
+        return f"records with the fields {list(here.dtype.names or ())}: give one of them, or np.stack them"
+    inside = type(here.flat[0]).__name__ if here.size else type(leaf).__name__
+    return f"objects ({inside}): convert with np.asarray(a, np.float32), or np.stack arrays of one shape"

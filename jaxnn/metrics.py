@@ -34,6 +34,10 @@ from jaxnn.types import Array, Metric
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 def _per_example(right: Array, wrong_target: Array) -> Array:
     """[N] float32: the share of what is right, NaN where the target cannot be."""
     score = jnp.where(wrong_target, jnp.nan, right.astype(jnp.float32))

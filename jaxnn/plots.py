@@ -42,6 +42,11 @@ __all__ = [
     "weight_images", "confusion_matrix", "image_rows",
 ]  # fmt: skip
 
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -71,7 +76,12 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
-        import matplotlib as mpl
+        try:
+            import matplotlib as mpl
+        except ImportError as error:
+            raise ImportError(
+                f"plots.{draw.__name__} needs matplotlib, one of the extras: pip install 'jaxnn[examples]'"
+            ) from error
 
         style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}
         with mpl.rc_context(style):

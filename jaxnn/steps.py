@@ -6,7 +6,7 @@ An epoch is a `lax.scan` over batches that are gathered on the device. Letters: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,8 +17,21 @@ from jaxnn import checks
 from jaxnn.backprop import PassFunction, backprop
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
+from jaxnn.mistakes import (
+    accepts,
+    array_leaves,
+    factory_hint,
+    is_function,
+    net_record,
+    of_two_arrays,
+    optimizer_record,
+    seen,
+    training_records,
+    whole_state,
+)
 from jaxnn.optimizers import apply_updates
 from jaxnn.readings import readings_of
+from jaxnn.showing import epoch_line, shown
 from jaxnn.types import (
     Array,
     DType,
@@ -47,6 +60,7 @@ RESERVED = {"loss", "seconds", "weight", "update_scale"}  # names in the history
 PARTS = ("x", "target", "weights")  # of a DataSet
 
 
+@shown(epoch_line)
 class EpochResult(NamedTuple):
     """What an epoch reports, as arrays.
 
@@ -81,8 +95,11 @@ def init_train_state(
     >>> init_train_state(mlp([3, 1]), sgd(0.1), 0, (2,)).params["dense_1"]["w"].shape
     (3, 1)
     """
+    net_record("init_train_state", net)
+    optimizer_record("init_train_state: optimizer", optimizer)
     key = as_key(key)
     params, state = net.init(key, in_shape, dtype)
+    array_leaves("net.init: the parameters", params)
     return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
@@ -120,6 +137,7 @@ def train_step(
     >>> int(state.step), out.loss.shape
     (1, ())
     """
+    training_records("train_step", net, loss, optimizer, gradient, penalty)
     watched = instrumented(net) if diagnose else net
     noted = (*map(beside, readings_of(read)), HEALTH) if diagnose else read
     differentiate = gradient(watched, loss, read=noted, penalty=penalty, train=True)
@@ -132,6 +150,7 @@ def train_step(
         *,
         update_scale: Array | float | None = None,
     ) -> tuple[TrainState, Pass]:
+        whole_state("train_step: ", train_state)
         params, state, opt_state, count, key = train_state
         rng = jax.random.fold_in(key, count)
         if augment is not None:
@@ -240,6 +259,7 @@ def epoch_program(
     """`train_epoch` on one tuple of data, `(train_state, data, update_scale=None)`; every argument hashable."""
     batch = whole_number("batch_size", batch, least=1)
     diagnose = whole_number("diagnose", diagnose, least=0)
+    training_records("train_epoch", net, loss, optimizer, gradient, penalty)
     make = partial(train_step, net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
     step, measured_step = make(), make(diagnose=True) if diagnose else None
 
@@ -258,6 +278,7 @@ def epoch_program(
             sums = (out.loss, batch_sums(out.loss, out.output, target, weights, metrics))
             return train_state, sums, out.readings.get(HEALTH.name)
 
+        whole_state("train_epoch: ", train_state)
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and checks.is_concrete(data[2]):
             checks.weight_values("data: weights", data[2])
@@ -389,9 +410,15 @@ def batch_sums(
 
 def metric_value(name: str, metric: Metric, output: Any, target: Tree) -> Array:
     """metric(output, target), held to be [N]."""
-    n, value = checks.batch_size("output", output), metric(output, target)
+    n = checks.batch_size("output", output)
+    value = of_two_arrays(f"metric {name!r}", make=lambda: metric(output, target))
+    expected = f"metric {name!r} must give one value for each example, an array ({n},)"
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        advice = ": leave the mean over examples to fit" if isinstance(value, float) else ": use jnp.asarray"
+        raise TypeError(f"{expected}, got {seen(value)}{advice}")
     if value.shape != (n,):
-        raise ValueError(f"metric {name!r} must give one value for each example, ({n},), got shape {value.shape}")
+        advice = "" if value.shape else ": leave the mean over examples to fit, which takes it over all batches"
+        raise ValueError(f"{expected}, got shape {value.shape}{advice}")
     return value
 
 
@@ -433,7 +460,7 @@ def check_batch_size(batch: int, x: Tree, measured: int = 0) -> None:
 
 def check_augment(augment: Augment, x: Tree, batch: int) -> None:
     """Raises TypeError or ValueError if augment is no function, or does not keep the shape and type of a batch."""
-    if not callable(augment):
+    if not is_function(augment):
         raise TypeError(f"augment must be a function (key, x) -> x, got {augment!r}")
     spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
     jax.eval_shape(lambda x: _augmented(augment, jax.random.key(0), x), spec)
@@ -441,10 +468,12 @@ def check_augment(augment: Augment, x: Tree, batch: int) -> None:
 
 def named_metrics(metrics: Metrics) -> NamedMetrics:
     """Metrics with their names, hashable; a function is called by its own."""
-    if callable(metrics):
+    if is_function(metrics) or hasattr(metrics, "_fields"):
         raise TypeError("metrics must be a list or a dict of functions: give metrics=[metric]")
-    pairs = metrics.items() if isinstance(metrics, Mapping) else [(_name(metric), metric) for metric in metrics]
-    named = tuple(pairs)
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics must be a list or a dict of functions, metrics=[metric], got {metrics!r}")
+    pairs = metrics.items() if isinstance(metrics, Mapping) else [(None, metric) for metric in metrics]
+    named = tuple((_name(metric) if name is None else str(name), metric) for name, metric in map(_metric, pairs))
     names = [name for name, _ in named]
     if len(set(names)) < len(names) or RESERVED & set(names):
         taken = ", ".join(map(repr, sorted(RESERVED)))
@@ -452,7 +481,19 @@ def named_metrics(metrics: Metrics) -> NamedMetrics:
     return named
 
 
+def _metric(pair: tuple[Any, Any]) -> tuple[Any, Metric]:
+    """The pair, if the second of it is a function of two arguments."""
+    metric = pair[1]
+    if not is_function(metric):
+        hint = f": give losses.{metric.name}.value" if isinstance(metric, Loss) else ""
+        raise TypeError(f"a metric is a function (prediction, target) -> [N], got {seen(metric)}{hint}")
+    if not accepts(metric, None, None):
+        raise TypeError(
+            f"a metric is a function (prediction, target) -> [N], got {seen(metric)}, which takes other "
+            f"arguments{factory_hint(metric)}"
+        )
+    return pair
+
+
 def _name(metric: Metric) -> str:
-    if not callable(metric):
-        raise TypeError(f"a metric is a function (prediction, target) -> [N], got {metric!r}")
     return getattr(metric, "__name__", type(metric).__name__)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number, whole_number
+from jaxnn.showing import optimizer_line, shown
 from jaxnn.types import Array, Params
 
 __all__ = [
@@ -24,6 +25,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+@shown(optimizer_line)
 class Monitor(NamedTuple):
     """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`.
 
@@ -35,6 +41,7 @@ class Monitor(NamedTuple):
     maximise: bool = False
 
 
+@shown()
 class Progress(NamedTuple):
     """What `early_stopping` and `reduce_on_plateau` remember.
 
@@ -53,6 +60,7 @@ class Progress(NamedTuple):
     stopped: Array
 
 
+@shown()
 class Decision(NamedTuple):
     """What is to be done: stop?, the factor for updates, and why: improved, failed."""
 
@@ -62,6 +70,7 @@ class Decision(NamedTuple):
     failed: Array
 
 
+@shown()
 class Best(NamedTuple):
     """What `keep_best` keeps: the best metric and copies of the parameters that had it."""
 
@@ -69,6 +78,7 @@ class Best(NamedTuple):
     params: Params
 
 
+@shown()
 class Monitors(NamedTuple):
     """What the machines of one training remember; None where there is no such machine."""
 

@@ -13,8 +13,10 @@ import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
+    {"showing"},
     {"types"},
     {"checks", "ranks"},
+    {"mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"sequences", "windows"},
     {"convolutions"},

@@ -13,11 +13,13 @@ import jax
 import numpy as np
 
 from jaxnn import checks
+from jaxnn.showing import shown
 from jaxnn.types import DType, Shape
 
 BLOCK = 1024  # examples whose float64 copy is in memory at a time while statistics are taken
 
 
+@shown()
 class Standardisation(NamedTuple):
     """The mean and standard deviation of each feature of some data, for `standardise`; a pytree of arrays.
 
@@ -122,6 +124,11 @@ def unstandardise(scale: Standardisation, z: Any) -> Any:
 
 def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
     """Returns x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they are of the same features."""
+    if not isinstance(scale, Standardisation):
+        swapped = isinstance(x, Standardisation)
+        got = checks.describe(scale) if hasattr(scale, "dtype") else type(scale).__name__
+        advice = f"{what}(scale, x) takes scale first" if swapped else f"give {what}(standardisation(x_train), x)"
+        raise TypeError(f"{what}: scale must be what standardisation(x_train) gives, got {got}: {advice}")
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     if not x.ndim or x.shape[1:] != scale.mean.shape:
         expected = f"[{', '.join(['N', *map(str, scale.mean.shape)])}]"

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxnn.diagnostics.measures import Measures, is_loop, places
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
+from jaxnn.showing import shown
 from jaxnn.types import Layer
 
 NOT_FINITE, DEAD, EXPLODING, VANISHING, SATURATED, HEALTHY = (
@@ -69,6 +70,7 @@ class Finding(NamedTuple):
     why: str
 
 
+@shown(lambda diagnosis: f"<{_title(diagnosis)}>")
 class Diagnosis(NamedTuple):
     """The health of a network in one step; `print` shows a verdict and a table.
 
@@ -248,8 +250,7 @@ def _figure(x: float | None) -> str:
 def _table(diagnosis: Diagnosis, width: int) -> str:
     """The verdict, and a row for each layer with a bar for δ, its length the logarithm."""
     rows = diagnosis.layers
-    at = "" if diagnosis.step is None else f" at step {diagnosis.step}"
-    lines = textwrap.wrap(f"{diagnosis.verdict}{at}: {_headline(diagnosis)}", width)
+    lines = textwrap.wrap(_title(diagnosis), width)
     for finding in diagnosis.findings[1:]:
         lines += textwrap.wrap(f"{finding.verdict}: {finding.why}", width, initial_indent="and ")
     before = (ROWS + 1) // 2
@@ -302,6 +303,11 @@ def over_time(points: Sequence[Diagnosis]) -> str:
 def _range(sizes: Sequence[float | None]) -> str:
     known = [size for size in sizes if size is not None]
     return f"{_figure(min(known))} to {_figure(max(known))}" if known else ""
+
+
+def _title(diagnosis: Diagnosis) -> str:
+    at = "" if diagnosis.step is None else f" at step {diagnosis.step}"
+    return f"{diagnosis.verdict}{at}: {_headline(diagnosis)}"
 
 
 def _headline(diagnosis: Diagnosis) -> str:

@@ -25,12 +25,14 @@ from jaxnn.graph.nodes import CUSTOM, Node, Ref
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import number
 from jaxnn.jaxprs import Scan, While, is_float
+from jaxnn.showing import shown
 from jaxnn.types import Tree
 
 FORWARD, BACKWARD = "forward", "backward"
 Bad = Callable[[Any], Any]  # which entries of an array
 
 
+@shown(lambda found: f"<explanation: {_text(found).splitlines()[0]}>")
 class Explanation(NamedTuple):
     """What made a value or a gradient that is not finite; `print` it.
 

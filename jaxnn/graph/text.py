@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxnn.graph.briefs import brief, finite, kind, sound
 from jaxnn.graph.folding import Folded, Item, fold
-from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref
+from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref, check_graph
 from jaxnn.graph.terminal import columns, cut, pad
 
 NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED = "✗", "∧", "▸", "▾", "⋮"
@@ -65,6 +65,7 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     ...
      1  mul        x, #0   6      1         δx = δ y, δy = δ x  ...
     """
+    check_graph("graph.table", graph)
     width = max(shutil.get_terminal_size().columns if width is None else width, 1)
     folded = fold(graph, unfold, most=rows)
     good = sound(graph)

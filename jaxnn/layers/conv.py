@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
+from jaxnn.mistakes import channels_first
 from jaxnn.ranks import with_rank
 from jaxnn.types import BackwardRule, DType, ForwardRule, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
@@ -117,7 +118,8 @@ def conv(
             w = params["w"]
             windows = windows_of(spatial_shape("conv", x, rank))
             if w.ndim == rank + 2 and x.shape[-1] != w.shape[-2] * groups:
-                raise LayerError("conv", f"expects {w.shape[-2] * groups} channels, got x of shape {x.shape}")
+                advice = channels_first(x.shape)
+                raise LayerError("conv", f"expects {w.shape[-2] * groups} channels, got x of shape {x.shape}{advice}")
             if w.shape != (*size, x.shape[-1] // groups, features):
                 expected = (*size, x.shape[-1] // groups, features)
                 raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)

@@ -25,9 +25,11 @@ from jaxnn.optimizers.parts import (
     wide,
     zeros,
 )
+from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Schedule
 
 
+@shown()
 class SgdState(NamedTuple):
     """What `sgd` remembers.
 
