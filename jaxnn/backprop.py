@@ -36,6 +36,7 @@ from jaxnn.checks import (
 from jaxnn.combinators import map_layers
 from jaxnn.mistakes import (
     ONE_OF_SEVERAL,
+    alive,
     array_leaves,
     channels_first,
     loss_record,
@@ -238,6 +239,7 @@ def autodiff_twin(layer: Layer) -> Layer:
     >>> twin.backward(params, tape, jnp.ones_like(y))[1]["b"].tolist()
     [4.0, 4.0]
     """
+    net_record("autodiff_twin", layer)
 
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
@@ -278,6 +280,7 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
     >>> jax.grad(lambda p: apply(p, state, jnp.ones((4, 3)))[0].sum())(params)["b"].tolist()
     [4.0, 4.0]
     """
+    net_record("as_custom_vjp", net)
 
     def apply(
         params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
@@ -380,6 +383,8 @@ def check_records(where: str, net: Any, loss: Any) -> None:
 def _check_arguments(net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
     """Batch sizes that agree, and parameters that are this network's; static, so it costs nothing under jit."""
     n = batch_size("x", x)
+    alive("x", x)
+    alive("target", target)
     if n == 0:
         raise ValueError("x holds no examples (batch size 0)")
     if jax.tree.leaves(target) and batch_size("target", target) != n:
@@ -400,6 +405,7 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
     if isinstance(params, TrainState):
         raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
     array_leaves("params", params)
+    alive("params", params)
     try:
         _check_shapes(net, static_spec(params), static_spec(x))
     except ValueError as error:
@@ -437,6 +443,6 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
         except LayerError as error:
             if not error.about_params:
                 raise error from None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             pass
         raise differs

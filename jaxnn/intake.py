@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Number
 from typing import Any
 
@@ -16,7 +16,19 @@ import jax
 import numpy as np
 
 from jaxnn.backprop import check_params, cost
-from jaxnn.checks import describe, finite_values, inside, is_floating, number, path_name, weight_values
+from jaxnn.checks import (
+    describe,
+    example_shape,
+    finite_values,
+    inside,
+    is_floating,
+    number,
+    path_name,
+    same_shapes,
+    spec_tree,
+    static_spec,
+    weight_values,
+)
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
@@ -91,9 +103,20 @@ def check_train_state(
                 f"fit: train_state.opt_state is not this optimizer's: expected {type(expected).__name__}, got "
                 f"{type(train_state.opt_state).__name__}; give train_state._replace(opt_state=optimizer.init(params))"
             )
+        same_shapes(
+            "train_state.state is not that of this network", train_state.state, _first_state(net, static_spec(x)),
+            "expected what net.init gives:",
+        )  # fmt: skip
         rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
         if rate is not None and np.size(rate) == 1:
             number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
+
+
+@lru_cache(maxsize=1024)
+def _first_state(net: Layer, x_spec: Any) -> Any:
+    """The state before the first step, as jax.ShapeDtypeStructs."""
+    in_shape = example_shape(spec_tree(x_spec))
+    return jax.eval_shape(lambda key: net.init(key, in_shape)[1], jax.random.key(0))
 
 
 def check_values(

@@ -58,7 +58,7 @@ def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array]:
 @cache
 def _top_k(k: int, name: str, doc: str) -> Metric:
     def metric(prediction: Array, target: Array) -> Array:
-        prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+        prediction, target = checks.as_arrays(f"metrics.{name}", prediction, target)
         labels, wrong_target = _labels(name, prediction, target)
         classes = prediction.shape[-1]
         if k > classes:
@@ -114,7 +114,7 @@ def top_k(k: int) -> Metric:
 @cache
 def _binary_accuracy_at(threshold: float, name: str, doc: str) -> Metric:
     def metric(prediction: Array, target: Array) -> Array:
-        prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+        prediction, target = checks.as_arrays(f"metrics.{name}", prediction, target)
         checks.entry_by_entry(f"metrics.{name}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)

@@ -14,22 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.checks import describe, path_name
+from jaxnn.checks import path_name, seen
 from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 CHANNELS = (1, 3)  # of grey and of coloured images
 LEAST_SIDE = 5  # of an image that is taken for one
-LONGEST = 120  # characters of a value in a message
-
-
-def seen(value: Any) -> str:
-    """A value in a message: an array by dtype and shape, anything else as Python writes it, cut where it is long."""
-    if getattr(value, "shape", ()) and hasattr(value, "dtype"):
-        return f"an array {describe(value)}"
-    if inspect.isfunction(value) or inspect.isbuiltin(value) or inspect.isclass(value):
-        return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def is_function(value: Any) -> bool:
@@ -99,8 +88,9 @@ def penalty_record(where: str, penalty: Any) -> None:
 def gradient_rule(where: str, gradient: Any) -> None:
     """Raises TypeError unless gradient can be called as `backprop` is."""
     expected = f"{where}: gradient must be the function jaxnn.backprop or jaxnn.autodiff, or one that is called alike"
-    if not is_function(gradient):
-        hint = f": give gradient=jaxnn.{gradient}" if gradient in ("backprop", "autodiff") else ""
+    if not is_function(gradient) or inspect.isclass(gradient):
+        named = isinstance(gradient, str) and gradient in ("backprop", "autodiff")
+        hint = f": give gradient=jaxnn.{gradient}" if named else ""
         raise TypeError(f"{expected}, got {seen(gradient)}{hint}")
     if not accepts(gradient, None, None, read=(), penalty=None, train=True):
         raise TypeError(
@@ -138,6 +128,19 @@ def several(what: str, value: Any, example: str) -> tuple[Any, ...]:
     ):
         raise TypeError(f"{what} must be a list, as in {example}, got {seen(value)}")
     return tuple(value)
+
+
+def initializer(what: str, value: Any) -> Any:
+    """The initializer, or None for the one by default; TypeError for anything else."""
+    if value is None or (is_function(value) and not is_factory(value) and not inspect.isclass(value)):
+        return value
+    hint = factory_hint(value)
+    if isinstance(value, (int, float)):
+        hint = f"; for one number everywhere give initializers.constant({value!r})"
+    raise TypeError(
+        f"{what} must be an initializer (key, shape, dtype) -> array, as initializers.he_normal() gives, got "
+        f"{seen(value)}{hint}"
+    )
 
 
 # ---------------------------------------------------------------- arrays and trees

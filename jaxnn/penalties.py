@@ -34,11 +34,11 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, is_floating, named_leaves, number, path_name
-from jaxnn.mistakes import accepts, is_function, seen
+from jaxnn.checks import accumulator, describe, is_floating, named_leaves, number, path_name, seen
+from jaxnn.mistakes import accepts, is_factory, is_function
 from jaxnn.types import Array, Params, Penalty, Tree
 
-__all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "matches", "chosen"]
+__all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "chosen"]
 
 
 def __dir__() -> list[str]:
@@ -78,7 +78,8 @@ def matches(pattern: str, path: str) -> bool:
 
 def valid_choice(what: str, on: Choice, advice: str = "") -> Choice:
     """The choice, if it is a pattern or a function of a path; TypeError otherwise."""
-    if isinstance(on, str) or (is_function(on) and accepts(on, "")):
+    made_elsewhere = is_factory(on) and on.__module__ != __name__
+    if isinstance(on, str) or (is_function(on) and accepts(on, "") and not made_elsewhere):
         return on
     raise TypeError(
         f"{what} must be a function of a path such as 'dense_0/w', or a pattern of paths, '*/w', got {seen(on)}"
@@ -97,6 +98,7 @@ def chosen(where: str, params: Params, on: Choice) -> Tree:
     {'dense_0': {'b': False, 'w': True}}
     """
     leaves = named_leaves(params)
+    on = valid_choice(f"{where}: on", on)
     choose = functools.partial(matches, on) if isinstance(on, str) else on
     mask = {path: bool(choose(path)) for path in leaves}
     if leaves and not any(mask.values()) and isinstance(on, str):

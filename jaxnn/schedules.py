@@ -20,8 +20,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import number, whole_number
-from jaxnn.mistakes import factory_hint, is_factory, is_function, seen, several
+from jaxnn.checks import number, seen, whole_number
+from jaxnn.mistakes import factory_hint, is_factory, is_function, several
 from jaxnn.types import Array, Schedule
 
 __all__ = [

@@ -251,7 +251,7 @@ def _range(value: Any) -> str:
 
 def state_table(state: Any) -> Table:
     """Every parameter and every number of state, by path."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for part in ("params", "state"):
         leaves = jax.tree_util.tree_leaves_with_path(getattr(state, part))
         named = [(_path(part, path), leaf) for path, leaf in leaves]
@@ -261,7 +261,7 @@ def state_table(state: Any) -> Table:
 
 def pass_table(record: Any) -> Table:
     """Every gradient, and every array that was read, by path."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for part in ("grads", "readings"):
         leaves = jax.tree_util.tree_leaves_with_path(getattr(record, part))
         rows += [(_path(part, path), brief_spec(leaf), f"{numbers(leaf):,}") for path, leaf in leaves]

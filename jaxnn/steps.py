@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxnn import checks
 from jaxnn.backprop import PassFunction, backprop
-from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
+from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
 from jaxnn.mistakes import (
     accepts,
@@ -25,7 +25,6 @@ from jaxnn.mistakes import (
     net_record,
     of_two_arrays,
     optimizer_record,
-    seen,
     training_records,
     whole_state,
 )
@@ -138,6 +137,8 @@ def train_step(
     (1, ())
     """
     training_records("train_step", net, loss, optimizer, gradient, penalty)
+    diagnose = yes_or_no("train_step: diagnose", diagnose)
+    check_augmentation(augment)
     watched = instrumented(net) if diagnose else net
     noted = (*map(beside, readings_of(read)), HEALTH) if diagnose else read
     differentiate = gradient(watched, loss, read=noted, penalty=penalty, train=True)
@@ -260,6 +261,7 @@ def epoch_program(
     batch = whole_number("batch_size", batch, least=1)
     diagnose = whole_number("diagnose", diagnose, least=0)
     training_records("train_epoch", net, loss, optimizer, gradient, penalty)
+    shuffle = yes_or_no("shuffle", shuffle)
     make = partial(train_step, net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
     step, measured_step = make(), make(diagnose=True) if diagnose else None
 
@@ -458,10 +460,15 @@ def check_batch_size(batch: int, x: Tree, measured: int = 0) -> None:
         raise ValueError(f"diagnose must be at most {n // batch}, the number of full batches, got {measured}")
 
 
+def check_augmentation(augment: Any) -> None:
+    """Raises TypeError unless augment is a function of a key and a batch, or None."""
+    if augment is not None and (not is_function(augment) or not accepts(augment, None, None)):
+        raise TypeError(f"augment must be a function (key, x) -> x, got {seen(augment)}{factory_hint(augment)}")
+
+
 def check_augment(augment: Augment, x: Tree, batch: int) -> None:
     """Raises TypeError or ValueError if augment is no function, or does not keep the shape and type of a batch."""
-    if not is_function(augment):
-        raise TypeError(f"augment must be a function (key, x) -> x, got {augment!r}")
+    check_augmentation(augment)
     spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
     jax.eval_shape(lambda x: _augmented(augment, jax.random.key(0), x), spec)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, whole_number
+from jaxnn.checks import number, seen, whole_number, yes_or_no
 from jaxnn.showing import optimizer_line, shown
 from jaxnn.types import Array, Params
 
@@ -108,7 +108,8 @@ def early_stopping(
     """
     patience = whole_number("early_stopping: patience", patience, least=1)
     least = number("early_stopping: min_improvement", min_improvement, least=0.0)
-    return _monitor(patience, least, bool(relative), bool(maximise), None, 0, 0.0)
+    relative = yes_or_no("early_stopping: relative", relative)
+    return _monitor(patience, least, relative, yes_or_no("early_stopping: maximise", maximise), None, 0, 0.0)
 
 
 def reduce_on_plateau(
@@ -141,8 +142,8 @@ def reduce_on_plateau(
     return _monitor(
         whole_number(f"{where}: patience", patience, least=1),
         number(f"{where}: min_improvement", min_improvement, least=0.0),
-        bool(relative),
-        bool(maximise),
+        yes_or_no(f"{where}: relative", relative),
+        yes_or_no(f"{where}: maximise", maximise),
         number(f"{where}: factor", factor, above=0.0, below=1.0),
         whole_number(f"{where}: cooldown", cooldown, least=0),
         number(f"{where}: least", least, least=0.0, most=1.0),
@@ -195,6 +196,10 @@ def together(stopping: Monitor | None = None, plateau: Monitor | None = None, be
     True 2.0
     """
     machines = [machine for machine in (stopping, plateau, best) if machine is not None]
+    for machine in machines:
+        if not isinstance(machine, Monitor):
+            hint = "; a factory needs its parentheses" if callable(machine) else ""
+            raise TypeError(f"together: expected machines such as early_stopping(5), got {seen(machine)}{hint}")
     if len({machine.maximise for machine in machines}) > 1:
         raise ValueError("together: the machines read one metric: all must maximise it, or none")
 

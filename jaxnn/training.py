@@ -27,6 +27,7 @@ from jaxnn.checks import (
     static_spec,
     usable_weights,
     whole_number,
+    yes_or_no,
 )
 from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, diverged
@@ -144,6 +145,8 @@ def fit(
     epochs = whole_number("fit: epochs", epochs, least=1)
     batch_size = whole_number("fit: batch_size", batch_size, least=1)
     diagnose = whole_number("fit: diagnose", diagnose, least=0)
+    for what, flag in (("shuffle", shuffle), ("check_data", check_data), ("restore_best", restore_best)):
+        yes_or_no(f"fit: {what}", flag)
     named, resumed = named_metrics(metrics), train_state
     figures: tuple[str, ...] = (*(name for name, _ in named), "loss")
     if validation is not None:

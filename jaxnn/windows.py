@@ -98,8 +98,8 @@ def padding_of(what: str, value: Any, rank: int) -> Padding:
         advice = f": padding={tuple((value, value) for _ in range(rank))}" if isinstance(value, int) else ""
         raise TypeError(f"{expected}, got {value!r}{advice}")
     if len(value) in (1, rank) and all(isinstance(size, int) for size in value):
-        pairs = tuple((size, size) for size in (value if len(value) == rank else [*value] * rank))
-        raise ValueError(f"{expected}, got {value!r}: padding={pairs}")
+        both = tuple((size, size) for size in (value if len(value) == rank else [*value] * rank))
+        raise ValueError(f"{expected}, got {value!r}: padding={both}")
     if len(value) != rank or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in value):
         raise ValueError(f"{expected}, got {value!r}")
     pairs = [tuple(whole_number(f"{what}[{i}]", size, least=0) for size in pair) for i, pair in enumerate(value)]

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, as_key, describe, name_hash
+from jaxnn.checks import LayerError, as_key, describe, name_hash, seen
 from jaxnn.layers.activation import activation as activation_layer
-from jaxnn.mistakes import array_leaves, is_factory, is_function, seen
+from jaxnn.mistakes import array_leaves, is_factory, is_function
 from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
 
 

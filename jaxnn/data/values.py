@@ -54,6 +54,8 @@ def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
     >>> scale.mean.tolist(), scale.std.tolist()
     ([2.0, 5.0], [1.0, 0.0])
     """
+    if not isinstance(axes, (tuple, list)):
+        raise TypeError(f"standardisation: axes must be a list, as in (0,), got {checks.seen(axes)}")
     x, axes = np.asarray(x), tuple(axes)
     if x.dtype.kind not in "biu" and not checks.is_floating(x):
         raise TypeError(f"standardisation expects real numbers, got x of {x.dtype}")
@@ -158,6 +160,8 @@ def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
     >>> one_hot([2, 0], 3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
+    if isinstance(labels, jax.core.Tracer):
+        raise TypeError("data.one_hot looks at the labels on the host: under jit use jax.nn.one_hot")
     labels, classes = np.asarray(labels), checks.whole_number("classes", classes, least=1)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"one_hot expects integer labels, got {checks.describe(labels)}")

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest
+from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest, yes_or_no
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
-from jaxnn.mistakes import channels_first
+from jaxnn.mistakes import channels_first, initializer
 from jaxnn.ranks import with_rank
 from jaxnn.types import BackwardRule, DType, ForwardRule, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
@@ -85,8 +85,9 @@ def conv(
     groups = whole_number("conv: groups", groups, least=1)
     if features % groups:
         raise ValueError(f"conv: groups must divide the features, got {groups} groups for {features} features")
-    w_init = w_init or initializers.glorot_uniform()
-    b_init = b_init or initializers.zeros()
+    bias = yes_or_no("conv: bias", bias)
+    w_init = initializer("conv: w_init", w_init) or initializers.glorot_uniform()
+    b_init = initializer("conv: b_init", b_init) or initializers.zeros()
 
     def windows_of(spatial: Shape) -> Windows:
         return place("conv", spatial, size, strides, dilations, padding)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, first_of, input_spec, is_concrete, labels_and_wrong, whole_number
+from jaxnn.mistakes import initializer
 from jaxnn.sequences import as_sequences, over_values, tokens_seen
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 
@@ -48,7 +49,7 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
     """
     vocabulary = whole_number("embedding: vocabulary", vocabulary, least=1)
     width = whole_number("embedding: width", width, least=1)
-    w_init = w_init or initializers.normal(width**-0.5)
+    w_init = initializer("embedding: w_init", w_init) or initializers.normal(width**-0.5)
 
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         _indices(input_spec(in_shape, dtype))

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes
-from jaxnn.mistakes import array_leaves, factory_hint, is_factory, is_function, seen
+from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes, seen
+from jaxnn.mistakes import array_leaves, factory_hint, is_factory, is_function
 from jaxnn.types import Array, DType, Params, Schedule, Tree
 
 ADVICE = "were they made from the same network?"
@@ -48,7 +48,7 @@ def build(builder: Any, *parts: Any) -> Any:
 
 def valid_rate(name: str, learning_rate: float | Schedule) -> float | Schedule:
     """The schedule, or the number ≥ 0."""
-    if is_function(learning_rate):
+    if is_function(learning_rate) and not isinstance(learning_rate, type):
         if is_factory(learning_rate):
             raise TypeError(
                 f"{name}: learning_rate must be a number or a schedule step -> rate, got "
