@@ -78,7 +78,7 @@ def brief(value: Any) -> str:
         return repr(value)
     if _number(value) is not None:
         return figure(value)
-    if value is None or (isinstance(value, (tuple, list, dict)) and not value):
+    if value is None or _is_empty(value):
         return repr(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{_dtype(value)}[{', '.join(map(str, value.shape))}]" + (" deleted" if _deleted(value) else "")
@@ -109,6 +109,10 @@ def _number(value: Any) -> bool | int | float | None:
     if kind == "V" and "float" in str(value.dtype):  # bfloat16 and the like
         return float(value)
     return np.asarray(value).item() if kind in ("b", "i", "u", "f") else None
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, (tuple, list, dict)) and not value
 
 
 def _deleted(value: Any) -> bool:
@@ -191,7 +195,7 @@ def epoch_line(record: Any) -> str:
     rest = [
         f"{name} {brief(getattr(record, name))}"
         for name in record._fields
-        if name not in ("loss", "metrics") and getattr(record, name) != ()
+        if name not in ("loss", "metrics") and not _is_empty(getattr(record, name))
     ]
     return f"{type(record).__name__}({', '.join([f'loss {figure(record.loss)}', *figures, *rest])})"
 
@@ -235,8 +239,8 @@ def _state_parts(state: Any) -> Iterator[str]:
     opt_state = state.opt_state
     if type(opt_state) is tuple and opt_state:
         yield f"({', '.join(type(part).__name__ for part in opt_state)})"
-    elif opt_state is not None and opt_state != ():
-        yield type(opt_state).__name__
+    elif opt_state is not None and not _is_empty(opt_state):
+        yield brief(opt_state) if hasattr(opt_state, "dtype") else type(opt_state).__name__
 
 
 def _range(value: Any) -> str:
