@@ -420,6 +420,7 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
     params, x = spec_tree(params_spec), spec_tree(x_spec)
     in_shape = example_shape(x)
+    several = None
     try:
         expected, state = jax.eval_shape(lambda key: net.init(key, in_shape), jax.random.key(0))
         several = stacked(params, expected)
@@ -434,6 +435,8 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
             "expected what net.init gives:",
         )
     except ValueError as differs:
+        if several is not None:
+            raise
         try:
             state = jax.eval_shape(lambda key: net.init(key, in_shape)[1], jax.random.key(0))
         except (ValueError, TypeError):

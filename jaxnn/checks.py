@@ -59,7 +59,7 @@ def seen(value: Any) -> str:
     deleted = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
     if hasattr(value, "shape") and hasattr(value, "dtype") and (deleted or value.shape):
         return f"{'a deleted' if deleted else 'an'} array {describe(value)}"
-    if inspect.isfunction(value) or inspect.isbuiltin(value) or inspect.isclass(value):
+    if callable(value) and hasattr(value, "__qualname__"):
         return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -184,6 +184,8 @@ def _on_device(what: str, leaf: Any) -> Array:
     if here.dtype.kind not in "biufcV" or (here.dtype.kind == "V" and here.dtype.names is not None):
         raise TypeError(f"{what} must hold numbers, got {_kind(leaf, here)}")
     there = jax.device_put(here)  # compiles nothing
+    if is_traced(there):  # everything is, inside jit: what is known stays where it can be looked at
+        return here
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
         first = here[np.asarray(there) != here][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")

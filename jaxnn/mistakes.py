@@ -168,7 +168,8 @@ def alive(what: str, tree: Tree) -> None:
 
 def is_traced(*trees: Any) -> bool:
     """True if a leaf is traced."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    leaves = jax.tree.leaves(trees, is_leaf=lambda tree: hasattr(tree, "__next__"))  # JAX warns of iterators
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def not_traced(where: str, advice: str, *trees: Any) -> None:
