@@ -31,7 +31,7 @@ from jaxnn.checks import (
 )
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
-from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
+from jaxnn.types import Layer, Loss, Optimizer, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
 
@@ -174,7 +174,7 @@ def _about(what: str) -> Iterator[None]:
         raise
 
 
-def _on_device(what: str, leaf: Any) -> Array:
+def _on_device(what: str, leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
     try:

@@ -148,6 +148,8 @@ def initializer(what: str, value: Any) -> Any:
 
 def array_leaves(what: str, tree: Tree) -> None:
     """Raises TypeError with the path of the first leaf that is no array and no number."""
+    if isinstance(tree, TrainState):
+        raise TypeError(f"{what}: got a TrainState, give train_state.params and train_state.state")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) and not isinstance(leaf, Number):
             advice = ": keep functions and settings in the layer, not in its parameters" if callable(leaf) else ""

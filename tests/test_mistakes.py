@@ -761,3 +761,46 @@ def test_patterns_that_choose_nothing():
         ):
             with refused("must be a function of a path", "a pattern of paths", error=TypeError):
                 make()
+
+
+# ---------------------------------------------------------------- reports of what is none
+
+
+def test_diagnoses_and_pictures_of_something_else():
+    state, fitted = started(SCORES), jaxnn.Fit(None, {"loss": [1.0]})
+    look = lambda **changes: diagnostics.diagnose(
+        **{"net": SCORES, "loss": CROSS_ENTROPY, "params": state.params, "state": (), "x": X, "target": LABELS}
+        | changes
+    )
+    for call, says in (
+        (lambda: look(net=mlp), "diagnostics.diagnose: net must be a Layer record"),
+        (lambda: look(loss=losses.huber), "diagnostics.diagnose: loss must be a Loss record"),
+        (lambda: look(optimizer=0.1), "diagnostics.diagnose: optimizer must have init and update"),
+        (lambda: look(penalty=0.1), "diagnostics.diagnose: penalty must be a Penalty record"),
+        (lambda: look(x="abc"), "diagnostics.diagnose: x must hold arrays"),
+        (lambda: look(params=state), "params: got a TrainState"),
+        (lambda: look(weights=relu.value), "diagnostics.diagnose: weights must hold arrays"),
+        (lambda: diagnostics.report(None, None), "diagnostics.report: net must be a Layer record"),
+        (lambda: diagnostics.report(SCORES, {}), "readings['diagnostics']"),
+        (lambda: diagnostics.report_each(SCORES, state), "expected Measures"),
+        (lambda: diagnostics.over_time(None), "fit(…, diagnose=1).diagnostics"),
+        (lambda: diagnostics.over_time([1]), "expected Diagnosis records"),
+        (lambda: gradcheck.network(SCORES, CROSS_ENTROPY, state, (), X, LABELS), "params: got a TrainState"),
+        (lambda: gradcheck.network(SCORES, CROSS_ENTROPY, "abc", (), X, LABELS), "params must hold arrays"),
+        (lambda: gradcheck.network(mlp, CROSS_ENTROPY, {}, (), X, LABELS), "net must be a Layer record"),
+        (lambda: graph.page(graph.trace(lambda x: x * x)(2.0), most="all"), "most must be a whole number"),
+        (lambda: graph.table(graph.trace(lambda x: x * x)(2.0), rows=None), "rows must be a whole number"),
+    ):
+        with refused(says, error=TypeError):
+            call()
+    pytest.importorskip("matplotlib", reason="an optional package that draws")
+    for call, says in (
+        (lambda: plots.learning_curves(fitted), "give fit.history"),
+        (lambda: plots.learning_curves([1.0]), "history must be a dict of lists"),
+        (lambda: plots.weight_images("w", (2, 2)), "w must be an array of numbers"),
+        (lambda: plots.weight_images(X.T, 4), "shape must be (height, width)"),
+        (lambda: plots.decision_boundary(SCORES, X[:, :2], LABELS), "give lambda x: predict(net, train_state, x)"),
+        (lambda: plots.decision_boundary(None, X[:, :2], LABELS), "predict must be a function of points"),
+    ):
+        with refused(says, error=TypeError):
+            call()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxnn.checks import seen, whole_number
 from jaxnn.graph.levels import Level, levels
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref, check_graph
 from jaxnn.graph.values import histogram, number, summary
@@ -94,6 +95,9 @@ def page(graph: Recorded, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page
     (1, False)
     """
     check_graph("graph.page", graph)
+    most = whole_number("graph.page: most", most, least=0)
+    if not isinstance(title, str):
+        raise TypeError(f"graph.page: title must be a string, got {seen(title)}")
     title = title or graph.name
     tree = levels(graph)
     room = sum(map(len, (graph.nodes, graph.leaves)))
