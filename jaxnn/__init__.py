@@ -104,6 +104,10 @@ __all__ = [
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name in _WHEN_USED:
         return importlib.import_module(f"jaxnn.{name}")

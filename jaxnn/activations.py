@@ -46,6 +46,11 @@ from jaxnn.types import Activation, Array
 
 __all__ = ["sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity"]
 
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 SQRT_HALF = math.sqrt(0.5)
 NORMAL_DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # φ(0)
 

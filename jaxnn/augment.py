@@ -43,6 +43,11 @@ __all__ = [
     "affine_points", "resample",
 ]  # fmt: skip
 
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 Augmentation: TypeAlias = Callable[[Key, Array], Array]
 Strength: TypeAlias = float | tuple[float, float]
 Range: TypeAlias = tuple[float, float]
@@ -70,7 +75,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
     (2, 28, 28, 1)
     """
     for augmentation in augmentations:
-        if not callable(augmentation):
+        if not callable(augmentation) or isinstance(augmentation, tuple):  # records are tuples
             raise TypeError(f"augment.compose: expected functions (key, x) -> x, got {augmentation!r}")
 
     def composed(key: Key, x: Array) -> Array:

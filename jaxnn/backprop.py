@@ -38,11 +38,20 @@ from jaxnn.checks import (
     widest,
 )
 from jaxnn.combinators import map_layers
+from jaxnn.mistakes import (
+    ONE_OF_SEVERAL,
+    alive,
+    array_leaves,
+    channels_first,
+    loss_record,
+    net_record,
+    penalty_record,
+    stacked,
+)
 from jaxnn.optimizers.parts import real_floats
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
 from jaxnn.sequences import Sequences
 from jaxnn.types import (
-    Activation,
     Array,
     Key,
     Layer,
@@ -52,6 +61,7 @@ from jaxnn.types import (
     Penalty,
     Reading,
     State,
+    TrainState,
     Tree,
 )
 from jaxnn.weighting import shares, values_of, weigh, weighted
@@ -126,6 +136,7 @@ def backprop(
     (5, 2)
     """
     check_records("backprop", net, loss)
+    penalty_record("backprop", penalty)
     readings = readings_of(read)
 
     def run(
@@ -189,6 +200,7 @@ def autodiff(
     (3, 2)
     """
     check_records("autodiff", net, loss)
+    penalty_record("autodiff", penalty)
     readings = readings_of(read)
     if any(reading != READINGS["deltas"] for reading in readings):
         names = [reading.name for reading in readings if reading != READINGS["deltas"]]
@@ -237,6 +249,7 @@ def autodiff_twin(layer: Layer) -> Layer:
     >>> twin.backward(params, tape, jnp.ones_like(y))[1]["b"].tolist()
     [4.0, 4.0]
     """
+    net_record("autodiff_twin", layer)
 
     def forward(
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
@@ -282,6 +295,7 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
     >>> jax.grad(lambda p: apply(p, state, jnp.ones((4, 3)))[0].sum())(params)["b"].tolist()
     [4.0, 4.0]
     """
+    net_record("as_custom_vjp", net)
 
     def apply(
         params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
@@ -381,11 +395,8 @@ def penalty_value(penalty: Penalty, params: Params) -> Array:
 
 def check_records(where: str, net: Any, loss: Any) -> None:
     """The net and the loss are records, and not the factories of such."""
-    for what, value, needs in (("net", net, Layer), ("loss", loss, Loss)):
-        if not isinstance(value, needs):
-            hint = "; a factory needs its parentheses, losses.huber()" if callable(value) else ""
-            hint = "; make a layer of it, serial(relu)" if isinstance(value, Activation) else hint
-            raise TypeError(f"{where}: {what} must be a {needs.__name__} record, got {value!r}{hint}")
+    net_record(where, net)
+    loss_record(where, loss)
 
 
 def _check_arguments(where: str, net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
@@ -394,6 +405,8 @@ def _check_arguments(where: str, net: Layer, params: Params, x: Tree, target: Tr
     for what, part in (("x", x), ("target", target), ("weights", weights)):
         plain_data(f"{where}: {what}", part)
     n = batch_size("x", x)
+    alive("x", x)
+    alive("target", target)
     if n == 0:
         raise ValueError("x holds no examples (batch size 0)")
     if jax.tree.leaves(target) and batch_size("target", target) != n:
@@ -411,7 +424,18 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 
     An input with a wrong number of features is blamed itself. Looks at shapes alone, once for each set of shapes.
     """
-    _check_shapes(net, static_spec(params), static_spec(x))
+    if isinstance(params, TrainState):
+        raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
+    array_leaves("params", params)
+    alive("params", params)
+    try:
+        _check_shapes(net, static_spec(params), static_spec(x))
+    except ValueError as error:
+        shape = getattr(x, "shape", ())
+        advice = channels_first(shape)
+        if advice and advice not in str(error):
+            error.args = (f"{error}{advice}",)
+        raise
 
 
 @lru_cache(maxsize=1024)
@@ -420,8 +444,14 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
     in_shape = example_shape(x)
     floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)]
     dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape have theirs, and are not promoted
+    several = None
     try:
         expected, state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype), jax.random.key(0))
+        several = stacked(params, expected)
+        if several is not None:
+            raise ValueError(
+                f"the parameters are those of {several} networks, on a leading axis of their own: {ONE_OF_SEVERAL}"
+            )
         same_shapes(
             f"the parameters are not those of this network on inputs of shape {in_shape}",
             params,
@@ -429,6 +459,8 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
             "expected what net.init gives:",
         )
     except ValueError as differs:
+        if several is not None:
+            raise
         try:
             state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype)[1], jax.random.key(0))
         except (ValueError, TypeError):
@@ -438,6 +470,6 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
         except LayerError as error:
             if not error.about_params:
                 raise error from None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             pass
         raise differs

@@ -6,6 +6,7 @@ these checks cost nothing under `jit` and always run; values are looked at only 
 
 from __future__ import annotations
 
+import inspect
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 
 from jaxnn.types import DType, InShape, Key, Outline, Shape, Tree
 
+LONGEST = 120  # characters of a value in a message
 MAX_REPORTED = 5  # mismatches listed before "and n more"
 
 
@@ -68,13 +70,31 @@ def inside(name: str) -> Iterator[None]:
         raise
 
 
-# ---------------------------------------------------------------- numbers given by the user
+# ---------------------------------------------------------------- what the user gives
+
+
+def seen(value: Any) -> str:
+    """A value in a message: an array by dtype and shape, anything else as Python writes it, cut where it is long."""
+    deleted = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
+    if hasattr(value, "shape") and hasattr(value, "dtype") and (deleted or value.shape):
+        return f"{'a deleted' if deleted else 'an'} array {describe(value)}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def yes_or_no(what: str, value: Any) -> bool:
+    """Returns value if it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{what} must be True or False, got {seen(value)}")
+    return bool(value)
 
 
 def whole_number(what: str, value: Any, *, least: int) -> int:
     """Returns value as an int if it is a whole number ≥ least."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{what} must be a whole number, got {value!r}")
+        raise TypeError(f"{what} must be a whole number, got {seen(value)}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, got {value!r}")
     return int(value)
@@ -91,7 +111,7 @@ def number(
 ) -> float:
     """Returns value as a float if it is finite, `least ≤ value < below` and `above < value ≤ most`."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{what} must be a number, got {value!r}")
+        raise TypeError(f"{what} must be a number, got {seen(value)}")
     number = float(value)
     if not (math.isfinite(number) and least <= number < below and above < number <= most):
         lower = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
@@ -114,7 +134,7 @@ def as_key(key: Any) -> Key:
             return jax.random.key(key)
         if key.dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
             return jax.random.wrap_key_data(key)
-    shown = f"{key.dtype} array of shape {key.shape}" if hasattr(key, "dtype") else repr(key)
+    shown = f"{key.dtype} array of shape {key.shape}" if hasattr(key, "dtype") else seen(key)
     raise TypeError(f"key must be jax.random.key(seed) or an integer seed, got {shown}")
 
 
@@ -162,7 +182,7 @@ def input_spec(in_shape: InShape, dtype: DType, batch: int = 1) -> Tree:
     if not specs or not all(isinstance(spec, jax.ShapeDtypeStruct) for spec in specs):
         raise TypeError(
             "in_shape must be a tuple of sizes without the batch axis, or jax.ShapeDtypeStructs "
-            f"where inputs are not float, got {in_shape!r}"
+            f"where inputs are not float, got {seen(in_shape)}"
         )
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype), in_shape)
 
@@ -222,6 +242,10 @@ def batch_size(what: str, tree: Tree) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{what} holds no arrays")
+    for path, leaf in leaves:
+        if not hasattr(leaf, "ndim"):
+            where = f" at '{path_name(path)}'" * bool(path)
+            raise TypeError(f"{what} must be an array or a tree of arrays, got {seen(leaf)}{where}: use np.asarray")
     sizes = {path_name(path): (leaf.shape[0] if leaf.ndim else None) for path, leaf in leaves}
     if None in sizes.values():
         raise ValueError(f"{what} needs a batch axis, got a scalar")
@@ -340,8 +364,24 @@ ADVICE = {
 # ---------------------------------------------------------------- predictions and targets
 
 
+def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Any, Any]:
+    """Both as arrays; TypeError for what is none."""
+    for name, value in (("prediction", prediction), ("target", target)):
+        try:
+            if value is None or isinstance(value, (str, dict)) or hasattr(value, "_fields") or callable(value):
+                raise TypeError
+            jnp.shape(value if hasattr(value, "shape") else np.asarray(value, np.float32))
+        except (TypeError, ValueError):
+            raise TypeError(f"{where}: {name} must be an array, got {seen(value)}") from None
+    return jnp.asarray(prediction), jnp.asarray(target)
+
+
 def both_batches(where: str, prediction: Any, target: Any) -> str:
     """The beginning of a message about two shapes, once it is known that they are batches of one size."""
+    for name, value in (("prediction", prediction), ("target", target)):
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            got = "None" if value is None else f"a {type(value).__name__}"
+            raise TypeError(f"{where}: {name} must be an array, got {got}: use np.asarray for numbers")
     shown = f"{where}: prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
     if not prediction.shape or not target.shape:
         raise ValueError(f"{shown}: each needs a batch axis; add it with x[None] for one example")

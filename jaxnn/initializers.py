@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import as_key, number, whole_number
+from jaxnn.mistakes import several
 from jaxnn.types import Array, DType, Initializer, Key, Shape
 
 __all__ = [
@@ -49,6 +50,11 @@ __all__ = [
     "orthogonal",
 ]
 
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 Draw: TypeAlias = Callable[[Key, Shape, DType, float], Array]  # (key, shape, dtype, scale) -> array
 UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance
 
@@ -65,6 +71,7 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
     >>> fans((784, 30)), fans((5, 5, 3, 20))
     ((784, 30), (75, 500))
     """
+    shape = several("initializers: the shape", shape, "(784, 30)")
     if len(shape) < 2:
         raise ValueError(
             f"initializers: a kernel is [in, out] or [*spatial, in, out], got shape {tuple(shape)}, which "

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Integral, Number
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnn.backprop import check_params, check_records, costs
+from jaxnn.backprop import check_params, costs
 from jaxnn.checks import (
     describe,
+    example_shape,
     finite_values,
     first_of,
     inside,
@@ -26,51 +27,85 @@ from jaxnn.checks import (
     path_name,
     plain_data,
     same_shapes,
+    spec_tree,
+    static_spec,
     weight_values,
     whole_number,
 )
+from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.sequences import Sequences, is_given
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
-from jaxnn.types import EPOCH_START, Array, Layer, Loss, Optimizer, TrainState, Tree
+from jaxnn.types import EPOCH_START, Layer, Loss, Optimizer, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
 
 
 def on_device(what: str, parts: Any) -> tuple[Any, ...]:
     """The parts as device arrays with N examples each."""
-    if what != "x" and (not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3)):
-        got = f"{type(parts).__name__} of {len(parts)}" if isinstance(parts, (tuple, list)) else describe(parts)
-        raise TypeError(f"{what} must be (x, target) or (x, target, weights), got {got}")
+    if what != "x":
+        _check_parts(what, parts)
     arrays = []
     for name, part in zip(PARTS, parts, strict=False):
         where = name if what == "x" else f"{what}: {name}"
         if isinstance(part, (list, tuple)) and any(isinstance(leaf, Number) for leaf in jax.tree.leaves(part)):
             raise TypeError(f"{where} must be an array or a tree of arrays, got a list of numbers: use np.asarray")
+        alive(where, part)
         plain_data(where, part)
         arrays.append(jax.tree.map(partial(_on_device, where), part))
     check_sizes(what, tuple(arrays))
     return tuple(arrays)
 
 
-def check_fit_records(net: Any, loss: Any, optimizer: Any) -> None:
-    """The first three arguments are records, and not the factories of such."""
-    check_records("fit", net, loss)
-    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
-        hint = "; a factory needs its parentheses, adam(1e-3)" if callable(optimizer) else ""
-        raise TypeError(f"fit: optimizer must have init and update, as jaxnn.adam(1e-3) has, got {optimizer!r}{hint}")
+def _check_parts(what: str, parts: Any) -> None:
+    """Data are a pair or a triple of all examples, and neither batches nor what gives batches."""
+    expected = f"{what} must be (x, target) or (x, target, weights)"
+    batches = (
+        ": fit, evaluate and train_epoch cut the batches themselves; put them together, "
+        "x, target = map(np.concatenate, zip(*batches))"
+    )
+    if isinstance(parts, (tuple, list)):
+        pairs = [type(part) in (tuple, list) and len(part) in (2, 3) and _are_arrays(part) for part in parts]
+        if parts and all(pairs) and (isinstance(parts, list) or len(parts) not in (2, 3)):
+            raise TypeError(f"{expected} of all examples, got a {type(parts).__name__} of {len(parts)} pairs{batches}")
+        if len(parts) not in (2, 3) or hasattr(parts, "_fields"):
+            raise TypeError(f"{expected}, got {type(parts).__name__} of {len(parts)}")
+        return
+    if isinstance(parts, dict):
+        raise TypeError(f"{expected}, got a dict of {list(parts)}: give (data['x'], data['target']), say")
+    if hasattr(parts, "__iter__") and not hasattr(parts, "shape") and not isinstance(parts, str):
+        raise TypeError(f"{expected} of all examples, got an iterator, {type(parts).__name__}{batches}")
+    raise TypeError(f"{expected}, got {describe(parts)}")
 
 
-def check_train_state(net: Layer, train_state: TrainState, x: Tree, optimizer: Optimizer | None = None) -> None:
+def _are_arrays(part: Any) -> bool:
+    return all(hasattr(leaf, "shape") for leaf in part)
+
+
+def check_fit_arguments(
+    net: Any, loss: Any, optimizer: Any, gradient: Any, penalty: Any, *, may_be_traced: tuple[Any, ...]
+) -> None:
+    """The arguments are the records that they should be, not the factories of such, and nothing is traced."""
+    training_records("fit", net, loss, optimizer, gradient, penalty)
+    not_traced(
+        "fit",
+        "use jaxnn.train_epoch there, a pure function (train_state, x, target) -> (train_state, EpochResult)",
+        *may_be_traced,
+    )
+
+
+def check_train_state(
+    net: Layer, train_state: TrainState, x: Tree, optimizer: Optimizer | None = None, *, key_given: bool = False
+) -> None:
     """The state is one, and of this network, and of this optimizer where one is given."""
-    if not isinstance(train_state, TrainState):
-        raise TypeError(
-            f"train_state must be a TrainState, as in fit(...).train_state, got {type(train_state).__name__}"
-        )
+    net_record("evaluate or predict" if optimizer is None else "fit", net)
+    whole_state("", train_state, key=optimizer is not None and not key_given)
     check_params(net, train_state.params, x)
     if optimizer is not None:
         expected = jax.eval_shape(optimizer.init, train_state.params)
         _check_opt_state(expected, train_state.opt_state)
+        advice, of_net = "expected what net.init gives:", _first_state(net, static_spec(x))
+        same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
         rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
         if rate is not None and np.size(rate) == 1:
             number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
@@ -108,6 +143,13 @@ def with_counters(train_state: TrainState, *, further: int) -> TrainState:
     return train_state._replace(**counters)
 
 
+@lru_cache(maxsize=1024)
+def _first_state(net: Layer, x_spec: Any) -> Any:
+    """The state before the first step, as jax.ShapeDtypeStructs."""
+    in_shape = example_shape(spec_tree(x_spec))
+    return jax.eval_shape(lambda key: net.init(key, in_shape)[1], jax.random.key(0))
+
+
 def check_values(
     what: str,
     net: Layer,
@@ -133,13 +175,14 @@ def check_values(
         target = _counted_target(loss, output, x, target, *weights)
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if is_floating(leaf):
+            if is_floating(leaf) and not is_traced(leaf):
                 finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), CLEAN)
-    with _about(f"{what}: x"):
-        _look_at_inputs(net, x)
+    if not is_traced(x):
+        with _about(f"{what}: x"):
+            _look_at_inputs(net, x)
     prediction = output.values if isinstance(output, Sequences) else output
     for check in (loss.check, *(getattr(metric, "check", None) for _, metric in metrics)):
-        if check is not None and jax.tree.leaves(target):
+        if check is not None and jax.tree.leaves(target) and not is_traced(target):
             with _about(what):
                 check(prediction, target)
 
@@ -205,13 +248,31 @@ def _about(what: str) -> Iterator[None]:
         raise
 
 
-def _on_device(what: str, leaf: Any) -> Array:
+def _on_device(what: str, leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
-    here = np.asarray(leaf)
+    try:
+        here = np.asarray(leaf)
+    except ValueError as error:  # lists of different lengths
+        raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
     there = jax.device_put(here)  # compiles nothing
+    if is_traced(there):  # everything is, inside jit: what is known stays where it can be looked at
+        return here
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
         first = here[np.asarray(there) != here][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")
     return there
+
+
+def _kind(leaf: Any, here: np.ndarray) -> str:
+    """What an array that holds no numbers holds, and what to do."""
+    kind = here.dtype.kind
+    if kind in "US":
+        return f"strings ({here.dtype}): number the categories, np.unique(a, return_inverse=True)[1], or convert"
+    if kind in "mM":
+        return f"dates or times ({here.dtype}): convert, (a - a[0]) / np.timedelta64(1, 'D')"
+    if kind == "V":
+        return f"records with the fields {list(here.dtype.names or ())}: give one of them, or np.stack them"
+    inside = type(here.flat[0]).__name__ if here.size else type(leaf).__name__
+    return f"objects ({inside}): convert with np.asarray(a, np.float32), or np.stack arrays of one shape"

@@ -41,6 +41,10 @@ from jaxnn.types import Array, Metric
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 def _metric(name: str, doc: str, score: Callable[[Array, Array], Array], features: int, wrong: Any) -> Metric:
     """The metric of score(prediction, target), float32, whose last axes are those of features; over them, the mean.
 
@@ -48,11 +52,11 @@ def _metric(name: str, doc: str, score: Callable[[Array, Array], Array], feature
     """
 
     def metric(prediction: Array, target: Array) -> Array:
-        each = score(jnp.asarray(prediction), jnp.asarray(target))
+        each = score(*checks.as_arrays(f"metrics.{name}", prediction, target))
         return each.mean(axis=tuple(range(1, each.ndim)))
 
     def entries(prediction: Array, target: Array) -> Array:
-        each = score(jnp.asarray(prediction), jnp.asarray(target))
+        each = score(*checks.as_arrays(f"metrics.{name}", prediction, target))
         return each.mean(axis=tuple(range(max(each.ndim - features, 1), each.ndim)))
 
     def check(prediction: Any, target: Any) -> None:

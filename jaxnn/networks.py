@@ -9,7 +9,14 @@ from jaxnn.activations import relu
 from jaxnn.checks import whole_number
 from jaxnn.combinators import bidirectional, residual, serial
 from jaxnn.layers import batch_norm, conv, dense, flatten, global_avg_pool, max_pool
+from jaxnn.mistakes import is_function
 from jaxnn.types import Activation, Layer
+
+__all__ = ["sequence_classifier", "lenet", "resnet"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def sequence_classifier(
@@ -38,7 +45,7 @@ def sequence_classifier(
     >>> net.child_names
     ('lstm_0', 'lstm_1', 'dense_0')
     """
-    if not callable(cell):
+    if not is_function(cell):
         raise TypeError("sequence_classifier: cell is rnn, gru or lstm itself, without width and parentheses")
     depth = whole_number("sequence_classifier: depth", depth, least=1)
     stack = [cell(width, returns="sequence") for _ in range(depth - 1)] + [cell(width, returns="last")]

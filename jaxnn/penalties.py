@@ -7,11 +7,16 @@
 
 Σ runs over the weights alone. A leaf is a weight by its name: `w`, or a name that begins with `w_`, the last part
 of its path; its rank says nothing, as the biases of `repeat` are stacked to matrices. Biases, scales and shifts
-are left alone unless `on` asks for them: it says of a path such as "dense_0/w" whether that leaf counts.
+are left alone unless `on` asks for them: a pattern of paths such as "dense_0/w", or a function that says of a path
+whether that leaf counts. A pattern chooses the leaf of that path, or all leaves of the layer of that path; in it `*`
+stands for any characters, "/" among them, `?` for one, and [01] for one of these.
 
     l2(1e-4)                                               # every weight
     l2(1e-4, on=everything)                                # biases too
-    l2(1e-4, on=lambda path: path == "dense_1/w")          # one leaf
+    l2(1e-4, on="dense_1/w")                               # one leaf
+    l2(1e-4, on="encoder")                                 # all leaves of a layer, or of a network that is `named`
+    l2(1e-4, on="*/w_h")                                   # leaves of that name in any layer
+    l2(1e-4, on=lambda path: not path.endswith("/b"))      # by a function
 
 A penalty adds to the mean loss, whatever the batch size: `backprop(net, loss, penalty=l2(1e-4))`. Parameters that
 `share` ties are counted once, those that `repeat` stacks once for each pass. Sums are taken in at least float32.
@@ -21,6 +26,7 @@ Letters: λ strength, w a weight. Equal calls give one record (compiled programs
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 from collections.abc import Callable
 from typing import TypeAlias
@@ -28,12 +34,18 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, is_floating, named_leaves, number, path_name
+from jaxnn.checks import accumulator, describe, is_floating, named_leaves, number, path_name, seen
+from jaxnn.mistakes import accepts, is_factory, is_function
 from jaxnn.types import Array, Params, Penalty, Tree
 
 __all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "chosen"]
 
-Choice: TypeAlias = Callable[[str], bool]  # of a path such as "dense_0/w"
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+Choice: TypeAlias = str | Callable[[str], bool]  # a pattern of paths such as "dense_0/w", or a function of a path
 
 
 def is_weight(path: str) -> bool:
@@ -51,6 +63,30 @@ def everything(path: str) -> bool:
     return True
 
 
+def matches(pattern: str, path: str) -> bool:
+    """True if the pattern is the leaf's path or that of a layer around it, `*`, `?` and `[…]` standing for characters.
+
+    >>> matches("dense_0/w", "dense_0/w"), matches("*/w", "encoder/dense_0/w"), matches("encoder", "encoder/dense_0/w")
+    (True, True, True)
+    >>> matches("dense_1", "dense_10/w"), matches("w", "dense_0/w")
+    (False, False)
+    """
+    parts = path.split("/")
+    around = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    return pattern in around or any(fnmatch.fnmatchcase(place, pattern) for place in around)
+
+
+def valid_choice(what: str, on: Choice, advice: str = "") -> Choice:
+    """The choice, if it is a pattern or a function of a path; TypeError otherwise."""
+    made_elsewhere = is_factory(on) and on.__module__ != __name__
+    if isinstance(on, str) or (is_function(on) and accepts(on, "") and not made_elsewhere):
+        return on
+    raise TypeError(
+        f"{what} must be a function of a path such as 'dense_0/w', or a pattern of paths, '*/w', got {seen(on)}"
+        f"{advice}; penalties.everything chooses every leaf"
+    )
+
+
 def chosen(where: str, params: Params, on: Choice) -> Tree:
     """A tree like params of True and False: which leaves `on` chooses.
 
@@ -62,11 +98,18 @@ def chosen(where: str, params: Params, on: Choice) -> Tree:
     {'dense_0': {'b': False, 'w': True}}
     """
     leaves = named_leaves(params)
-    mask = {path: bool(on(path)) for path in leaves}
+    on = valid_choice(f"{where}: on", on)
+    choose = functools.partial(matches, on) if isinstance(on, str) else on
+    mask = {path: bool(choose(path)) for path in leaves}
+    if leaves and not any(mask.values()) and isinstance(on, str):
+        raise ValueError(
+            f"{where}: the pattern {on!r} chooses none of the parameters {list(leaves)}: give a path of these, "
+            "the name of a layer, or a pattern such as '*/w'"
+        )
     if leaves and not any(mask.values()):
         raise ValueError(
             f"{where}: none of the parameters {list(leaves)} is chosen; weights are called w or w_…: "
-            "say which are meant by on=lambda path: …, or on=penalties.everything"
+            "say which are meant by a pattern, on='dense_0/*', by on=lambda path: …, or on=penalties.everything"
         )
     for path, leaf in leaves.items():
         if mask[path] and not is_floating(jnp.asarray(leaf)):
@@ -81,11 +124,11 @@ def l2(strength: float, on: Choice = is_weight) -> Penalty:
 
     Args:
         strength: λ ≥ 0. Nielsen's λ/n, with n examples, is this λ.
-        on: which leaves count; the weights by default.
+        on: which leaves count, a pattern of paths or a function of a path; the weights by default.
 
     Raises:
         ValueError: if λ is negative or not finite; when used, if no leaf is chosen.
-        TypeError: if λ is not a number, or a chosen leaf not a real float.
+        TypeError: if λ is not a number, `on` is neither, or a chosen leaf is not a real float.
 
     Source: Hoerl & Kennard (1970), "Ridge regression"; Krogh & Hertz (1991) for networks.
 
@@ -94,7 +137,7 @@ def l2(strength: float, on: Choice = is_weight) -> Penalty:
     >>> print(penalty.value(params), penalty.grad(params)["dense_0"])
     1.25 {'b': Array([0., 0.], dtype=float32), 'w': Array([[ 0.5, -1. ]], dtype=float32)}
     """
-    return _l2(number("l2: strength", strength, least=0.0), on)
+    return _l2(number("l2: strength", strength, least=0.0), valid_choice("l2: on", on))
 
 
 def l1(strength: float, on: Choice = is_weight) -> Penalty:
@@ -113,7 +156,7 @@ def l1(strength: float, on: Choice = is_weight) -> Penalty:
     >>> print(l1(0.5).value(params), l1(0.5).grad(params)["w"])
     1.5 [ 0.5 -0.5  0. ]
     """
-    return _l1(number("l1: strength", strength, least=0.0), on)
+    return _l1(number("l1: strength", strength, least=0.0), valid_choice("l1: on", on))
 
 
 def elastic_net(l1_strength: float, l2_strength: float, on: Choice = is_weight) -> Penalty:
@@ -134,7 +177,8 @@ def elastic_net(l1_strength: float, l2_strength: float, on: Choice = is_weight) 
     2.75 [ 1.  -1.5]
     """
     l1_strength = number("elastic_net: l1_strength", l1_strength, least=0.0)
-    return _elastic_net(l1_strength, number("elastic_net: l2_strength", l2_strength, least=0.0), on)
+    l2_strength = number("elastic_net: l2_strength", l2_strength, least=0.0)
+    return _elastic_net(l1_strength, l2_strength, valid_choice("elastic_net: on", on))
 
 
 # ---------------------------------------------------------------- the formulas, entry by entry
@@ -142,18 +186,21 @@ def elastic_net(l1_strength: float, l2_strength: float, on: Choice = is_weight) 
 
 @functools.lru_cache
 def _l2(strength: float, on: Choice) -> Penalty:
-    return _penalty("l2", lambda w: 0.5 * strength * jnp.square(w), lambda w: strength * w, on)
+    text = f"½λ Σ w², λ = {strength:g}"
+    return _penalty("l2", text, lambda w: 0.5 * strength * jnp.square(w), lambda w: strength * w, on)
 
 
 @functools.lru_cache
 def _l1(strength: float, on: Choice) -> Penalty:
-    return _penalty("l1", lambda w: strength * _size(w), lambda w: strength * jnp.sign(w), on)
+    text = f"λ Σ |w|, λ = {strength:g}"
+    return _penalty("l1", text, lambda w: strength * _size(w), lambda w: strength * jnp.sign(w), on)
 
 
 @functools.lru_cache
 def _elastic_net(l1_strength: float, l2_strength: float, on: Choice) -> Penalty:
     return _penalty(
         "elastic_net",
+        f"λ₁ Σ |w| + ½λ₂ Σ w², λ₁ = {l1_strength:g}, λ₂ = {l2_strength:g}",
         lambda w: l1_strength * _size(w) + 0.5 * l2_strength * jnp.square(w),
         lambda w: l1_strength * jnp.sign(w) + l2_strength * w,
         on,
@@ -164,7 +211,9 @@ def _size(w: Array) -> Array:
     return w * jnp.sign(w)  # not jnp.abs, whose derivative at 0 is 1
 
 
-def _penalty(name: str, cost: Callable[[Array], Array], slope: Callable[[Array], Array], on: Choice) -> Penalty:
+def _penalty(
+    name: str, text: str, cost: Callable[[Array], Array], slope: Callable[[Array], Array], on: Choice
+) -> Penalty:
     """The Penalty of entrywise rules cost(w) and slope(w) = ∂cost/∂w, in at least float32."""
 
     def value(params: Params) -> Array:
@@ -182,6 +231,7 @@ def _penalty(name: str, cost: Callable[[Array], Array], slope: Callable[[Array],
 
         return jax.tree.map(of_leaf, params, chosen(name, params, on))
 
+    value.__doc__ = f"{text}{f', on {on!r}' if isinstance(on, str) else ''}."
     return Penalty(name, value, grad)
 
 

@@ -28,10 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import named_leaves, whole_number
+from jaxnn.checks import named_leaves, seen, whole_number
 from jaxnn.combinators import ordered_leaves
 from jaxnn.diagnostics.report import Diagnosis
-from jaxnn.types import Activation, Layer, Loss, Tree
+from jaxnn.mistakes import is_function
+from jaxnn.types import Activation, Fit, Layer, Loss, Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +42,11 @@ __all__ = [
     "activations", "losses", "schedules", "learning_curves", "gradient_flow", "flow_over_time", "decision_boundary",
     "weight_images", "confusion_matrix", "image_rows",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -71,7 +77,12 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
-        import matplotlib as mpl
+        try:
+            import matplotlib as mpl
+        except ImportError as error:
+            raise ImportError(
+                f"plots.{draw.__name__} needs matplotlib, one of the extras: pip install 'jaxnn[examples]'"
+            ) from error
 
         style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}
         with mpl.rc_context(style):
@@ -253,6 +264,9 @@ def learning_curves(
     >>> fitted = fit(net, loss, adam(1e-3), stopping=early_stopping(5), …)  # doctest: +SKIP
     >>> learning_curves(fitted.history, best=fitted.best_epoch)  # doctest: +SKIP
     """
+    if not isinstance(history, Mapping):
+        hint = ": give fit.history" if isinstance(history, Fit) else ""
+        raise TypeError(f"plots.learning_curves: history must be a dict of lists, got {seen(history)}{hint}")
     quantities = [name for name in history if name != "seconds" and not name.startswith("validation_")]
     epochs = max((len(history[name]) for name in quantities), default=0)
     if not epochs:
@@ -457,7 +471,10 @@ def decision_boundary(
     """
     from matplotlib.colors import ListedColormap
 
-    x, labels = np.asarray(x, np.float64), np.asarray(labels).reshape(-1)
+    if not is_function(predict):
+        hint = ": give lambda x: predict(net, train_state, x)" if isinstance(predict, Layer) else ""
+        raise TypeError(f"plots.decision_boundary: predict must be a function of points, got {seen(predict)}{hint}")
+    x, labels = _numbers("decision_boundary: x", x), _numbers("decision_boundary: labels", labels).reshape(-1)
     if x.ndim != 2 or x.shape[1] != 2 or len(labels) != len(x) or not len(x):
         raise ValueError(f"plots.decision_boundary: expects x [N, 2] and labels [N], got {x.shape} and {labels.shape}")
     labels = np.where(labels < 0, 0, labels).astype(int)
@@ -466,7 +483,7 @@ def decision_boundary(
     first, second = (np.linspace(a, b, SHADES) for a, b in zip(low - room, high + room, strict=True))
     plane = np.stack(np.meshgrid(first, second), -1)
     scores = np.asarray(predict(jnp.asarray(plane.reshape(-1, 2), jnp.float32)))
-    if scores.shape[0] != SHADES**2 or scores.ndim > 2:
+    if scores.ndim < 1 or scores.shape[0] != SHADES**2 or scores.ndim > 2:
         raise ValueError(f"plots.decision_boundary: predict must give [M, K] or [M] for M points, got {scores.shape}")
     one_score = scores.ndim == 1 or scores.shape[1] == 1
     classes = (scores.reshape(-1) > threshold).astype(int) if one_score else scores.argmax(-1)
@@ -577,7 +594,9 @@ def weight_images(
 
     >>> weight_images(params["dense_0"]["w"], (28, 28))  # doctest: +SKIP
     """
-    w = np.asarray(w, np.float64)
+    w = _numbers("weight_images: w", w)
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise TypeError(f"plots.weight_images: shape must be (height, width), got {seen(shape)}")
     if w.ndim != 2 or w.shape[0] != math.prod(shape):
         raise ValueError(f"plots.weight_images: expects w [{math.prod(shape)}, H] for images {shape}, got {w.shape}")
     images = w.T.reshape(-1, *shape)[: whole_number("plots.weight_images: most", most, least=1)]
@@ -632,6 +651,14 @@ def image_rows(rows: Mapping[str, Any]) -> Figure:
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, hspace=0.0, wspace=0.0)
     return figure
+
+
+def _numbers(what: str, value: Any) -> np.ndarray:
+    """The value as an array of numbers, on the host."""
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"plots.{what} must be an array of numbers, got {seen(value)}") from None
 
 
 def _named(what: str, argument: str, value: Mapping[str, Tree]) -> None:

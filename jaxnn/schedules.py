@@ -22,7 +22,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import number, whole_number
+from jaxnn.checks import number, seen, whole_number
+from jaxnn.mistakes import factory_hint, is_factory, is_function, several
 from jaxnn.types import Array, Schedule
 
 __all__ = [
@@ -37,6 +38,10 @@ __all__ = [
     "joined",
     "scaled",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def constant(value: float) -> Schedule:
@@ -81,6 +86,7 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     0.1 0.01
     """
     where = "schedules.piecewise"
+    values = several(f"{where}: values", values, "piecewise([0.1, 0.01], [1000])")
     rates = tuple(number(f"{where}: values[{i}]", value, least=0.0) for i, value in enumerate(values))
     return _piecewise(rates, _rising(where, boundaries, len(rates), "values"))
 
@@ -193,6 +199,7 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule
     0.1 0.4 0.2
     """
     where = "schedules.joined"
+    schedules = several(f"{where}: schedules", schedules, "joined([constant(0.1), cosine(0.1, 100)], [1000])")
     parts = tuple(_schedule(f"{where}: schedules[{i}]", part) for i, part in enumerate(schedules))
     return _cached(_joined, parts, _rising(where, boundaries, len(parts), "schedules"))
 
@@ -386,15 +393,17 @@ def _power(initial: float, factor: float, t: Array) -> Array:
 
 
 def _schedule(what: str, schedule: Any) -> Schedule:
-    if not callable(schedule):
+    if not is_function(schedule) or is_factory(schedule):
         raise TypeError(
-            f"{what} must be a schedule step -> rate, got {schedule!r}: use schedules.constant for a number"
+            f"{what} must be a schedule step -> rate, got {seen(schedule)}: use schedules.constant for a "
+            f"number{factory_hint(schedule)}"
         )
     return schedule
 
 
 def _rising(where: str, boundaries: Sequence[int], parts: int, what: str) -> tuple[int, ...]:
     """The boundaries, if they rise and part that many parts."""
+    boundaries = several(f"{where}: boundaries", boundaries, f"{where.partition('.')[2]}(…, [1000])")
     bounds = tuple(whole_number(f"{where}: boundaries[{i}]", b, least=1) for i, b in enumerate(boundaries))
     if len(bounds) != parts - 1 or not bounds:
         raise ValueError(f"{where}: {parts} {what} need {max(parts - 1, 1)} boundaries between them, got {len(bounds)}")

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, features, is_floating, outline
+from jaxnn.showing import shown
 from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
+@shown()
 class Sequences(NamedTuple):
     """A batch of sequences for a recurrent layer; `()` stands for what is left out, and for the δ of the mask.
 

@@ -6,7 +6,7 @@ An epoch is a `lax.scan` over batches that are gathered on the device. Letters: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,11 +15,23 @@ import jax.numpy as jnp
 
 from jaxnn import checks
 from jaxnn.backprop import PassFunction, backprop, costs, penalty_value
-from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
+from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
+from jaxnn.mistakes import (
+    accepts,
+    array_leaves,
+    factory_hint,
+    is_function,
+    net_record,
+    of_two_arrays,
+    optimizer_record,
+    training_records,
+    whole_state,
+)
 from jaxnn.optimizers import apply_updates
 from jaxnn.optimizers.parts import extras_of, next_step, taken, with_rate_of
 from jaxnn.readings import readings_of
+from jaxnn.showing import epoch_line, shown
 from jaxnn.types import (
     EPOCH_START,
     Array,
@@ -51,6 +63,7 @@ RESERVED = {"loss", "penalty", "seconds", "weight", "update_scale", "skipped"}
 PARTS = ("x", "target", "weights")  # of a DataSet
 
 
+@shown(epoch_line)
 class EpochResult(NamedTuple):
     """What an epoch reports, as arrays.
 
@@ -92,8 +105,11 @@ def init_train_state(
     >>> init_train_state(mlp([3, 1]), sgd(0.1), 0, (2,)).params["dense_1"]["w"].shape
     (3, 1)
     """
+    net_record("init_train_state", net)
+    optimizer_record("init_train_state: optimizer", optimizer)
     key = as_key(key)
     params, state = net.init(key, in_shape, dtype)
+    array_leaves("net.init: the parameters", params)
     step, epoch = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # not one twice: both are donated
     return TrainState(params, state, optimizer.init(params), step, key, epoch)
 
@@ -135,6 +151,9 @@ def train_step(
     >>> int(state.step), out.loss.shape
     (1, ())
     """
+    training_records("train_step", net, loss, optimizer, gradient, penalty)
+    diagnose = yes_or_no("train_step: diagnose", diagnose)
+    check_augmentation(augment)
     step = step_program(
         net, loss, optimizer, gradient=gradient, penalty=penalty, read=read, augment=augment, diagnose=diagnose
     )
@@ -147,6 +166,7 @@ def train_step(
         *,
         update_scale: Array | float | None = None,
     ) -> tuple[TrainState, Pass]:
+        whole_state("train_step: ", train_state)
         return step(_as_called(optimizer, train_state), x, target, weights, update_scale=update_scale)
 
     return step_as_called
@@ -317,6 +337,9 @@ def epoch_program(
     """
     batch = whole_number("batch_size", batch, least=1)
     diagnose = whole_number("diagnose", diagnose, least=0)
+    training_records("train_epoch", net, loss, optimizer, gradient, penalty)
+    shuffle = yes_or_no("shuffle", shuffle)
+    check_augmentation(augment)
     make = partial(step_program, net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
     step, measured_step = make(), make(diagnose=True) if diagnose else None
     may_rest = start is None or skip > 0  # steps that are computed and left out
@@ -345,6 +368,7 @@ def epoch_program(
             noted, outs = out.readings.get(HEALTH.name), (figures["loss"], whole, sums)
             return _guarded(carry, new, out, rows, outs, noted, skip) if may_rest else (new, outs, noted)
 
+        whole_state("train_epoch: ", train_state)
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and checks.is_concrete(data[2]):
             checks.weight_values("data: weights", data[2])
@@ -575,7 +599,20 @@ def metric_value(
     """metric(output, target), held to be [N], or that of each entry where entries are weighted; and the weights."""
     entries = getattr(metric, "entries", None)
     case = weighted(f"metric {name!r}", entries, output, target, weights)
-    value = values_of(f"metric {name!r} must give one value", metric, entries, case)
+    demand = f"metric {name!r} must give one value"
+
+    def figure(prediction: Any, target: Any) -> Array:
+        n, value = checks.batch_size("output", prediction), metric(prediction, target)
+        expected = f"{demand} for each example, an array ({n},)"
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            advice = ": leave the mean over examples to fit" if isinstance(value, float) else ": use jnp.asarray"
+            raise TypeError(f"{expected}, got {seen(value)}{advice}")
+        if value.shape != (n,):
+            advice = "" if value.shape else ": leave the mean over examples to fit, which takes it over all batches"
+            raise ValueError(f"{expected}, got shape {value.shape}{advice}")
+        return value
+
+    value = of_two_arrays(f"metric {name!r}", make=lambda: values_of(demand, figure, entries, case))
     if case.weights is None or case.unit is None:
         return value, None
     return value, case.weights * case.unit
@@ -627,20 +664,27 @@ def check_batch_size(batch: int, x: Tree, measured: int = 0, start: int = 0) -> 
     return min(measured, (n - start) // batch)
 
 
+def check_augmentation(augment: Any) -> None:
+    """Raises TypeError unless augment is a function of a key and a batch, or None."""
+    if augment is not None and (not is_function(augment) or not accepts(augment, None, None)):
+        raise TypeError(f"augment must be a function (key, x) -> x, got {seen(augment)}{factory_hint(augment)}")
+
+
 def check_augment(augment: Augment, x: Tree, batch: int) -> None:
     """Raises TypeError or ValueError if augment is no function, or does not keep the shape and type of a batch."""
-    if not callable(augment):
-        raise TypeError(f"augment must be a function (key, x) -> x, got {augment!r}")
+    check_augmentation(augment)
     spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
     jax.eval_shape(lambda x: _augmented(augment, jax.random.key(0), x), spec)
 
 
 def named_metrics(metrics: Metrics) -> NamedMetrics:
     """Metrics with their names, hashable; a function is called by its own."""
-    if callable(metrics):
+    if is_function(metrics) or hasattr(metrics, "_fields"):
         raise TypeError("metrics must be a list or a dict of functions: give metrics=[metric]")
-    pairs = metrics.items() if isinstance(metrics, Mapping) else [(_name(metric), metric) for metric in metrics]
-    named = tuple(pairs)
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics must be a list or a dict of functions, metrics=[metric], got {metrics!r}")
+    pairs = metrics.items() if isinstance(metrics, Mapping) else [(None, metric) for metric in metrics]
+    named = tuple((_name(metric) if name is None else str(name), metric) for name, metric in map(_metric, pairs))
     names = [name for name, _ in named]
     if len(set(names)) < len(names) or RESERVED & set(names):
         taken = ", ".join(map(repr, sorted(RESERVED)))
@@ -648,7 +692,19 @@ def named_metrics(metrics: Metrics) -> NamedMetrics:
     return named
 
 
+def _metric(pair: tuple[Any, Any]) -> tuple[Any, Metric]:
+    """The pair, if the second of it is a function of two arguments."""
+    metric = pair[1]
+    if not is_function(metric):
+        hint = f": give losses.{metric.name}.value" if isinstance(metric, Loss) else ""
+        raise TypeError(f"a metric is a function (prediction, target) -> [N], got {seen(metric)}{hint}")
+    if not accepts(metric, None, None):
+        raise TypeError(
+            f"a metric is a function (prediction, target) -> [N], got {seen(metric)}, which takes other "
+            f"arguments{factory_hint(metric)}"
+        )
+    return pair
+
+
 def _name(metric: Metric) -> str:
-    if not callable(metric):
-        raise TypeError(f"a metric is a function (prediction, target) -> [N], got {metric!r}")
     return getattr(metric, "__name__", type(metric).__name__)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, whole_number
+from jaxnn.checks import number, seen, whole_number, yes_or_no
+from jaxnn.showing import optimizer_line, shown
 from jaxnn.types import Array, Params
 
 __all__ = [
@@ -24,6 +25,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+@shown(optimizer_line)
 class Monitor(NamedTuple):
     """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`.
 
@@ -35,6 +41,7 @@ class Monitor(NamedTuple):
     maximise: bool = False
 
 
+@shown()
 class Progress(NamedTuple):
     """What `early_stopping` and `reduce_on_plateau` remember.
 
@@ -53,6 +60,7 @@ class Progress(NamedTuple):
     stopped: Array
 
 
+@shown()
 class Decision(NamedTuple):
     """What is to be done: stop?, the factor for updates, and why: improved, failed."""
 
@@ -62,6 +70,7 @@ class Decision(NamedTuple):
     failed: Array
 
 
+@shown()
 class Best(NamedTuple):
     """What `keep_best` keeps: the best metric and copies of the parameters that had it."""
 
@@ -69,6 +78,7 @@ class Best(NamedTuple):
     params: Params
 
 
+@shown()
 class Monitors(NamedTuple):
     """What the machines of one training remember; None where there is no such machine."""
 
@@ -98,7 +108,8 @@ def early_stopping(
     """
     patience = whole_number("early_stopping: patience", patience, least=1)
     least = number("early_stopping: min_improvement", min_improvement, least=0.0)
-    return _monitor(patience, least, bool(relative), bool(maximise), None, 0, 0.0)
+    relative = yes_or_no("early_stopping: relative", relative)
+    return _monitor(patience, least, relative, yes_or_no("early_stopping: maximise", maximise), None, 0, 0.0)
 
 
 def reduce_on_plateau(
@@ -131,8 +142,8 @@ def reduce_on_plateau(
     return _monitor(
         whole_number(f"{where}: patience", patience, least=1),
         number(f"{where}: min_improvement", min_improvement, least=0.0),
-        bool(relative),
-        bool(maximise),
+        yes_or_no(f"{where}: relative", relative),
+        yes_or_no(f"{where}: maximise", maximise),
         number(f"{where}: factor", factor, above=0.0, below=1.0),
         whole_number(f"{where}: cooldown", cooldown, least=0),
         number(f"{where}: least", least, least=0.0, most=1.0),
@@ -185,6 +196,10 @@ def together(stopping: Monitor | None = None, plateau: Monitor | None = None, be
     True 2.0
     """
     machines = [machine for machine in (stopping, plateau, best) if machine is not None]
+    for machine in machines:
+        if not isinstance(machine, Monitor):
+            hint = "; a factory needs its parentheses" if callable(machine) else ""
+            raise TypeError(f"together: expected machines such as early_stopping(5), got {seen(machine)}{hint}")
     if len({machine.maximise for machine in machines}) > 1:
         raise ValueError("together: the machines read one metric: all must maximise it, or none")
 

@@ -15,9 +15,15 @@ import jax.numpy as jnp
 
 from jaxnn.checks import input_spec, is_floating, whole_number
 from jaxnn.combinators import map_layers
+from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, DType, InShape, Key, Layer, Params, State, Tagged, Tree
 
 __all__ = ["Cost", "Row", "Summary", "summary"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
 
 INDENT, GAP = "  ", "   "
 PREFIXES = ("", "k", "M", "G", "T", "P")
@@ -60,6 +66,7 @@ class Cost(NamedTuple):
     step: float
 
 
+@shown(lambda summary: f"<summary: {len(summary.rows)} layers, {_total(summary)}>")
 class Summary(NamedTuple):
     """What `summary` returns; `print` shows it as a table.
 
@@ -338,13 +345,16 @@ def _table(result: Summary) -> str:
     for line in cells:
         words = [f"{line[i]:<{widths[i]}}" if i < 2 else f"{line[i]:>{widths[i]}}" for i in range(columns)]
         lines.append(GAP.join(words).rstrip())
-    total = f"{result.params:,} parameters"
-    total += f", {result.state:,} numbers of state" * has_state
-    lines += ["", f"{total}, {_with_prefix(result.bytes)}B"]
+    lines += ["", _total(result)]
     if result.cost is not None:
         batch, forward, step = result.cost
         lines.append(f"at a batch of {batch}: {_with_prefix(forward)}FLOP forward, {_with_prefix(step)}FLOP a step")
     return "\n".join(lines)
+
+
+def _total(result: Summary) -> str:
+    state = f", {result.state:,} numbers of state" * (result.state > 0)
+    return f"{result.params:,} parameters{state}, {_with_prefix(result.bytes)}B"
 
 
 def _label(row: Row) -> str:

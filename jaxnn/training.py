@@ -26,10 +26,12 @@ from jaxnn.checks import (
     spec_tree,
     static_spec,
     whole_number,
+    yes_or_no,
 )
 from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
-from jaxnn.intake import check_fit_records, check_train_state, check_values, on_device, with_counters
+from jaxnn.intake import check_fit_arguments, check_train_state, check_values, on_device, with_counters
+from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.steps import (
     Augment,
     DataSet,
@@ -151,11 +153,14 @@ def fit(
     >>> len(result.history["loss"]), int(result.train_state.step)
     (3, 12)
     """
-    check_fit_records(net, loss, optimizer)
+    traceable = (data, validation, train_state, key, monitors)
+    check_fit_arguments(net, loss, optimizer, gradient, penalty, may_be_traced=traceable)
     epochs = whole_number("fit: epochs", epochs, least=1)
     batch_size = whole_number("fit: batch_size", batch_size, least=1)
     diagnose = whole_number("fit: diagnose", diagnose, least=0)
     skip = whole_number("fit: skip_nonfinite", skip_nonfinite, least=0)
+    for what, flag in (("shuffle", shuffle), ("check_data", check_data), ("restore_best", restore_best)):
+        yes_or_no(f"fit: {what}", flag)
     named, resumed = named_metrics(metrics), train_state
     figures: tuple[str, ...] = (*(name for name, _ in named), "loss")
     if validation is not None:
@@ -179,7 +184,7 @@ def fit(
         start, first_key = _compiled_init(net, optimizer, static_spec(data[0])), as_key(key)
         spec = jax.eval_shape(start, first_key)
     else:
-        check_train_state(net, train_state, data[0], optimizer)
+        check_train_state(net, train_state, data[0], optimizer, key_given=key is not None)
         train_state = with_counters(train_state, further=epochs * steps)
         check_batch_size(batch_size, data[0], diagnose, int(train_state.position))
         if key is not None:
@@ -293,7 +298,7 @@ def evaluate(
     metrics: Metrics = (),
     batch_size: int = EVALUATION_BATCH,
     check_data: bool = True,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The mean loss and metrics over data, in batches, with the layers as in evaluation (train=False).
 
     Args:
@@ -306,7 +311,7 @@ def evaluate(
         check_data: False skips looking at values.
 
     Returns:
-        {"loss": Σ wₙCₙ / Σ wₙ, each metric by name}.
+        {"loss": Σ wₙCₙ / Σ wₙ, each metric by name}: floats; under `jit` and `vmap` arrays, and no value is looked at.
 
     Raises:
         ValueError, TypeError: as `fit`.
@@ -318,6 +323,7 @@ def evaluate(
     {'loss': 4.0}
     """
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
+    loss_record("evaluate", loss)
     data = on_device("data", data)
     named = named_metrics(metrics)
     check_train_state(net, train_state, data[0])
@@ -413,9 +419,9 @@ def _evaluate(
     data: DataSet,
     metrics: NamedMetrics,
     batch: int,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     scores = _compiled_evaluation(net, loss, batch, metrics)(train_state.params, train_state.state, data)
-    return {name: float(score) for name, score in scores.items()}
+    return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
 
 
 # ---------------------------------------------------------------- the progress bar
@@ -428,7 +434,9 @@ def _progress(epochs: int, wanted: bool | None) -> tuple[Iterable[int], Callable
             from tqdm import tqdm
         except ImportError:
             if wanted:
-                raise ImportError("fit: progress=True needs tqdm: pip install tqdm") from None
+                raise ImportError(
+                    "fit: progress=True needs tqdm, one of the extras: pip install 'jaxnn[examples]', or tqdm alone"
+                ) from None
         else:
             bar = tqdm(range(epochs), unit="epoch")
             return bar, lambda row: bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})

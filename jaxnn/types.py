@@ -10,10 +10,34 @@ Index letters, here and everywhere: `N` batch, `D` features in, `H` features out
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import chex
 import jax
+
+from jaxnn.showing import (
+    fit_line,
+    fit_table,
+    layer_line,
+    named_line,
+    optimizer_line,
+    pass_line,
+    pass_table,
+    shown,
+    state_line,
+    state_table,
+)
+
+__all__ = [
+    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "Tagged",
+    "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
+    "InitRule", "ForwardRule", "BackwardRule",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(0)`
@@ -48,6 +72,7 @@ class BackwardRule(Protocol):
     def __call__(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]: ...
 
 
+@shown(layer_line)
 class Layer(NamedTuple):
     """A layer, and a network: a map with parameters, and the rule that carries δ back through it (a lens).
 
@@ -86,7 +111,14 @@ class Layer(NamedTuple):
     child_names: tuple[str, ...] = ()
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
 
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.kind} is a layer already, and no function: params, state = net.init(key, in_shape), then "
+            "y, state, tape = net.forward(params, state, x); serial(first, second) puts one behind another"
+        )
 
+
+@shown(named_line)
 class Activation(NamedTuple):
     """An elementwise non-linearity h = σ(z) and its slope.
 
@@ -105,10 +137,20 @@ class Activation(NamedTuple):
     leak: float | None = None
     kinks: tuple[tuple[float, float], ...] = ()
 
-    def __repr__(self) -> str:
-        return _shown(self)
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = self.name
+        if not args and not kwargs:
+            advice = f"leave the parentheses out, serial(dense(128), {name})"
+        elif kwargs or isinstance(args[0], (int, float)):
+            advice = f"it takes no parameters here: give {name} alone; of the activations leaky_relu(0.1) has one"
+        elif isinstance(args[0], (Layer, Activation)):
+            advice = f"put one behind the other by serial(…, {name})"
+        else:
+            advice = f"{name}.value(z) gives h = σ(z), {name}.slope(z, h) its slope, activation({name}) the layer"
+        raise TypeError(f"{name} is an Activation record, and no function: {advice}")
 
 
+@shown(named_line)
 class Loss(NamedTuple):
     """A cost per example and its hand-derived δ.
 
@@ -130,10 +172,15 @@ class Loss(NamedTuple):
     check: Callable[[Any, Any], None] | None = None
     entries: Callable[[Array, Array], Array] | None = None
 
-    def __repr__(self) -> str:
-        return _shown(self)
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = self.name
+        advice = f"{name}.value(prediction, target) gives the costs [N], {name}.delta(prediction, target) their δ"
+        if len(args) + len(kwargs) < 2:
+            advice = f"give the record itself, as in fit(net, losses.{name}, …); {advice}"
+        raise TypeError(f"losses: {name} is a Loss record, and no function: {advice}")
 
 
+@shown(named_line)
 class Penalty(NamedTuple):
     """A cost on the parameters: `value(params) -> scalar`, `grad(params) ->` a tree like params."""
 
@@ -141,7 +188,14 @@ class Penalty(NamedTuple):
     value: Callable[[Params], Array]
     grad: Callable[[Params], Params]
 
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"penalties: {self.name} is a Penalty record, and no function: .value(params) is its cost, .grad(params) "
+            "the gradient; fit, train_step and backprop take the record, penalty=…"
+        )
 
+
+@shown(optimizer_line)
 class Optimizer(NamedTuple):
     """A rule for descending: optax's protocol, so that either library's optimizers work in the other.
 
@@ -153,7 +207,14 @@ class Optimizer(NamedTuple):
     init: Callable[[Params], Any]
     update: Callable[..., tuple[Params, Any]]
 
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "an Optimizer is a record, and no function: opt_state = optimizer.init(params), then "
+            "updates, opt_state = optimizer.update(grads, opt_state, params)"
+        )
 
+
+@shown(named_line)
 class Reading(NamedTuple):
     """Something to note at every leaf layer while δ passes.
 
@@ -167,6 +228,7 @@ class Reading(NamedTuple):
     read: Callable[[Layer, Params, Tree, Any, Params], Tree]
 
 
+@shown(pass_line, pass_table)
 class Pass(NamedTuple):
     """What one forward and backward pass gives.
 
@@ -199,6 +261,7 @@ class EpochStart(int):
 EPOCH_START = EpochStart()
 
 
+@shown(state_line, state_table)
 class TrainState(NamedTuple):
     """All that training changes; a pytree of arrays, and all that is needed to go on.
 
@@ -226,6 +289,7 @@ class TrainState(NamedTuple):
     position: Array | int = EPOCH_START
 
 
+@shown(fit_line, fit_table)
 class Fit(NamedTuple):
     """What `fit` returns.
 
@@ -299,12 +363,6 @@ class _HelpOfValue:
 
     def __get__(self, record: Any, owner: type) -> str | None:
         return self.of_class if record is None else record.value.__doc__ or self.of_class
-
-
-def _shown(record: Any) -> str:
-    """`<Loss mse: C = mean (y−t)², …>`: the name, and the first line of what help would show."""
-    formula = (record.value.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return f"<{type(record).__name__} {': '.join(filter(None, (record.name, formula)))}>"
 
 
 for _record in (Activation, Loss):

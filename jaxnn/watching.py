@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxnn.checks import seen
+from jaxnn.mistakes import factory_hint
 from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
 from jaxnn.types import Array, Fit, TrainState, Tree
 
@@ -45,8 +47,10 @@ def watch_of(
     """
     for what, machine in (("stopping", stopping), ("plateau", plateau), ("best", best)):
         if machine is not None and not isinstance(machine, Monitor):
-            hint = f"; a factory needs its parentheses, {machine.__name__}(…)" if callable(machine) else ""
-            raise TypeError(f"fit: {what} must be a machine of jaxnn.stopping, got {machine!r}{hint}")
+            hint = factory_hint(machine)
+            if isinstance(machine, int):
+                hint = f"; give stopping.early_stopping({machine!r}), say"
+            raise TypeError(f"fit: {what} must be a machine of jaxnn.stopping, got {seen(machine)}{hint}")
     if stopping is not None and best is None and restore_best:
         best = keep_best(stopping.maximise)
     if (stopping, plateau, best) == (None, None, None):

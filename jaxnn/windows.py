@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import LayerError, features, whole_number
+from jaxnn.mistakes import LEAST_SIDE, channels_first
 from jaxnn.types import Array, Shape
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, behind) for each axis
@@ -67,7 +68,10 @@ class Windows(NamedTuple):
 def window_size(what: str, value: Any) -> Shape:
     """A window's size on each axis, which says how many axes there are."""
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{what} must be a tuple with one size for each spatial axis, as in (5, 5), got {value!r}")
+        advice = f": {(value,)} for sequences, {(value, value)} for images" if isinstance(value, int) else ""
+        raise TypeError(
+            f"{what} must be a tuple with one size for each spatial axis, as in (5, 5), got {value!r}{advice}"
+        )
     if not 1 <= len(value) <= MAX_RANK:
         raise ValueError(f"{what} must have 1, 2 or 3 sizes, one for each spatial axis, got {tuple(value)}")
     return tuple(whole_number(f"{what}[{i}]", size, least=1) for i, size in enumerate(value))
@@ -86,11 +90,16 @@ def padding_of(what: str, value: Any, rank: int) -> Padding:
     """The name of a padding, or a pair for each spatial axis."""
     if isinstance(value, str):
         if value not in PADDINGS:
-            raise ValueError(f"{what} must be one of {', '.join(map(repr, PADDINGS))} or pairs, got {value!r}")
+            meant = f"; {value.lower()!r} is meant?" if value.lower() in PADDINGS else ""
+            raise ValueError(f"{what} must be one of {', '.join(map(repr, PADDINGS))} or pairs, got {value!r}{meant}")
         return value
     expected = f"{what} must be a name or (before, behind) for each of the {rank} spatial axes"
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{expected}, got {value!r}")
+        advice = f": padding={tuple((value, value) for _ in range(rank))}" if isinstance(value, int) else ""
+        raise TypeError(f"{expected}, got {value!r}{advice}")
+    if len(value) in (1, rank) and all(isinstance(size, int) for size in value):
+        both = tuple((size, size) for size in (value if len(value) == rank else [*value] * rank))
+        raise ValueError(f"{expected}, got {value!r}: padding={both}")
     if len(value) != rank or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in value):
         raise ValueError(f"{expected}, got {value!r}")
     pairs = [tuple(whole_number(f"{what}[{i}]", size, least=0) for size in pair) for i, pair in enumerate(value)]
@@ -102,7 +111,7 @@ def spatial_shape(kind: str, x: Any, rank: int) -> Shape:
     shape = features(kind, x)
     if len(shape) != rank + 2:
         advice = "one image needs its batch axis, x[None], and a grey one its channel, x[..., None]"
-        raise LayerError(kind, f"expects x {AXES[rank]}, got x of shape {shape}: {advice}")
+        raise LayerError(kind, f"expects x {AXES[rank]}, got x of shape {shape}: {advice}{channels_first(shape)}")
     return shape[1:-1]
 
 
@@ -124,9 +133,11 @@ def place(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape,
     if any(span > n for span, n in zip(spans, room, strict=True)):
         dilated = f", {spans} with its dilation {dilation}," if spans != size else ""
         where = f"an input of {inputs}" + f", {room} with its padding" * (room != tuple(inputs))
+        advice = channels_first((1, *inputs, LEAST_SIDE)) if len(inputs) > 1 else ""
         raise LayerError(
             kind,
-            f"has a window of {size}{dilated} that is larger than {where}: take a smaller window or padding='same'",
+            f"has a window of {size}{dilated} that is larger than {where}: take a smaller window or padding='same'"
+            f"{advice}",
         )
     positions = tuple((n - span) // s + 1 for n, span, s in zip(room, spans, stride, strict=True))
     return Windows(tuple(inputs), size, stride, dilation, tuple(pairs), positions)

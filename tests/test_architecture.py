@@ -13,8 +13,10 @@ import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
+    {"showing"},
     {"types"},
     {"checks", "ranks"},
+    {"mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"sequences", "windows"},
     {"convolutions", "weighting"},
@@ -81,7 +83,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
 }
-SIDE = {"augment", "data"}  # imports types and checks only
+SIDE = {"augment", "data"}  # imports types and checks only, and how records show themselves
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 RUN_TIME = {"jax", "chex", "numpy", "jaxnn"} | set(sys.stdlib_module_names)  # numpy comes with jax
 OPTIONAL = {"igraph", "matplotlib", "optax", "sklearn", "tqdm"}  # imported in the function that uses them
@@ -116,7 +118,7 @@ def test_imports_go_down(path):
             continue
         target = module.split(".")[1]
         if room(path) in SIDE and target != room(path):
-            assert target in {"types", "checks"}, f"{path.name} imports {module}"
+            assert target in {"types", "checks", "showing"}, f"{path.name} imports {module}"
         elif room(path) == target == "layers" and path.parent.name != module.split(".")[2]:
             assert path.name == "__init__.py", f"{path.name} imports its sibling {module}"
         elif room(path) == target:

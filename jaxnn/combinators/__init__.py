@@ -26,3 +26,7 @@ __all__ = [
     "leaf_layers",
     "ordered_leaves",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

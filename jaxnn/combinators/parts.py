@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, as_key, describe, name_hash
+from jaxnn.checks import LayerError, as_key, describe, name_hash, seen
 from jaxnn.layers.activation import activation as activation_layer
+from jaxnn.mistakes import array_leaves, is_factory, is_function
 from jaxnn.sequences import Sequences
 from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
 
@@ -32,8 +33,12 @@ def as_layers(kind: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
     """The layers, activations made into such."""
     for layer in layers:
         if not isinstance(layer, (Layer, Activation)):
-            hint = "; a factory needs its parentheses, flatten()" if callable(layer) else ""
-            raise TypeError(f"{kind}: expected layers or Activation records, got {layer!r}{hint}")
+            hint = "; a factory needs its parentheses, flatten()" if is_function(layer) else ""
+            if isinstance(layer, (list, tuple)) and not hasattr(layer, "_fields"):
+                hint = f"; without the brackets, {kind}(*layers)"
+            elif is_function(layer) and not is_factory(layer):
+                hint = "; a function z -> σ(z) becomes one by activation(Activation(name, value, slope))"
+            raise TypeError(f"{kind}: expected layers or Activation records, got {seen(layer)}{hint}")
     return tuple(activation_layer(layer) if isinstance(layer, Activation) else layer for layer in layers)
 
 
@@ -100,6 +105,7 @@ def shape_of(spec: Tree) -> InShape:
 
 def output_spec(layer: Layer, params: Params, state: State, spec: Tree) -> Tree:
     """The layer's output for an input like spec."""
+    array_leaves("the parameters", params)
     return jax.eval_shape(lambda params, state, x: layer.forward(params, state, x)[0], params, state, spec)
 
 

@@ -26,6 +26,7 @@ from jaxnn.combinators.parts import (
 )
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.layers.dense import dense
+from jaxnn.mistakes import several
 from jaxnn.types import Activation, DType, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
@@ -121,8 +122,9 @@ def mlp(
     >>> jax.tree.map(jnp.shape, params["dense_1"])
     {'b': (10,), 'w': (128, 10)}
     """
-    if isinstance(widths, int) or not len(widths):
+    if isinstance(widths, int) or (hasattr(widths, "__len__") and not len(widths)):
         raise ValueError(f"mlp: widths must list at least the output width, as in mlp([128, 10]), got {widths!r}")
+    widths = several("mlp: widths", widths, "mlp([128, 10])")
     for i, width in enumerate(widths):
         whole_number(f"mlp: widths[{i}]", width, least=1)
     nonlinearity = activation_layer(activation)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxnn.checks import named_leaves
+from jaxnn.checks import named_leaves, seen
 from jaxnn.combinators.parts import as_layers, entry
+from jaxnn.mistakes import is_function, net_record
 from jaxnn.types import Activation, Layer, Tree
 
 
@@ -33,6 +34,9 @@ def map_layers(f: Callable[[Layer], Layer], net: Layer) -> Layer:
     >>> map_layers(swap, mlp([4, 4, 2])).child_names
     ('dense_0', 'tanh_0', 'dense_1', 'tanh_1', 'dense_2')
     """
+    net_record("map_layers", net)
+    if not is_function(f):
+        raise TypeError(f"map_layers: f must be a function of a layer, got {seen(f)}: map_layers(f, net)")
     if net.rebuild is None:
         (new,) = as_layers("map_layers", (f(net),))
     else:
@@ -49,6 +53,7 @@ def leaf_layers(net: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
     >>> [("/".join(path), layer.kind) for path, layer in leaf_layers(residual(mlp([3, 3])))]
     [('dense_0', 'dense'), ('relu_0', 'relu'), ('dense_1', 'dense')]
     """
+    net_record("leaf_layers", net)
     if net.rebuild is None:
         yield (), net
     for name, child in zip(net.child_names, net.children, strict=True):

@@ -23,3 +23,7 @@ __all__ = [
     "unstandardise",
     "one_hot",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

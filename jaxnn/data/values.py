@@ -13,11 +13,13 @@ import jax
 import numpy as np
 
 from jaxnn import checks
+from jaxnn.showing import shown
 from jaxnn.types import DType, Shape
 
 BLOCK = 1024  # examples whose float64 copy is in memory at a time while statistics are taken
 
 
+@shown()
 class Standardisation(NamedTuple):
     """The mean and standard deviation of each feature of some data, for `standardise`; a pytree of arrays.
 
@@ -52,6 +54,8 @@ def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
     >>> scale.mean.tolist(), scale.std.tolist()
     ([2.0, 5.0], [1.0, 0.0])
     """
+    if not isinstance(axes, (tuple, list)):
+        raise TypeError(f"standardisation: axes must be a list, as in (0,), got {checks.seen(axes)}")
     checks.plain_data("standardisation: x", x)
     x, axes = np.asarray(x), tuple(axes)
     if x.dtype.kind not in "biu" and not checks.is_floating(x):
@@ -123,6 +127,11 @@ def unstandardise(scale: Standardisation, z: Any) -> Any:
 
 def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
     """Returns x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they are of the same features."""
+    if not isinstance(scale, Standardisation):
+        swapped = isinstance(x, Standardisation)
+        got = checks.describe(scale) if hasattr(scale, "dtype") else type(scale).__name__
+        advice = f"{what}(scale, x) takes scale first" if swapped else f"give {what}(standardisation(x_train), x)"
+        raise TypeError(f"{what}: scale must be what standardisation(x_train) gives, got {got}: {advice}")
     checks.plain_data(f"{what}: {'z' if what.startswith('un') else 'x'}", x)
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     if jax.numpy.issubdtype(x.dtype, jax.numpy.complexfloating):
@@ -155,6 +164,8 @@ def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
     >>> one_hot([2, 0], 3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
+    if isinstance(labels, jax.core.Tracer):
+        raise TypeError("data.one_hot looks at the labels on the host: under jit use jax.nn.one_hot")
     checks.plain_data("one_hot: labels", labels)
     labels, classes = np.asarray(labels), checks.whole_number("classes", classes, least=1)
     if labels.dtype.kind not in "iu":

@@ -10,3 +10,7 @@ from jaxnn.diagnostics.point import diagnose
 from jaxnn.diagnostics.report import Diagnosis, Finding, LayerRow, over_time, report, report_each
 
 __all__ = ["diagnose", "report", "report_each", "over_time", "Diagnosis", "Finding", "LayerRow", "Measures"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

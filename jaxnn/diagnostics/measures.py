@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxnn.checks import accumulator, is_floating, widest
 from jaxnn.combinators import map_layers
 from jaxnn.sequences import as_sequences
+from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, Key, Layer, Params, Reading, State, Tree
 
 NAME = "diagnostics"  # in Pass.readings
@@ -27,6 +28,7 @@ SATURATED = (
 )
 
 
+@shown()
 class Measures(NamedTuple):
     """What is measured in one step, as arrays.
 

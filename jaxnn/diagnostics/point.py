@@ -13,6 +13,7 @@ from jaxnn.backprop import backprop
 from jaxnn.checks import as_key
 from jaxnn.diagnostics.measures import HEALTH, Measures, instrumented, measures
 from jaxnn.diagnostics.report import Diagnosis, report
+from jaxnn.mistakes import alive, array_leaves, loss_record, net_record, optimizer_record, penalty_record
 from jaxnn.types import Array, Key, Layer, Loss, Optimizer, Params, Penalty, State, Tree
 
 CACHED_PROGRAMS = 64  # compiled programs kept
@@ -67,6 +68,14 @@ def diagnose(
     >>> found.verdict, found.findings[0].path
     ('vanishing', 'dense_0')
     """
+    net_record("diagnostics.diagnose", net)
+    loss_record("diagnostics.diagnose", loss)
+    penalty_record("diagnostics.diagnose", penalty)
+    if optimizer is not None:
+        optimizer_record("diagnostics.diagnose: optimizer", optimizer)
+    for what, tree in (("params", params), ("state", state), ("x", x), ("target", target), ("weights", weights)):
+        array_leaves(f"diagnostics.diagnose: {what}", tree)
+        alive(f"diagnostics.diagnose: {what}", tree)
     run = _compiled(net, loss, penalty, optimizer, bool(train), opt_state is None)
     key = None if rng is None else as_key(rng)
     return report(net, run(params, state, x, target, key, weights, opt_state), initial=initial)

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnn.checks import seen
 from jaxnn.diagnostics.measures import Measures, is_loop, places
+from jaxnn.mistakes import net_record, several
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
+from jaxnn.showing import shown
 from jaxnn.types import Layer
 
 NOT_FINITE, DEAD, EXPLODING, VANISHING, SATURATED, HEALTHY = (
@@ -69,6 +72,7 @@ class Finding(NamedTuple):
     why: str
 
 
+@shown(lambda diagnosis: f"<{_title(diagnosis)}>")
 class Diagnosis(NamedTuple):
     """The health of a network in one step; `print` shows a verdict and a table.
 
@@ -116,6 +120,8 @@ def report(net: Layer, measures: Measures, *, initial: bool = False) -> Diagnosi
     >>> report(net, out.readings["diagnostics"]).verdict
     'healthy'
     """
+    net_record("diagnostics.report", net)
+    _check_measures("diagnostics.report", measures)
     rows = tuple(_rows(net, measures))
     findings = tuple(_findings(rows, initial))
     step = int(np.asarray(measures.step))
@@ -135,10 +141,18 @@ def report_each(net: Layer, measures: Measures) -> tuple[Diagnosis, ...]:
     >>> [found.step for found in report_each(net, result.diagnostics)]
     [2, 5]
     """
+    net_record("diagnostics.report_each", net)
+    _check_measures("diagnostics.report_each", measures)
     if np.ndim(measures.step) != 1:
         raise ValueError(f"diagnostics.report_each: expects measures of [steps], got {np.shape(measures.step)}")
     host = jax.tree.map(np.asarray, measures)
     return tuple(report(net, jax.tree.map(operator.itemgetter(i), host)) for i in range(len(host.step)))
+
+
+def _check_measures(where: str, measures: Any) -> None:
+    if not isinstance(measures, Measures):
+        advice = "train_step(…, diagnose=True) gives them as readings['diagnostics']"
+        raise TypeError(f"{where}: expected Measures, got {seen(measures)}: {advice}")
 
 
 # ---------------------------------------------------------------- rows
@@ -248,8 +262,7 @@ def _figure(x: float | None) -> str:
 def _table(diagnosis: Diagnosis, width: int) -> str:
     """The verdict, and a row for each layer with a bar for δ, its length the logarithm."""
     rows = diagnosis.layers
-    at = "" if diagnosis.step is None else f" at step {diagnosis.step}"
-    lines = textwrap.wrap(f"{diagnosis.verdict}{at}: {_headline(diagnosis)}", width)
+    lines = textwrap.wrap(_title(diagnosis), width)
     for finding in diagnosis.findings[1:]:
         lines += textwrap.wrap(f"{finding.verdict}: {finding.why}", width, initial_indent="and ")
     before = (ROWS + 1) // 2
@@ -281,6 +294,10 @@ def over_time(points: Sequence[Diagnosis]) -> str:
     step  verdict  δ  outputs  updates  idle
        9  healthy
     """
+    points = several("diagnostics.over_time: points", points, "fit(…, diagnose=1).diagnostics")
+    for point in points:
+        if not isinstance(point, Diagnosis):
+            raise TypeError(f"diagnostics.over_time: expected Diagnosis records, got {seen(point)}")
     titles = ("step", "verdict", "δ", "outputs", "updates", "idle")
     cells: list[tuple[str, ...]] = [titles]
     for point in points:
@@ -302,6 +319,11 @@ def over_time(points: Sequence[Diagnosis]) -> str:
 def _range(sizes: Sequence[float | None]) -> str:
     known = [size for size in sizes if size is not None]
     return f"{_figure(min(known))} to {_figure(max(known))}" if known else ""
+
+
+def _title(diagnosis: Diagnosis) -> str:
+    at = "" if diagnosis.step is None else f" at step {diagnosis.step}"
+    return f"{diagnosis.verdict}{at}: {_headline(diagnosis)}"
 
 
 def _headline(diagnosis: Diagnosis) -> str:

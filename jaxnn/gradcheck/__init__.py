@@ -10,3 +10,7 @@ from jaxnn.gradcheck.networks import network
 from jaxnn.gradcheck.report import Report, Row
 
 __all__ = ["network", "function", "custom_vjp", "Report", "Row", "KINKS", "Kink", "kink_table"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

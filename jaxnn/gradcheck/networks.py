@@ -22,6 +22,7 @@ from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import first_difference
+from jaxnn.mistakes import alive, array_leaves
 from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
 
 WHOLE = "the whole pass"
@@ -74,8 +75,11 @@ def network(
     """
     check_records("gradcheck.network", net, loss)
     rng = None if rng is None else as_key(rng)
-    for what, part in (("x", x), ("target", target), ("weights", weights)):
-        plain_data(f"gradcheck.network: {what}", part)
+    parts = {"params": params, "state": state, "x": x, "target": target, "weights": weights}
+    for what, tree in parts.items():
+        plain_data(f"gradcheck.network: {what}", tree)
+        array_leaves(f"gradcheck.network: {what}", tree)
+        alive(f"gradcheck.network: {what}", tree)
     params, state, x, target, weights = jax.tree.map(jnp.asarray, (params, state, x, target, weights))
     check_params(net, params, x)
     derive = backprop(net, loss, train=train)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any, NamedTuple
 
+from jaxnn.showing import shown
+
 RIGHT, WRONG, KINK, CANNOT_TELL = "right", "wrong", "kink", "cannot tell"
 SEVERITY = (RIGHT, KINK, CANNOT_TELL, WRONG)  # the worst row gives the report its verdict
 MARKS = {RIGHT: "·", KINK: "∧", CANNOT_TELL: "?", WRONG: "✗"}
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     source: str = ""
 
 
+@shown(lambda report: f"<gradcheck of {report.title}: {_headline(report)}>")
 class Report(NamedTuple):
     """The result of a check: `str(report)` is a table, a notebook shows one in HTML.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxnn.graph.briefs import brief, finite, kind, sound
 from jaxnn.graph.folding import Edge, Folded, Group, Item, fold
-from jaxnn.graph.nodes import BY_HAND, Recorded, Ref
+from jaxnn.graph.nodes import BY_HAND, Recorded, Ref, check_graph
 
 LEAF_COLOURS = {"input": "#dbe9f6", "constant": "#e6e6e6", "number": "#f5f5f5"}
 OPERATION, FOLDED, NOT_FINITE, GRADIENT = "#ffffff", "#fdf1d3", "#f8d0cc", "#1f5fa8"
@@ -44,6 +44,7 @@ def dot(graph: Recorded, *, most: int = 80, unfold: bool | str | Iterable[str] =
       leaf0 -> n1 [label=" δ 3"
       n0 -> n1 [label=" δ 2"
     """
+    check_graph("graph.dot", graph)
     folded = fold(graph, unfold, most=most)
     shown = sum(item.group is not None for item in folded.items)
     note = f"; {shown} groups folded" if shown else ""

@@ -21,16 +21,18 @@ import jaxnn.graph.causes as causes
 import jaxnn.graph.loops as loops
 from jaxnn.graph.causes import Cause, cause
 from jaxnn.graph.graph import Graph
-from jaxnn.graph.nodes import CUSTOM, Node, Ref
+from jaxnn.graph.nodes import CUSTOM, Node, Ref, check_function
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import number
 from jaxnn.jaxprs import Scan, While, is_float
+from jaxnn.showing import shown
 from jaxnn.types import Tree
 
 FORWARD, BACKWARD = "forward", "backward"
 Bad = Callable[[Any], Any]  # which entries of an array
 
 
+@shown(lambda found: f"<explanation: {_text(found).splitlines()[0]}>")
 class Explanation(NamedTuple):
     """What made a value or a gradient that is not finite; `print` it.
 
@@ -99,6 +101,7 @@ def explain_nonfinite(f: Callable[..., Tree], *, cotangent: Tree = None) -> Call
     >>> why.direction, why.cause, why.operation
     ('backward', 'the where trap', 'sqrt')
     """
+    check_function("graph.explain_nonfinite", f)
 
     def explained(*args: Tree) -> Explanation:
         graph = trace(f, backward=False)(*args)

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from jaxnn.graph.briefs import digits
 from jaxnn.graph.folding import Item, fold, groups
-from jaxnn.graph.nodes import Recorded
+from jaxnn.graph.nodes import Recorded, check_function
 from jaxnn.graph.terminal import columns, cut, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
 from jaxnn.jaxprs import is_float
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
+from jaxnn.showing import shown
 from jaxnn.types import Tree
 
 VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
@@ -66,6 +67,7 @@ class Step(NamedTuple):
     factor: float
 
 
+@shown(lambda flow: f"<flow of {flow.name}: the gradient {flow.verdict}, {flow.why}>")
 class Flow(NamedTuple):
     """The sizes of gradients along a graph; `str(flow)` is a verdict and a chart.
 
@@ -130,6 +132,7 @@ def gradient_flow(
     >>> flow.verdict, len(flow.trunk), f"{flow.factor:.0e}"
     ('vanishes', 8, '3e-05')
     """
+    check_function("graph.gradient_flow", f)
     if depth < 1:
         raise ValueError(f"graph.gradient_flow: depth must be 1 or more, got {depth}")
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxnn.showing import brief, shown
+
 BY_HAND = "by hand"
 BY_JAX = "jax's own vjp"
 CUSTOM = "its own custom rule"
@@ -30,6 +32,7 @@ class Ref(NamedTuple):
         return -1 - self.node if self.node < 0 else None
 
 
+@shown()
 class Leaf(NamedTuple):
     """What no operation made: an array that f was given, one that it closed over, or a number in the code.
 
@@ -46,6 +49,7 @@ class Leaf(NamedTuple):
     gradient: Any = None
 
 
+@shown(lambda node: f"<node {node.id}, {node.operation}: {', '.join(map(brief, node.values))}>")
 class Node(NamedTuple):
     """One operation, with what went in, what came out, and what came back.
 
@@ -134,3 +138,25 @@ class Recorded(NamedTuple):
             return leaf.value, leaf.gradient
         node = self.nodes[ref.node]
         return node.values[ref.output], node.gradients[ref.output] if node.gradients else None
+
+
+def check_graph(where: str, graph: Any) -> None:
+    """Raises TypeError unless graph is one, of a function at a point."""
+    if isinstance(graph, Recorded):
+        return
+    if callable(graph) and getattr(graph, "__qualname__", "").startswith("trace."):
+        raise TypeError(f"{where} expects a graph: trace(f) is a function of f's arguments, give trace(f)(*args)")
+    if callable(graph):
+        raise TypeError(f"{where} expects a graph, got a function: give graph.trace(f)(*args)")
+    raise TypeError(f"{where} expects a graph, as graph.trace(f)(*args) gives, got {type(graph).__name__}")
+
+
+def check_function(where: str, f: Any) -> None:
+    """Raises TypeError unless f is a function; a record is none, though it says so only when it is called."""
+    if not callable(f) or isinstance(f, tuple):
+        advice = ""
+        if hasattr(f, "forward"):
+            advice = ": for a layer give lambda params, x: net.forward(params, state, x)[0].sum()"
+        elif hasattr(f, "value"):
+            advice = ": give its value, f.value"
+        raise TypeError(f"{where}: f must be a function of arrays, got {type(f).__name__}{advice}")

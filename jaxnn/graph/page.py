@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxnn.checks import seen, whole_number
 from jaxnn.graph.levels import Level, levels
-from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
+from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref, check_graph
 from jaxnn.graph.values import histogram, number, summary
 from jaxnn.jaxprs import is_program, with_constants
+from jaxnn.showing import shown
 
 OPEN_AT_FIRST = 40  # operations and folded groups that fit a screen
 LARGEST = 1_600_000  # characters of a page's data; the page stays below 2 MB
@@ -50,6 +52,7 @@ SYMBOLS = {
 }
 
 
+@shown(lambda page: f"<page of {len(page.html):,} characters of HTML: .save(path), or show it in a notebook>")
 class Page(NamedTuple):
     """A graph as HTML; the last line of a notebook's cell shows it.
 
@@ -91,6 +94,10 @@ def page(graph: Recorded, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page
     >>> shown.html.count("<html"), "http://" in shown.html or "https://" in shown.html
     (1, False)
     """
+    check_graph("graph.page", graph)
+    most = whole_number("graph.page: most", most, least=0)
+    if not isinstance(title, str):
+        raise TypeError(f"graph.page: title must be a string, got {seen(title)}")
     title = title or graph.name
     tree = levels(graph)
     room = sum(map(len, (graph.nodes, graph.leaves)))

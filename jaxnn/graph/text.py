@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from jaxnn.checks import whole_number
 from jaxnn.graph.briefs import brief, finite, kind, sound
 from jaxnn.graph.folding import Folded, Item, fold
-from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref
+from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref, check_graph
 from jaxnn.graph.terminal import columns, cut, pad
 
 NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED = "✗", "∧", "▸", "▾", "⋮"
@@ -65,6 +66,9 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     ...
      1  mul        x, #0   6      1         δx = δ y, δy = δ x  ...
     """
+    check_graph("graph.table", graph)
+    rows = whole_number("graph.table: rows", rows, least=1)
+    width = None if width is None else whole_number("graph.table: width", width, least=-1)
     width = max(shutil.get_terminal_size().columns if width is None else width, 1)
     folded = fold(graph, unfold, most=rows)
     good = sound(graph)

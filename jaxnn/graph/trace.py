@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.graph.graph import Graph
+from jaxnn.graph.nodes import check_function
 from jaxnn.graph.record import recorded
 from jaxnn.jaxprs import argument_names, first_difference, is_float, name_of
 from jaxnn.types import Tree
@@ -42,6 +43,7 @@ def trace(
     >>> [(node.operation, float(node.value), float(node.gradient)) for node in graph.nodes]
     [('add', 3.0, 2.0), ('mul', 6.0, 1.0)]
     """
+    check_function("graph.trace", f)
 
     def traced(*args: Tree) -> Graph:
         arrays = _arrays(f, args)
@@ -74,6 +76,7 @@ def grad(f: Callable[..., Tree], argnums: int | Sequence[int] = 0) -> Callable[.
     >>> float(grad(lambda x: x * x)(3.0))
     6.0
     """
+    check_function("graph.grad", f)
 
     def gradient(*args: Tree) -> Any:
         gradients = trace(f)(*args).gradients

@@ -7,12 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, check_delta, features
+from jaxnn import activations
+from jaxnn.checks import LayerError, check_delta, features, seen
+from jaxnn.mistakes import factory_hint, is_factory
 from jaxnn.sequences import over_values
 from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
 
 
-@cache
 def activation(function: Activation) -> Layer:
     """A layer that applies an activation to every element.
 
@@ -34,8 +35,23 @@ def activation(function: Activation) -> Layer:
     [[0.0, 1.0]]
     """
     if not isinstance(function, Activation):
-        raise TypeError(f"activation: expected an Activation record such as jaxnn.relu, got {function!r}")
+        raise TypeError(
+            f"activation: expected an Activation record such as jaxnn.relu, got {seen(function)}{_hint(function)}"
+        )
+    return _activation(function)
 
+
+def _hint(function: Any) -> str:
+    if isinstance(function, str) and function in activations.__all__:
+        return f": give jaxnn.{function}"
+    name = getattr(function, "__name__", "")
+    if is_factory(function):
+        return factory_hint(function)
+    return f": jaxnn.{name} is its record" if name in activations.__all__ else ""
+
+
+@cache
+def _activation(function: Activation) -> Layer:
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return {}, ()
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest
+from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
+from jaxnn.mistakes import channels_first, initializer
 from jaxnn.ranks import with_rank
 from jaxnn.types import (
     Array,
@@ -100,8 +101,9 @@ def conv(
     groups = whole_number("conv: groups", groups, least=1)
     if features % groups:
         raise ValueError(f"conv: groups must divide the features, got {groups} groups for {features} features")
-    w_init = w_init or initializers.glorot_uniform()
-    b_init = b_init or initializers.zeros()
+    bias = yes_or_no("conv: bias", bias)
+    w_init = initializer("conv: w_init", w_init) or initializers.glorot_uniform()
+    b_init = initializer("conv: b_init", b_init) or initializers.zeros()
 
     def windows_of(spatial: Shape) -> Windows:
         return place("conv", spatial, size, strides, dilations, padding)
@@ -133,7 +135,8 @@ def conv(
             w = params["w"]
             windows = windows_of(spatial_shape("conv", x, rank))
             if w.ndim == rank + 2 and x.shape[-1] != w.shape[-2] * groups:
-                raise LayerError("conv", f"expects {w.shape[-2] * groups} channels, got x of shape {x.shape}")
+                advice = channels_first(x.shape)
+                raise LayerError("conv", f"expects {w.shape[-2] * groups} channels, got x of shape {x.shape}{advice}")
             if w.shape != (*size, x.shape[-1] // groups, features):
                 expected = (*size, x.shape[-1] // groups, features)
                 raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, check_delta, features, input_spec, whole_number
+from jaxnn.checks import LayerError, as_key, check_delta, features, input_spec, whole_number, yes_or_no
+from jaxnn.mistakes import initializer
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
@@ -54,8 +55,9 @@ def dense(
     (5, 3)
     """
     width = whole_number("dense: width", width, least=1)
-    w_init = w_init or initializers.glorot_uniform()
-    b_init = b_init or initializers.zeros()
+    bias = yes_or_no("dense: bias", bias)
+    w_init = initializer("dense: w_init", w_init) or initializers.glorot_uniform()
+    b_init = initializer("dense: b_init", b_init) or initializers.zeros()
 
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         spec = input_spec(in_shape, dtype)

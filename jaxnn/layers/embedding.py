@@ -19,6 +19,7 @@ from jaxnn.checks import (
     plain_data,
     whole_number,
 )
+from jaxnn.mistakes import initializer
 from jaxnn.sequences import as_sequences, over_values, tokens_seen
 from jaxnn.types import DType, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
@@ -59,7 +60,7 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
     """
     vocabulary = whole_number("embedding: vocabulary", vocabulary, least=1)
     width = whole_number("embedding: width", width, least=1)
-    w_init = w_init or initializers.normal(width**-0.5)
+    w_init = initializer("embedding: w_init", w_init) or initializers.normal(width**-0.5)
 
     def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         _indices(input_spec(in_shape, dtype))

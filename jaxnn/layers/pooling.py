@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import LayerError, accumulator, check_delta, features, outline
+from jaxnn.checks import LayerError, accumulator, check_delta, features, outline, yes_or_no
 from jaxnn.ranks import with_rank
 from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.windows import (
@@ -135,6 +135,7 @@ def avg_pool(
     [2.0, 2.0]
     """
     size, strides, pads = _settings("avg_pool", window, stride, padding)
+    count_include_pad = yes_or_no("avg_pool: count_include_pad", count_include_pad)
 
     def shares(windows: Windows, dtype: DType) -> Array:
         """1/mₚ, [*P, 1]."""

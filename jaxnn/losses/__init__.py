@@ -71,3 +71,7 @@ __all__ = [
     "softmax_cross_entropy",
     "label_smoothing",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -48,7 +48,7 @@ def _classwise(
         return checks.holds_labels(where, prediction, target, distributions=distributions, for_one_score=advice)
 
     def enter(prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, Any]]:
-        prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+        prediction, target = checks.as_arrays(where, prediction, target)
         hard = check_form(prediction, target)
         work, classes = checks.accumulator(prediction.dtype), prediction.shape[-1]
         y = prediction.astype(work)

@@ -46,7 +46,7 @@ def _entrywise(
             raise ValueError(f"{where} expects labels -1 and 1, got bool: use jnp.where(target, 1, -1)")
 
     def enter(prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, float]]:
-        prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+        prediction, target = checks.as_arrays(where, prediction, target)
         check_form(prediction, target)
         work = checks.accumulator(prediction.dtype)
         y, t = prediction.astype(work), target.astype(work)

@@ -69,3 +69,7 @@ __all__ = [
     "ema",
     "apply_updates",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

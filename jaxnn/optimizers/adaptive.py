@@ -31,10 +31,12 @@ from jaxnn.optimizers.parts import (
     valid_rate,
     zeros,
 )
-from jaxnn.penalties import Choice, chosen, is_weight
+from jaxnn.penalties import Choice, chosen, is_weight, valid_choice
+from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Schedule
 
 
+@shown()
 class AdagradState(NamedTuple):
     """What `adagrad` remembers.
 
@@ -51,6 +53,7 @@ class AdagradState(NamedTuple):
     sum_of_squares: Params
 
 
+@shown()
 class RmspropState(NamedTuple):
     """What `rmsprop` remembers.
 
@@ -67,6 +70,7 @@ class RmspropState(NamedTuple):
     mean_square: Params
 
 
+@shown()
 class AdamState(NamedTuple):
     """What `adam` and `adamw` remember.
 
@@ -215,7 +219,8 @@ def adamw(
         b2: 0 ≤ ρ₂ < 1, the decay of the mean squared gradient.
         eps: δ > 0, as in `adam`.
         weight_decay: λ ≥ 0.
-        decay: which leaves decay, by their path; the weights by default, as `penalties` decides it.
+        decay: which leaves decay, a pattern of paths or a function of a path, as `on` of `penalties`; the weights by
+            default.
 
     Raises:
         ValueError: if a number is out of range; when used, if no leaf is chosen or the gradients and the parameters
@@ -231,11 +236,7 @@ def adamw(
     """
     rate, b1, b2, eps = _adam_numbers("adamw", learning_rate, b1, b2, eps)
     weight_decay = number("adamw: weight_decay", weight_decay, least=0.0)
-    if not callable(decay):
-        raise TypeError(
-            f"adamw: decay must be a function of a path such as 'dense_0/w', got {decay!r}: "
-            "λ is called weight_decay; penalties.everything chooses every leaf"
-        )
+    decay = valid_choice("adamw: decay", decay, ": λ is called weight_decay")
     update = build(_adam_update, schedule_of(rate), "adamw", b1, b2, eps, weight_decay, decay)
     return Optimizer(build(_adam_init, rate, "adamw", decay), update)
 

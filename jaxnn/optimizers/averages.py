@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from jaxnn.checks import number, same_shapes
 from jaxnn.optimizers.parts import ADVICE, first_step, next_step, real_floats, wide
+from jaxnn.showing import optimizer_line, shown
 from jaxnn.types import Array, Params
 
 
+@shown()
 class EmaState(NamedTuple):
     """What `ema` remembers.
 
@@ -31,6 +33,7 @@ class EmaState(NamedTuple):
     average: Params
 
 
+@shown(optimizer_line)
 class Average(NamedTuple):
     """A state machine: `init(params) -> EmaState`, `update(state, params) -> EmaState`."""
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number
+from jaxnn.checks import number, yes_or_no
 from jaxnn.optimizers.parts import (
     build,
     check_fit,
@@ -26,9 +26,11 @@ from jaxnn.optimizers.parts import (
     wide,
     zeros,
 )
+from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Schedule
 
 
+@shown()
 class SgdState(NamedTuple):
     """What `sgd` remembers.
 
@@ -90,6 +92,7 @@ def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool =
     [-0.15] [1.5]
     """
     momentum = number("sgd: momentum", momentum, least=0.0, below=1.0)
+    nesterov = yes_or_no("sgd: nesterov", nesterov)
     if nesterov and not momentum:
         raise ValueError("sgd: nesterov needs momentum above 0, got momentum=0: pass momentum=0.9, say")
     rate = valid_rate("sgd", learning_rate)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes
+from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes, seen
+from jaxnn.mistakes import array_leaves, factory_hint, is_factory, is_function
 from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 
 ADVICE = "were they made from the same network?"
@@ -53,7 +54,12 @@ def build(builder: Any, *parts: Any) -> Any:
 
 def valid_rate(name: str, learning_rate: float | Schedule) -> float | Schedule:
     """The schedule, or the number ≥ 0."""
-    if callable(learning_rate):
+    if is_function(learning_rate) and not isinstance(learning_rate, type):
+        if is_factory(learning_rate):
+            raise TypeError(
+                f"{name}: learning_rate must be a number or a schedule step -> rate, got "
+                f"{seen(learning_rate)}{factory_hint(learning_rate)}"
+            )
         return learning_rate
     if isinstance(learning_rate, jax.Array):
         raise TypeError(
@@ -174,6 +180,7 @@ def wide(leaf: Any) -> DType:
 
 def real_floats(name: str, params: Params) -> None:
     """Raises TypeError with the path of a parameter that is no real float."""
+    array_leaves(f"{name}: the parameters", params)
     for path, leaf in named_leaves(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(f"{name}: parameters must be real floats, got {describe(leaf)} at '{path}'")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number, whole_number
+from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
     RATE,
     as_rate,
@@ -26,9 +27,11 @@ from jaxnn.optimizers.parts import (
     wide,
     zeros,
 )
+from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params
 
 
+@shown()
 class ChainState(NamedTuple):
     """What `chain` remembers where one of its parts has a learning rate; a plain tuple of states otherwise.
 
@@ -45,6 +48,7 @@ class ChainState(NamedTuple):
     states: tuple[Any, ...]
 
 
+@shown()
 class AccumulateState(NamedTuple):
     """What `accumulate` remembers.
 
@@ -235,9 +239,7 @@ def _clip_by_value(limit: float) -> Callable[..., Any]:
 
 
 def _check_part(what: str, part: Any) -> None:
-    if not callable(getattr(part, "init", None)) or not callable(getattr(part, "update", None)):
-        hint = "; a factory needs its parentheses, adam(1e-3)" if callable(part) else ""
-        raise TypeError(f"{what} must have init and update, as adam(1e-3) has, got {part!r}{hint}")
+    optimizer_record(what, part)
 
 
 def _without_rate(state: Any) -> Any:

@@ -6,3 +6,7 @@ from jaxnn.layers.recurrent.lstm import lstm, lstm_step
 from jaxnn.sequences import Sequences
 
 __all__ = ["Sequences", "gru", "gru_step", "lstm", "lstm_step", "rnn", "rnn_step"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

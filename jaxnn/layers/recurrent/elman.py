@@ -7,6 +7,7 @@ from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Settings,
+    initializers_of,
     over_examples,
     recurrent,
     total_over_examples,
@@ -92,7 +93,8 @@ def rnn(
         return (zeta @ params["w_h"].T,), zeta @ params["w"].T, grads
 
     cell = Cell("rnn", ("h",), 1, forward, backward, unroll=4)
-    return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
+    settings = Settings(returns, truncate, recompute, *initializers_of("rnn", w_init, w_h_init, b_init))
+    return recurrent(cell, width, settings)
 
 
 def rnn_step(params: Params, h: Array, x: Array, activation: Activation = tanh) -> Array:

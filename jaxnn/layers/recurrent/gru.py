@@ -9,6 +9,7 @@ from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Settings,
+    initializers_of,
     over_examples,
     recurrent,
     total_over_examples,
@@ -77,7 +78,8 @@ def gru(
     (2, 4)
     """
     cell = Cell("gru", ("h",), 3, _forward, _backward, more=("b_h",), unroll=4)
-    return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
+    settings = Settings(returns, truncate, recompute, *initializers_of("gru", w_init, w_h_init, b_init))
+    return recurrent(cell, width, settings)
 
 
 def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:

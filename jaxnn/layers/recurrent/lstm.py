@@ -11,6 +11,7 @@ from jaxnn.layers.recurrent.through_time import (
     Cell,
     Settings,
     beside,
+    initializers_of,
     over_examples,
     recurrent,
     total_over_examples,
@@ -88,7 +89,8 @@ def lstm(
         return jnp.repeat(jnp.array([0.0, forget_bias, 0.0, 0.0]), width)
 
     cell = Cell("lstm", ("h", "c"), 4, _forward, _backward, offset=on_forget_gate)
-    return recurrent(cell, width, Settings(returns, truncate, recompute, w_init, w_h_init, b_init))
+    settings = Settings(returns, truncate, recompute, *initializers_of("lstm", w_init, w_h_init, b_init))
+    return recurrent(cell, width, settings)
 
 
 def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, as_key, check_delta, input_spec, whole_number, widest
+from jaxnn.mistakes import initializer
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
@@ -326,6 +327,12 @@ def _like(like: Tree, delta_x: Array, before: Carried, cell: Cell) -> Any:
 def _shapes(cell: Cell, in_features: int, width: int) -> dict[str, tuple[int, ...]]:
     wide = cell.gates * width
     return {"w": (in_features, wide), "w_h": (width, wide), "b": (wide,), **dict.fromkeys(cell.more, (width,))}
+
+
+def initializers_of(kind: str, *given: Initializer | None) -> tuple[Initializer | None, ...]:
+    """The initializers that a cell was given, if they are such."""
+    names = ("w_init", "w_h_init", "b_init")
+    return tuple(initializer(f"{kind}: {name}", value) for name, value in zip(names, given, strict=True))
 
 
 def _initialised(cell: Cell, key: Key, in_features: int, width: int, settings: Settings, dtype: DType) -> Params:

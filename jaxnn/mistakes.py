@@ -1,0 +1,252 @@
+"""What users give in the place of something else, and what is said to them: records, functions, arrays, states.
+
+Every check raises TypeError or ValueError before anything compiles. A message says where, what was expected, what came,
+and what to do. Records are tuples that say how they are used when they are called; `is_function` is False for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from numbers import Number
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnn.checks import path_name, seen
+from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
+
+CHANNELS = (1, 3)  # of grey and of coloured images
+LEAST_SIDE = 5  # of an image that is taken for one
+
+
+def is_function(value: Any) -> bool:
+    """True for what may be called, False for records."""
+    return callable(value) and not isinstance(value, tuple)
+
+
+def is_factory(value: Any) -> bool:
+    """True for a function of this library that makes something, such as `relu`'s cousin `leaky_relu`."""
+    module = getattr(value, "__module__", None) or ""
+    return inspect.isfunction(value) and module.startswith("jaxnn.") and "<locals>" not in value.__qualname__
+
+
+def factory_hint(value: Any) -> str:
+    """What is missing where a factory was given in the place of what it makes."""
+    return f"; a factory needs its parentheses, {value.__name__}(…)" if is_factory(value) else ""
+
+
+# ---------------------------------------------------------------- records
+
+
+def net_record(where: str, net: Any) -> None:
+    """Raises TypeError unless net is a Layer."""
+    if not isinstance(net, Layer):
+        hint = "; make a layer of it, serial(relu)" if isinstance(net, Activation) else factory_hint(net)
+        raise TypeError(f"{where}: net must be a Layer record, got {seen(net)}{hint}")
+
+
+def loss_record(where: str, loss: Any) -> None:
+    """Raises TypeError unless loss is a Loss."""
+    if isinstance(loss, Loss):
+        return
+    hint = factory_hint(loss)
+    if is_function(loss) and not hint:
+        hint = (
+            "; make a record of a function f(prediction, target) -> [N], one cost for each example: "
+            "Loss('mine', f, delta), with delta(prediction, target) = ∂Cₙ/∂predictionₙ by hand, or by "
+            "jax.grad(lambda prediction, target: f(prediction, target).sum())"
+        )
+    if isinstance(loss, str):
+        hint = f"; the losses are in jaxnn.losses, as losses.{loss if loss.isidentifier() else 'mse'}"
+    raise TypeError(f"{where}: loss must be a Loss record, got {seen(loss)}{hint}")
+
+
+def optimizer_record(where: str, optimizer: Any) -> None:
+    """Raises TypeError unless optimizer has init and update, as jaxnn's and optax's have."""
+    is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
+    if not is_one or (isinstance(optimizer, tuple) and len(optimizer) != len(Optimizer._fields)):
+        hint = "; a factory needs its parentheses, adam(1e-3)" if is_function(optimizer) else ""
+        if isinstance(optimizer, (int, float, str)):
+            hint = "; give an optimizer with its rate, adam(1e-3)"
+        raise TypeError(f"{where} must have init and update, as jaxnn.adam(1e-3) has, got {seen(optimizer)}{hint}")
+
+
+def penalty_record(where: str, penalty: Any) -> None:
+    """Raises TypeError unless penalty is a Penalty, or None."""
+    if penalty is None or isinstance(penalty, Penalty):
+        return
+    hint = factory_hint(penalty)
+    if isinstance(penalty, (int, float)):
+        hint = f"; give penalties.l2({penalty!r}), or l1, elastic_net"
+    elif is_function(penalty) and not hint:
+        hint = "; make a record of a function of the parameters, Penalty('mine', f, jax.grad(f))"
+    raise TypeError(f"{where}: penalty must be a Penalty record, as penalties.l2(1e-4), got {seen(penalty)}{hint}")
+
+
+def gradient_rule(where: str, gradient: Any) -> None:
+    """Raises TypeError unless gradient can be called as `backprop` is."""
+    expected = f"{where}: gradient must be the function jaxnn.backprop or jaxnn.autodiff, or one that is called alike"
+    if not is_function(gradient) or inspect.isclass(gradient):
+        named = isinstance(gradient, str) and gradient in ("backprop", "autodiff")
+        hint = f": give gradient=jaxnn.{gradient}" if named else ""
+        raise TypeError(f"{expected}, got {seen(gradient)}{hint}")
+    if not accepts(gradient, None, None, read=(), penalty=None, train=True):
+        raise TypeError(
+            f"{expected}, gradient(net, loss, read=…, penalty=…, train=…), got {seen(gradient)}: backprop itself is "
+            "meant, not what backprop(net, loss) returns"
+        )
+
+
+def training_records(where: str, net: Any, loss: Any, optimizer: Any, gradient: Any, penalty: Any) -> None:
+    """The arguments that every way to train has are what they should be."""
+    net_record(where, net)
+    loss_record(where, loss)
+    optimizer_record(f"{where}: optimizer", optimizer)
+    gradient_rule(where, gradient)
+    penalty_record(where, penalty)
+
+
+def accepts(function: Any, *args: Any, **kwargs: Any) -> bool:
+    """Whether a function takes such arguments; True where it does not say."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except ValueError:
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def several(what: str, value: Any, example: str) -> tuple[Any, ...]:
+    """The entries of a list or a tuple; of anything else a TypeError."""
+    if (
+        isinstance(value, (str, bytes, dict, set, frozenset))
+        or hasattr(value, "_fields")
+        or not isinstance(value, Iterable)
+    ):
+        raise TypeError(f"{what} must be a list, as in {example}, got {seen(value)}")
+    return tuple(value)
+
+
+def initializer(what: str, value: Any) -> Any:
+    """The initializer, or None for the one by default; TypeError for anything else."""
+    if value is None or (is_function(value) and not is_factory(value) and not inspect.isclass(value)):
+        return value
+    hint = factory_hint(value)
+    if isinstance(value, (int, float)):
+        hint = f"; for one number everywhere give initializers.constant({value!r})"
+    raise TypeError(
+        f"{what} must be an initializer (key, shape, dtype) -> array, as initializers.he_normal() gives, got "
+        f"{seen(value)}{hint}"
+    )
+
+
+# ---------------------------------------------------------------- arrays and trees
+
+
+def array_leaves(what: str, tree: Tree) -> None:
+    """Raises TypeError with the path of the first leaf that is no array and no number."""
+    if isinstance(tree, TrainState):
+        raise TypeError(f"{what}: got a TrainState, give train_state.params and train_state.state")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) and not isinstance(leaf, Number):
+            advice = ": keep functions and settings in the layer, not in its parameters" if callable(leaf) else ""
+            where = f" at '{path_name(path)}'" if path else ""
+            raise TypeError(f"{what} must hold arrays, got {seen(leaf)}{where}{advice}")
+
+
+def alive(what: str, tree: Tree) -> None:
+    """Raises ValueError with the path of the first array whose memory has been given away."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+            where = "/".join(filter(None, (what, path_name(path))))
+            raise ValueError(
+                f"{where} has been deleted: it was donated to a compiled function (donate_argnums), which wrote its "
+                "result there; go on from what that function returned, or copy before, jax.tree.map(jnp.copy, …)"
+            )
+
+
+def is_traced(*trees: Any) -> bool:
+    """True if a leaf is traced."""
+    leaves = jax.tree.leaves(trees, is_leaf=lambda tree: hasattr(tree, "__next__"))  # JAX warns of iterators
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def not_traced(where: str, advice: str, *trees: Any) -> None:
+    """Raises TypeError inside `jit`, and where an argument is traced: what runs on the host needs numbers."""
+    if is_traced(trees, jax.device_put(np.int32(0))):  # device_put compiles nothing, and is traced where all is
+        raise TypeError(
+            f"{where} runs on the host and looks at numbers, and cannot be part of jax.jit, vmap or grad: {advice}"
+        )
+
+
+def channels_first(shape: Any) -> str:
+    """Advice for a batch of images that seems to have its channels in front; "" where it does not."""
+    if len(shape) in (4, 5) and shape[1] in CHANNELS and min(shape[2:]) >= LEAST_SIDE:
+        axes = "[N, H, W, C]" if len(shape) == 4 else "[N, D, H, W, C]"
+        return f"; images are {axes} here: use jnp.moveaxis(x, 1, -1)"
+    return ""
+
+
+def stacked(tree: Tree, expected: Tree) -> int | None:
+    """M, if each leaf is one of the expected with a further axis of size M in front."""
+    got, wanted = jax.tree.leaves(tree), jax.tree.leaves(expected)
+    sizes = {np.shape(leaf)[:1] for leaf in got}
+    if not got or len(got) != len(wanted) or len(sizes) != 1 or sizes == {()}:
+        return None
+    fits = all(np.shape(leaf)[1:] == np.shape(want) for leaf, want in zip(got, wanted, strict=True))
+    return int(next(iter(sizes))[0]) if fits else None
+
+
+ONE_OF_SEVERAL = (
+    "take one, jax.tree.map(lambda leaf: leaf[0], train_state), or all of them under jax.vmap, "
+    "jax.vmap(lambda state: evaluate(net, loss, state, data))(train_state)"
+)
+
+
+# ---------------------------------------------------------------- the state of a training
+
+
+def whole_state(where: str, train_state: Any, *, key: bool = True) -> None:
+    """Raises TypeError or ValueError unless train_state is one whole TrainState with a key.
+
+    Without `key` the key is not used, and may be missing.
+    """
+    if not isinstance(train_state, TrainState):
+        raise TypeError(
+            f"{where}train_state must be a TrainState, as in fit(...).train_state, got {_without_insides(train_state)}"
+        )
+    alive("train_state", train_state)
+    array_leaves("train_state.params", train_state.params)
+    shape = getattr(train_state.key, "shape", None)
+    typed = shape is not None and jax.numpy.issubdtype(train_state.key.dtype, jax.dtypes.prng_key)
+    if typed and shape:
+        raise ValueError(f"{where}train_state holds {shape[0]} states, one for each key: {ONE_OF_SEVERAL}")
+    if not typed and not _is_raw_key(train_state.key) and (key or train_state.key is not None):
+        advice = f", jax.random.key({train_state.key})" if isinstance(train_state.key, int) else ", jax.random.key(0)"
+        raise TypeError(f"{where}train_state.key must be a PRNG key{advice}, got {seen(train_state.key)}")
+
+
+def _is_raw_key(key: Any) -> bool:
+    words = jax.eval_shape(jax.random.PRNGKey, 0)
+    return getattr(key, "shape", None) == words.shape and key.dtype == words.dtype
+
+
+def _without_insides(value: Any) -> str:
+    return type(value).__name__ if not isinstance(value, (int, float, str)) else seen(value)
+
+
+# ---------------------------------------------------------------- functions of a prediction and a target
+
+
+def of_two_arrays(what: str, *, make: Callable[[], Any]) -> Any:
+    """What a user's function of tracers gives; TypeError where it looks at numbers."""
+    try:
+        return make()
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            f"{what} looks at the numbers themselves, and is compiled into the epoch: use jax.numpy, no NumPy and no "
+            f"float(), and return an array [N]"
+        ) from error
