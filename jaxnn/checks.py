@@ -347,7 +347,7 @@ def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
     names = getattr(dtype, "names", None)
     if kind in UNUSABLE or names:
         what = "records" if names else UNUSABLE[kind]
-        raise TypeError(f"{where} holds {what} ({dtype}), and numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
+        raise TypeError(f"{where} holds {what} ({dtype}), and real numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
 
 
 UNUSABLE = {"O": "Python objects", "U": "texts", "S": "texts", "M": "dates", "m": "time spans"}  # by dtype.kind
