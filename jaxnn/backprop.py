@@ -264,8 +264,8 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 
     For programs of one's own: `apply(params, state, x, *, train=False, rng=None) -> (y, state)`. The new state
     comes back under `stop_gradient`; integer inputs get JAX's float0. `jax.custom_vjp` forbids forward mode through
-    `apply` itself: `jax.jvp`, `jax.linearize` and `jax.jacfwd` of it end in a TypeError; use `net.forward` for those. Its
-    gradient is made of plain functions, and can be differentiated in either mode: `jax.hessian`, `jax.grad` of
+    `apply` itself: `jax.jvp`, `jax.linearize` and `jax.jacfwd` of it end in a TypeError; use `net.forward` for those.
+    Its gradient is made of plain functions, and can be differentiated in either mode: `jax.hessian`, `jax.grad` of
     `jax.grad` and `jax.jvp` of `jax.grad` work, through the derivatives of the backward rules.
 
     Source: Bradbury et al. (2018), JAX, for `jax.custom_vjp`; Pearlmutter (1994) for products with the Hessian.
