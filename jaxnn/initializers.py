@@ -8,8 +8,8 @@ Every public name but `fans` is a factory, called with parentheses, that returns
     (784, 30)
 
 Kernels are [in, out] (dense) or [*spatial, in, out] (convolution). Where a parameter is several kernels side by side,
-layers draw each by itself, with its own fans: `conv` each group's, `gru` and `lstm` each gate's.
-Entries have mean 0 and
+layers draw each by itself, with its own fans: `conv` each group's, `gru` and `lstm` each gate's. The entries
+of a kernel have mean 0 and
 
     name                              variance
     glorot_uniform, glorot_normal     2 / (fan_in + fan_out)

@@ -45,9 +45,13 @@ def _evaluate(closed: Any, args: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.float64), jax.dtypes.extended)
+
+
 def _array(x: Any) -> Any:
     """In NumPy, but for random keys, which NumPy does not know."""
-    return x if jnp.issubdtype(getattr(x, "dtype", np.float64), jax.dtypes.extended) else np.asarray(x)
+    return x if _is_key(x) else np.asarray(x)
 
 
 def _step(eqn: Any, args: list[Any]) -> list[Any]:
@@ -56,6 +60,8 @@ def _step(eqn: Any, args: list[Any]) -> list[Any]:
         return _evaluate(called(eqn), args)
     if name in OPENED:
         return OPENED[name](params, args)
+    if any(map(_is_key, args)):
+        return list(map(_array, bind(eqn.primitive, args, params)))
     if name in ELEMENTWISE:
         return [np.asarray(ELEMENTWISE[name](*args)).astype(eqn.outvars[0].aval.dtype, copy=False)]
     if name in RULES:
