@@ -37,6 +37,7 @@ from jaxnn import (
     train_step,
     training,
 )
+from jaxnn.types import EPOCH_START
 
 FLOAT32 = 1e-5  # of a leaf's largest entry: up to a dozen steps of a few roundings each
 FLOAT64 = 1e-12  # likewise
@@ -120,7 +121,7 @@ def by_hand(state, steps, *, batch=BATCH, shuffle=True, data=(X, LABELS), step=o
         assert (state.epoch, state.position) == (epoch, place)  # a step by hand leaves the cursor where it is
         place += len(rows)
         epoch, place = (epoch, place) if place < n else (epoch + 1, 0)
-        state = state._replace(epoch=np.int32(epoch), position=np.int32(place))
+        state = state._replace(epoch=np.int32(epoch), position=np.int32(place) if place else EPOCH_START)
         passes.append((out, rows))
     return state, passes
 
