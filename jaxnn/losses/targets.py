@@ -79,7 +79,7 @@ def labels_of(classes: int) -> Domain:
         if classes == 2 and np.isin(t, (-1, 1)).all():
             return "these look like ±1 labels: use (target + 1) // 2"
         if least < 0:
-            return "negative labels are not skipped: drop what they label, or give it weight 0"
+            return "negative labels are not skipped: drop these examples, or give what is to be ignored weight 0"
         return f"the prediction has {classes} classes and the labels need {most + 1}"
 
     return Domain(lambda t: checks.labels_and_wrong(t, classes)[1], f"in 0…{classes - 1}", cause)
