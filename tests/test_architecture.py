@@ -14,7 +14,7 @@ import jaxnn
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"types"},
-    {"checks", "ranks"},
+    {"checks", "placement", "ranks"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"sequences", "windows"},
     {"convolutions"},

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, input_spec, whole_number, widest
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
+from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
 from jaxnn.types import BackwardRule, DType, ForwardRule, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
@@ -122,7 +123,9 @@ def conv(
                 expected = (*size, x.shape[-1] // groups, features)
                 raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)
             dtype = widest(x.dtype, w.dtype)
-            z = forms.forward(x.astype(dtype), w.astype(dtype), windows, groups)
+            lies = (axes_of(x)[0], *(None,) * rank, axes_of(w)[-1])
+            convolution = lambda x, w: forms.forward(x, w, windows, groups)  # noqa: E731
+            z = placed(convolution, x.astype(dtype), w.astype(dtype), axes=lies)
             return (z + with_rank(params["b"].astype(dtype), z.ndim) if bias else z), state, x
 
         return forward
@@ -131,12 +134,15 @@ def conv(
         def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
             x, w = tape, params["w"]
             windows = windows_of(x.shape[1:-1])
-            grads = {"w": forms.kernel_gradient(x.astype(delta.dtype), delta, windows, groups)}
+            of_kernel = lambda x, delta: forms.kernel_gradient(x, delta, windows, groups)  # noqa: E731
+            of_input = lambda delta, w: forms.input_gradient(delta, w, windows, groups)  # noqa: E731
+            grads = {"w": placed(of_kernel, x.astype(delta.dtype), delta, axes=axes_of(w))}
             if bias:
-                grads["b"] = delta.sum(tuple(range(rank + 1)))
+                total = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
+                grads["b"] = placed(total, delta, axes=axes_of(params["b"]))
             # Where x and w differ in precision, δ has the higher one; what goes out fits what came in.
             grads = {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
-            return forms.input_gradient(delta, w.astype(delta.dtype), windows, groups).astype(x.dtype), grads
+            return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads
 
         return backward
 

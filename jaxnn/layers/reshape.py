@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, whole_number
+from jaxnn.placement import reshaped
 from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
 
 
@@ -39,7 +40,7 @@ def reshape(*sizes: int) -> Layer:
         if elements % known or (-1 not in sizes and elements != known):
             raise LayerError("reshape", f"to {sizes} does not fit x of shape {x.shape}")
         shape = tuple(elements // known if size == -1 else size for size in sizes)
-        return x.reshape(x.shape[0], *shape), state, x[:0]
+        return reshaped(x, (x.shape[0], *shape)), state, x[:0]
 
     return _rearranging("reshape", forward)
 
@@ -71,6 +72,6 @@ def _rearranging(kind: str, forward: Any) -> Layer:
         return {}, ()
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        return delta.reshape(delta.shape[0], *tape.shape[1:]), {}  # the tape is x[:0]: a shape, no data
+        return reshaped(delta, (delta.shape[0], *tape.shape[1:])), {}  # the tape is x[:0]: a shape, no data
 
     return Layer(kind, init, forward, backward)
