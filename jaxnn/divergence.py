@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.combinators import ordered_leaves
+from jaxnn.placement import Home
 from jaxnn.steps import Augment, DataSet, Gradient, epoch_order, in_batches, rows_of, train_step
 from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -76,6 +77,7 @@ def _compiled_replay(
     shuffle: bool,
     augment: Augment | None,
     _diagnose: int,
+    home: Home | None = None,
 ) -> Callable[..., tuple[TrainState, Tree]]:
     """The same epoch with every step guarded: it stands still at the first step that is not finite."""
     step = train_step(net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
@@ -83,7 +85,7 @@ def _compiled_replay(
     def replay(train_state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             train_state, going = carry
-            new_state, out = step(train_state, *rows_of(data, rows), update_scale=update_scale)
+            new_state, out = step(train_state, *rows_of(data, rows, home), update_scale=update_scale)
             watched = {"loss": out.loss, "grads": out.grads, "params": new_state.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), watched)
             going = going & jnp.stack(jax.tree.leaves(good)).all()

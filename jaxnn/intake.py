@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxnn.backprop import check_params, check_records, cost
 from jaxnn.checks import describe, finite_values, inside, is_floating, number, path_name, weight_values
+from jaxnn.placement import spread
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import Array, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -123,7 +124,7 @@ def _on_device(what: str, leaf: Any) -> Array:
     if isinstance(leaf, jax.Array):
         return leaf
     here = np.asarray(leaf)
-    there = jax.device_put(here)  # compiles nothing
+    there = jax.device_put(here, spread(here))  # compiles nothing
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
         first = here[np.asarray(there) != here][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")

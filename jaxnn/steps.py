@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn import checks
+from jaxnn import checks, placement
 from jaxnn.backprop import PassFunction, backprop
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, whole_number
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
@@ -236,6 +236,7 @@ def epoch_program(
     shuffle: bool,
     augment: Augment | None = None,
     diagnose: int = 0,
+    home: placement.Home | None = None,
 ) -> Callable[..., tuple[TrainState, EpochResult]]:
     """`train_epoch` on one tuple of data, `(train_state, data, update_scale=None)`; every argument hashable."""
     batch = whole_number("batch_size", batch, least=1)
@@ -253,7 +254,7 @@ def epoch_program(
             return take(measured_step, train_state, rows)
 
         def take(step: Any, train_state: TrainState, rows: Array) -> tuple[TrainState, Tree, Any]:
-            x, target, weights = rows_of(data, rows)
+            x, target, weights = rows_of(data, rows, home)
             train_state, out = step(train_state, x, target, weights, update_scale=update_scale)
             sums = (out.loss, batch_sums(out.loss, out.output, target, weights, metrics))
             return train_state, sums, out.readings.get(HEALTH.name)
@@ -277,9 +278,9 @@ def epoch_program(
     return training
 
 
-def rows_of(data: DataSet, rows: Array) -> tuple[Tree, Tree, Array | None]:
-    """The batch of those rows, gathered; (x, target, weights or None)."""
-    x, target, *weights = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), data)
+def rows_of(data: DataSet, rows: Array, home: placement.Home | None = None) -> tuple[Tree, Tree, Array | None]:
+    """The batch of those rows, gathered; (x, target, weights or None). Home is where the data lie, if that is known."""
+    x, target, *weights = placement.rows(data, rows, home)
     return x, target, weights[0] if weights else None
 
 
@@ -333,7 +334,7 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
     full = len(order) // batch
     outs = []
     if full:
-        carry, out = jax.lax.scan(one, carry, order[: full * batch].reshape(full, batch))
+        carry, out = placement.scan(one, carry, order[: full * batch].reshape(full, batch))
         outs.append(out)
     if len(order) % batch:
         carry, out = one(carry, order[full * batch :])
@@ -365,7 +366,7 @@ def in_measured_batches(
             out = jax.tree.map(lambda *parts: jnp.concatenate(parts), some, out)
         return carry, (out, noted)
 
-    carry, (out, noted) = jax.lax.scan(whole, carry, order[first:last].reshape(times, block * batch))
+    carry, (out, noted) = placement.scan(whole, carry, order[first:last].reshape(times, block * batch))
     outs.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out))
     if len(order) > last:
         carry, out = in_batches(one, carry, order[last:], batch)

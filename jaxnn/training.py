@@ -31,6 +31,7 @@ from jaxnn.checks import (
 from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, diverged
 from jaxnn.intake import check_fit_records, check_train_state, check_values, on_device
+from jaxnn.placement import Home, beside, home_of, placed, rows
 from jaxnn.steps import (
     Augment,
     DataSet,
@@ -151,7 +152,7 @@ def fit(
     data = on_device("data", data)
     sizes = [("data", data)]
     if validation is not None:
-        validation = on_device("validation", validation)
+        validation = beside(on_device("validation", validation), data)
         sizes.append(("validation", validation))
     check_batch_size(batch_size, data[0], diagnose)
     if augment is not None:
@@ -170,8 +171,12 @@ def fit(
         check_values(what, net, loss, spec, part, named, look=check_data)
     if train_state is None:
         train_state = start(first_key)  # nothing has compiled before
+    train_state = beside(train_state, data)
 
+    parts: tuple[Any, ...]
     parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose)
+    if (home := home_of(data)) is not None:
+        parts = (*parts, home)
     run = _compiled_epoch(*parts)
     steps = -(-len(jax.tree.leaves(data[1])[0]) // batch_size)
     history: dict[str, list[float]] = {}
@@ -246,6 +251,7 @@ def evaluate(
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
     data = on_device("data", data)
     named = named_metrics(metrics)
+    train_state = beside(train_state, data)
     check_train_state(net, train_state, data[0])
     check_values("data", net, loss, train_state, data, named, look=check_data)
     return _evaluate(net, loss, train_state, data, named, batch_size)
@@ -264,8 +270,9 @@ def predict(net: Layer, train_state: TrainState, x: Tree, *, batch_size: int = E
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
     (x,) = on_device("x", (x,))
+    train_state = beside(train_state, x)
     check_train_state(net, train_state, x)
-    return _compiled_predict(net, batch_size)(train_state.params, train_state.state, x)
+    return _compiled_predict(net, batch_size, home_of(x))(train_state.params, train_state.state, x)
 
 
 # ---------------------------------------------------------------- the compiled programs
@@ -297,11 +304,11 @@ def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]
 
 @lru_cache(maxsize=CACHED_PROGRAMS)
 def _compiled_evaluation(
-    net: Layer, loss: Loss, batch: int, metrics: NamedMetrics
+    net: Layer, loss: Loss, batch: int, metrics: NamedMetrics, home: Home | None
 ) -> Callable[[Params, Any, DataSet], dict[str, Array]]:
     def evaluation(params: Params, state: Any, data: DataSet) -> dict[str, Array]:
         def one(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
-            x, target, weights = rows_of(data, rows)
+            x, target, weights = rows_of(data, rows, home)
             output = net.forward(params, state, x)[0]
             value = cost(loss, output, target)
             value = value.astype(accumulator(value.dtype))
@@ -310,19 +317,21 @@ def _compiled_evaluation(
             return carry, batch_sums(mean, output, target, weights, metrics)
 
         n = batch_size("x", data[0])
-        return means_of(in_batches(one, (), jnp.arange(n), min(batch, n))[1])
+        return means_of(in_batches(one, (), jnp.arange(n), _dividing(batch, n, home))[1])
 
     return jax.jit(evaluation)
 
 
 @lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_predict(net: Layer, batch: int) -> Callable[[Params, Any, Tree], Any]:
+def _compiled_predict(net: Layer, batch: int, home: Home | None) -> Callable[[Params, Any, Tree], Any]:
     def prediction(params: Params, state: Any, x: Tree) -> Any:
         n = batch_size("x", x)
         full = n // batch
         cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
         forward = lambda x: net.forward(params, state, x)[0]  # noqa: E731
         outs = []
+        if home is not None:
+            return on_a_mesh(forward, x)
         if full:
             stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
             outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
@@ -330,7 +339,28 @@ def _compiled_predict(net: Layer, batch: int) -> Callable[[Params, Any, Tree], A
             outs.append(forward(cut(full * batch, n)))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
+    def on_a_mesh(forward: Callable[[Tree], Any], x: Tree) -> Any:
+        """The batches gathered, so that each of them is divided among the devices."""
+        n = batch_size("x", x)
+        each = _dividing(batch, n, home)
+        whole = n - n % each
+        parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
+        if whole < n:
+            parts.append(forward(rows(x, jnp.arange(whole, n), home)))
+
+        def together(stacked: Array, *rest: Array) -> Array:
+            return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *rest])
+
+        first = home.axes if home is not None and home.divides(n) else None
+        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
+
     return jax.jit(prediction)
+
+
+def _dividing(batch: int, n: int, home: Home | None) -> int:
+    """How many of n examples to take at a time: a number that the devices divide, where there are enough."""
+    batch = min(batch, n)
+    return batch - batch % home.devices if home is not None and batch > home.devices else batch
 
 
 def _evaluate(
@@ -341,7 +371,7 @@ def _evaluate(
     metrics: NamedMetrics,
     batch: int,
 ) -> dict[str, float]:
-    scores = _compiled_evaluation(net, loss, batch, metrics)(train_state.params, train_state.state, data)
+    scores = _compiled_evaluation(net, loss, batch, metrics, home_of(data))(train_state.params, train_state.state, data)
     return {name: float(score) for name, score in scores.items()}
 
 
