@@ -49,6 +49,7 @@ from jaxnn.mistakes import (
     stacked,
 )
 from jaxnn.optimizers.parts import real_floats
+from jaxnn.placement import made_varying, on_mesh, over_devices, varying
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
 from jaxnn.sequences import Sequences
 from jaxnn.types import (
@@ -157,10 +158,12 @@ def backprop(
         _, noted = watched.backward(params, tape, delta)
         grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
         same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
+        grads = jax.tree.map(over_devices, grads, params)
         if penalty is not None:
             mean = mean + penalty_value(penalty, params).astype(mean.dtype)
             slopes = penalty.grad(params)
             same_shapes(f"penalty {penalty.name!r}: its grad is not like the parameters", slopes, params, ZEROS)
+            slopes = jax.tree.map(over_devices, made_varying(slopes, varying(mean)), params)
             grads = jax.tree.map(lambda g, p: g + jnp.asarray(p, g.dtype), grads, slopes)
 
         def noted_by(i: int) -> Tree:
@@ -228,7 +231,8 @@ def autodiff(
             return mean, (new_state, output, found.total)
 
         slotted = with_slots(perturbed, params, x) if readings else params
-        (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
+        with on_mesh(params, x):
+            (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
         deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own))
         grads = entries_like(params, untag(grads, lambda tagged: tagged.tied))
         return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings}, total)
@@ -270,7 +274,8 @@ def autodiff_twin(layer: Layer) -> Layer:
             y, _, _ = layer.forward(params, state, x, train=bool(mode.shape[-1]), rng=rng)
             return [leaf for leaf in jax.tree.leaves(y) if is_floating(leaf)]  # δ has () for the others
 
-        grads, back = jax.vjp(output, params, floats)[1](jax.tree.leaves(delta))
+        with on_mesh(params, x):
+            grads, back = jax.vjp(output, params, floats)[1](jax.tree.leaves(delta))
         left = iter(back)
         return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else () for leaf in leaves]), grads
 
@@ -313,7 +318,7 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
             params, tape, x = kept
             delta = jax.tree.map(lambda d: () if d.dtype == jax.dtypes.float0 else d, cotangent[0])
             delta_in, grads = net.backward(params, tape, delta)
-            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+            grads = jax.tree.map(lambda g, p: over_devices(g.astype(p.dtype), p), grads, params)
             return grads, None, _input_cotangent(x, delta_in, jax.tree.leaves(cotangent[0])[0].shape[0]), None
 
         run.defvjp(run_forward, run_backward)
@@ -377,7 +382,9 @@ def _input_cotangent(x: Tree, delta_in: Any, n: int) -> Any:
     """δ_in as JAX wants it: float0 zeros for integer leaves, where the library has ()."""
 
     def cotangent(leaf: Array, delta: Any) -> Any:
-        return delta.astype(leaf.dtype) if is_floating(leaf) else np.zeros((n, *leaf.shape[1:]), jax.dtypes.float0)
+        if is_floating(leaf):
+            return over_devices(delta.astype(leaf.dtype), leaf)
+        return np.zeros((n, *leaf.shape[1:]), jax.dtypes.float0)
 
     return jax.tree.map(cotangent, x, delta_in)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxnn.combinators import ordered_leaves
 from jaxnn.optimizers.parts import with_rate_of
+from jaxnn.placement import Home
 from jaxnn.steps import Augment, DataSet, Gradient, cursor, epoch_order, in_batches, rest_of, rows_of, step_program
 from jaxnn.types import Array, Fit, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -131,6 +132,7 @@ def _compiled_replay(
     augment: Augment | None,
     _diagnose: int,
     _skip: int,
+    home: Home | None,
     start: int,
     skips: bool,
 ) -> Callable[..., tuple[TrainState, Tree]]:
@@ -143,7 +145,7 @@ def _compiled_replay(
     def replay(train_state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             train_state, going = carry
-            new_state, out = step(train_state, *rows_of(data, rows), update_scale=update_scale)
+            new_state, out = step(train_state, *rows_of(data, rows, home), update_scale=update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new_state.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
             sound = jnp.stack(jax.tree.leaves(good)).all()
@@ -171,7 +173,7 @@ def diverged(
     in_a_row: int = 1,
 ) -> DivergenceError:
     """Replays the epoch, which is deterministic, to find the step and the first leaf that is not finite."""
-    start, skips = int(train_state.position), 0 < parts[-1] > in_a_row
+    start, skips = int(train_state.position), 0 < parts[-2] > in_a_row
     last_good, (good, going, rates) = _compiled_replay(*parts, start, skips)(train_state, data, update_scale)
     done = int(np.count_nonzero(going))
     flags = {"loss": good["loss"]}

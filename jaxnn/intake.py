@@ -34,6 +34,7 @@ from jaxnn.checks import (
 )
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
+from jaxnn.placement import spread
 from jaxnn.sequences import Sequences, is_given
 from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
 from jaxnn.types import EPOCH_START, Layer, Loss, Optimizer, TrainState, Tree
@@ -256,7 +257,7 @@ def _on_device(what: str, leaf: Any) -> Any:
     except ValueError as error:  # lists of different lengths
         raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
-    there = jax.device_put(here)  # compiles nothing
+    there = jax.device_put(here, spread(here))  # compiles nothing
     if is_traced(there):  # everything is, inside jit: what is known stays where it can be looked at
         return here
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, batch_size, example_shape, input_spec, is_floating
 from jaxnn.combinators.parts import is_tagged
+from jaxnn.placement import axes_of, made_varying, placed, varying
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Reading, State, Tagged, Tree
 
 
@@ -85,8 +86,13 @@ def with_slots(perturbed: Layer, params: Params, x: Tree) -> Params:
     dtype = max((leaf.dtype for leaf in jax.tree.leaves((params, x)) if is_floating(leaf)), key=_bits)
     shapes, _ = jax.eval_shape(lambda key: perturbed.init(key, example_shape(x), dtype), jax.random.key(0))
 
+    examples = jax.tree.leaves(x)[0]
+    devices = varying(params, x)  # each of which has δs of its own
+
     def fill(slot: Any) -> Array:  # the batch axis is the empty one, wherever repeat and share have moved it
-        return jnp.zeros(tuple(size or n for size in slot.shape), slot.dtype)
+        zeros = lambda _: jnp.zeros(tuple(size or n for size in slot.shape), slot.dtype)  # noqa: E731
+        lies = tuple(None if size else axes_of(examples)[0] for size in slot.shape)
+        return made_varying(placed(zeros, examples, axes=lies), devices)
 
     def tag(path: tuple[Any, ...], spec: Tagged) -> Tagged:
         tied = params

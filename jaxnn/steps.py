@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn import checks
+from jaxnn import checks, placement
 from jaxnn.backprop import PassFunction, backprop, costs, penalty_value
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
@@ -328,6 +328,7 @@ def epoch_program(
     augment: Augment | None = None,
     diagnose: int = 0,
     skip: int = 0,
+    home: placement.Home | None = None,
     start: int | None = 0,
 ) -> Callable[..., tuple[TrainState, EpochResult]]:
     """`train_epoch` on one tuple of data, `(train_state, data, update_scale=None, in_a_row=0)`; all hashable.
@@ -358,7 +359,7 @@ def epoch_program(
 
         def take(step: Any, carry: Any, rows: Array) -> tuple[Any, Tree, Any]:
             train_state = carry[0] if may_rest else carry
-            x, target, weights = rows_of(data, jnp.maximum(rows, 0) if start is None else rows)
+            x, target, weights = rows_of(data, jnp.maximum(rows, 0) if start is None else rows, home)
             new, out = step(train_state, x, target, weights, update_scale=update_scale)
             figures, whole = {"loss": out.loss}, None
             if penalty is not None:  # computed once, as XLA sees: the pass has the same
@@ -435,9 +436,9 @@ def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
     return {"epoch": jnp.asarray(epoch, jnp.int32), "position": jnp.asarray(position, jnp.int32)}
 
 
-def rows_of(data: DataSet, rows: Array) -> tuple[Tree, Tree, Array | None]:
-    """The batch of those rows, gathered; (x, target, weights or None)."""
-    x, target, *weights = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), data)
+def rows_of(data: DataSet, rows: Array, home: placement.Home | None = None) -> tuple[Tree, Tree, Array | None]:
+    """The batch of those rows, gathered; (x, target, weights or None). Home is where the data lie, if that is known."""
+    x, target, *weights = placement.rows(data, rows, home)
     return x, target, weights[0] if weights else None
 
 
@@ -508,7 +509,7 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
     full = len(order) // batch
     outs = []
     if full:
-        carry, out = jax.lax.scan(one, carry, order[: full * batch].reshape(full, batch))
+        carry, out = placement.scan(one, carry, order[: full * batch].reshape(full, batch))
         outs.append(out)
     if len(order) % batch:
         rest = order[full * batch :]
@@ -545,7 +546,7 @@ def in_measured_batches(
             out = jax.tree.map(lambda *parts: jnp.concatenate(parts), some, out)
         return carry, (out, noted)
 
-    carry, (out, noted) = jax.lax.scan(whole, carry, order[first:last].reshape(times, block * batch))
+    carry, (out, noted) = placement.scan(whole, carry, order[first:last].reshape(times, block * batch))
     outs.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out))
     if len(order) > last:
         carry, out = in_batches(one, carry, order[last:], batch)

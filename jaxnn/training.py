@@ -32,6 +32,7 @@ from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.intake import check_fit_arguments, check_train_state, check_values, on_device, with_counters
 from jaxnn.mistakes import is_traced, loss_record
+from jaxnn.placement import Home, beside, home_of, placed, rows
 from jaxnn.steps import (
     Augment,
     DataSet,
@@ -172,7 +173,7 @@ def fit(
     data = on_device("data", data)
     sizes = [("data", data)]
     if validation is not None:
-        validation = on_device("validation", validation)
+        validation = beside(on_device("validation", validation), data)
         sizes.append(("validation", validation))
     check_batch_size(batch_size, data[0], diagnose)
     steps = -(-len(jax.tree.leaves(data[1])[0]) // batch_size)
@@ -194,19 +195,33 @@ def fit(
         check_values(what, net, loss, spec, part, named, look=check_data)
     if train_state is None:
         train_state = start(first_key)  # nothing has compiled before
+    train_state = beside(train_state, data)
 
-    parts = (net, loss, optimizer, batch_size, named, gradient, penalty, shuffle, augment, diagnose, skip)
+    parts = (
+        net,
+        loss,
+        optimizer,
+        batch_size,
+        named,
+        gradient,
+        penalty,
+        shuffle,
+        augment,
+        diagnose,
+        skip,
+        home_of(data),
+    )
     began_at = int(train_state.position)
     spare = copied(train_state)  # its buffers are donated to the epoch's result; the good state is kept
     owned = resumed is None
-    rows: list[dict[str, float]] = []
+    table: list[dict[str, float]] = []
     measured: list[Any] = []
     done = _Done(train_state, memory, 0, 0)
     passes, show = _progress(0 if stopped(memory) else epochs, progress)
 
     def so_far() -> Fit:
         history: dict[str, list[float]] = {}
-        for row in rows[: done.epochs]:
+        for row in table[: done.epochs]:
             for name, value in row.items():
                 history.setdefault(name, []).append(value)
         diagnoses = jax.device_get(measured[: done.epochs])
@@ -233,15 +248,15 @@ def fit(
             row["update_scale"] = float(scale)
         if skip:
             row["skipped"] = float(np.count_nonzero(result.skipped))
-        del rows[done.epochs :], measured[done.epochs :]  # of an attempt that was interrupted
-        rows.append(row)
+        del table[done.epochs :], measured[done.epochs :]  # of an attempt that was interrupted
+        table.append(row)
         measured.extend([result.diagnostics] if diagnose else [])
         watched, memory = None if keep.name is None else row[keep.name], done.memory
         new_state = new_state._replace(position=EPOCH_START)
         new = done._replace(train_state=new_state, epochs=done.epochs + 1, in_a_row=in_a_row)
         bad = [name for name in (VALIDATION_LOSS, keep.name) if name in row and not math.isfinite(row[name])]
         if bad:
-            history = {name: [row[name] for row in rows if name in row] for name in row}
+            history = {name: [row[name] for row in table if name in row] for name in row}
             step, epoch = int(new_state.step), int(new_state.epoch) - 1
             raise DivergenceError(step, epoch, bad[0], new_state, history, best_state(memory))
         return new if memory is None or watched is None else new._replace(memory=look(keep, memory, watched, new_state))
@@ -326,6 +341,7 @@ def evaluate(
     loss_record("evaluate", loss)
     data = on_device("data", data)
     named = named_metrics(metrics)
+    train_state = beside(train_state, data)
     check_train_state(net, train_state, data[0])
     check_values("data", net, loss, train_state, data, named, look=check_data)
     return _evaluate(net, loss, train_state, data, named, batch_size)
@@ -344,8 +360,9 @@ def predict(net: Layer, train_state: TrainState, x: Tree, *, batch_size: int = E
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
     (x,) = on_device("x", (x,))
+    train_state = beside(train_state, x)
     check_train_state(net, train_state, x)
-    return _compiled_predict(net, batch_size)(train_state.params, train_state.state, x)
+    return _compiled_predict(net, batch_size, home_of(x))(train_state.params, train_state.state, x)
 
 
 # ---------------------------------------------------------------- the compiled programs
@@ -377,11 +394,11 @@ def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]
 
 @lru_cache(maxsize=CACHED_PROGRAMS)
 def _compiled_evaluation(
-    net: Layer, loss: Loss, batch: int, metrics: NamedMetrics
+    net: Layer, loss: Loss, batch: int, metrics: NamedMetrics, home: Home | None
 ) -> Callable[[Params, Any, DataSet], dict[str, Array]]:
     def evaluation(params: Params, state: Any, data: DataSet) -> dict[str, Array]:
         def one(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
-            x, target, weights = rows_of(data, rows)
+            x, target, weights = rows_of(data, rows, home)
             output = net.forward(params, state, x)[0]
             found = costs(loss, output, target, weights)
             figures = {"loss": found.mean}
@@ -389,19 +406,21 @@ def _compiled_evaluation(
 
         n = batch_size("x", data[0])
         data, factor = in_moderation(data)
-        return means_of(in_batches(one, (), jnp.arange(n), min(batch, n))[1])
+        return means_of(in_batches(one, (), jnp.arange(n), _dividing(batch, n, home))[1])
 
     return jax.jit(evaluation)
 
 
 @lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_predict(net: Layer, batch: int) -> Callable[[Params, Any, Tree], Any]:
+def _compiled_predict(net: Layer, batch: int, home: Home | None) -> Callable[[Params, Any, Tree], Any]:
     def prediction(params: Params, state: Any, x: Tree) -> Any:
         n = batch_size("x", x)
         full = n // batch
         cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
         forward = lambda x: net.forward(params, state, x)[0]  # noqa: E731
         outs = []
+        if home is not None:
+            return on_a_mesh(forward, x)
         if full:
             stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
             outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
@@ -409,7 +428,28 @@ def _compiled_predict(net: Layer, batch: int) -> Callable[[Params, Any, Tree], A
             outs.append(forward(cut(full * batch, n)))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
+    def on_a_mesh(forward: Callable[[Tree], Any], x: Tree) -> Any:
+        """The batches gathered, so that each of them is divided among the devices."""
+        n = batch_size("x", x)
+        each = _dividing(batch, n, home)
+        whole = n - n % each
+        parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
+        if whole < n:
+            parts.append(forward(rows(x, jnp.arange(whole, n), home)))
+
+        def together(stacked: Array, *rest: Array) -> Array:
+            return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *rest])
+
+        first = home.axes if home is not None and home.divides(n) else None
+        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
+
     return jax.jit(prediction)
+
+
+def _dividing(batch: int, n: int, home: Home | None) -> int:
+    """How many of n examples to take at a time: a number that the devices divide, where there are enough."""
+    batch = min(batch, n)
+    return batch - batch % home.devices if home is not None and batch > home.devices else batch
 
 
 def _evaluate(
@@ -420,7 +460,7 @@ def _evaluate(
     metrics: NamedMetrics,
     batch: int,
 ) -> dict[str, Any]:
-    scores = _compiled_evaluation(net, loss, batch, metrics)(train_state.params, train_state.state, data)
+    scores = _compiled_evaluation(net, loss, batch, metrics, home_of(data))(train_state.params, train_state.state, data)
     return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
 
 

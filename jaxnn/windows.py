@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxnn.checks import LayerError, features, whole_number
 from jaxnn.mistakes import LEAST_SIDE, channels_first
+from jaxnn.placement import reshaped
 from jaxnn.types import Array, Shape
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, behind) for each axis
@@ -239,7 +240,7 @@ def as_tiles(values: Array, size: Shape | None = None) -> Array:
 def from_tiles(tiles: Array, windows: Windows) -> Array:
     """[N, P₁, K₁, P₂, K₂, C] laid out over the inputs, [N, D₁, D₂, C], for windows that do not overlap."""
     n, channels = tiles.shape[0], tiles.shape[-1]
-    laid = tiles.reshape(n, *(p * k for p, k in zip(windows.positions, windows.size, strict=True)), channels)
+    laid = reshaped(tiles, (n, *(p * k for p, k in zip(windows.positions, windows.size, strict=True)), channels))
     ends = [
         (-a, size - (covered - a), 0)
         for size, covered, (a, _) in zip(windows.inputs, laid.shape[1:-1], windows.padding, strict=True)

@@ -33,11 +33,11 @@ def framed(layer, initial=()):
     def backward(params, tape, delta):
         (values, mask, states), grads = layer.backward(params, tape, delta)
         assert mask == ()
-        n, steps, _ = values.shape
-        others = jnp.zeros((n, steps, sum(widths) + 1), values.dtype)
+        parts = [values, jnp.zeros_like(values[..., :1])]
         if widths:
-            others = others.at[:, 0, :-1].set(jnp.concatenate(jax.tree.leaves(states), axis=-1))
-        return jnp.concatenate([values, others], axis=-1), grads
+            first = jnp.concatenate(jax.tree.leaves(states), axis=-1)[:, None]
+            parts.insert(1, jnp.pad(first, ((0, 0), (0, values.shape[1] - 1), (0, 0))))
+        return jnp.concatenate(parts, axis=-1), grads
 
     return layer._replace(init=init, forward=forward, backward=backward, children=(), child_names=(), rebuild=None)
 

@@ -15,7 +15,7 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
     {"showing"},
     {"types"},
-    {"checks", "ranks"},
+    {"checks", "placement", "ranks"},
     {"mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"sequences", "windows"},

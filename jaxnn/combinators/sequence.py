@@ -27,6 +27,7 @@ from jaxnn.combinators.parts import (
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.layers.dense import dense
 from jaxnn.mistakes import several
+from jaxnn.placement import scan
 from jaxnn.types import Activation, DType, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
@@ -171,14 +172,14 @@ def repeat(layer: Layer | Activation, n: int) -> Layer:
             check_same("repeat", x, y)
             return y, (state, tape)
 
-        y, (state, tape) = jax.lax.scan(once, x, (params, state, jnp.arange(n)))
+        y, (state, tape) = scan(once, x, (params, state, jnp.arange(n)))
         return y, state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         def once(delta: Any, args: tuple[Params, Tree]) -> tuple[Any, Params]:
             return child.backward(*args, delta)
 
-        return jax.lax.scan(once, delta, (params, tape), length=n, reverse=True)
+        return scan(once, delta, (params, tape), length=n, reverse=True)
 
     return combinator("repeat", init, forward, backward, (child,), ("",), lambda new: repeat(new[0], n))
 
@@ -222,7 +223,7 @@ def share(layer: Layer | Activation, n: int) -> Layer:
             check_same("share", x, y)
             return (y, state), tape
 
-        (y, state), tape = jax.lax.scan(once, (x, state), (own, jnp.arange(n)))
+        (y, state), tape = scan(once, (x, state), (own, jnp.arange(n)))
         return y, state, tape
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -238,7 +239,7 @@ def share(layer: Layer | Activation, n: int) -> Layer:
             return (delta, jax.tree.map(jnp.add, total, added)), noted
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), total_spec)
-        (delta, total), noted = jax.lax.scan(once, (delta, zeros), (own, tape), length=n, reverse=True)
+        (delta, total), noted = scan(once, (delta, zeros), (own, tape), length=n, reverse=True)
         return delta, join_grads(total, noted)
 
     return combinator("share", init, forward, backward, (child,), ("",), lambda new: share(new[0], n))

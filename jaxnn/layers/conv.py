@@ -15,6 +15,7 @@ from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
 from jaxnn.mistakes import channels_first, initializer
+from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
 from jaxnn.types import (
     Array,
@@ -141,7 +142,9 @@ def conv(
                 expected = (*size, x.shape[-1] // groups, features)
                 raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)
             dtype = widest(x.dtype, w.dtype)
-            z = forms.forward(x.astype(dtype), w.astype(dtype), windows, groups)
+            lies = (axes_of(x)[0], *(None,) * rank, axes_of(w)[-1])
+            convolution = lambda x, w: forms.forward(x, w, windows, groups)  # noqa: E731
+            z = placed(convolution, x.astype(dtype), w.astype(dtype), axes=lies)
             return (z + with_rank(params["b"].astype(dtype), z.ndim) if bias else z), state, x
 
         return forward
@@ -151,12 +154,15 @@ def conv(
             x, w = tape, params["w"]
             windows = windows_of(x.shape[1:-1])
             check_delta("conv", delta, Outline((x.shape[0], *windows.positions, features), widest(x.dtype, w.dtype)))
-            grads = {"w": forms.kernel_gradient(x.astype(delta.dtype), delta, windows, groups)}
+            of_kernel = lambda x, delta: forms.kernel_gradient(x, delta, windows, groups)  # noqa: E731
+            of_input = lambda delta, w: forms.input_gradient(delta, w, windows, groups)  # noqa: E731
+            grads = {"w": placed(of_kernel, x.astype(delta.dtype), delta, axes=axes_of(w))}
             if bias:
-                grads["b"] = delta.sum(tuple(range(rank + 1)))
+                total = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
+                grads["b"] = placed(total, delta, axes=axes_of(params["b"]))
             # Where x and w differ in precision, δ has the higher one; what goes out fits what came in.
             grads = {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
-            return forms.input_gradient(delta, w.astype(delta.dtype), windows, groups).astype(x.dtype), grads
+            return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads
 
         return backward
 

@@ -20,8 +20,9 @@ from jaxnn.checks import (
     whole_number,
 )
 from jaxnn.mistakes import initializer
+from jaxnn.placement import axes_of, placed
 from jaxnn.sequences import as_sequences, over_values, tokens_seen
-from jaxnn.types import DType, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None) -> Layer:
@@ -79,15 +80,23 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
         if is_concrete(x):
             _in_vocabulary(np.asarray(x), vocabulary)
         index, _ = labels_and_wrong(x, vocabulary)
-        y = jnp.asarray(params["w"]).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return y, state, x
+
+        def rows(w: Array, index: Array) -> Array:
+            return w.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+        w = jnp.asarray(params["w"])
+        return placed(rows, w, index, axes=(*axes_of(index), axes_of(w)[-1])), state, x
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         check_delta("embedding", delta, Outline((*tape.shape, width), params["w"].dtype))
         index, _ = labels_and_wrong(tape, vocabulary)
         wide = accumulator(delta.dtype)  # in bfloat16 a word that is common would stop adding up
-        grad = jnp.zeros((vocabulary, width), wide)
-        grad = grad.at[index].add(delta.astype(wide), mode="drop", wrap_negative_indices=False)
+
+        def total(index: Array, delta: Array) -> Array:
+            grad = jnp.zeros((vocabulary, width), wide)
+            return grad.at[index].add(delta, mode="drop", wrap_negative_indices=False)
+
+        grad = placed(total, index, delta.astype(wide), axes=axes_of(params["w"]))
         return (), {"w": grad.astype(params["w"].dtype)}
 
     def look(x: Any) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, accumulator, check_delta, features, input_spec, is_floating, is_symbolic, number
+from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_values
 from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
@@ -185,7 +186,8 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Arr
     slices = [slice(None)] * x.ndim
     for axis in axes:
         slices[axis] = slice(0, 1)
-    first = jax.lax.stop_gradient(x[tuple(slices)])
+    kept = tuple(None if size != slice(None) else axis for size, axis in zip(slices, axes_of(x), strict=True))
+    first = jax.lax.stop_gradient(placed(lambda x: x[tuple(slices)], x, axes=kept))
     offset = x - first
     mean = offset.mean(axes, keepdims=True)
     centred = offset - mean

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
+from jaxnn.placement import reshaped
 from jaxnn.types import DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
@@ -64,10 +65,10 @@ def _rearranging(kind: str, rearranged: Callable[[Shape], Shape]) -> Layer:
         params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         shape = rearranged(one_array(kind, x))
-        return x.reshape(shape), state, outline(x)
+        return reshaped(x, shape), state, outline(x)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         check_delta(kind, delta, Outline(rearranged(tape.shape), tape.dtype))
-        return (delta.reshape(tape.shape) if is_floating(tape) else ()), {}  # whole numbers have no δ
+        return (reshaped(delta, tape.shape) if is_floating(tape) else ()), {}  # whole numbers have no δ
 
     return Layer(kind, init, forward, backward)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, as_key, check_delta, input_spec, whole_number, widest
 from jaxnn.mistakes import initializer
+from jaxnn.placement import axes_of, placed, scan
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
@@ -160,7 +161,7 @@ def _steps(
             new = _where(at.mask, new, state)
         return new, (new[0] if every_step else None, kept)
 
-    final, (h, kept) = jax.lax.scan(step, state, steps, unroll=_unroll(cell, steps))
+    final, (h, kept) = scan(step, state, steps, unroll=_unroll(cell, steps))
     return final, h, kept
 
 
@@ -183,7 +184,7 @@ def _steps_back(
             before = tuple(jnp.where(cut, 0, b) for b in before)
         return (before, jax.tree.map(jnp.add, total, grads)), delta_x
 
-    return jax.lax.scan(step, carry, (steps, kept, at_output), reverse=True, unroll=_unroll(cell, steps))
+    return scan(step, carry, (steps, kept, at_output), reverse=True, unroll=_unroll(cell, steps))
 
 
 def _unroll(cell: Cell, steps: _Steps) -> int:
@@ -227,7 +228,7 @@ def _pieces(
         return after, (state, h)
 
     state, first, _ = _steps(cell, params, head, state, every_step)
-    final, (starts, h) = jax.lax.scan(piece, state, pieces)
+    final, (starts, h) = scan(piece, state, pieces)
     if h is not None and first is not None:
         h = _put_together(first, h)
     return final, h, starts
@@ -244,7 +245,7 @@ def _pieces_back(
         _, _, kept = _steps(cell, params, steps, start, False)
         return _steps_back(cell, params, steps, kept, start, at_output, carry)
 
-    carry, delta_x = jax.lax.scan(piece, carry, (pieces, starts), reverse=True)
+    carry, delta_x = scan(piece, carry, (pieces, starts), reverse=True)
     carry, first = piece(carry, (head, initial))
     return carry, _put_together(first, delta_x)
 
@@ -287,7 +288,8 @@ def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | 
         initial = x.initial if len(cell.parts) > 1 else (x.initial,)
         initial = tuple(s.astype(dtype) for s in initial)
     else:
-        initial = tuple(jnp.zeros((n, width), dtype) for _ in cell.parts)
+        nothing = lambda values: jnp.zeros((n, width), dtype)  # noqa: E731
+        initial = tuple(placed(nothing, values, axes=(axes_of(values)[0], None)) for _ in cell.parts)
     return _Steps(jnp.swapaxes(values, 0, 1).astype(dtype), mask, cut), initial
 
 
@@ -383,7 +385,11 @@ def beside(x: Array, h: Array) -> Array:
 
 def over_examples(a: Array, delta: Array) -> Array:
     """aᵀ δ, the sum over N in at least float32."""
-    return jnp.matmul(a.T, delta, preferred_element_type=accumulator(delta.dtype))
+
+    def product(a: Array, delta: Array) -> Array:
+        return jnp.matmul(a.T, delta, preferred_element_type=accumulator(delta.dtype))
+
+    return placed(product, a, delta, axes=(axes_of(a)[-1], axes_of(delta)[-1]))
 
 
 def total_over_examples(delta: Array) -> Array:
