@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.combinators import ordered_leaves
+from jaxnn.figures import DataSet
 from jaxnn.optimizers.parts import with_rate_of
 from jaxnn.placement import Home
-from jaxnn.steps import Augment, DataSet, Gradient, cursor, epoch_order, in_batches, rest_of, rows_of, step_program
+from jaxnn.steps import Augment, Gradient, cursor, epoch_order, in_batches, rest_of, rows_of, step_program
 from jaxnn.types import Array, Fit, Layer, Loss, Optimizer, TrainState, Tree
 
 CACHED_PROGRAMS = 64  # compiled programs kept

@@ -32,11 +32,12 @@ from jaxnn.checks import (
     weight_values,
     whole_number,
 )
+from jaxnn.figures import DataSet, NamedMetrics, metric_value
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.placement import spread
 from jaxnn.sequences import Sequences, is_given
-from jaxnn.steps import PARTS, DataSet, NamedMetrics, check_sizes, metric_value
+from jaxnn.steps import PARTS, check_sizes
 from jaxnn.types import EPOCH_START, Layer, Loss, Optimizer, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"

@@ -6,7 +6,7 @@ An epoch is a `lax.scan` over batches that are gathered on the device. Letters: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,13 +17,13 @@ from jaxnn import checks, placement
 from jaxnn.backprop import PassFunction, backprop, costs, penalty_value
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
+from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.mistakes import (
     accepts,
     array_leaves,
     factory_hint,
     is_function,
     net_record,
-    of_two_arrays,
     optimizer_record,
     training_records,
     whole_state,
@@ -40,7 +40,6 @@ from jaxnn.types import (
     Key,
     Layer,
     Loss,
-    Metric,
     Optimizer,
     Pass,
     Penalty,
@@ -48,18 +47,12 @@ from jaxnn.types import (
     TrainState,
     Tree,
 )
-from jaxnn.weighting import power_of_two, usable_weights, values_of, weighted
 
 Gradient = Callable[..., PassFunction]
-Metrics = Mapping[str, Metric] | Sequence[Metric]
-NamedMetrics = tuple[tuple[str, Metric], ...]
 Augment = Callable[[Key, Any], Any]  # (key, x) -> x, of x's shape
-DataSet = tuple[Any, ...]  # (x, target) or (x, target, weights), N examples first
 SORTED = 1024  # numbers up to which sorting is cheap, and every order equally likely
 ROUNDS = 3  # pairs of rounds; two pairs already pass for random with random tables (Luby & Rackoff's theorem)
 AUGMENTATION = "/augment"  # its key's name, which no layer can have
-# names in the history that no metric may have
-RESERVED = {"loss", "penalty", "seconds", "weight", "update_scale", "skipped"}
 PARTS = ("x", "target", "weights")  # of a DataSet
 
 
@@ -554,77 +547,6 @@ def in_measured_batches(
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs), noted
 
 
-def in_moderation(data: DataSet) -> tuple[DataSet, Array | float]:
-    """The data, their weights in a unit in which they can be added up, and a factor with which they sum to 1 at most.
-
-    A power of two: sums that are multiplied by it before they are taken stay in range if their mean does, and are
-    otherwise what they were.
-    """
-    x, target, *weights = data
-    factor = 0.5 ** (checks.batch_size("x", x) - 1).bit_length()
-    if not weights:
-        return data, factor
-    dtype = checks.accumulator(weights[0].dtype) if is_floating(weights[0]) else jnp.result_type(float)
-    w, _ = usable_weights(weights[0], dtype)
-    top = power_of_two(jnp.where(w > 0, w, 0).max())
-    return (x, target, w), factor / (2 * jnp.where(top == 0, 1, top))
-
-
-def batch_sums(
-    factor: Array | float,
-    weight: Array,
-    figures: dict[str, Array],
-    output: Any,
-    target: Tree,
-    weights: Array | None,
-    metrics: NamedMetrics,
-) -> dict[str, Array]:
-    """Σ w of a batch, which is its weight, Σ w·figure of each mean over it, and Σ w·metric, all times the factor."""
-    weight = weight * jnp.asarray(factor, weight.dtype)
-    sums = {"weight": weight, **{name: mean * weight for name, mean in figures.items()}}
-    for name, metric in metrics:
-        value, w = metric_value(name, metric, output, target, weights)
-        value, each = value.astype(weight.dtype), jnp.asarray(factor, weight.dtype)
-        if w is not None:
-            each = w.astype(weight.dtype) * (each / math.prod(w.shape[1:]))
-            value = jnp.where(each == 0, 0, each * value)
-        else:
-            value = each * value
-        sums[name] = value.sum()
-    return sums
-
-
-def metric_value(
-    name: str, metric: Metric, output: Any, target: Tree, weights: Array | None = None
-) -> tuple[Array, Array | None]:
-    """metric(output, target), held to be [N], or that of each entry where entries are weighted; and the weights."""
-    entries = getattr(metric, "entries", None)
-    case = weighted(f"metric {name!r}", entries, output, target, weights)
-    demand = f"metric {name!r} must give one value"
-
-    def figure(prediction: Any, target: Any) -> Array:
-        n, value = checks.batch_size("output", prediction), metric(prediction, target)
-        expected = f"{demand} for each example, an array ({n},)"
-        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-            advice = ": leave the mean over examples to fit" if isinstance(value, float) else ": use jnp.asarray"
-            raise TypeError(f"{expected}, got {seen(value)}{advice}")
-        if value.shape != (n,):
-            advice = "" if value.shape else ": leave the mean over examples to fit, which takes it over all batches"
-            raise ValueError(f"{expected}, got shape {value.shape}{advice}")
-        return value
-
-    value = of_two_arrays(f"metric {name!r}", make=lambda: values_of(demand, figure, entries, case))
-    if case.weights is None or case.unit is None:
-        return value, None
-    return value, case.weights * case.unit
-
-
-def means_of(sums: dict[str, Array]) -> dict[str, Array]:
-    """Σ w·value / Σ w over all batches, from what `batch_sums` gave for each, [batches]."""
-    total = sums["weight"].sum()
-    return {name: value.sum() / total for name, value in sums.items() if name != "weight"}
-
-
 def all_finite(tree: Tree) -> Array:
     """True if every float in the tree is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
@@ -676,36 +598,3 @@ def check_augment(augment: Augment, x: Tree, batch: int) -> None:
     check_augmentation(augment)
     spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
     jax.eval_shape(lambda x: _augmented(augment, jax.random.key(0), x), spec)
-
-
-def named_metrics(metrics: Metrics) -> NamedMetrics:
-    """Metrics with their names, hashable; a function is called by its own."""
-    if is_function(metrics) or hasattr(metrics, "_fields"):
-        raise TypeError("metrics must be a list or a dict of functions: give metrics=[metric]")
-    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
-        raise TypeError(f"metrics must be a list or a dict of functions, metrics=[metric], got {metrics!r}")
-    pairs = metrics.items() if isinstance(metrics, Mapping) else [(None, metric) for metric in metrics]
-    named = tuple((_name(metric) if name is None else str(name), metric) for name, metric in map(_metric, pairs))
-    names = [name for name, _ in named]
-    if len(set(names)) < len(names) or RESERVED & set(names):
-        taken = ", ".join(map(repr, sorted(RESERVED)))
-        raise ValueError(f"metrics need names that differ, and none of {taken}; got {names}")
-    return named
-
-
-def _metric(pair: tuple[Any, Any]) -> tuple[Any, Metric]:
-    """The pair, if the second of it is a function of two arguments."""
-    metric = pair[1]
-    if not is_function(metric):
-        hint = f": give losses.{metric.name}.value" if isinstance(metric, Loss) else ""
-        raise TypeError(f"a metric is a function (prediction, target) -> [N], got {seen(metric)}{hint}")
-    if not accepts(metric, None, None):
-        raise TypeError(
-            f"a metric is a function (prediction, target) -> [N], got {seen(metric)}, which takes other "
-            f"arguments{factory_hint(metric)}"
-        )
-    return pair
-
-
-def _name(metric: Metric) -> str:
-    return getattr(metric, "__name__", type(metric).__name__)

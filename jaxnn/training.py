@@ -30,26 +30,20 @@ from jaxnn.checks import (
 )
 from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
+from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.intake import check_fit_arguments, check_train_state, check_values, on_device, with_counters
 from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.placement import Home, beside, home_of, placed, rows
 from jaxnn.steps import (
     Augment,
-    DataSet,
     EpochResult,
     Gradient,
-    Metrics,
-    NamedMetrics,
-    batch_sums,
     check_augment,
     check_batch_size,
     cursor,
     epoch_program,
     in_batches,
-    in_moderation,
     init_train_state,
-    means_of,
-    named_metrics,
     rows_of,
 )
 from jaxnn.stopping import Monitor, Monitors

@@ -22,7 +22,7 @@ FLOORS = (
     {"convolutions", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
-    {"networks", "readings"},
+    {"figures", "networks", "readings"},
     {"backprop"},
     {"diagnostics"},
     {"gradcheck", "graph", "steps"},

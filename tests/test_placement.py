@@ -372,27 +372,11 @@ def trained(name, put, put_state):
     })  # fmt: skip
 
 
-@pytest.fixture
-def copies_of_keys(monkeypatch):
-    """States are copied with their keys, whose memory would be donated twice."""
-
-    def copied(tree):
-        def one(leaf):
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(leaf), may_alias=False))
-            return jax.device_put(leaf, may_alias=False)
-
-        return jax.tree.map(one, tree)
-
-    monkeypatch.setattr("jaxnn.training.copied", copied)
-
-
 def alone(leaf):
     return leaf
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("copies_of_keys")
 @pytest.mark.parametrize("name", NETS)
 def test_training_on_a_mesh_is_that_on_one_device(name):
     """With the data divided, inside jax.set_mesh and outside, and with NumPy's arrays inside."""
@@ -436,7 +420,6 @@ def test_each_device_computes_its_part_of_an_epoch(where):
     assert flops(on(mesh, first, SHARED), *on(mesh, (x, target), DIVIDED)) < 0.6 * alone
 
 
-@pytest.mark.usefixtures("copies_of_keys")
 def test_fit_on_a_mesh():
     """Fresh parameters, a batch and a remainder that two devices do not divide; what comes back lies on the mesh."""
     net, optimizer = mlp([3]), sgd(0.1)
