@@ -362,7 +362,7 @@ def _progress(epochs: int, wanted: bool | None) -> tuple[Iterable[int], Callable
         except ImportError:
             if wanted:
                 raise ImportError(
-                    "fit: progress=True needs tqdm, one of the extras: pip install 'jaxnn[examples]', or tqdm alone"
+                    "fit: progress=True needs tqdm: pip install tqdm, or all extras by pip install 'jaxnn[examples]'"
                 ) from None
         else:
             bar = tqdm(range(epochs), unit="epoch")
