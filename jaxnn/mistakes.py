@@ -7,6 +7,7 @@ and what to do. Records are tuples that say how they are used when they are call
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from numbers import Number
 from typing import Any
@@ -29,7 +30,8 @@ def is_function(value: Any) -> bool:
 def is_factory(value: Any) -> bool:
     """True for a function of this library that makes something, such as `relu`'s cousin `leaky_relu`."""
     module = getattr(value, "__module__", None) or ""
-    return inspect.isfunction(value) and module.startswith("jaxnn.") and "<locals>" not in value.__qualname__
+    home = sys.modules.get(module)
+    return module.startswith("jaxnn.") and inspect.isfunction(value) and getattr(home, value.__name__, None) is value
 
 
 def factory_hint(value: Any) -> str:

@@ -469,7 +469,7 @@ def _progress(epochs: int, wanted: bool | None) -> tuple[Iterable[int], Callable
         except ImportError:
             if wanted:
                 raise ImportError(
-                    "fit: progress=True needs tqdm: pip install tqdm, or all the extras, pip install 'jaxnn[examples]'"
+                    "fit: progress=True needs tqdm: pip install tqdm, or all extras by pip install 'jaxnn[examples]'"
                 ) from None
         else:
             bar = tqdm(range(epochs), unit="epoch")

@@ -105,7 +105,7 @@ def digits() -> LabelledImages:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "data.digits needs scikit-learn, which holds the images: pip install scikit-learn, or all of the extras, "
+            "data.digits needs scikit-learn, which holds the images: pip install scikit-learn, or all extras by "
             "pip install 'jaxnn[examples]'"
         ) from error
     bunch = load_digits()
