@@ -3,11 +3,13 @@
 import ast
 import importlib
 import inspect
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from long_tests import LONG
 
 import jaxnn
 
@@ -188,3 +190,11 @@ def test_import_brings_no_optional_package():
 def test_every_module_imports_alone():
     for name in [*LEVEL, *SIDE]:
         assert importlib.import_module(f"jaxnn.{name}").__doc__
+
+
+def test_the_table_of_long_tests_names_tests_that_are_there():
+    """One that was renamed would come back into the fast suite unseen."""
+    for node in itertools.chain.from_iterable(LONG.values()):
+        file, _, test = node.partition("::")
+        name = test.partition("[")[0]
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), node

@@ -191,7 +191,11 @@ def test_networks_and_optimizers_say_what_they_are():
     assert repr(jaxnn.Optimizer(lambda p: (), lambda g, s, p=None: (g, s))).startswith("<Optimizer ")
 
 
-@pytest.mark.parametrize("put", [None, jax.ShapeDtypeStruct((3, 2), np.float32), "text", 7, object()], ids=["None", "outline", "text", "number", "object"])
+@pytest.mark.parametrize(
+    "put",
+    [None, jax.ShapeDtypeStruct((3, 2), np.float32), "text", 7, object()],
+    ids=["None", "outline", "text", "number", "object"],
+)
 def test_leaves_that_are_something_else(state, put):
     out = Pass(jnp.float32(0.5), state.params, (), X, {"deltas": {"dense_0": X}}, jnp.float32(6))
     for record in (state, fit_of(3, state, best=state), out, state.opt_state, Sequences(X), stopping.Monitors()):
