@@ -408,6 +408,8 @@ def check_records(where: str, net: Any, loss: Any) -> None:
 
 def _check_arguments(where: str, net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
     """Batch sizes that agree, and parameters that are this network's; static, so it costs nothing under jit."""
+    if isinstance(params, TrainState):
+        raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
     real_floats(where, params)
     for what, part in (("x", x), ("target", target), ("weights", weights)):
         plain_data(f"{where}: {what}", part)
@@ -431,8 +433,6 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 
     An input with a wrong number of features is blamed itself. Looks at shapes alone, once for each set of shapes.
     """
-    if isinstance(params, TrainState):
-        raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
     array_leaves("params", params)
     alive("params", params)
     try:

@@ -325,7 +325,7 @@ def plain_data(where: str, tree: Tree, *, numbers: bool = True) -> None:
     """Raises an error for what a conversion to arrays of numbers would drop silently, or fails at.
 
     That is what a mask of `np.ma` hides and, unless other things than numbers will do, what no device holds: objects,
-    texts, dates, records, sparse matrices.
+    strings, dates, records, sparse matrices.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda part: hasattr(part, "todense")):
         if not isinstance(leaf, jax.Array):
@@ -346,11 +346,16 @@ def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
     kind: Any = getattr(dtype, "kind", None)
     names = getattr(dtype, "names", None)
     if kind in UNUSABLE or names:
-        what = "records" if names else UNUSABLE[kind]
-        raise TypeError(f"{where} holds {what} ({dtype}), and real numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
+        what = f"records with the fields {list(names)}" if names else f"{UNUSABLE[kind]} ({dtype})"
+        if kind == "O":
+            entries = (
+                entry for entry in np.asarray(leaf).flat if isinstance(entry, str) or not isinstance(entry, Real)
+            )
+            what = f"Python objects ({type(next(entries, np.asarray(leaf).flat[:1])).__name__})"
+        raise TypeError(f"{where} holds {what}, and real numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
 
 
-UNUSABLE = {"O": "Python objects", "U": "texts", "S": "texts", "M": "dates", "m": "time spans"}  # by dtype.kind
+UNUSABLE = {"O": "Python objects", "U": "strings", "S": "strings", "M": "dates", "m": "time spans"}  # by dtype.kind
 ADVICE = {
     "O": "use .astype('float32') once every row has the same length and every entry is a number",
     "U": "use whole numbers, np.unique(values, return_inverse=True)[1]",

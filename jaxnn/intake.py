@@ -172,7 +172,8 @@ def check_values(
     if not look:
         return
     for values in weights:
-        weight_values(f"{what}: weights", values)
+        if not is_traced(values):
+            weight_values(f"{what}: weights", values)
     with _about(what):
         target = _counted_target(loss, output, x, target, *weights)
     for part, tree in zip(PARTS, (x, target), strict=False):
@@ -206,6 +207,8 @@ def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any
         target = target.values
     if not masks and weights is None:
         return target
+    if is_traced(target, masks, weights):
+        return ()
     w = np.ones(()) if weights is None else np.asarray(weights)
     rank = max(w.ndim, *(mask.ndim for mask in masks), 1)
     counts = _wider(w != 0, rank)
@@ -265,16 +268,3 @@ def _on_device(what: str, leaf: Any) -> Any:
         first = here[np.asarray(there) != here][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")
     return there
-
-
-def _kind(leaf: Any, here: np.ndarray) -> str:
-    """What an array that holds no numbers holds, and what to do."""
-    kind = here.dtype.kind
-    if kind in "US":
-        return f"strings ({here.dtype}): number the categories, np.unique(a, return_inverse=True)[1], or convert"
-    if kind in "mM":
-        return f"dates or times ({here.dtype}): convert, (a - a[0]) / np.timedelta64(1, 'D')"
-    if kind == "V":
-        return f"records with the fields {list(here.dtype.names or ())}: give one of them, or np.stack them"
-    inside = type(here.flat[0]).__name__ if here.size else type(leaf).__name__
-    return f"objects ({inside}): convert with np.asarray(a, np.float32), or np.stack arrays of one shape"

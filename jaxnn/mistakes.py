@@ -53,7 +53,10 @@ def loss_record(where: str, loss: Any) -> None:
     """Raises TypeError unless loss is a Loss."""
     if isinstance(loss, Loss):
         return
-    hint = factory_hint(loss)
+    hint = ""
+    if is_factory(loss):
+        name = loss.__name__
+        hint = f"; a factory needs its parentheses, losses.{name}(), or {name}(…) with its numbers"
     if is_function(loss) and not hint:
         hint = (
             "; make a record of a function f(prediction, target) -> [N], one cost for each example: "

@@ -125,8 +125,8 @@ class Sparse:
 OTHERS = {
     "objects": (np.array([[1, 2, "three"]] * 4, object), "Python objects"),
     "rows of several lengths": (np.array([np.ones(1), np.ones(2)] * 2, object), "Python objects"),
-    "texts": (np.array([["1", "2", "3"]] * 4), "texts .*np.unique"),
-    "bytes": (np.array([[b"1", b"2", b"3"]] * 4), "texts"),
+    "texts": (np.array([["1", "2", "3"]] * 4), "strings .*np.unique"),
+    "bytes": (np.array([[b"1", b"2", b"3"]] * 4), "strings"),
     "dates": (np.zeros((4, 3), "datetime64[D]"), "dates .*values - values.min"),
     "time spans": (np.zeros((4, 3), "timedelta64[s]"), "time spans .*divide by a unit"),
     "records": (np.zeros(4, [("a", np.float32), ("b", np.int32)]), "records .*one array for each field"),
