@@ -353,7 +353,8 @@ def trained(name, put, put_state):
     params, state = drawn(net, shape, F64)
     start = jax.eval_shape(lambda: init_train_state(net, SGD, jax.random.key(0), shape, F64))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), start.opt_state)
-    first = start._replace(params=params, state=state, opt_state=zeros, step=np.int32(0), key=jax.random.key(1))
+    counters = {"step": np.int32(0), "epoch": np.int32(0)}
+    first = start._replace(params=params, state=state, opt_state=zeros, key=jax.random.key(1), **counters)
     there = put_state(first)
     step = train_step(net, CROSS_ENTROPY, SGD)
     epoch = train_epoch(net, CROSS_ENTROPY, SGD, batch_size=4, metrics=[metrics.accuracy])
