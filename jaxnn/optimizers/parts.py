@@ -133,9 +133,7 @@ def with_rate_of(optimizer: Optimizer, opt_state: Any, params: Params) -> Any:
     now = given.astype(was.dtype)  # a state of float32 in a float64 program was made with the same number
     same = (was == now) | (jnp.isnan(was) & jnp.isnan(now))
     rate = as_rate(opt_state.learning_rate)
-    return opt_state._replace(
-        learning_rate=jnp.where(same, rate, learning_rate.astype(rate.dtype)), given=jnp.where(same, was, now)
-    )
+    return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate.astype(rate.dtype)), given=now)
 
 
 @functools.lru_cache(maxsize=256)
