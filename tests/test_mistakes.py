@@ -196,8 +196,9 @@ def test_nets_and_optimizers():
 def test_what_metrics_give(metric, says):
     says = [text.replace("(2,)", "(6,)") for text in says]
     fit_refuses(SCORES, CROSS_ENTROPY, DATA, *says, error=EITHER, metrics={"own": metric})
+    state = started(SCORES)
     with refused(*says, error=EITHER, compiles=False):
-        evaluate(SCORES, CROSS_ENTROPY, started(SCORES), DATA, metrics={"own": metric})
+        evaluate(SCORES, CROSS_ENTROPY, state, DATA, metrics={"own": metric})
 
 
 # ---------------------------------------------------------------- data
