@@ -118,6 +118,17 @@ def test_a_batch_that_weighs_nothing_may_be_nan():
         np.testing.assert_allclose(updates, [-(2 * 2 + 6 * 6) / 8], rtol=1e-6)
 
 
+def test_a_batch_without_a_weight_weighs_one():
+    """Also beside others that have one, before them and behind."""
+    optimizer = accumulate(sgd(1.0), 2)
+    weighed = evaluated(lambda g, state, weight: optimizer.update(g, state, weight=weight))
+    bare, start = evaluated(optimizer.update), evaluated(optimizer.init)(np.zeros(1))
+    one, five = np.ones(1, np.float32), np.full(1, 5, np.float32)
+    for first, second in ((weighed(one, start, np.float32(3))[1], bare), (bare(one, start)[1], weighed)):
+        last = second(five, first, *((np.float32(3),) if second is weighed else ()))[0]
+        np.testing.assert_allclose(last, [-(3 + 5) / 4] if second is bare else [-(1 + 15) / 4], rtol=1e-6)
+
+
 def test_the_next_update_knows_nothing_of_the_weights_before():
     optimizer = accumulate(sgd(1.0), 2)
     update = evaluated(lambda g, state, weight: optimizer.update(g, state, weight=weight))

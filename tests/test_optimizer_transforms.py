@@ -340,7 +340,8 @@ def test_under_vmap_with_counts_that_differ():
     """Two members, one of them a batch ahead: each moves when its own four have come."""
     optimizer, grads = accumulate(sgd(1.0), 2), np.float32([[1.0], [3.0]])
     states = evaluated(jax.vmap(optimizer.init))(grads)
-    states = states._replace(batches=np.array([0, 1], np.int32))
+    ahead = np.array([0, 1], np.float32)  # a batch of weight 1 whose gradient was 0
+    states = states._replace(batches=np.array([0, 1], np.int32), unit=ahead, weight=ahead)
     updates, states = jax.jit(jax.vmap(optimizer.update))(grads, states)
     np.testing.assert_array_equal(updates, [[0], [-1.5]])
     np.testing.assert_array_equal(states.step, [0, 1])

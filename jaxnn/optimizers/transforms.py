@@ -159,7 +159,7 @@ def accumulate(optimizer: Optimizer, steps: int) -> Optimizer:
     For a batch that does not fit into memory. At every k-th call g is given to the optimizer; between them updates are
     0 and its state rests. wᵢ, the weight of a batch, is the sum of its examples' weights (`Pass.weight`; without
     weights their number, so that batches may differ in size): training hands it on, and `update` called by hand takes
-    it as `weight=`, for all or for none. A batch of weight 0 counts nothing; if all k have weight 0, g is the plain
+    it as `weight=`, 1 by default. A batch of weight 0 counts nothing; if all k have weight 0, g is the plain
     mean of the gᵢ, which then hold the gradient of a penalty alone. What an epoch leaves over goes on in the next.
     Layers that couple a batch (batch norm) see the small ones.
 
@@ -343,16 +343,15 @@ def _accumulate_update(inner: Callable[..., Any], steps: int) -> Callable[..., A
         total = jax.tree.map(added, opt_state.total, grads)
         total_value = opt_state.value if value is None else added(opt_state.value, value)
         units = jnp.where(kept, opt_state.weight, 0) + part
-        whole = steps if weight is None else units
         like = grads if params is None else params
         carried = (total, total_value, unit, units)
 
         def move(carried: tuple[Params, Array, Array, Array], state: Any) -> tuple[Params, Any, Any]:
             total, total_value, unit, units = carried
-            mean = jax.tree.map(lambda s: s / jnp.asarray(whole, s.dtype), total)
+            mean = jax.tree.map(lambda s: s / units.astype(s.dtype), total)
             if not rated:  # optax's memories have the gradients' dtype
                 mean = jax.tree.map(lambda g, s: s.astype(jnp.result_type(g)), grads, mean)
-            extras = {"weight": unit * units, "grad": mean, "value": None if value is None else total_value / whole}
+            extras = {"weight": unit * units, "grad": mean, "value": None if value is None else total_value / units}
             updates, state = inner(mean, state, params, **taken(inner, extras))
             updates = jax.tree.map(lambda leaf, u: u.astype(jnp.result_type(leaf)), like, updates)
             return updates, state, jax.tree.map(jnp.zeros_like, carried)
