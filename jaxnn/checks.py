@@ -348,10 +348,9 @@ def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
     if kind in UNUSABLE or names:
         what = f"records with the fields {list(names)}" if names else f"{UNUSABLE[kind]} ({dtype})"
         if kind == "O":
-            entries = (
-                entry for entry in np.asarray(leaf).flat if isinstance(entry, str) or not isinstance(entry, Real)
-            )
-            what = f"Python objects ({type(next(entries, np.asarray(leaf).flat[:1])).__name__})"
+            entries = list(np.asarray(leaf).flat)
+            strange = [entry for entry in entries if not isinstance(entry, Real)] or entries
+            what = f"Python objects ({type(strange[0]).__name__})" if entries else "Python objects"
         raise TypeError(f"{where} holds {what}, and real numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
 
 
