@@ -65,7 +65,7 @@ from jaxnn.types import (
     TrainState,
     Tree,
 )
-from jaxnn.weighting import shares, values_of, weigh, weighted
+from jaxnn.weighting import figures_of, shares, weigh, weighted
 
 
 class PassFunction(Protocol):
@@ -359,7 +359,7 @@ def costs(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -
     """The loss on a network's output; raises ValueError where value, entries, weights and masks do not fit."""
     what = f"loss {loss.name!r}"
     case = weighted(what, loss.entries, output, target, weights)
-    value = values_of(f"{what}: value must give one cost", loss.value, loss.entries, case)
+    value = figures_of(f"{what}: value must give one cost", loss.value, loss.entries, case)
     return Costs(value, *shares(value, case), case.prediction, case.target)
 
 

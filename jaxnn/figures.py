@@ -16,7 +16,7 @@ from jaxnn import checks
 from jaxnn.checks import is_floating, seen
 from jaxnn.mistakes import accepts, factory_hint, is_function, of_two_arrays
 from jaxnn.types import Array, Loss, Metric, Tree
-from jaxnn.weighting import power_of_two, usable_weights, values_of, weighted
+from jaxnn.weighting import figures_of, power_of_two, usable_weights, weighted
 
 Metrics = Mapping[str, Metric] | Sequence[Metric]
 NamedMetrics = tuple[tuple[str, Metric], ...]
@@ -84,7 +84,7 @@ def metric_value(
             raise ValueError(f"{expected}, got shape {value.shape}{advice}")
         return value
 
-    value = of_two_arrays(f"metric {name!r}", make=lambda: values_of(demand, figure, entries, case))
+    value = of_two_arrays(f"metric {name!r}", make=lambda: figures_of(demand, figure, entries, case))
     if case.weights is None or case.unit is None:
         return value, None
     return value, case.weights * case.unit

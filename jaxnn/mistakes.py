@@ -28,7 +28,7 @@ def is_function(value: Any) -> bool:
 
 
 def is_factory(value: Any) -> bool:
-    """True for a function of this library that makes something, such as `relu`'s cousin `leaky_relu`."""
+    """True for a function of this library, such as `leaky_relu`, which makes a record."""
     module = getattr(value, "__module__", None) or ""
     home = sys.modules.get(module)
     return module.startswith("jaxnn.") and inspect.isfunction(value) and getattr(home, value.__name__, None) is value

@@ -147,22 +147,17 @@ def train_step(
     training_records("train_step", net, loss, optimizer, gradient, penalty)
     diagnose = yes_or_no("train_step: diagnose", diagnose)
     check_augmentation(augment)
-    step = step_program(
-        net, loss, optimizer, gradient=gradient, penalty=penalty, read=read, augment=augment, diagnose=diagnose
+    return step_program(
+        net,
+        loss,
+        optimizer,
+        gradient=gradient,
+        penalty=penalty,
+        read=read,
+        augment=augment,
+        diagnose=diagnose,
+        by_hand=True,
     )
-
-    def step_as_called(
-        train_state: TrainState,
-        x: Tree,
-        target: Tree,
-        weights: Array | None = None,
-        *,
-        update_scale: Array | float | None = None,
-    ) -> tuple[TrainState, Pass]:
-        whole_state("train_step: ", train_state)
-        return step(_as_called(optimizer, train_state), x, target, weights, update_scale=update_scale)
-
-    return step_as_called
 
 
 def _as_called(optimizer: Optimizer, train_state: TrainState) -> TrainState:
@@ -180,8 +175,9 @@ def step_program(
     read: Sequence[str | Reading] = (),
     augment: Augment | None = None,
     diagnose: bool = False,
+    by_hand: bool = False,
 ) -> Callable[..., tuple[TrainState, Pass]]:
-    """`train_step` with the learning rate that the state has."""
+    """`train_step`; unless it is called by hand, of a state that was looked at and has the call's learning rate."""
     watched = instrumented(net) if diagnose else net
     noted = (*map(beside, readings_of(read)), HEALTH) if diagnose else read
     differentiate = gradient(watched, loss, read=noted, penalty=penalty, train=True)
@@ -196,6 +192,9 @@ def step_program(
         *,
         update_scale: Array | float | None = None,
     ) -> tuple[TrainState, Pass]:
+        if by_hand:
+            whole_state("train_step: ", train_state)
+            train_state = _as_called(optimizer, train_state)
         params, state, opt_state, count, key, *_ = train_state
         rng = jax.random.fold_in(key, count)
         if augment is not None:

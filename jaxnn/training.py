@@ -191,20 +191,8 @@ def fit(
         train_state = start(first_key)  # nothing has compiled before
     train_state = beside(train_state, data)
 
-    parts = (
-        net,
-        loss,
-        optimizer,
-        batch_size,
-        named,
-        gradient,
-        penalty,
-        shuffle,
-        augment,
-        diagnose,
-        skip,
-        home_of(data),
-    )
+    figures_and_rules = named, gradient, penalty, shuffle, augment
+    parts = (net, loss, optimizer, batch_size, *figures_and_rules, diagnose, skip, home_of(data))
     began_at = int(train_state.position)
     spare = copied(train_state)  # its buffers are donated to the epoch's result; the good state is kept
     owned = resumed is None

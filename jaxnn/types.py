@@ -297,8 +297,8 @@ class Fit(NamedTuple):
         train_state: the state after the last epoch; hand it to `fit` again to go on. Where training was stopped early
             it is the best one, unless `restore_best=False`.
         history: one list per quantity with one float per epoch: loss, without the penalty, seconds, the metrics, and
-            validation_loss, validation_<metric> where there is a validation set; penalty and update_scale where
-            there is a `penalty` or a `plateau`.
+            validation_loss, validation_<metric> where there is a validation set; penalty, update_scale
+            and skipped where there is a `penalty`, a `plateau` or a `skip_nonfinite`.
         best: the state after the best epoch, where one was kept.
         best_epoch: which one that is, counted from 1 over the whole training.
         stopped: True where training was stopped early.

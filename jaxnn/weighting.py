@@ -89,7 +89,7 @@ def weighted(what: str, entries: Rule | None, prediction: Any, target: Any, weig
     return Weighted(jax.tree.map(settle, prediction), jax.tree.map(settle, target), w, unit)
 
 
-def values_of(demand: str, value: Rule, entries: Rule | None, case: Weighted) -> Array:
+def figures_of(demand: str, value: Rule, entries: Rule | None, case: Weighted) -> Array:
     """One number for each example, [N], or, where entries are weighted, for each of those, [N, …].
 
     Raises ValueError, with the demand, if value gives no [N]: a mean over the batch, or a cost per entry, is another.

@@ -124,4 +124,4 @@ def _turned(x: Any) -> Any:
         return x._replace(values=_turned(x.values), mask=_turned(x.mask))
     return (
         _reversed(x) if getattr(x, "ndim", 0) > 1 else x
-    )  # () of what has no δ; one axis is too few: the layer says so
+    )  # () has no δ; of one axis the layer says that it is too few
