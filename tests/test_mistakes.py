@@ -253,8 +253,9 @@ def test_batches_for_data(make):
     says = ("of all examples", "cut the batches themselves", "np.concatenate")
     fit_refuses(SCORES, CROSS_ENTROPY, make(), "data must be (x, target)", *says, error=TypeError)
     fit_refuses(SCORES, CROSS_ENTROPY, DATA, "validation must be", *says, error=TypeError, validation=make())
+    state = started(SCORES)
     with refused(*says, error=TypeError, compiles=False):
-        evaluate(SCORES, CROSS_ENTROPY, started(SCORES), make())
+        evaluate(SCORES, CROSS_ENTROPY, state, make())
 
 
 def test_trees_are_no_batches():
