@@ -136,19 +136,15 @@ def line_of(function):
     return inspect.getsourcelines(function)[1]
 
 
-def test_a_cast_is_named_with_its_line():
+def test_casts_are_taken_out():
     def f(x):
         return jnp.sin(x.astype(jnp.bfloat16)).astype(x.dtype)
 
     half = jnp.bfloat16
     right = lambda a, d: ((jnp.cos(a[0].astype(half)) * d.astype(half)).astype(d.dtype),)
     assert gradcheck.function(f, (X,), right).verdict == "right"
-    report = gradcheck.function(f, (X,), lambda a, d: (sine(a, d)[0] * 2,))
-    assert report.verdict == "wrong"
-    row = gradient_row(gradcheck.function(f, (X,), lambda a, d: (sine(a, d)[0] * d.dtype.type(1.002),)))
-    assert row.verdict == "cannot tell"  # a bfloat16 rounding is 0.4 %
-    assert "a cast to bfloat16 keeps float64 from getting through" in row.why
-    assert f"test_gradcheck_function.py:{line_of(f) + 1}" in row.source
+    for factor in (2, 1.002):  # a bfloat16 rounding is 0.4 %
+        assert gradcheck.function(f, (X,), lambda a, d: (sine(a, d)[0] * d.dtype.type(factor),)).verdict == "wrong"
 
 
 def test_what_jit_leaves_out_is_not_the_rules_fault():
@@ -379,13 +375,6 @@ def test_bad_input():
 def test_precisions_that_are_none(dtypes):
     with pytest.raises((TypeError, ValueError), match="dtypes must be"):
         gradcheck.function(jnp.sin, (X,), sine, dtypes=dtypes)
-
-
-def test_complex_numbers_are_refused():
-    with pytest.raises(TypeError, match="complex numbers are not checked"):
-        gradcheck.function(lambda z: jnp.abs(z), (jnp.array([1 + 2j]),), lambda a, d: (a[0],))
-    with pytest.raises(TypeError, match="complex numbers are not checked"):
-        gradcheck.function(lambda x: (jax.lax.complex(x, x), x), (X,), lambda a, d: (d[1],))
 
 
 def test_every_mismatch_of_a_custom_rule_is_listed():

@@ -30,7 +30,8 @@ class Slope(NamedTuple):
     @property
     def bends(self) -> bool:
         """True if the two sides differ: a kink."""
-        return bool(abs(self.right - self.left) > BENDS * max(abs(self.left), abs(self.right)))
+        apart = abs(self.right - self.left)
+        return bool(apart > BENDS * max(abs(self.left), abs(self.right)) + CERTAIN * self.sided_error)
 
     @property
     def has_sides(self) -> bool:
@@ -38,10 +39,11 @@ class Slope(NamedTuple):
         return bool(self.sided_error <= BENDS * max(abs(self.left), abs(self.right)))
 
 
+CERTAIN = 10  # times its own error: further apart than that, two slopes differ
 BENDS = 1e-3  # of the slope: one-sided extrapolations are good to 1e-6, a kink worth the name is coarser
 
 
-def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float) -> Slope:
+def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float, noise: float = 0.0) -> Slope:
     """g′(0) by central differences, extrapolated (Ridders 1982), from both starting steps; the surer one counts.
 
     It is done twice, with other steps: the error is no less than how far the two answers are apart.
@@ -49,6 +51,7 @@ def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float) -> Slope:
     Args:
         g: from steps [P] to values [P], float64.
         scale: the size of a step of 1.
+        noise: what rounding does to the values, at least.
     """
     values = np.asarray(g(np.concatenate([POINTS * scale, POINTS * scale * AGAIN])), np.float64)
     first, again = (values[: len(POINTS)], scale), (values[len(POINTS) :], scale * AGAIN)
@@ -57,8 +60,8 @@ def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float) -> Slope:
     steps = STEPS.reshape(len(STARTS), LEVELS) * scale
     right, right_error = _extrapolate(ahead[-1] / steps[-1], order=1)
     left, left_error = _extrapolate(-behind[-1] / steps[-1], order=1)
-    error = max(error, abs(value - other))
-    return Slope(value, error, left, right, max(left_error, right_error))
+    error = max(error, abs(value - other), noise / (STARTS[0] * scale))
+    return Slope(value, error, left, right, max(left_error, right_error, noise / (STARTS[-1] * scale)))
 
 
 def _central(values: np.ndarray, scale: float) -> tuple[float, float]:

@@ -1,8 +1,13 @@
-"""A user's function and rule, of pytrees, as functions of lists of floats, once they are known to fit together."""
+"""A user's function and rule, of pytrees, as functions of lists of floats, once they are known to fit together.
+
+A complex number is two floats, its real and its imaginary part. JAX pairs a cotangent δ with a change dy as Re(δ dy),
+without a conjugate: δ = ∂C/∂Re y − i ∂C/∂Im y, so that a step against the gradient of a real function of z = x + iy
+goes along its conjugate. Gradients and δs of complex numbers are read and given so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +19,33 @@ from jaxnn.jaxprs import argument_names, is_float, name_of
 from jaxnn.types import DType, Tree
 
 FLOAT0 = jax.dtypes.float0
+CONJUGATE = -1  # the sign of the imaginary part of δ and of gradients, as JAX pairs them
 Backward = Callable[[tuple[Any, ...], Any], Any]
+
+
+def is_inexact(x: Any) -> bool:
+    """True for real and complex floats of any precision: what has a gradient."""
+    return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.inexact))
+
+
+def parts_of(leaf: Any, sign: int = 1) -> list[Any]:
+    """A float by itself, a complex number as its real part and its imaginary part times the sign; none of the rest."""
+    if is_float(leaf):
+        return [leaf]
+    return [jnp.real(leaf), sign * jnp.imag(leaf)] if is_inexact(leaf) else []
+
+
+def joined_parts(like: Any, left: Iterator[Any], sign: int = 1) -> Any:
+    """The inverse of `parts_of`: a leaf like that, from the next floats."""
+    if is_float(like):
+        return next(left)
+    real, imaginary = next(left), next(left)
+    return jax.lax.complex(real, sign * imaginary)
+
+
+def _specs(leaf: Any) -> list[Any]:
+    """`parts_of`, of shapes and dtypes."""
+    return list(jax.eval_shape(lambda: parts_of(jnp.zeros(leaf.shape, leaf.dtype)))) if is_inexact(leaf) else []
 
 
 def cast(f: Callable[..., Any], args: Any, dtype: DType | None) -> tuple[Any, ...]:
@@ -28,7 +59,9 @@ def cast(f: Callable[..., Any], args: Any, dtype: DType | None) -> tuple[Any, ..
         except (TypeError, ValueError):
             where = f"{argument_names(f, len(args))[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
             raise TypeError(f"gradcheck: {where} is no array but {leaf!r}: close over it in a lambda") from None
-        return leaf.astype(dtype) if dtype is not None and is_float(leaf) else leaf
+        if dtype is None or not is_inexact(leaf):
+            return leaf
+        return leaf.astype(dtype if is_float(leaf) else jnp.promote_types(dtype, jnp.complex64))
 
     return tuple(jax.tree_util.tree_map_with_path(array, tuple(args)))
 
@@ -44,6 +77,8 @@ class Case(NamedTuple):
     args: tuple[Any, ...]
     seed: int
     cotangents: int
+    forward_error: float = 0.0
+    surrogate: bool = False
 
 
 class Flat(NamedTuple):
@@ -76,27 +111,32 @@ def flatten(case: Case) -> Flat:
             raise ValueError(f"gradcheck: forward must return (output, residuals), got {type(pair).__name__}")
         _alike_outputs(pair[0], out, "forward's output is not like f's")
     out_leaves, out_tree = jax.tree.flatten(out)
-    for what, some in ((name_of(f), out_leaves), ("args", jax.tree.leaves(args))):
-        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in some):
-            raise TypeError(f"gradcheck: {what}: complex numbers are not checked; give real and imaginary parts apart")
-    if not any(map(is_float, out_leaves)):
+    if not any(map(is_inexact, out_leaves)):
         shown = ", ".join(sorted({str(leaf.dtype) for leaf in out_leaves})) or "nothing"
         raise TypeError(f"gradcheck: {name_of(f)} returns {shown} and no floats: there is no gradient to check")
     _deterministic(f, args)
     leaves, tree = jax.tree.flatten(args)
-    floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-    deltas = [cotangents(out_leaves, case.seed + k, plain=k == 0) for k in range(case.cotangents)]
+    floats = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
+    counts = [len(_specs(leaves[i])) for i in floats]
+    specs = [part for leaf in out_leaves for part in _specs(leaf)]
+    deltas = [cotangents(specs, case.seed + k, plain=k == 0) for k in range(case.cotangents)]
 
     def whole(values: list[Any], fixed: Any) -> tuple[Any, ...]:
-        rest = dict(zip(floats, values, strict=True))
-        return tuple(jax.tree.unflatten(tree, [rest.get(i, leaf) for i, leaf in enumerate(fixed)]))
+        left = iter(values)
+        filled = [joined_parts(leaves[i], left) if i in floats else leaf for i, leaf in enumerate(fixed)]
+        return tuple(jax.tree.unflatten(tree, filled))
 
     def outputs_of(g: Callable[..., Tree]) -> Callable[[list[Any], Any], list[Any]]:
-        return lambda values, fixed: [leaf for leaf in jax.tree.leaves(g(*whole(values, fixed))) if is_float(leaf)]
+        return lambda values, fixed: [
+            part for leaf in jax.tree.leaves(g(*whole(values, fixed))) for part in parts_of(leaf)
+        ]
 
     def delta_tree(given: list[Any]) -> Any:
         left = iter(given)
-        filled = [next(left) if is_float(leaf) else np.zeros(leaf.shape, FLOAT0) for leaf in out_leaves]
+        filled = [
+            joined_parts(leaf, left, CONJUGATE) if is_inexact(leaf) else np.zeros(leaf.shape, FLOAT0)
+            for leaf in out_leaves
+        ]
         return jax.tree.unflatten(out_tree, filled)
 
     def result(values: list[Any], fixed: Any, given: list[Any]) -> Any:
@@ -105,18 +145,25 @@ def flatten(case: Case) -> Flat:
         return case.backward(kept, delta_tree(given))
 
     fixed = [None if i in floats else leaf for i, leaf in enumerate(leaves)]
-    start = [leaves[i] for i in floats]
+    start = [part for i in floats for part in parts_of(leaves[i])]
     spec = _shape_of(lambda: result(start, fixed, deltas[0]), (), "backward")
-    chosen = _gradients(case, spec, args, floats)
+    given = _gradients(case, spec, args, floats)
+    chosen = [there for there, count in zip(given, counts, strict=True) for _ in range(count)]
 
-    def rule(values: list[Any], fixed: Any, given: list[Any]) -> list[Any]:
-        out = result(values, fixed, given)
+    def rule(values: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+        out = result(values, fixed, deltas)
         out = (out,) if len(args) == 1 and not isinstance(out, (tuple, list)) else tuple(out)
-        return [jnp.asarray(g) for g in _aligned(out, args, floats) if g is not None]
+        found: list[Any] = []
+        for i, g in zip(floats, _aligned(out, args, floats), strict=True):
+            if g is not None:
+                g = jnp.asarray(g)
+                found += [g] if is_float(leaves[i]) else parts_of(g + 0j if is_float(g) else g, CONJUGATE)
+        return found
 
     parameters = argument_names(f, len(args))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args)]
-    names = [f"{parameters[paths[i][0].idx]}{jax.tree_util.keystr(paths[i][1:])}" for i in floats]
+    names = [f"{parameters[paths[i][0].idx]}{jax.tree_util.keystr(paths[i][1:])}{part}"
+             for i in floats for part in _part_names(leaves[i])]  # fmt: skip
     kept = [k for k, there in enumerate(chosen) if there]
     held = {k: leaf for k, leaf in enumerate(start) if k not in kept}
 
@@ -133,9 +180,11 @@ def flatten(case: Case) -> Flat:
         [start[k] for k in kept],
         (fixed, held),
         deltas[0],
+        forward_error=case.forward_error,
+        surrogate=case.surrogate,
     )
-    labels = [f"output{jax.tree_util.keystr(path)}" for path, leaf in jax.tree_util.tree_leaves_with_path(out)
-              if is_float(leaf)]  # fmt: skip
+    labels = [f"output{jax.tree_util.keystr(path)}{part}" for path, leaf in jax.tree_util.tree_leaves_with_path(out)
+              for part in _part_names(leaf)]  # fmt: skip
 
     def at(g: Callable[..., Tree]) -> Callable[[list[Any], Any], list[Any]]:
         return lambda values, fixed: outputs_of(g)(joined(values, fixed), fixed[0])
@@ -145,6 +194,12 @@ def flatten(case: Case) -> Flat:
         forward = case.forward
         again = at(lambda *args: forward(*args)[0])
     return Flat(problem, deltas, tuple(labels), at(f), again)
+
+
+def _part_names(leaf: Any) -> list[str]:
+    if not is_inexact(leaf):
+        return []
+    return [""] if is_float(leaf) else [".real", ".imag"]
 
 
 def fits(f: Callable[..., Tree], args: Any) -> None:
@@ -170,7 +225,7 @@ def fits(f: Callable[..., Tree], args: Any) -> None:
 def _like(outputs: Any) -> Any:
     """Zeros for a cotangent of that form."""
     return jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_float(leaf) else np.zeros(leaf.shape, FLOAT0), outputs
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_inexact(leaf) else np.zeros(leaf.shape, FLOAT0), outputs
     )
 
 
@@ -230,7 +285,7 @@ def _mismatched(f: Callable[..., Any], result: Any, args: tuple[Any, ...], what:
     for name, gradient, argument in zip(names, result, args, strict=True):
         if gradient is None or (isinstance(gradient, (tuple, dict, list)) and not gradient):
             continue
-        ours, theirs = (jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
+        ours, theirs = (jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
                         for tree in (gradient, argument))  # fmt: skip
         lines += _mismatches(ours, theirs, name)
     if lines:
@@ -243,7 +298,7 @@ def _aligned(result: tuple[Any, ...], args: tuple[Any, ...], floats: list[int]) 
     for gradient, argument in zip(result, args, strict=True):
         paths = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(argument):
-            if is_float(leaf):
+            if is_inexact(leaf):
                 found.append(paths.get(jax.tree_util.keystr(path)))
     assert len(found) == len(floats)
     return found
@@ -261,8 +316,9 @@ def cotangents(outputs: list[Any], seed: int, *, plain: bool) -> list[Any]:
 def _deterministic(f: Callable[..., Tree], args: tuple[Any, ...]) -> None:
     first, second = (jax.tree_util.tree_leaves_with_path(f(*args)) for _ in range(2))
     for (path, a), (_, b) in zip(first, second, strict=True):
-        a, b = (np.asarray(value).astype(np.float64 if is_float(value) else None) for value in (a, b))
-        if not np.array_equal(a, b, equal_nan=a.dtype == np.float64):
+        a, b = (np.asarray(value) for value in (a, b))
+        a, b = (value.astype(np.float64) if is_float(value) else value for value in (a, b))
+        if not np.array_equal(a, b, equal_nan=is_inexact(a)):
             raise ValueError(
                 f"gradcheck: {name_of(f)} is not deterministic: two calls with the same arguments differ at "
                 f"output{jax.tree_util.keystr(path)}; draw random numbers from a key among the arguments"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import whole_number
+from jaxnn.checks import number, whole_number, yes_or_no
+from jaxnn.gradcheck.evidence import Evidence
 from jaxnn.gradcheck.flat import Backward, Case, cast, fits, flatten
-from jaxnn.gradcheck.judge import measure, prepare, verdicts
+from jaxnn.gradcheck.judge import verdicts
+from jaxnn.gradcheck.measuring import measure, prepare
 from jaxnn.gradcheck.properties import not_finite_value, properties, second_order, value_rows
 from jaxnn.gradcheck.replay import x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, SEVERITY, WRONG, Report, Row
@@ -29,13 +31,16 @@ def function(
     dtypes: Sequence[DType] | None = None,
     cotangents: int = 2,
     order: int = 1,
+    forward_error: float = 0.0,
+    surrogate: bool = False,
     seed: int = 0,
 ) -> Report:
     """Is this hand-derived gradient right, and if not, at which leaf and element?
 
     `backward(args, delta)` answers δ ↦ Jᵀδ, J = ∂f/∂args: a tuple with one gradient, a pytree like the argument, for
-    each argument. It is held against `jax.vjp` of f in float64, with what rounding explains as the only tolerance, and
-    must besides be linear in δ, deterministic, and the same under jit and vmap.
+    each argument. It is compared with `jax.vjp` of f in float64, with what rounding explains as the only tolerance, and
+    must besides be linear in δ, deterministic, and the same under jit and vmap. Gradients and δs of complex arguments
+    and outputs are in JAX's convention, ∂C/∂Re z − i ∂C/∂Im z.
 
     Args:
         f: a pure function of pytrees, `f(*args)`; its outputs are pytrees with floats among them.
@@ -46,13 +51,19 @@ def function(
         grid: more points, of other shapes.
         dtypes: precisions to cast every float to, "float32", "bfloat16"; by default those of args.
         cotangents: how many δs, drawn from seed; a single number's first δ is 1.
-        order: 2 to hold the derivative of the rule against that of the gradient too.
+        order: 2 to compare the derivative of the rule with that of the gradient too.
+        forward_error: how far f is from the function that is meant, relative, where it is a fixed point found to a
+            tolerance, a truncated series or a table: the gradient may be off by 16 times as much, and differences
+            count for no more than such values allow. The report says so.
+        surrogate: True for a rule that is not meant to be f's derivative (straight-through estimators, gradient
+            reversal): `jax.vjp` of f, with its stop_gradients and custom rules, is what is meant, and finite
+            differences are left out.
         seed: of δs and jitter.
 
     Raises:
         TypeError: if args is no tuple, holds what is no array, or f gives no floats.
         ValueError: if f is not deterministic, backward's result is not like args or forward's output not like f's:
-            every mismatch, with its path.
+            every mismatch, with its path; or if f has a while_loop, which has no reverse mode.
 
     Source: see `jaxnn.gradcheck.judge` for the criterion; Griewank & Walther (2008), ch. 3, for the adjoint.
 
@@ -62,8 +73,9 @@ def function(
     ('wrong', 'x')
     """
     name = name_of(f)
-    checked = _check(name, f, f, backward, forward, args, grid, dtypes, cotangents, order, seed, custom=False)
-    return Report(f"gradcheck of {name}", tuple(checked), _wrong(checked))
+    settings = _Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    checked = _check(name, f, f, backward, forward, args, grid, settings, custom=False)
+    return Report(f"gradcheck of {name}{settings.said}", tuple(checked), _wrong(checked))
 
 
 def custom_vjp(
@@ -75,6 +87,8 @@ def custom_vjp(
     dtypes: Sequence[DType] | None = None,
     cotangents: int = 2,
     order: int = 1,
+    forward_error: float = 0.0,
+    surrogate: bool = False,
     seed: int = 0,
 ) -> Report:
     """Is the rule of a function with `jax.custom_vjp` right? f's gradient against autodiff of a plain reference.
@@ -87,6 +101,8 @@ def custom_vjp(
         dtypes: as for `function`.
         cotangents: as for `function`.
         order: as for `function`.
+        forward_error: as for `function`, of the reference.
+        surrogate: as for `function`; the reference says what is meant, with `jax.lax.stop_gradient`.
         seed: as for `function`.
 
     Returns:
@@ -107,8 +123,9 @@ def custom_vjp(
     def backward(args: tuple[Any, ...], delta: Any) -> tuple[Any, ...]:
         return jax.vjp(f, *args)[1](delta)
 
-    checked = _check(name, f, reference, backward, None, args, grid, dtypes, cotangents, order, seed, custom=True)
-    return Report(f"gradcheck of {name} against {name_of(reference)}", tuple(checked), _wrong(checked))
+    settings = _Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    checked = _check(name, f, reference, backward, None, args, grid, settings, custom=True)
+    return Report(f"gradcheck of {name} against {name_of(reference)}{settings.said}", tuple(checked), _wrong(checked))
 
 
 def _wrong(rows: list[Row]) -> tuple[str, ...]:
@@ -116,6 +133,23 @@ def _wrong(rows: list[Row]) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------- one point after another
+
+
+class _Settings(NamedTuple):
+    """How to check, whatever the function: the arguments of those names."""
+
+    dtypes: Sequence[DType] | None
+    cotangents: int
+    order: int
+    forward_error: float
+    surrogate: bool
+    seed: int
+
+    @property
+    def said(self) -> str:
+        """What the title of a report says of them."""
+        said = f", forward_error={self.forward_error:g}" if self.forward_error else ""
+        return f"{said}, as a surrogate: without differences" if self.surrogate else said
 
 
 def _check(
@@ -126,17 +160,16 @@ def _check(
     forward: Callable[..., tuple[Tree, Tree]] | None,
     args: Sequence[Any],
     grid: Sequence[Sequence[Any]],
-    dtypes: Sequence[DType] | None,
-    cotangents: int,
-    order: int,
-    seed: int,
+    settings: _Settings,
     *,
     custom: bool,
 ) -> list[Row]:
-    whole_number("gradcheck: cotangents", cotangents, least=1)
-    if order not in (1, 2):
-        raise ValueError(f"gradcheck: order must be 1 or 2, got {order!r}")
-    precisions = _precisions(dtypes)
+    whole_number("gradcheck: cotangents", settings.cotangents, least=1)
+    if settings.order not in (1, 2):
+        raise ValueError(f"gradcheck: order must be 1 or 2, got {settings.order!r}")
+    number("gradcheck: forward_error", settings.forward_error, least=0.0, below=1.0)
+    yes_or_no("gradcheck: surrogate", settings.surrogate)
+    precisions = _precisions(settings.dtypes)
     if custom:
         fits(f, args)
     rows: list[Row] = []
@@ -147,14 +180,36 @@ def _check(
             place = " ".join(words) or name
             wide = dtype is not None and jnp.dtype(dtype) == np.float64
             with jax.enable_x64(wide or x64_is_on()):
-                case = Case(place, f, reference, backward, forward, cast(f, point, dtype), seed, cotangents)
+                case = Case(
+                    place,
+                    f,
+                    reference,
+                    backward,
+                    forward,
+                    cast(f, point, dtype),
+                    settings.seed,
+                    settings.cotangents,
+                    settings.forward_error,
+                    settings.surrogate,
+                )
                 try:
-                    rows += _rows(case, order, custom=custom)
+                    rows += _rows(case, settings.order, custom=custom)
                 except Exception as error:
                     if words:
                         error.add_note(f"gradcheck: at {place}")
+                    if NO_REVERSE in str(error):
+                        raise ValueError(LOOP.format(name=name_of(reference))) from error
                     raise
     return rows
+
+
+NO_REVERSE = "Reverse-mode differentiation does not work for lax.while_loop"
+LOOP = (
+    "gradcheck: {name} has a while_loop, and jax.grad cannot run one backward. Give a reference in its place whose "
+    "number of steps is fixed, a lax.scan or a fori_loop with Python numbers, with so many steps that more change "
+    "nothing: gradcheck.function(reference, args, backward=…), or gradcheck.custom_vjp(f, reference, args). Where the "
+    "loop ends at a tolerance, forward_error= says how far that leaves its result off, relative."
+)
 
 
 def _precisions(dtypes: Sequence[DType] | None) -> Sequence[DType | None]:
@@ -175,19 +230,20 @@ def _rows(case: Case, order: int, *, custom: bool) -> list[Row]:
     broken = not_finite_value(case, flat)
     if broken is not None:
         rows.append(broken)
-    bench = prepare([flat.problem])
+    run = prepare([flat.problem])
     found: list[list[Row]] = []
     for i, deltas in enumerate(flat.deltas):
         problem = flat.problem._replace(deltas=deltas, witness=i == 0)
-        (measured,) = measure(bench, [problem.arguments], case.seed + i)
+        (measured,) = measure(run, [problem.arguments], case.seed + i)
+        evidence = Evidence(problem, run.programs[0])
         if i == 0:
-            first = measured
-        found.append(verdicts(problem, bench.programs[0], measured))
+            first, kept = measured, evidence
+        found.append(verdicts(problem, run.programs[0], measured, evidence))
     rows += [max(same, key=lambda row: SEVERITY.index(row.verdict)) for same in zip(*found, strict=True)]
     if any(row.verdict == CANNOT_TELL and row.element is None for row in rows):
         return rows
-    (programs,) = bench.programs
-    rows += properties(case, flat, programs, first)
+    (programs,) = run.programs
+    rows += properties(case, flat, programs, first, kept)
     if order == 2:
         rows += second_order(case, flat, custom=custom)
     return rows

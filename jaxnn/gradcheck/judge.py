@@ -1,7 +1,7 @@
 """The verdict: is a hand-derived rule the gradient, judged in float64, with no tolerance for anyone to guess.
 
 Rounding shrinks with the unit roundoff u, a wrong rule does not. So the rule is run in float64, whatever precision
-it was written for, and held against jax.grad in float64. What may differ is not a constant but what rounding explains:
+it was written for, and compared with jax.grad in float64. What may differ is not a constant but what rounding explains:
 
     a, h      jax.grad and the hand rule in the given precision, u = 2⁻²⁴ for float32 (2⁻⁸ bfloat16, 2⁻¹¹ float16)
     r, h₆₄    the same two in float64
@@ -23,245 +23,59 @@ and 64·2⁻²⁹ of what rounding does there is added to τ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck.court import ASIDE, MIXED, WITNESSED, Court, as_float64, finite, rms, scales
+from jaxnn.gradcheck.arrays import finite, rms, scales
 from jaxnn.gradcheck.differences import Slope
-from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
-from jaxnn.gradcheck.replay import replay, widen
-from jaxnn.gradcheck.report import CANNOT_TELL, KINK, NO_ELEMENTS, RIGHT, WRONG, Row
-from jaxnn.jaxprs import function_of
+from jaxnn.gradcheck.evidence import Evidence
+from jaxnn.gradcheck.measuring import ROUNDOFF, Measured, excess, measure, noise, prepare, threshold
+from jaxnn.gradcheck.nonsmooth import at_a_kink, first_of, not_finite, repeated, worst_elements, worst_of
+from jaxnn.gradcheck.programs import Problem, Programs
+from jaxnn.gradcheck.report import CANNOT_TELL, NO_ELEMENTS, RIGHT, WRONG, Row
 
-ROUNDOFF = 2.0**-53  # of float64
-FLOAT32_ROUNDOFF = 2.0**-24
-JITTERS = 4  # points beside x
-JITTER = 4  # units of roundoff
-FLOAT64_NOISE = 16  # times s
-REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that casts explain
-NARROWED = 64 * ROUNDOFF / FLOAT32_ROUNDOFF  # times float32's noise: float64's, with room for another order of terms
+REPLAYED = 8  # times the noise that a replayed low-precision rule may be off, and that what runs elsewhere explains
 CONSTANTS = 8  # times u that rounded constants explain in a well-conditioned rule
 DROWNED = 0.01  # of the leaf: where τ is that large, nothing can be said
 CONTRADICTS = 1e-4  # of the terms: nearer than this, differences do not contradict what two derivations agree on
+SAME = 64 * ROUNDOFF  # of a gradient: two derivations of one number
+ALMOST = 1e-7  # of a gradient: further apart than that is no rounding
 BELOW = 10  # differences count as contradicting a value where they are this many of their own errors away
 
-
-# ---------------------------------------------------------------- measuring
-
-
 ONLY_HERE = "it agrees nearby and not at this point"
-
-
-class Measured(NamedTuple):
-    """What the verdict on one leaf rests on; arrays of float64, as in this module's docstring.
-
-    `replayed` is the low-precision rule in float64 arithmetic, and `reference` what that is held against; `apart` is
-    the largest |h₆₄ − r| at two points moved off kinks. `narrow` is float32's noise, where it was asked for.
-    """
-
-    hand: np.ndarray
-    auto: np.ndarray
-    hand64: np.ndarray
-    auto64: np.ndarray
-    replayed: np.ndarray
-    reference: np.ndarray
-    sigma: np.ndarray
-    s: np.ndarray
-    u: float
-    coarsest: float
-    apart: np.ndarray
-    narrow: np.ndarray | float = 0.0
-
-
-class Bench(NamedTuple):
-    """Compiled programs for many problems at once: one compilation for each precision.
-
-    `low` gives (h, a) and `high` (h₆₄, r) of every problem; `replays` those of the low-precision programs in
-    float64 arithmetic, for the problems for which that is another question.
-    """
-
-    problems: list[Problem]
-    programs: list[Programs]
-    low: Callable[[list[Any]], list[Any]]
-    high: Callable[[list[Any]], list[Any]]
-    replays: Callable[[list[Any]], list[Any]]
-
-
-def prepare(problems: Sequence[Problem]) -> Bench:
-    """Traces the problems; nothing is compiled before it is called."""
-    programs = [trace(problem) for problem in problems]
-
-    def both(hand: Any, auto: Any, arguments: Any) -> tuple[list[Any], list[Any]]:
-        flat = jax.tree.leaves(arguments)
-        return hand(*flat), auto(*flat)
-
-    def low(points: list[Any]) -> list[Any]:
-        return [
-            both(function_of(p.hand), function_of(p.auto), point) for p, point in zip(programs, points, strict=True)
-        ]
-
-    def high(points: list[Any]) -> list[Any]:
-        return [
-            both(replay(p.hand), replay(p.auto), point) if p.stopped
-            else both(runner(p.hand64), runner(p.auto64), point)
-            for p, point in zip(programs, points, strict=True)
-        ]  # fmt: skip
-
-    def replays(points: list[Any]) -> list[Any]:
-        return [
-            None if p.same or p.stopped else both(replay(p.hand), replay(p.auto) if p.random else lambda *_: [], point)
-            for p, point in zip(programs, points, strict=True)
-        ]
-
-    return Bench(list(problems), programs, *map(compiled, (low, high, replays)))
-
-
-def measure(bench: Bench, points: list[Any], seed: int = 0) -> list[list[Measured]]:
-    """Runs everything at the points, one `Problem.arguments` for each; one record for each leaf of each problem."""
-    rng = np.random.default_rng(seed)
-    with jax.enable_x64(True):
-        aside = [_moved(widen(points), rng, _step_aside(rng)) for _ in range(2)]
-        shaken = _moved(aside[0], rng, lambda x, u: x * (1 + JITTER * ROUNDOFF * _signs(rng, x)))
-        asides, after = [bench.high(point) for point in aside], bench.high(shaken)
-        changes = jax.tree.map(lambda a, b: np.abs(as_float64(a) - as_float64(b)), after, asides[0])
-        apart = [
-            [np.maximum(*(np.abs(as_float64(result[k][0][i]) - as_float64(result[k][1][i])) for result in asides))
-             for i in range(len(program.hand.out_avals))]
-            for k, program in enumerate(bench.programs)
-        ]  # fmt: skip
-        del asides, after
-    low, high, replayed = _results(bench, points)
-    squares = _errors(bench, low, high, replayed)
-    for _ in range(JITTERS):  # one point after another: large networks are kept once
-        errors = _errors(
-            bench, *_results(bench, _moved(points, rng, lambda x, u: x * (1 + JITTER * u * _signs(rng, x))))
-        )
-        squares = jax.tree.map(np.add, squares, errors)
-    return [
-        [
-            Measured(
-                hand=low[k][0][i],
-                auto=low[k][1][i],
-                hand64=high[k][0][i],
-                auto64=high[k][1][i],
-                replayed=high[k][0][i] if replayed[k] is None else replayed[k][0][i],
-                reference=_reference(program, high[k], replayed[k])[i],
-                sigma=np.sqrt(squares[k][i] / (JITTERS + 1)),
-                s=finite(changes[k][1][i])
-                + (finite(changes[k][0][i]) if _coarsest(problem, program) == ROUNDOFF else 0),
-                u=_roundoff(aval.dtype),
-                coarsest=_coarsest(problem, program),
-                apart=apart[k][i],
-            )
-            for i, aval in enumerate(program.hand.out_avals)
-        ]
-        for k, (problem, program) in enumerate(zip(bench.problems, bench.programs, strict=True))
-    ]
-
-
-def _results(bench: Bench, points: list[Any]) -> tuple[Any, Any, Any]:
-    """(h, a), (h₆₄, r) and the replays of every problem at the points, as float64 in NumPy, which knows no x64 mode."""
-    low = jax.tree.map(as_float64, bench.low(points))
-    with jax.enable_x64(True):
-        wide = widen(points)
-        return low, jax.tree.map(as_float64, bench.high(wide)), jax.tree.map(as_float64, bench.replays(wide))
-
-
-def _errors(bench: Bench, low: Any, high: Any, replayed: Any) -> list[list[np.ndarray]]:
-    """(a − r)² of every leaf."""
-    return [
-        [finite(a - r) ** 2 for a, r in zip(low[k][1], _reference(program, high[k], replayed[k]), strict=True)]
-        for k, program in enumerate(bench.programs)
-    ]
-
-
-def _reference(program: Programs, high: Any, replayed: Any) -> list[np.ndarray]:
-    """What low precision is held against: where random numbers are drawn, float64 draws others."""
-    found: list[np.ndarray] = replayed[1] if program.random and not program.stopped else high[1]
-    return found
-
-
-def _coarsest(problem: Problem, program: Programs) -> float:
-    dtypes = [*(aval.dtype for aval in program.hand.out_avals), *(leaf.dtype for leaf in problem.leaves)]
-    return max(map(_roundoff, dtypes))
-
-
-def _moved(points: list[Any], rng: np.random.Generator, move: Callable[[np.ndarray, float], np.ndarray]) -> list[Any]:
-    """The same points, their leaves moved in float64 and rounded to what they were."""
-
-    def one(leaf: Any) -> Any:
-        wide = np.asarray(leaf).astype(np.float64)
-        return jnp.asarray(move(wide, _roundoff(leaf.dtype)), leaf.dtype)
-
-    return [([one(leaf) for leaf in leaves], fixed, deltas) for leaves, fixed, deltas in points]
-
-
-def _signs(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    return np.asarray(rng.integers(0, 2, x.shape) * 2.0 - 1)
-
-
-def _step_aside(rng: np.random.Generator) -> Callable[[np.ndarray, float], np.ndarray]:
-    return lambda x, u: x + ASIDE * scales(x) * rng.uniform(-1, 1, x.shape)
-
-
-def _roundoff(dtype: Any) -> float:
-    """u: half the distance from 1 to the next number, 2⁻²⁴ in float32."""
-    return float(jnp.finfo(dtype).eps) / 2
-
-
-# ---------------------------------------------------------------- the verdict
-
-
-def noise(m: Measured) -> np.ndarray:
-    """Nᵢ."""
-    if m.coarsest == ROUNDOFF:
-        return np.asarray(m.s + rms(m.s) + ROUNDOFF * np.abs(finite(m.auto64)))
-    away = np.abs(m.hand - m.replayed)  # where random numbers are drawn, float64 draws others
-    return np.asarray(m.sigma + rms(m.sigma) + m.u * np.abs(finite(m.reference)) + finite(away))
-
-
-def threshold(m: Measured) -> np.ndarray:
-    """τᵢ."""
-    u = FLOAT32_ROUNDOFF if m.coarsest == ROUNDOFF else m.coarsest
-    above = np.sqrt(u / ROUNDOFF) if m.coarsest == ROUNDOFF else np.sqrt(ROUNDOFF / u)
-    return np.asarray(above * noise(m) + FLOAT64_NOISE * (m.s + rms(m.s)) + NARROWED * m.narrow)
-
-
-def excess(off: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """|off| as a multiple of what is allowed; 0 where nothing is off."""
-    off = np.abs(off)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(off == 0, 0.0, off / allowed)
-    return np.asarray(np.where(np.isnan(ratio), np.inf, ratio))
+ILL_CONDITIONED = "rounding alone is over 1 % of this gradient, in float64 too: the point is ill-conditioned"
+ON_PURPOSE = (
+    "A custom rule or a stop_gradient inside it, or rounding that differences do not see; if it is meant so, as in a "
+    "straight-through estimator, give surrogate=True."
+)
 
 
 def judge(problems: Sequence[Problem], seed: int = 0) -> list[list[Row]]:
     """One row for each leaf of each problem; they are compiled together, once for each precision."""
-    bench = prepare(problems)
-    measured = measure(bench, [problem.arguments for problem in bench.problems], seed)
-    return [verdicts(*args) for args in zip(bench.problems, bench.programs, measured, strict=True)]
+    run = prepare(problems)
+    measured = measure(run, [problem.arguments for problem in run.problems], seed)
+    return [verdicts(*args) for args in zip(run.problems, run.programs, measured, strict=True)]
 
 
-def verdicts(problem: Problem, programs: Programs, measured: list[Measured]) -> list[Row]:
-    """One row for each leaf of a problem that has been measured."""
-    court = Court(problem, programs)
+def verdicts(
+    problem: Problem, programs: Programs, measured: list[Measured], evidence: Evidence | None = None
+) -> list[Row]:
+    """One row for each leaf of a problem that has been measured; evidence, where it is kept for more questions."""
+    evidence = evidence or Evidence(problem, programs)
     leaves = zip(problem.names, measured, strict=True)
-    return [_verdict(court, i, name, m) for i, (name, m) in enumerate(leaves)]
+    return [_verdict(evidence, i, name, m) for i, (name, m) in enumerate(leaves)]
 
 
-def _verdict(court: Court, i: int, name: str, m: Measured) -> Row:
-    problem = court.problem
+def _verdict(evidence: Evidence, i: int, name: str, m: Measured) -> Row:
+    problem = evidence.problem
     if m.auto64.size == 0:
         return Row(problem.place, problem.kind, name, RIGHT, NO_ELEMENTS)
     off = excess(m.hand64 - m.auto64, threshold(m))
     if m.coarsest == ROUNDOFF and off.max() > 1:
-        m = m._replace(narrow=court.narrow()[i])
+        m = m._replace(narrow=evidence.narrow()[i])
         off = excess(m.hand64 - m.auto64, threshold(m))
-    worst = _worst(off, m.auto64)
+    worst = worst_of(off, m.auto64)
     row = _with_ulps(
         Row(
             problem.place,
@@ -276,37 +90,31 @@ def _verdict(court: Court, i: int, name: str, m: Measured) -> Row:
         m,
     )
     if not np.isfinite(m.auto64).all():
-        return _not_finite(court, i, m, row)
+        return not_finite(evidence, i, m, row)
     if off.max() > 1:
-        return _suspect(court, i, m, off, row)
+        return _suspect(evidence, i, m, off, row)
     overflow = ~np.isfinite(m.hand) & np.isfinite(m.auto)
     if overflow.any():
-        worst = _first(overflow)
+        worst = first_of(overflow)
         why = f"{m.hand[worst]} in the given precision, where jax.grad is finite ({m.auto[worst]:.7g})"
         return row._replace(verdict=WRONG, why=why, element=worst)
     if m.coarsest != ROUNDOFF:
         gate = REPLAYED * (m.sigma + rms(m.sigma) + m.u * np.abs(finite(m.reference))) + threshold(m)
         low = excess(m.replayed - m.reference, gate)
         if low.max() > 1:
-            return _low_precision_only(court, i, m, low, row)
+            return _low_precision_only(m, low, row)
         rounded = CONSTANTS * m.u * (np.abs(finite(m.reference)) + rms(m.reference) / 4) + threshold(m)
         low = excess(m.replayed - m.reference, rounded)
         if low.max() > 1:
             return _low_precision_drowned(m, low, row)
-    if rms(threshold(m)) > DROWNED * rms(m.auto64) and rms(m.auto64) > 0 and off.max() > 0:
-        why = "rounding alone is over 1 % of this gradient, in float64 too: the point is ill-conditioned"
-        return row._replace(verdict=CANNOT_TELL, why=why)
-    return _contradicted(court, i, m, row) if problem.witness else row
-
-
-def _worst(off: np.ndarray, auto: np.ndarray) -> tuple[Any, ...]:
-    """The element furthest off; where none is, the largest gradient."""
-    flat = int(np.argmax(off)) if off.max() > 0 else int(np.argmax(np.abs(finite(auto))))
-    return tuple(np.unravel_index(flat, auto.shape))
-
-
-def _first(mask: np.ndarray) -> tuple[int, ...]:
-    return tuple(map(int, np.unravel_index(int(np.argmax(mask)), mask.shape)))
+    rounding = threshold(m._replace(forward=0.0))
+    if rms(rounding) > DROWNED * rms(m.auto64) > 0:
+        row = _drowned(evidence, i, m, row)
+    elif m.forward and excess(m.hand64 - m.auto64, rounding).max() > 1:
+        row = row._replace(why=f"within what forward_error={m.forward:g} explains, and not within rounding")
+    if row.verdict != RIGHT or not problem.witness or not problem.has_differences:
+        return row
+    return repeated(evidence, i, m, row) or _contradicted(evidence, i, m, row)
 
 
 def _with_ulps(row: Row, m: Measured) -> Row:
@@ -317,27 +125,32 @@ def _with_ulps(row: Row, m: Measured) -> Row:
     return row._replace(ulps=hand, autodiff_ulps=auto)
 
 
-def _suspect(court: Court, i: int, m: Measured, off: np.ndarray, row: Row) -> Row:
-    """More is off than rounding explains: wrong, unless it is a kink, or something stopped float64."""
-    tau = threshold(m)
-    order = np.argsort(off, axis=None)[::-1][:WITNESSED]
-    elements = [tuple(map(int, np.unravel_index(int(flat), off.shape))) for flat in order if off.flat[flat] > 1]
-    slopes = [court.slope(i, element) for element in elements] if court.problem.auto is None else []
+def _suspect(evidence: Evidence, i: int, m: Measured, off: np.ndarray, row: Row) -> Row:
+    """More is off than rounding explains: wrong, but for a kink, a sum that cancels, or what stopped float64."""
+    tau, problem = threshold(m), evidence.problem
+    elements = worst_elements(off)
+    slopes = [evidence.slope(i, element) for element in elements] if problem.has_differences else []
     row = row._replace(differences=slopes[0].value if slopes else None)
-    if (excess(m.apart, tau) <= 1).all():
-        if slopes:
-            return _at_a_kink(court, i, m, elements, slopes, row)
-        return row._replace(verdict=WRONG, why=ONLY_HERE)
-    stopped = court.stopped()
-    if stopped and (np.abs(m.hand64 - m.auto64) <= REPLAYED * noise(m) + tau).all():
-        why = f"{stopped[0].what} keeps float64 from getting through, and what is off may be its rounding"
-        return row._replace(verdict=CANNOT_TELL, why=why, source=stopped[0].source)
+    if _agrees_nearby(evidence, i, m, tau):
+        return (
+            at_a_kink(evidence, i, m, off, row) if problem.auto is None else row._replace(verdict=WRONG, why=ONLY_HERE)
+        )
+    if not any(_decides(slope, m, element) for element, slope in zip(elements, slopes, strict=False)):
+        cancelled = _within_rounding(evidence, i, m, row)
+        if cancelled is not None:
+            return cancelled
+    stopped = max(evidence.stopped(), key=lambda obstacle: obstacle.unit, default=None)
+    if stopped is not None:
+        explained = REPLAYED * noise(m) if np.isinf(stopped.unit) else _constants(m, stopped.unit)
+        if (np.abs(m.hand64 - m.auto64) <= explained + tau).all():
+            why = f"{stopped.what} keeps float64 from getting through, and what is off may be its rounding"
+            return row._replace(verdict=CANNOT_TELL, why=why, source=stopped.source)
     for element, slope in zip(elements, slopes, strict=False):
         h, r = float(m.hand64[element]), float(m.auto64[element])
         if abs(slope.value - r) > BELOW * slope.error and abs(slope.value - h) < abs(slope.value - r) / 3:
             why = (
                 f"differences side with the hand-derived gradient, {slope.value:.7g}: jax.grad contradicts the "
-                "function (a custom rule or a stop_gradient inside it)"
+                f"function. {ON_PURPOSE}"
             )
             return row._replace(
                 verdict=CANNOT_TELL, why=why, element=element, hand=h, autodiff=r, differences=slope.value
@@ -345,6 +158,63 @@ def _suspect(court: Court, i: int, m: Measured, off: np.ndarray, row: Row) -> Ro
     count = int((off > 1).sum())
     why = f"{count} of {off.size} elements are off by more than rounding explains, the worst {row.excess:.1e} times"
     return row._replace(verdict=WRONG, why=f"{why}.{_guess(m)}")
+
+
+def _agrees_nearby(evidence: Evidence, i: int, m: Measured, tau: np.ndarray) -> bool:
+    """Whether the rule and jax.grad agree a millionth to the side, as far as float64's rounding there allows."""
+    size = m.beside + rms(m.beside)
+    if (m.apart <= tau + SAME * size).all():
+        return True
+    return bool((m.apart <= ALMOST * size).all() and (m.apart <= tau + SAME * size + evidence.rounding(i)).all())
+
+
+def _decides(slope: Slope, m: Measured, element: tuple[int, ...]) -> bool:
+    """Whether a slope by differences tells the hand-derived gradient from jax.grad's."""
+    return bool(BELOW * slope.error < abs(m.hand64[element] - m.auto64[element]) / 3)
+
+
+def _constants(m: Measured, u: float) -> np.ndarray:
+    """What constants rounded to some precision explain in a well-conditioned rule."""
+    return np.asarray(CONSTANTS * u * (np.abs(finite(m.auto64)) + rms(m.auto64) / 4))
+
+
+# ---------------------------------------------------------------- sums that cancel
+
+
+def _within_rounding(evidence: Evidence, i: int, m: Measured, row: Row) -> Row | None:
+    """Right, if two derivations that sum the same terms may differ by as much, or undecidable; None if by less."""
+    bound = evidence.rounding(i)
+    most = max(float(np.abs(x).max()) for x in (m.hand64, m.auto64))
+    zero = bool((np.abs(m.auto64) <= bound).all())
+    if (np.abs(m.hand64 - m.auto64) <= bound).all():
+        if zero and (np.abs(m.hand64) <= bound).all():
+            why = (
+                f"0 to rounding: at most {most:.1e}, where rounding the terms that are summed leaves {bound.max():.1e}"
+            )
+            return row._replace(verdict=RIGHT, why=why, excess=None, ulps=None, autodiff_ulps=None)
+        if rms(bound) <= DROWNED * rms(m.auto64):
+            return row._replace(verdict=RIGHT, why="they agree to the rounding of the terms that each of them sums")
+        return row._replace(verdict=CANNOT_TELL, why=ILL_CONDITIONED)
+    if zero:
+        why = f"jax.grad is 0 to rounding, {bound.max():.1e}; the rule gives more, and less than differences resolve"
+        return row._replace(verdict=CANNOT_TELL, why=why)
+    return None
+
+
+def _drowned(evidence: Evidence, i: int, m: Measured, row: Row) -> Row:
+    """No digit of the gradient is left by the noise of the given precision: what float64's rounding leaves decides."""
+    cancelled = _within_rounding(evidence, i, m, row)
+    if (m.hand64 == m.auto64).all():  # then nothing has to be told apart
+        return cancelled if cancelled is not None and cancelled.verdict == RIGHT else row
+    if cancelled is None:
+        return row._replace(verdict=CANNOT_TELL, why=ILL_CONDITIONED)
+    if cancelled.verdict == CANNOT_TELL and cancelled.why != ILL_CONDITIONED and evidence.problem.has_differences:
+        element = worst_elements(np.abs(m.hand64 - m.auto64))[0]
+        slope, h = evidence.slope(i, element), float(m.hand64[element])
+        if _decides(slope, m, element):
+            why = f"jax.grad and differences are 0 to rounding here, and the rule gives {h:.7g}"
+            return row._replace(verdict=WRONG, why=why, element=element, hand=h, differences=slope.value)
+    return cancelled
 
 
 def _guess(m: Measured) -> str:
@@ -363,50 +233,12 @@ def _guess(m: Measured) -> str:
     return ""
 
 
-def _at_a_kink(
-    court: Court,
-    i: int,
-    m: Measured,
-    elements: list[tuple[int, ...]],
-    slopes: list[Slope],
-    row: Row,
-) -> Row:
-    """The rule agrees with jax.grad a millionth to the side: a kink, if the function bends and h is a mixture there.
-
-    What a rule may answer is Clarke's generalised gradient: the mixtures of the gradients of the pieces that meet.
-    """
-    for element, slope in zip(elements, slopes, strict=True):
-        h, r = float(m.hand64[element]), float(m.auto64[element])
-        here = row._replace(
-            element=element, hand=h, autodiff=r, differences=slope.value, slopes=(slope.left, slope.right)
-        )
-        if not slope.bends:
-            why = "it agrees with jax.grad nearby and not at this point, where the function has no kink"
-            return here._replace(verdict=WRONG, why=why)
-    found, outside, gave_up = court.mixture(i, m.hand64, m.hand64 - m.auto64)
-    if gave_up and (outside is not None or found.short > MIXED):
-        why = "more branches meet here than could be tried; no mixture of the gradients of those that were is this"
-        return row._replace(verdict=CANNOT_TELL, why=why)
-    if outside is not None:
-        h, (low, high) = float(m.hand64[outside]), (float(found.low[outside]), float(found.high[outside]))
-        why = f"at a kink: {h:.7g} is not between the slopes nearby, {low:.7g} and {high:.7g}"
-        here = row._replace(element=outside, hand=h, autodiff=float(m.auto64[outside]), slopes=(low, high))
-        return here._replace(verdict=WRONG, why=why)
-    if found.short > MIXED:
-        why = "at a tie: each element is between its slopes, but no mixture of the gradients nearby gives them all"
-        return row._replace(verdict=WRONG, why=why)
-    left, right = slopes[0].left, slopes[0].right
-    first = elements[0]
-    row = row._replace(element=first, hand=float(m.hand64[first]), differences=slopes[0].value)
-    why = f"the slope jumps here from {left:.7g} to {right:.7g}: both answers are allowed"
-    not_finite = row.element == first and not np.isfinite(row.autodiff or 0.0)
-    auto = row.autodiff if not_finite else float(m.auto64[first])
-    return row._replace(verdict=KINK, why=why, autodiff=auto, slopes=(left, right))
+# ---------------------------------------------------------------- the precision that was given
 
 
-def _low_precision_only(court: Court, i: int, m: Measured, low: np.ndarray, row: Row) -> Row:
+def _low_precision_only(m: Measured, low: np.ndarray, row: Row) -> Row:
     """The rule is right in float64, and its low-precision program is not, even without rounding."""
-    worst = tuple(map(int, _worst(low, m.reference)))
+    worst = tuple(map(int, worst_of(low, m.reference)))
     row = row._replace(element=worst, hand=float(m.replayed[worst]), autodiff=float(m.reference[worst]))
     why = (
         "right in float64, and wrong in the precision given, where it is another program: replayed without rounding, "
@@ -417,7 +249,7 @@ def _low_precision_only(court: Court, i: int, m: Measured, low: np.ndarray, row:
 
 def _low_precision_drowned(m: Measured, low: np.ndarray, row: Row) -> Row:
     """Its low-precision program is off even without rounding, at a point where rounding is as large as that."""
-    worst = tuple(map(int, _worst(low, m.reference)))
+    worst = tuple(map(int, worst_of(low, m.reference)))
     row = row._replace(element=worst, hand=float(m.replayed[worst]), autodiff=float(m.reference[worst]))
     why = (
         "right in float64; in the precision given it is another program, off where nothing is rounded, and by less "
@@ -426,39 +258,36 @@ def _low_precision_drowned(m: Measured, low: np.ndarray, row: Row) -> Row:
     return row._replace(verdict=CANNOT_TELL, why=why, excess=float(low.max()))
 
 
-def _not_finite(court: Court, i: int, m: Measured, row: Row) -> Row:
-    """jax.grad is NaN or infinite at the point: the slopes from both sides may still say what is allowed."""
-    bad = ~np.isfinite(m.auto64)
-    element = _first(bad)
-    h, r = float(m.hand64[element]), float(m.auto64[element])
-    row = row._replace(element=element, hand=h, autodiff=r, excess=None)
-    elsewhere = excess(np.where(bad, 0, m.hand64 - finite(m.auto64)), threshold(m))
-    if elsewhere.max() > 1:
-        worst = tuple(map(int, _worst(elsewhere, m.auto64)))
-        row = row._replace(element=worst, hand=float(m.hand64[worst]), autodiff=float(m.auto64[worst]))
-        return row._replace(verdict=WRONG, why="off where jax.grad is finite, by more than rounding explains")
-    if np.isfinite(m.hand64[bad]).all() and court.problem.auto is None:
-        elements = [tuple(map(int, where)) for where in np.argwhere(bad)[:WITNESSED]]
-        slopes = [court.slope(i, where) for where in elements]
-        if all(np.isfinite([s.left, s.right]).all() and s.bends and s.has_sides for s in slopes):
-            return _at_a_kink(court, i, m._replace(auto64=np.where(bad, 0, m.auto64)), elements, slopes, row)
-    why = f"jax.grad is {r} at {int(bad.sum())} of {bad.size} elements, first at {list(element)}"
-    return row._replace(verdict=CANNOT_TELL, why=why)
+# ---------------------------------------------------------------- where both agree
 
 
-def _contradicted(court: Court, i: int, m: Measured, row: Row) -> Row:
-    """The third witness: hand rule and jax.grad agree; do differences, at one element and along one direction?"""
-    assert row.element is not None
-    slope = court.slope(i, row.element)
+def _contradicted(evidence: Evidence, i: int, m: Measured, row: Row) -> Row:
+    """Hand-derived rule and jax.grad agree; do differences, at one element and along one direction?"""
+    element = row.element
+    assert element is not None
+    r, slope = float(m.auto64[element]), evidence.slope(i, element)
     rng = np.random.default_rng(i)
-    v = rng.choice([-1.0, 1.0], m.auto64.shape) * scales(court.wide_leaf(i))
-    along, whole = float(np.vdot(m.auto64, v)), court.slope_along(i, v)
-    room = CONTRADICTS * float(np.abs(m.auto64 * v).sum())
+    v = rng.choice([-1.0, 1.0], m.auto64.shape) * scales(evidence.wide_leaf(i))
+    along, terms = float(np.vdot(m.auto64, v)), float(np.abs(m.auto64 * v).sum())
     row = row._replace(differences=slope.value if np.isfinite(slope.value) else None)
-    if not np.isfinite(whole.value) or whole.bends or abs(whole.value - along) <= BELOW * whole.error + room:
+
+    def contradicts(found: Slope, expected: float, terms: float) -> bool:
+        off = abs(found.value - expected)
+        return bool(np.isfinite(found.value) and not found.bends and off > BELOW * found.error + CONTRADICTS * terms)
+
+    where = "here its slope"
+    if not contradicts(slope, r, abs(r)):
+        slope, r, where = evidence.slope_along(i, v), along, "along a direction its slope"
+        if not contradicts(slope, r, terms):
+            return row
+        slope = evidence.slope_along(i, v, noise=evidence.shaken_values())
+    else:
+        terms = abs(r)
+        slope = evidence.slope(i, element, noise=evidence.shaken_values())
+    if not contradicts(slope, r, terms):
         return row
     why = (
-        f"hand-derived gradient and jax.grad agree, and contradict the function: along a direction its slope is "
-        f"{whole.value:.7g}, and theirs {along:.7g} (a custom rule or a stop_gradient inside it)"
+        f"hand-derived gradient and jax.grad agree, and contradict the function: {where} is {slope.value:.7g}, and "
+        f"theirs {r:.7g}. {ON_PURPOSE}"
     )
     return row._replace(verdict=CANNOT_TELL, why=why)

@@ -26,12 +26,14 @@ class Mixture(NamedTuple):
         low: the least that was seen at each element; `high` the greatest.
         high: see `low`.
         left: |h − the nearest mixture| at each element, relative to the gradients' size there.
+        v: the last direction asked for, along which all fall short of h if `short` says so.
     """
 
     short: float
     low: np.ndarray
     high: np.ndarray
     left: np.ndarray
+    v: np.ndarray
 
 
 def mixture(
@@ -46,18 +48,20 @@ def mixture(
         enough: relative: below this, h is a mixture; above it, falling short is proof that it is none.
     """
     seen: list[np.ndarray] = []
-    short, left = -np.inf, np.full(h.shape, np.inf)
+    short, left, asked = -np.inf, np.full(h.shape, np.inf), v
     for _ in range(MOST):
+        asked = v
         seen.append(furthest(v, float(np.vdot(h, v))))
         size = np.maximum(np.abs(h), np.max(np.abs(seen), axis=0))
         terms = float(np.sum(np.abs(v) * size))
         short = float(np.vdot(h - seen[-1], v)) / terms if terms else 0.0
         weights = nearest(np.stack([(g - h).ravel() for g in seen]))
-        v = h - np.tensordot(weights, np.stack(seen), axes=1)
+        v = np.asarray(h - np.tensordot(weights, np.stack(seen), axes=1))
         left = np.abs(v) / np.maximum(size, np.sqrt(np.mean(np.square(size))) or 1.0)
         if short > enough or left.max() <= enough:
             break
-    return Mixture(short, np.min(seen, axis=0), np.max(seen, axis=0), left)
+    low, high = (np.asarray(extreme(seen, axis=0)) for extreme in (np.min, np.max))  # a number is none by itself
+    return Mixture(short, low, high, left, asked)
 
 
 def nearest(points: np.ndarray) -> np.ndarray:

@@ -441,7 +441,7 @@ def _loss(loss: Loss, output: Any, target: Tree) -> Problem:
 
     ones = jnp.ones_like(loss.value(output, target))
     names = ["δ"] if len(leaves) == 1 else [f"δ {name}" for name in named_leaves(output)]
-    return Problem(loss.name, "loss", tuple(names), value, rule, leaves, target, [ones])
+    return Problem(loss.name, "loss", tuple(names), value, rule, leaves, target, [ones], witness=True)
 
 
 def _whole(

@@ -29,6 +29,8 @@ class Problem(NamedTuple):
         deltas: cotangents, one for each output.
         auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
         witness: whether to take differences of right leaves too.
+        forward_error: how far, relative, value may be from the function that is meant.
+        surrogate: whether the rule is meant not to be the function's derivative: differences say nothing then.
     """
 
     place: str
@@ -41,6 +43,13 @@ class Problem(NamedTuple):
     deltas: list[Any]
     auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
     witness: bool = False
+    forward_error: float = 0.0
+    surrogate: bool = False
+
+    @property
+    def has_differences(self) -> bool:
+        """Whether finite differences of value are another route to what the rule should give."""
+        return self.auto is None and not self.surrogate
 
     @property
     def arguments(self) -> tuple[list[Any], Any, list[Any]]:

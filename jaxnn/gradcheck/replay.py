@@ -12,7 +12,7 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,16 +66,24 @@ def _wide(x: Any) -> Any:
 # ---------------------------------------------------------------- replay
 
 
-def replay(closed: Any) -> Callable[..., list[Any]]:
+class Shaking(Protocol):
+    """Moves what an operation is given and what it gives, as rounding might."""
+
+    def inputs(self, eqn: Any, args: list[Any]) -> list[Any]: ...
+
+    def outputs(self, eqn: Any, outs: list[Any]) -> list[Any]: ...
+
+
+def replay(closed: Any, shaking: Shaking | None = None) -> Callable[..., list[Any]]:
     """The function of a closed jaxpr in float64 arithmetic; call it under enable_x64, floats given as float64."""
 
     def run(*args: Any) -> list[Any]:
-        return _evaluate(closed.jaxpr, widen(list(closed.consts)), args)
+        return _evaluate(closed.jaxpr, widen(list(closed.consts)), args, shaking)
 
     return run
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], shaking: Shaking | None) -> list[Any]:
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom: Any) -> Any:
@@ -84,7 +92,11 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
         return number(atom)
 
     for eqn in jaxpr.eqns:
-        outs = step(eqn, [read(atom) for atom in eqn.invars])
+        values = [read(atom) for atom in eqn.invars]
+        if shaking is None:
+            outs = step(eqn, values)
+        else:
+            outs = shaking.outputs(eqn, step(eqn, shaking.inputs(eqn, values), shaking))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -97,13 +109,13 @@ def number(literal: Any) -> Any:
     return literal.val if dtype == jax.dtypes.float0 else np.asarray(literal.val, dtype)
 
 
-def step(eqn: Any, args: list[Any]) -> list[Any]:
+def step(eqn: Any, args: list[Any], shaking: Shaking | None = None) -> list[Any]:
     """The outputs of one equation in float64 arithmetic."""
     name, params = eqn.primitive.name, eqn.params
     if name in INLINED:
-        return replay(called(eqn))(*args)
+        return replay(called(eqn), shaking)(*args)
     if name in OPENED:
-        return OPENED[name](params, args)
+        return OPENED[name](params, args, shaking)
     if name == "convert_element_type" and is_float(eqn.invars[0].aval) and is_float(params["new_dtype"]):
         return args
     if name == "reduce_precision":
@@ -144,9 +156,9 @@ def _wide_program(closed: Any) -> Any:
 # ---------------------------------------------------------------- loops and branches
 
 
-def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _scan(params: dict[str, Any], args: list[Any], shaking: Shaking | None) -> list[Any]:
     scan = Scan.of(params)
-    run, (consts, start, xs) = replay(scan.body), scan.parts(args)
+    run, (consts, start, xs) = replay(scan.body, shaking), scan.parts(args)
 
     def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         handed_on, ys = scan.results(run(*consts, *carry, *x))
@@ -156,9 +168,10 @@ def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
     return [*carry, *outs]
 
 
-def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _while(params: dict[str, Any], args: list[Any], shaking: Shaking | None) -> list[Any]:
     loop = While.of(params)
-    test, body, (test_consts, body_consts, start) = replay(loop.test), replay(loop.body), loop.parts(args)
+    (test_consts, body_consts, start) = loop.parts(args)
+    test, body = replay(loop.test), replay(loop.body, shaking)
     return jax.lax.while_loop(
         lambda carry: test(*test_consts, *carry)[0],
         lambda carry: like(carry, body(*body_consts, *carry)),
@@ -166,12 +179,13 @@ def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
     )
 
 
-def _cond(params: dict[str, Any], args: list[Any]) -> list[Any]:
-    return jax.lax.switch(args[0], [_branch(branch) for branch in Cond.of(params).branches], *_arrays(args[1:]))
+def _cond(params: dict[str, Any], args: list[Any], shaking: Shaking | None) -> list[Any]:
+    branches = [_branch(branch, shaking) for branch in Cond.of(params).branches]
+    return list(jax.lax.switch(args[0], branches, *_arrays(args[1:])))
 
 
-def _branch(closed: Any) -> Callable[..., list[Any]]:
-    return lambda *args: _arrays(replay(closed)(*args))
+def _branch(closed: Any, shaking: Shaking | None) -> Callable[..., list[Any]]:
+    return lambda *args: _arrays(replay(closed, shaking)(*args))
 
 
 OPENED = {"scan": _scan, "while": _while, "cond": _cond}
@@ -195,10 +209,13 @@ class Obstacle(NamedTuple):
     Attributes:
         what: "a cast to bfloat16", "a pure_callback", "a captured constant, float32[3],", "an error in float64".
         source: `file:line (function)` of the user's code, or "".
+        unit: the unit roundoff that it leaves when casts have been taken out: 0 for a cast, that of its precision for
+            a rounded constant; infinite for what runs elsewhere in its own precision.
     """
 
     what: str
     source: str
+    unit: float = 0.0
 
 
 def said(error: Exception) -> str:
@@ -254,19 +271,33 @@ def obstacles(closed: Any) -> list[Obstacle]:
     found = casts(closed)
     for eqn in equations(closed.jaxpr):
         if eqn.primitive.name in CALLBACKS:
-            found.append(Obstacle(f"a {eqn.primitive.name}", source_of(eqn)))
+            found.append(Obstacle(f"a {eqn.primitive.name}", source_of(eqn), np.inf))
         for atom in eqn.invars:
-            if isinstance(atom, core.Literal) and is_float(atom.aval) and _was_rounded(float(atom.val)):
-                found.append(Obstacle(f"a constant in low precision, {float(atom.val)!r},", source_of(eqn)))
+            aval: Any = atom.aval
+            if isinstance(atom, core.Literal) and is_float(aval):
+                unit = _unit_of(float(atom.val), aval.dtype)
+                if unit:
+                    found.append(Obstacle(f"a constant in low precision, {float(atom.val)!r},", source_of(eqn), unit))
     for var, const in zip(closed.jaxpr.constvars, closed.consts, strict=True):
         if is_float(const) and const.dtype != np.float64:
             users = [eqn for eqn in closed.jaxpr.eqns if any(atom is var for atom in eqn.invars)]
             what = f"a captured constant, {np.dtype(const.dtype).name}[{', '.join(map(str, np.shape(const)))}],"
-            found.append(Obstacle(what, source_of(users[0]) if users else ""))
+            found.append(Obstacle(what, source_of(users[0]) if users else "", float(jnp.finfo(const.dtype).eps) / 2))
     return list(dict.fromkeys(found))
 
 
-def _was_rounded(x: float) -> bool:
-    """True for a number that float32 holds and nobody would write: 0.1 in float32 is 0.10000000149011612."""
+def _unit_of(x: float, dtype: Any) -> float:
+    """The unit roundoff of a number that was rounded before it came to float64; 0 if it was not.
+
+    0.1 in float32 is 0.10000000149011612, which float32 holds and nobody would write; 1.1 in bfloat16 is 1.1015625,
+    which has more digits than bfloat16.
+    """
+    if not np.isfinite(x) or x == 0 or abs(np.frexp(x)[0]) == 0.5 or x == round(x):
+        return 0.0
+    info = jnp.finfo(dtype)
+    if info.bits < 32:
+        return float(info.eps) / 2 if len(repr(abs(x)).strip("0.").replace(".", "")) > info.precision + 1 else 0.0
     with np.errstate(over="ignore"):
-        return np.isfinite(x) and float(np.float32(x)) == x and len(repr(x)) > SHORT_DECIMAL
+        rounded = float(np.float32(x)) == x and len(repr(x)) > SHORT_DECIMAL
+    half = float(jnp.asarray(x, jnp.bfloat16)) == x
+    return float(jnp.finfo(jnp.bfloat16 if half else jnp.float32).eps) / 2 if rounded else 0.0
