@@ -83,7 +83,10 @@ class Family(NamedTuple):
         random: whether f draws random numbers.
         kink: None, or what moves the arguments to one side of the kinks that they lie on; minus that, to the other.
         joint: whether the elements of a row meet at one kink, so that only some combinations of slopes are allowed.
-        twin: f and backward with every fixed precision set to float64, for the verification; None if none is fixed.
+        twin: f and backward with every fixed precision set to float64, or as exact as they are meant, for the
+            verification; None if f is that already.
+        zero: the gradient leaves, by number, that an invariance makes 0: rounding is all that they are.
+        options: names and values of `gradcheck.function`'s own.
     """
 
     name: str
@@ -97,6 +100,8 @@ class Family(NamedTuple):
     kink: Callable[..., tuple[Any, ...]] | None = None
     joint: bool = False
     twin: tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]] | None = None
+    zero: tuple[int, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 # ---------------------------------------------------------------- layers

@@ -7,7 +7,8 @@
 
 Four checks judge the same hand-derived gradients: `jaxnn.gradcheck.function`, `jax.test_util.check_grads` (first
 order, reverse mode, its default tolerances), the same under x64 with the arguments in float64, and
-`chex.assert_numerical_grads`. Half of the gradients are wrong, in a way with a name; gradient_cases.py has them.
+`chex.assert_numerical_grads`. Half of the gradients are wrong, in a way with a name; gradient_cases.py and
+gradient_hard_cases.py have them.
 No label rests on any of the four: gradient_labels.py proves it.
 
 A run takes hours. With `--out` every verdict is written to a file when it is known, a line each; a run that finds the
@@ -44,7 +45,7 @@ CLEARED = 40  # cases after which compiled programs are dropped: each case has i
 
 
 def by_jaxnn(case: Case) -> str:
-    return gradcheck.function(case.family.f, case.args, backward=case.backward).verdict
+    return gradcheck.function(case.family.f, case.args, backward=case.backward, **dict(case.family.options)).verdict
 
 
 def by_check_grads(case: Case) -> str:
@@ -232,7 +233,7 @@ def show(name: str, seed: int) -> None:
     for number, arg in enumerate(shown.args):
         print(f"args[{number}] = {arg}")
     with jax.enable_x64(shown.dtype == "float64"):
-        print(gradcheck.function(shown.family.f, shown.args, backward=shown.backward))
+        print(gradcheck.function(shown.family.f, shown.args, backward=shown.backward, **dict(shown.family.options)))
 
 
 def part_of(text: str) -> tuple[int, int]:
