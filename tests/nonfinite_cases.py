@@ -252,7 +252,7 @@ HIDDEN_KNOWN = [
     ),
     Known(
         largest_log, (a(0, 2, 1),), causes.BOUNDED,
-        lambda x: jnp.max(safe_where(jnp.log, x > 0, x, -jnp.inf)), math.log(2), (0, 0.5, 0), hidden="reduce_max",
+        lambda x: jnp.max(safe_where(jnp.log, x > 0, x, -jnp.inf)), math.log(2), (0, 0.5, 0), hidden="max",
     ),
     Known(
         log_with_a_floor, (a(0, 2, 1),), causes.BOUNDED,

@@ -2,6 +2,9 @@
 
 import inspect
 import linecache
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +77,7 @@ def test_no_alarm(name):
 
 
 def ratio_of_exponentials(x):
-    return jnp.exp(x) * jnp.exp(-x)
+    return jnp.exp(x) / jnp.exp(x - 1.0)
 
 
 def deviation_by_squares(x):
@@ -82,13 +85,12 @@ def deviation_by_squares(x):
 
 
 def test_a_compiler_that_leaves_out_what_overflows():
-    why = graph.explain_nonfinite(ratio_of_exponentials)(jnp.float32(200.0))
+    x = jnp.float32(200.0)  # JAX 0.10 makes exp(1) of it
+    why = graph.explain_nonfinite(ratio_of_exponentials)(x)
     assert (why.cause, why.operation) == (causes.EXP, "exp")
-    assert why.runs == (
-        "the value: not finite operation by operation, not finite eagerly, finite jitted",
-        "the gradient: not finite operation by operation, not finite eagerly, finite jitted",
-    )
-    assert "finite jitted" in str(why)
+    value, gradient = jax.jit(jax.value_and_grad(ratio_of_exponentials))(x)
+    assert any("the value: " in line and line.endswith(", finite jitted") for line in why.runs) == np.isfinite(value)
+    assert any("the gradient: " in line and line.endswith(", finite jitted") for line in why.runs) == np.isfinite(gradient)
 
 
 def test_one_that_is_not_finite_in_one_piece_alone(monkeypatch):
@@ -135,3 +137,29 @@ def test_it_works_where_jax_ends_at_nan():
     with jax.debug_nans(True):
         why = graph.explain_nonfinite(lambda x: jnp.log(x - 1.0), whole=False)(jnp.float32(0.0))
     assert why.cause == causes.LOG_NEGATIVE
+
+
+WITHOUT_FLAGS = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxnn import graph
+
+def deviation(x):
+    return jnp.sqrt(jnp.mean(x**2) - jnp.mean(x) ** 2 + 1e-12)
+
+differ = 0
+for c in (0.1, 0.3, 1.1, 3.3, 7.7, 123.4):
+    x = jnp.full(7, c)
+    ways = [bool(jnp.isfinite(f(x))) for f in (deviation, jax.jit(deviation))]
+    why = graph.explain_nonfinite(deviation)(x)
+    if len(set(ways)) > 1 or why.runs:
+        differ += 1
+        said = why.runs[0].split(", ")
+        assert [not way.startswith("not ") for way in said[1:]] == ways, (ways, why.runs)
+        assert not why.finite and why.cause == "finite or not by rounding", str(why)
+assert differ, "eager and jitted agree everywhere"
+"""
+
+
+def test_rounding_in_one_piece_as_users_compile():
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", WITHOUT_FLAGS], env=env, check=True)

@@ -16,9 +16,10 @@ from jaxnn.graph.causes import Cause, cause
 from jaxnn.graph.formulas import OF_ROOT, exponential, logarithm, quotient, squares_of
 from jaxnn.graph.forward_causes import log_words, overflow
 from jaxnn.graph.nodes import CUSTOM, Node, Recorded
-from jaxnn.graph.spots import Spot, entrywise, first, nonfinite, spot
+from jaxnn.graph.spots import Spot, entrywise, first, nonfinite, said, spot
 from jaxnn.graph.values import number
 
+TIMES_ZERO = "; δ = 0, and 0·∞ is NaN"
 DECOMPOSITIONS = {"eigh", "svd", "eig"}
 EXPONENTIALS = ("exp", "exp2", "expm1", "sinh", "cosh")
 Mask = Callable[[Sequence[Any], Any, dict[str, Any]], Any]  # where a slope is not finite: (inputs, output, params)
@@ -96,7 +97,7 @@ def backward_cause(graph: Recorded, node: Node, edge: int, element: tuple[int, .
     if name == causes.UNKNOWN and np.isinf(np.asarray(node.passed[edge], np.float64)).any():
         dtype = graph.at(node.inputs[edge])[0].dtype
         return overflow(dtype, f"what {node.operation} passes back is too large")
-    return cause(name, f"{what}, and 0·∞ is NaN" if s.delta == 0 else what)
+    return cause(name, f"{what}{TIMES_ZERO}" if s.delta == 0 else what)
 
 
 def slope(s: Spot, edge: int = 0) -> tuple[str, str]:
@@ -127,7 +128,7 @@ def _log(s: Spot, at: str, edge: int) -> tuple[str, str]:
     x = s.x[0]
     if x is not None and x < (-1 if s.node.operation == "log1p" else 0):
         return logarithm(s) or causes.LOG_NEGATIVE, f"{log_words(s)} {at} is NaN"
-    return logarithm(s) or causes.LOG, f"{log_words(s)} {at} is −∞, and its slope infinite"
+    return logarithm(s) or causes.LOG, f"{log_words(s)} {at} is −∞ and its slope infinite"
 
 
 def _div(s: Spot, at: str, edge: int) -> tuple[str, str]:
@@ -168,11 +169,11 @@ def _exp(s: Spot, at: str, edge: int) -> tuple[str, str]:
     name = exponential(s)
     if name == causes.EXP:
         name = overflow(s.node.values[0].dtype, "", causes.EXP).name
-    return name, f"{s.node.operation} {at} is {number(s.z)}, and its slope too"
+    return name, f"{s.node.operation} {at} is {said(s.z)} and its slope too"
 
 
 def _large(s: Spot, at: str, edge: int) -> tuple[str, str]:
-    return causes.OVERFLOW, f"{s.node.operation} {at} is {number(s.z)}, and its slope too"
+    return causes.OVERFLOW, f"{s.node.operation} {at} is {said(s.z)} and its slope too"
 
 
 SLOPES: dict[str, Callable[[Spot, str, int], tuple[str, str]]] = {

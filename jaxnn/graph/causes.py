@@ -78,11 +78,14 @@ class Cause(NamedTuple):
 
 ROOT_AT_ZERO = "where(v > 0, sqrt(where(v > 0, v, 1)), 0)"
 REWRITES = {
-    WHERE: "make the input safe inside the where too: where(ok, f(where(ok, x, 1)), 0), 1 or any x at which f is finite",
-    DROPPED: "drop it before f, not after: f(x[kept]); or make its input safe: f(where(ok, x, 1)), then drop",
-    BOUNDED: "bound the input, not the output: log(maximum(x, exp(b))) for maximum(log(x), b); or make it safe inside too: "
-    "where(ok, f(where(ok, x, 1)), b), b = −∞ behind a max, ∞ behind a min",
-    MASKED: "choose with where, not by a product, and make the input safe inside it: where(ok, f(where(ok, x, 1)), 0)",
+    WHERE: "make the input safe inside the where too: where(ok, f(where(ok, x, 1)), 0), where f is the operation named "
+    "above, and 1 any x at which it is finite",
+    DROPPED: "drop the entry before the operation f named above, not after: f(x[kept]); or make its input safe: "
+    "f(where(ok, x, 1)), then drop",
+    BOUNDED: "bound the input, not the output: log(maximum(x, exp(b))) for maximum(log(x), b); or make it safe as well: "
+    "where(ok, f(where(ok, x, 1)), b) for the operation f named above, b = −∞ before a max, ∞ before a min",
+    MASKED: "choose with where, not by a product, and make the input safe inside it: where(ok, f(where(ok, x, 1)), 0), "
+    "where f is the operation named above",
     NORM: f"{ROOT_AT_ZERO} with v = sum(x²), which takes the slope at 0, where there is none, as 0; or v itself; "
     "sqrt(v + ε) is √ε at 0",
     DEVIATION: f"{ROOT_AT_ZERO} with v = var(x), which takes the slope at 0, where there is none, as 0; or v itself; "
@@ -108,8 +111,8 @@ REWRITES = {
     POWER_NEGATIVE: "jnp.cbrt for the third root; sign(x) · abs(x) ** p, or abs(x) ** p, gives a real number for x < 0, "
     "which x ** p is not",
     POWER_EXPONENT: "x ** stop_gradient(p), or an integer p: there is no slope in p for x < 0",
-    ZERO_TIMES_INFINITY: "if the 0 is a mask, choose with where and make the input safe inside it: "
-    "where(ok, f(where(ok, x, 1)), 0); if not, bound the factor that is infinite: minimum(f, c)",
+    ZERO_TIMES_INFINITY: "if the 0 is a mask, choose with where: where(ok, x, −∞) for x + (1 − mask) · −∞, "
+    "where(ok, f(where(ok, x, 1)), 0) for mask · f(x); if not, bound the factor that is infinite: minimum(f(x), c)",
     ZERO_BY_ZERO: "where(d != 0, x / where(d != 0, d, 1), 0), which says 0 for 0/0; or x / maximum(d, 1) for a count d",
     LIMIT: "near 0 the first terms of its series: where(abs(x) < 1e-2, series, f(s) / s) with s = where(abs(x) < 1e-2, 1, x) "
     "in place of x: 1 − x²/6 for sin(x)/x, 1 + x/2 + x²/6 for expm1(x)/x and (exp(x) − 1)/x, 1 − x/2 + x²/3 for "
@@ -138,8 +141,8 @@ REWRITES = {
     "for a product; or use float64",
     DOMAIN: "clip x to the domain, short of its ends: clip(x, −1 + ε, 1 − ε) for ±1, maximum(x, 1 + ε) for arccosh, "
     "maximum(x, ε) for lgamma; slope 0 outside",
-    EDGE: "where(ok, f(where(ok, x, 0)), f(stop_gradient(x))) with ok = abs(x) < 1 (for arccosh ok = x > 1, and 2 for 0): "
-    "the same value, the infinite slope taken as 0",
+    EDGE: "where(ok, f(where(ok, x, 0)), f(stop_gradient(x))) for f(x), with ok = abs(x) < 1 (for arccosh ok = x > 1, and "
+    "2 for 0): the same value, the infinite slope taken as 0",
     NO_DIRECTION: "where(r > 0, arctan2(where(r > 0, y, 0), where(r > 0, x, 1)), 0) with r = x² + y²: 0, with slope 0, "
     "at the origin, where there is neither",
     DEFINITE: "symmetrise it and add to its diagonal: (a + aᵀ)/2 + ε I, ε above the size of its least eigenvalue",

@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxnn.graph.causes as causes
 import jaxnn.graph.loops as loops
-from jaxnn.graph.backward_causes import DECOMPOSITIONS, backward_cause, slope, steep
+from jaxnn.graph.backward_causes import DECOMPOSITIONS, TIMES_ZERO, backward_cause, slope, steep
 from jaxnn.graph.causes import cause
 from jaxnn.graph.explain_values import bad_step, explain_arrays, explain_value
 from jaxnn.graph.explanation import BACKWARD, Explanation, explanation, line_of, named, numbers, within
@@ -175,9 +175,13 @@ def _thrown_away(graph: Graph, node: Node, element: tuple[int, ...] | None, by: 
         s = None if element is None else spot(graph, node, 0, element)
         what = slope(s)[1] if s is not None else f"{node.operation} gives what is not finite"
         found = explanation(BACKWARD, node, cause(by.cause, ""), element, _told(graph, node, element))
-    word = "0·NaN" if "NaN" in what or "nan" in what else "0·∞"
-    why = cause(by.cause, f"{what}; its result is not used (δ = 0), and {word} is NaN")
+    why = cause(by.cause, _unused(what))
     return found._replace(cause=why.name, detail=why.detail, rewrite=why.rewrite, hidden=by.words)
+
+
+def _unused(what: str) -> str:
+    word = "0·NaN" if "NaN" in what or "nan" in what else "0·∞"
+    return f"{what}; its result is not used (δ = 0), and {word} is NaN"
 
 
 def _told(graph: Graph, node: Node, element: tuple[int, ...] | None) -> str:
@@ -207,7 +211,6 @@ def _hidden_outside(graph: Graph, node: Node, step: int, found: Explanation) -> 
         mask[(step,) if k >= n else ...] = True
         by = hidden(graph, Ref(node.id, k), mask)
         if by is not None and by.cause:
-            detail = f"{found.detail}; its result is not used (δ = 0)"
-            why = cause(by.cause, detail)
+            why = cause(by.cause, _unused(found.detail.removesuffix(TIMES_ZERO)))
             return found._replace(cause=why.name, detail=why.detail, rewrite=why.rewrite, hidden=by.words)
     return found

@@ -18,8 +18,7 @@ from jaxnn.graph.explanation import FORWARD, Explanation, explanation, named, nu
 from jaxnn.graph.forward_causes import LIBRARY, forward_cause
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Node, Ref
-from jaxnn.graph.spots import first, fits, holds, nonfinite, spot
-from jaxnn.graph.values import number
+from jaxnn.graph.spots import first, fits, holds, nonfinite, said, spot
 from jaxnn.jaxprs import Scan, While, is_float
 
 
@@ -61,7 +60,7 @@ def meant(graph: Graph) -> str:
     if nodes or not ends or any(graph.leaves[-1 - ref.node].kind == "input" for ref in leaves):
         return ""
     value = np.asarray(graph.at(ends[0])[0])
-    return f"{number(value[nonfinite(value)][0])} where the code writes it"
+    return f"{said(float(value[nonfinite(value)][0]))} where the code writes it"
 
 
 def _origins(graph: Graph, ends: Sequence[Ref]) -> tuple[list[int], list[Ref]]:
@@ -137,8 +136,7 @@ def _came_in(graph: Graph, ref: Ref) -> Explanation:
     leaf = graph.leaves[-1 - ref.node]
     element = first(nonfinite(leaf.value))
     count = int(nonfinite(leaf.value).sum())
-    shown = number(np.asarray(leaf.value)[element])
-    what = leaf.name if leaf.kind != "number" else f"{leaf.name} in the code"
+    shown = said(float(np.asarray(leaf.value)[element]))
     many = f"{count} of {np.size(leaf.value)} entries, first " if np.shape(leaf.value) else ""
     users = [node for node in graph.nodes if ref in node.inputs]
     user = users[0] if users else Node(0, "", (), ())
@@ -146,7 +144,10 @@ def _came_in(graph: Graph, ref: Ref) -> Explanation:
     if name == causes.WRITTEN:  # NaN for a variance that there is not
         scopes = (scope.lstrip("_") for scope in user.group)
         name = next((LIBRARY[scope] for scope in scopes if scope in LIBRARY), name)
-    why = cause(name, f"{what} holds {many}{shown}")
+    what = f"{leaf.name} holds {many}{shown}" if leaf.kind != "number" else f"the code has {shown} here"
+    if name == causes.ONE_ENTRY:
+        what = "n − ddof is 0 or less: there is nothing to divide by, and var gives NaN"
+    why = cause(name, what)
     return explanation(FORWARD, user._replace(operation=""), why, element)
 
 

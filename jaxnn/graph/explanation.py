@@ -103,7 +103,7 @@ def numbers(s: Spot) -> str:
     """What an operation was given and gave at an element."""
     letters = "xyabcd" if len(s.x) > 1 else "x"
     shown = [f"{letter} = {number(x)}" for letter, x in zip(letters, s.x, strict=False) if x is not None]
-    shown += [f"z = {number(s.z)}"] + ([] if s.delta is None else [f"δ = {number(s.delta)}"])
+    shown += [f"z = {number(s.z)}"] + ([] if s.delta is None or s.delta != s.delta else [f"δ = {number(s.delta)}"])
     return ", ".join(shown)
 
 
@@ -114,7 +114,7 @@ def _text(e: Explanation) -> str:
     if e.finite:
         lines = [_clean(e)]
     else:
-        lines = [f"{e.name}: {', '.join(e.reached) or 'it'} is not finite"]
+        lines = [f"{e.name}: {' and '.join(e.reached) or 'it'} {'are' if len(e.reached) > 1 else 'is'} not finite"]
         lines += _entry("cause", [f"{e.cause}: {e.detail}"])
         lines += _entry("where", [part for part in (e.source, e.line, _place(e)) if part])
         lines += _entry("hidden", [f"by {e.hidden}"] * bool(e.hidden))

@@ -13,7 +13,7 @@ import jaxnn.graph.causes as causes
 from jaxnn.graph.causes import Cause, cause
 from jaxnn.graph.formulas import OF_ROOT, difference, exponential, logarithm, quotient, rounding, squares_of
 from jaxnn.graph.nodes import Node, Recorded
-from jaxnn.graph.spots import Spot, first, numbers_of, parent, spot
+from jaxnn.graph.spots import Spot, first, numbers_of, parent, said, spot
 from jaxnn.graph.values import number
 from jaxnn.jaxprs import is_float
 
@@ -29,9 +29,9 @@ def _by_size(s: Spot) -> Cause:
     """Overflow where finite numbers gave an infinite one; what went in otherwise."""
     inputs = [s.graph.at(ref)[0] for ref in s.node.inputs]
     if math.isinf(s.z) and all(np.isfinite(np.asarray(x)).all() for x in inputs if is_float(x)):
-        return overflow(s.node.values[0].dtype, f"{s.node.operation} of finite numbers is {number(s.z)}")
+        return overflow(s.node.values[0].dtype, f"{s.node.operation} of finite numbers is {said(s.z)}")
     given = ", ".join(number(x) for x in s.x if x is not None)
-    return cause(causes.UNKNOWN, f"{s.node.operation} of {given or 'its input'} is {number(s.z)}")
+    return cause(causes.UNKNOWN, f"{s.node.operation} of {given or 'its input'} is {said(s.z)}")
 
 
 def overflow(dtype: Any, what: str, name: str = causes.OVERFLOW) -> Cause:
@@ -78,7 +78,7 @@ def _clipped(s: Spot) -> str:
 def _exp(s: Spot) -> Cause | None:
     if s.x[0] is None or not math.isinf(s.z) or math.isinf(s.x[0]):
         return None
-    what = f"{s.node.operation} of {number(s.x[0])}"
+    what = f"{s.node.operation} of {said(s.x[0])}"
     return overflow(s.node.values[0].dtype, what, exponential(s))
 
 
@@ -87,23 +87,23 @@ def _div(s: Spot) -> Cause | None:
     if x is None or y is None:
         return None
     if math.isinf(x) and math.isinf(y):
-        return cause(causes.INFINITY_BY_INFINITY, f"{number(x)} / {number(y)} is NaN")
+        return cause(causes.INFINITY_BY_INFINITY, f"{said(x)} / {said(y)} is NaN")
     tiny = float(jnp.finfo(s.node.values[0].dtype).tiny)
     if abs(y) >= tiny or math.isfinite(s.z):
         return None
     if y != 0:
-        flushed = f"{number(x)} / {number(y)} is {number(s.z)}: a number below {number(tiny)} may count as 0"
+        flushed = f"{number(x)} / {number(y)} is {said(s.z)}: a number below {number(tiny)} may count as 0"
         return cause(causes.BY_ZERO, flushed)
     name = quotient(s)
     if x != 0 and name in (causes.ZERO_BY_ZERO, causes.LIMIT):
         name = causes.BY_ZERO
-    return cause(name, f"{number(x)} / 0 is {number(s.z)}")
+    return cause(name, f"{number(x)} / 0 is {said(s.z)}")
 
 
 def _sqrt(s: Spot) -> Cause | None:
     if s.x[0] is None or not s.x[0] < 0:
         return None
-    what = f"{s.node.operation} of {number(s.x[0])} is NaN"
+    what = f"{s.node.operation} of {said(s.x[0])} is NaN"
     source = difference(s.graph, s.node.inputs[0])
     if source is None:
         return cause(causes.ROOT_NEGATIVE, what)
@@ -115,7 +115,7 @@ def cancelled(graph: Recorded, node: Node) -> str:
     lost = rounding(graph, node)
     s = spot(graph, node, 0, first(abs(np.asarray(node.values[0], np.float64)) <= lost))
     terms = f" {'−' if node.operation == 'sub' else '+'} ".join(number(x) for x in s.x if x is not None)
-    return f"{terms} = {number(s.z)}" + (f", {node.operation} at {node.source}" if node.source else "")
+    return f"{terms} = {said(s.z)}" + (f", {node.operation} at {node.source}" if node.source else "")
 
 
 def _rsqrt(s: Spot) -> Cause | None:
@@ -130,7 +130,7 @@ def _pow(s: Spot) -> Cause | None:
     if x is None or y is None:
         return None
     if x == 0 and y < 0:
-        return cause(causes.BY_ZERO, f"0 to the power {number(y)} is {number(s.z)}")
+        return cause(causes.BY_ZERO, f"0 to the power {number(y)} is {said(s.z)}")
     if x < 0 and not float(y).is_integer():
         return cause(causes.POWER_NEGATIVE, f"{number(x)} to the power {number(y)} is NaN")
     return None
@@ -138,7 +138,7 @@ def _pow(s: Spot) -> Cause | None:
 
 def _mul(s: Spot) -> Cause | None:
     if None not in s.x and sorted(map(abs, s.x)) == [0, math.inf]:  # type: ignore[arg-type]
-        return cause(causes.ZERO_TIMES_INFINITY, f"{number(s.x[0])} · {number(s.x[1])} is NaN")
+        return cause(causes.ZERO_TIMES_INFINITY, f"{said(s.x[0])} · {said(s.x[1])} is NaN")
     return None
 
 
@@ -151,7 +151,7 @@ def _sub(s: Spot) -> Cause | None:
         peak = next((p for p in (parent(s.graph, ref) for ref in peak.inputs) if p is not None), None)
     if x < 0 and y < 0 and peak is not None and peak.operation == "reduce_max":
         return cause(causes.ALL_MASKED, "every entry is −∞, and so is their maximum: −∞ − (−∞) is NaN")
-    return cause(causes.INFINITY_LESS_INFINITY, f"{number(x)} − ({number(y)}) is NaN")
+    return cause(causes.INFINITY_LESS_INFINITY, f"{said(x)} − ({said(y)}) is NaN")
 
 
 def _domain(low: float, high: float) -> Callable[[Spot], Cause | None]:
@@ -159,7 +159,7 @@ def _domain(low: float, high: float) -> Callable[[Spot], Cause | None]:
         x = s.x[0]
         if x is None or math.isnan(x) or low < x < high:
             return None
-        return cause(causes.DOMAIN, f"{s.node.operation} of {number(x)} is {number(s.z)}")
+        return cause(causes.DOMAIN, f"{s.node.operation} of {number(x)} is {said(s.z)}")
 
     return told
 

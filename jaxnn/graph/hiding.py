@@ -31,7 +31,7 @@ BOUNDS = {
     *("approx_top_k", "reduce_window_max", "reduce_window", "select_and_gather_add"),
 }
 TAKES = {"slice", "dynamic_slice", "gather", "pad", "dynamic_update_slice", "scatter", "split"}
-SPOKEN = {"select_n": "where", "gather": "indexing"}
+SPOKEN = {"select_n": "where", "gather": "indexing", "reduce_max": "max", "reduce_min": "min"}
 MOST = 256  # operations that are asked
 
 

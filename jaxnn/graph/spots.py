@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.graph.nodes import Node, Recorded, Ref
+from jaxnn.graph.values import number
 from jaxnn.jaxprs import is_float
 
 CARRIED = {  # operations that hand the numbers on
@@ -82,6 +83,17 @@ def nonfinite(value: Any) -> Any:
 def holds(value: Any, bad: Callable[[Any], Any] = nonfinite) -> bool:
     """True for floats of which some are bad."""
     return bool(value is not None and is_float(value) and bad(value).any())
+
+
+def said(x: float) -> str:
+    """A number in words: NaN and ∞ as they are written in a sentence.
+
+    >>> said(0.5), said(float("-inf")), said(float("nan"))
+    ('0.5', '−∞', 'NaN')
+    """
+    if np.isnan(x):
+        return "NaN"
+    return ("−∞" if x < 0 else "∞") if np.isinf(x) else number(x)
 
 
 def first(mask: Any) -> tuple[int, ...]:
