@@ -82,6 +82,11 @@ def where_row_of_nan(w, x, ok):  # padding that holds NaN
     return jnp.where(ok, y, 0.0).sum()
 
 
+def where_before_relu(x):
+    logs = jnp.log(x)  # HERE
+    return jax.nn.relu(jnp.where(x > 0, logs, 0.0)).sum()
+
+
 def nansum_of_root(x):
     return jnp.nansum(jnp.sqrt(x))  # HERE
 
@@ -158,6 +163,10 @@ WHERE_KNOWN = [
     Known(
         where_row_of_nan, (a(1, 1), NAN_ROWS, np.array([True, False, True])), causes.WHERE,
         lambda w, x, ok: jnp.where(ok, jnp.where(ok[:, None], x, 1) @ w, 0).sum(), 10, (4, 6), hidden="where",
+    ),
+    Known(
+        where_before_relu, (a(0, 2, 3),), causes.WHERE,
+        lambda x: jax.nn.relu(safe_where(jnp.log, x > 0, x)).sum(), math.log(6), (0, 1 / 2, 1 / 3), hidden="where",
     ),
     Known(
         nansum_of_root, (a(-1, 4, 9),), causes.WHERE,
@@ -284,6 +293,10 @@ def norm_at_zero(x):
     return jnp.linalg.norm(x)  # HERE
 
 
+def hypotenuse(x):
+    return jnp.hypot(x[0], x[1])  # HERE
+
+
 def distances(x):
     gaps = x[:, None] - x[None]
     return jnp.sqrt((gaps**2).sum(-1)).sum()  # HERE
@@ -337,13 +350,17 @@ def unit(x):
 STEPS = np.array([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]], F)
 ROOTS_KNOWN = [
     Known(norm_at_zero, (a(0, 0, 0),), causes.NORM, lambda x: root((x**2).sum()), 0, (0, 0, 0)),
+    Known(hypotenuse, (a(0, 0),), causes.NORM, lambda x: root((x**2).sum()), 0, (0, 0)),
     Known(
         distances, (STEPS,), causes.NORM, lambda x: root(((x[:, None] - x[None]) ** 2).sum(-1)).sum(),
         2 * (5 + 10 + 5), ((0, 0), (-2.4, -3.2), (2.4, 3.2)),
     ),
     Known(deviation, (a(2, 2, 2),), causes.DEVIATION, lambda x: root(jnp.var(x)), 0, (0, 0, 0)),
     Known(root_at_zero, (a(0, 4, 9),), causes.ROOT, lambda x: root(x).sum(), 5, (0, 1 / 4, 1 / 6)),
-    Known(root_of_negative, (a(-1, 4, 9),), causes.ROOT_NEGATIVE, lambda x: root(x).sum(), 5, (0, 1 / 4, 1 / 6), "forward"),
+    Known(
+        root_of_negative, (a(-1, 4, 9),), causes.ROOT_NEGATIVE,
+        lambda x: root(x).sum(), 5, (0, 1 / 4, 1 / 6), "forward",
+    ),
     Known(
         variance_less_a_bound, (a(0.1, 0.1, 0.1),), causes.ROOT_NEGATIVE,
         lambda x: root(jnp.mean((x - jnp.mean(x)) ** 2) - 1e-3), 0, (0, 0, 0), "forward",
@@ -353,7 +370,10 @@ ROOTS_KNOWN = [
         lambda x, w: (w * (x - x.mean()) * jax.lax.rsqrt(x.var() + 1e-6)).sum(), 0, (-1e3, 0, 1e3), "forward",
     ),
     Known(unit_vector, (a(0, 0, 0),), causes.BY_NORM, lambda x: unit(x).sum(), 0, (0, 0, 0), "forward"),
-    Known(cosine, (a(0, 0, 0), a(1, 2, 2)), causes.BY_NORM, lambda x, y: (unit(x) * unit(y)).sum(), 0, (0, 0, 0), "forward"),
+    Known(
+        cosine, (a(0, 0, 0), a(1, 2, 2)), causes.BY_NORM,
+        lambda x, y: (unit(x) * unit(y)).sum(), 0, (0, 0, 0), "forward",
+    ),
     Known(
         norm_in_a_scan, (STEPS,), causes.NORM,
         lambda x: jax.lax.scan(lambda h, t: (h, root((t**2).sum())), 0.0, x)[1].sum(),
@@ -398,6 +418,18 @@ def shares(w):
 
 def power_by_logarithms(x):
     return jnp.exp(2.0 * jnp.log(x)).sum()  # HERE
+
+
+def log_of_product(p):
+    return jnp.log(jnp.prod(p))  # HERE
+
+
+def log_of_density(x):
+    return jnp.log(norm.pdf(x)).sum()  # HERE
+
+
+def divergence(p, q):
+    return (p * (jnp.log(p) - jnp.log(q))).sum()  # HERE
 
 
 def log_of_softmax(x):
@@ -476,13 +508,31 @@ LOGS_KNOWN = [
     Known(product_with_a_sign, (a(-2, 3, 5),), causes.PRODUCT, jnp.prod, -30, (15, -10, -6), "forward"),
     Known(shares, (a(0, 1, 3),), causes.EXP_LOG, lambda w: (w / w.sum())[1], 1 / 4, (-1 / 16, 3 / 16, -1 / 16)),
     Known(power_by_logarithms, (a(0, 2, 3),), causes.EXP_LOG, lambda x: (x**2.0).sum(), 13, (0, 4, 6)),
-    Known(log_of_softmax, (a(200, 0, 0),), causes.LOG_SOFTMAX, lambda x: jax.nn.log_softmax(x)[1], -200, (-1, 1, 0), "forward"),
+    Known(
+        log_of_product, (a(1e-20, 1e-20, 0.5),), causes.LOG_PRODUCT, lambda p: jnp.sum(jnp.log(p)),
+        -40 * math.log(10) - math.log(2), (1e20, 1e20, 2), "forward",
+    ),
+    Known(
+        log_of_density, (a(20, 0, 1),), causes.EXP_LOG, lambda x: norm.logpdf(x).sum(),
+        -200.5 - 1.5 * math.log(2 * math.pi), (-20, 0, -1), "forward",
+    ),
+    Known(
+        divergence, (a(0, 0.5, 0.5), a(0.5, 0.25, 0.25)), causes.X_LOG_X,
+        lambda p, q: (x_log_y(p, p) - x_log_y(p, q)).sum(),
+        math.log(2), (0, math.log(2) + 1, math.log(2) + 1), "forward",
+    ),
+    Known(
+        log_of_softmax, (a(200, 0, 0),), causes.LOG_SOFTMAX,
+        lambda x: jax.nn.log_softmax(x)[1], -200, (-1, 1, 0), "forward",
+    ),
     Known(
         log_of_softmax_by_hand, (a(200, 0, 0),), causes.LOG_SOFTMAX, lambda x: jax.nn.log_softmax(x)[1],
         -200, (-1, 1, 0), "forward",
     ),
     Known(log_of_sigmoid, (F(-200),), causes.LOG_SOFTMAX, jax.nn.log_sigmoid, -200, 1, "forward"),
-    Known(log_of_one_less_sigmoid, (F(200),), causes.LOG_SOFTMAX, lambda x: jax.nn.log_sigmoid(-x), -200, -1, "forward"),
+    Known(
+        log_of_one_less_sigmoid, (F(200),), causes.LOG_SOFTMAX, lambda x: jax.nn.log_sigmoid(-x), -200, -1, "forward",
+    ),
     # log Φ(−20) and log Φ(−10) by Mills' continued fraction
     Known(log_cdf, (F(-20),), causes.TAIL, norm.logcdf, -203.917155, 20.0497527, "forward"),
     Known(log_survival, (F(10),), causes.TAIL, norm.logsf, -53.2312851, -10.0980932, "forward"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr, xlogy
 from jax.scipy.stats import norm
-from nonfinite_cases import F, HALF, a
+from nonfinite_cases import HALF, F, a
 
 X = a(0, 4, 9)
 SCORES = np.array([[1.0, 2.0, 3.0], [0.5, 0.1, 0.2]], F)
@@ -108,7 +108,10 @@ HEALTHY = {
     "max pooling": (lambda x: jax.lax.reduce_window(x, -INF, jax.lax.max, (2,), (1,), "SAME").sum(), X),
     "relu of −∞": (lambda x: jax.nn.relu(x).sum(), a(-INF, 1, 2)),
     "softmax, partly masked": (lambda x: jax.nn.softmax(jnp.where(PARTLY, x, -INF), axis=-1).max(), SCORES),
-    "softmax, masked by addition": (lambda x: jax.nn.softmax(x + jnp.where(PARTLY, 0.0, -INF), axis=-1)[:, 1].sum(), SCORES),
+    "softmax, masked by addition": (
+        lambda x: jax.nn.softmax(x + jnp.where(PARTLY, 0.0, -INF), axis=-1)[:, 1].sum(),
+        SCORES,
+    ),
     "softmax, causal": (attention, SCORES),
     "softmax with where": (lambda x: jax.nn.softmax(x, where=PARTLY, axis=-1)[0].sum(), SCORES),
     "log_softmax of masked logits, one taken": (cross_entropy_over_masked_logits, X),

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from nonfinite_cases import HALF, Known, F, a, safe_where
+from nonfinite_cases import HALF, F, Known, a, safe_where
 
 from jaxnn.graph import causes
 
@@ -87,6 +87,10 @@ def inverse_square(x):
     return (x**-2).sum()  # HERE
 
 
+def saturating(x):  # 0 at 0, and flat there
+    return jnp.exp(-1.0 / x**2).sum()  # HERE
+
+
 def sample_variance(x):
     return jnp.var(x, ddof=1)  # HERE
 
@@ -155,6 +159,10 @@ QUOTIENTS_KNOWN = [
         lambda x: jnp.where(x != 0, 1 / jnp.where(x != 0, x**2, 1), 0).sum(), 1.25, (0, -2, -1 / 4), "forward",
     ),
     Known(
+        saturating, (a(0, 1, 2),), causes.THROUGH, lambda x: jnp.exp(-1 / jnp.maximum(x**2, 1e-15)).sum(),
+        math.exp(-1) + math.exp(-1 / 4), (0, 2 * math.exp(-1), math.exp(-1 / 4) / 4),
+    ),
+    Known(
         sample_variance, (a(3),), causes.ONE_ENTRY,
         lambda x: jnp.sum((x - jnp.mean(x)) ** 2) / max(x.size - 1, 1), 0, (0,), "forward",
     ),
@@ -163,7 +171,8 @@ QUOTIENTS_KNOWN = [
         lambda x: jnp.sum((x - jnp.mean(x)) ** 2) / max(x.size - 1, 1), 0, (0,), "forward",
     ),
     Known(
-        a_custom_rule, (a(0, 1, 2),), causes.LIMIT, lambda x: (2 * x).sum(), 6, (2, 2, 2),  # the limit of 2 δ x/x is 2 δ
+        a_custom_rule, (a(0, 1, 2),), causes.LIMIT,
+        lambda x: (2 * x).sum(), 6, (2, 2, 2),  # the limit of 2 δ x/x is 2 δ
     ),
 ]  # fmt: skip
 
@@ -173,6 +182,19 @@ QUOTIENTS_KNOWN = [
 def softmax_by_hand(x):
     e = jnp.exp(x)  # HERE
     return (e / e.sum())[0]
+
+
+def softmax_of_small_numbers(x):
+    e = jnp.exp(-(x**2))
+    return (e / e.sum())[0]  # HERE
+
+
+def logsumexp_of_small_numbers(x):
+    return jnp.log(jnp.exp(x).sum())  # HERE
+
+
+def squared_secant(x):
+    return (1.0 / jnp.cosh(x) ** 2).sum()  # HERE
 
 
 def logsumexp_by_hand(x):
@@ -235,6 +257,18 @@ def sigmoid(x):
 
 LARGE_KNOWN = [
     Known(softmax_by_hand, (a(200, 0, 0),), causes.SOFTMAX, lambda x: jax.nn.softmax(x)[0], 1, (0, 0, 0), "forward"),
+    Known(
+        softmax_of_small_numbers, (a(20, 30, 30),), causes.SOFTMAX,
+        lambda x: jax.nn.softmax(-(x**2))[0], 1, (0, 0, 0), "forward",
+    ),
+    Known(
+        logsumexp_of_small_numbers, (a(-200, -300, -300),), causes.LOGSUMEXP, jax.nn.logsumexp, -200, (1, 0, 0),
+        "forward",
+    ),
+    Known(
+        squared_secant, (a(200, 0, 1),), causes.EXP, lambda x: (1 / jnp.cosh(jnp.clip(x, -88, 88)) ** 2).sum(),
+        1 + 1 / math.cosh(1) ** 2, (0, 0, -2 * math.tanh(1) / math.cosh(1) ** 2),
+    ),
     Known(logsumexp_by_hand, (a(200, 0, 0),), causes.LOGSUMEXP, jax.nn.logsumexp, 200, (1, 0, 0), "forward"),
     Known(
         sigmoid_by_hand, (a(-200, 0, 1),), causes.SIGMOID, lambda x: jax.nn.sigmoid(x).sum(),
@@ -245,7 +279,8 @@ LARGE_KNOWN = [
         200 + math.log(2) + math.log1p(math.e), (1, 0.5, sigmoid(1)), "forward",
     ),
     Known(
-        inverse_softplus_by_hand, (a(200, 1, 2),), causes.INVERSE_SOFTPLUS, lambda x: (x + jnp.log(-jnp.expm1(-x))).sum(),
+        inverse_softplus_by_hand, (a(200, 1, 2),), causes.INVERSE_SOFTPLUS,
+        lambda x: (x + jnp.log(-jnp.expm1(-x))).sum(),
         200 + math.log(math.e - 1) + math.log(math.e**2 - 1), (1, math.e / (math.e - 1), math.e**2 / (math.e**2 - 1)),
         "forward",
     ),
@@ -266,7 +301,8 @@ LARGE_KNOWN = [
         90005, (600, 4, 2), "forward",
     ),
     Known(
-        loss_scale, (a(1, 1, 1, dtype=HALF),), causes.HALF, lambda x: (x.astype(jnp.float32) * 1e3).sum(),  # scaled down
+        loss_scale, (a(1, 1, 1, dtype=HALF),), causes.HALF,
+        lambda x: (x.astype(jnp.float32) * 1e3).sum(),  # scaled down
         3e3, (1e3, 1e3, 1e3),
     ),
     Known(
@@ -349,7 +385,10 @@ MASKS_KNOWN = [
         weight_of_nothing, (np.full(3, -np.inf, F),), causes.ALL_MASKED,
         lambda x: jnp.exp(jax.nn.logsumexp(jnp.maximum(x, -1e30))) + 1.0, 1, (0, 0, 0),
     ),
-    Known(states_of_a_chain, (REACHED, MOVES), causes.ALL_MASKED, fixed_chain, math.log(2), (0.5, 0.5), steps=("scan step 1",)),
+    Known(
+        states_of_a_chain, (REACHED, MOVES), causes.ALL_MASKED, fixed_chain, math.log(2), (0.5, 0.5),
+        steps=("scan step 1",),
+    ),
     Known(
         two_ways_of_nothing, (a(-np.inf, 0, 1),), causes.ALL_MASKED,
         lambda x: jnp.exp(jnp.logaddexp(jnp.maximum(x, -1e30), -1e30)).sum(), 1 + math.e, (0, 1, math.e),
@@ -442,11 +481,15 @@ DOMAINS_KNOWN = [
         math.acos(1 - EPS) + math.pi / 3 + math.pi / 2, (0, -1 / math.sqrt(0.75), -1), "forward",
     ),
     Known(
-        distance_in_the_disc, (a(1, 0.5, 0),), causes.DOMAIN, lambda x: jnp.arctanh(jnp.clip(x, -1 + EPS, 1 - EPS)).sum(),
+        distance_in_the_disc, (a(1, 0.5, 0),), causes.DOMAIN,
+        lambda x: jnp.arctanh(jnp.clip(x, -1 + EPS, 1 - EPS)).sum(),
         math.atanh(1 - EPS) + math.atanh(0.5), (0, 1 / 0.75, 1), "forward",
     ),
     Known(arc_cosh, (a(1, 2, 3),), causes.EDGE, fixed_cosh, math.acosh(2) + math.acosh(3), (0, 3**-0.5, 8**-0.5)),
-    Known(direction, (a(0, 1, 2), a(0, 1, 1)), causes.NO_DIRECTION, fixed_direction, math.pi / 4 + math.atan(2), (0, 0.5, 0.2)),
+    Known(
+        direction, (a(0, 1, 2), a(0, 1, 1)), causes.NO_DIRECTION, fixed_direction, math.pi / 4 + math.atan(2), (0,
+        0.5, 0.2),
+    ),
     Known(
         no_factor, (np.array([[1, 2], [2, 1]], F),), causes.DEFINITE,
         lambda m: jnp.linalg.cholesky((m + m.T) / 2 + 3 * jnp.eye(2))[0, 0], 2, ((0.25, 0), (0, 0)), "forward",

@@ -13,8 +13,8 @@ import numpy as np
 
 import jaxnn.graph.causes as causes
 from jaxnn.graph.causes import Cause, cause
-from jaxnn.graph.formulas import OF_ROOT, exponential, logarithm, quotient, squares_of
-from jaxnn.graph.forward_causes import log_words, overflow
+from jaxnn.graph.formulas import exponential, logarithm, quotient, squares_of
+from jaxnn.graph.forward_causes import inverse_root, log_words, overflow
 from jaxnn.graph.nodes import CUSTOM, Node, Recorded
 from jaxnn.graph.spots import Spot, entrywise, first, nonfinite, said, spot
 from jaxnn.graph.values import number
@@ -109,7 +109,10 @@ def slope(s: Spot, edge: int = 0) -> tuple[str, str]:
         return told(s, at, edge)
     if kind in STEEP:
         at_end = x is not None and abs(x) == 1
-        return causes.EDGE if at_end else causes.DOMAIN, f"the slope of {kind} {at} is {'infinite' if at_end else 'NaN'}"
+        return (
+            causes.EDGE if at_end else causes.DOMAIN,
+            f"the slope of {kind} {at} is {'infinite' if at_end else 'NaN'}",
+        )
     return causes.UNKNOWN, f"{kind} {at} passes back what is not finite"
 
 
@@ -120,8 +123,13 @@ def _root(s: Spot, at: str, edge: int) -> tuple[str, str]:
     squares = squares_of(s.graph, s.node.inputs[0])
     name = squares or causes.ROOT
     if s.node.operation == "rsqrt":
-        name = OF_ROOT.get(squares, causes.BY_ZERO)
-    return name, f"the slope of {letters} {at} is infinite"
+        name = inverse_root(s)
+    return _used_up(s, name), f"the slope of {letters} {at} is infinite"
+
+
+def _used_up(s: Spot, name: str) -> str:
+    """THROUGH for an infinity of which a finite number is made."""
+    return causes.THROUGH if name == causes.BY_ZERO and s.delta == 0 and math.isinf(s.z) else name
 
 
 def _log(s: Spot, at: str, edge: int) -> tuple[str, str]:
@@ -137,7 +145,7 @@ def _div(s: Spot, at: str, edge: int) -> tuple[str, str]:
         name = quotient(s)
         if x != 0 and name in (causes.ZERO_BY_ZERO, causes.LIMIT):
             name = causes.BY_ZERO
-        return name, f"the slope of x / y at x = {number(x or 0.0)}, y = {number(y)} is not finite"
+        return _used_up(s, name), f"the slope of x / y at x = {number(x or 0.0)}, y = {number(y)} is not finite"
     return causes.UNKNOWN, f"{number(x or 0.0)} / {number(y or 0.0)} passes back what is not finite"
 
 
@@ -146,10 +154,15 @@ def _pow(s: Spot, at: str, edge: int) -> tuple[str, str]:
     exponent = s.x[1] if kind == "pow" else None
     if x is not None and x < 0 and exponent is not None:
         if edge == 1 and float(exponent).is_integer():
-            return causes.POWER_EXPONENT, f"x ** p at x = {number(x)}, p = {number(exponent)} has no slope in p: log x is NaN"
+            return (
+                causes.POWER_EXPONENT,
+                f"x ** p at x = {number(x)}, p = {number(exponent)} has no slope in p: log x is NaN",
+            )
         return causes.POWER_NEGATIVE, f"{number(x)} to the power {number(exponent)} is NaN"
     if exponent == 0:
         return causes.POWER_ZERO, "p · x ** (p − 1) at x = 0, p = 0 is 0·∞, which is NaN"
+    if (exponent if exponent is not None else s.node.params.get("y", 1)) < 0:
+        return _used_up(s, causes.BY_ZERO), f"0 to a negative power is {said(s.z)}"
     return causes.POWER, f"the slope of {kind} {at} is infinite"
 
 

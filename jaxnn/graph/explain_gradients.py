@@ -86,13 +86,15 @@ def _passed(graph: Graph, node_id: int, edge: int) -> Explanation:
             found = within(found, node, word)
             return _hidden_outside(graph, node, step, found)
     element = steep(graph, node, edge) if node.rule != CUSTOM else None
-    trap = _trap(graph, node, element)
+    trap = _trap(graph, node, element) if node.operation not in OWN_RULES else None
     if trap is not None:
         return trap
-    found = _inside_rule(node)
+    found = _inside_rule(node) or _from_infinity(graph, node, element)
     if found is not None:
         return found
     why = backward_cause(graph, node, edge, element)
+    if why.name == causes.UNKNOWN and node.operation in OWN_RULES:
+        why = cause(OWN_RULES[node.operation], why.detail)
     shown = "" if element is None else numbers(spot(graph, node, 0, element))
     return explanation(BACKWARD, node, why, element, shown)
 
@@ -109,7 +111,8 @@ def _bad_step_back(graph: Graph, node: Node) -> tuple[int, str]:
 
 OWN_RULES = {  # functions of JAX with a rule of their own, and what to write in their place
     **dict.fromkeys(("xlogy", "_xlogx", "entr", "xlog1py", "kl_div", "rel_entr"), causes.X_LOG_X),
-    **dict.fromkeys(("logaddexp", "logaddexp2", "softmax", "_softmax", "logsumexp"), causes.ALL_MASKED),
+    **dict.fromkeys(("logaddexp", "logaddexp2", "softmax", "_softmax", "cumlogsumexp"), causes.ALL_MASKED),
+    **dict.fromkeys(("hypot", "_hypot"), causes.NORM),
 }
 
 
@@ -182,6 +185,18 @@ def _thrown_away(graph: Graph, node: Node, element: tuple[int, ...] | None, by: 
 def _unused(what: str) -> str:
     word = "0·NaN" if "NaN" in what or "nan" in what else "0·∞"
     return f"{what}; its result is not used (δ = 0), and {word} is NaN"
+
+
+def _from_infinity(graph: Graph, node: Node, element: tuple[int, ...] | None) -> Explanation | None:
+    """An operation upstream that made an infinity of which a finite number is made."""
+    if element is None or spot(graph, node, 0, element).delta != 0:
+        return None
+    bad = [ref for ref in node.inputs if holds(graph.at(ref)[0]) and _bad_at(graph, node, ref, element)]
+    made = explain_arrays(graph, bad) if bad else None
+    if made is None or not made.operation:
+        return None
+    then = f"{node.operation} at {node.source} passes back 0·∞" if node.source != made.source else ""
+    return made._replace(direction=BACKWARD, detail=f"{made.detail}{TIMES_ZERO}", then=then)
 
 
 def _told(graph: Graph, node: Node, element: tuple[int, ...] | None) -> str:

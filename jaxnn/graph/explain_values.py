@@ -201,6 +201,4 @@ def _scanned(node: Node, params: dict[str, Any], inputs: list[Any]) -> Iterator[
 
 def _worse(given: list[Any], made: list[Any]) -> bool:
     """Whether NaN was made of what holds none, or what is not finite of what is."""
-    return any(
-        any(holds(x, bad) for x in made) and not any(holds(x, bad) for x in given) for bad in (_nan, nonfinite)
-    )
+    return any(any(holds(x, bad) for x in made) and not any(holds(x, bad) for x in given) for bad in (_nan, nonfinite))

@@ -155,5 +155,3 @@ def _entry(word: str, texts: tuple[str, ...] | list[str]) -> list[str]:
         )
     ]
     return [f"  {word if i == 0 else '':8}{text}" for i, text in enumerate(wrapped)]
-
-

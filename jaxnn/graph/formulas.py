@@ -70,6 +70,8 @@ def divisor(graph: Recorded, ref: Ref) -> str:
 
 def quotient(s: Spot) -> str:
     """0/0 by name: one that has a limit, where numerator and divisor are made of the same number entry by entry."""
+    if _is_softmax(s.graph, s.node):
+        return causes.SOFTMAX
     if _sum_of_deviations(s.graph, s.node.inputs[0]):
         return causes.ONE_ENTRY
     name = divisor(s.graph, s.node.inputs[1])
@@ -131,8 +133,18 @@ def logarithm(s: Spot) -> str:
             return causes.SINGULAR
         if maker.operation in TAILS or {"ndtr", "_ndtr"} & set(maker.group):
             return causes.TAIL
-        if maker.operation in ("logistic", "softmax", "_softmax") or _is_softmax(graph, maker):
+        if (
+            maker.operation in ("logistic", "softmax", "_softmax")
+            or _is_softmax(graph, maker)
+            or _is_sigmoid(graph, maker)
+        ):
             return causes.LOG_SOFTMAX
+        if maker.operation in ("reduce_prod", "cumprod"):
+            return causes.LOG_PRODUCT
+        if maker.operation == "exp":
+            return causes.EXP_LOG
+        if maker.operation == "reduce_sum" and _parent_is(graph, maker, "exp"):
+            return causes.LOGSUMEXP
     if _is_x_log_y(s):
         return causes.X_LOG_X
     users = {user.operation for user, _, path in below(graph, node, SCALED | {"sub"})}
@@ -140,7 +152,7 @@ def logarithm(s: Spot) -> str:
 
 
 def _is_product(s: Spot) -> bool:
-    """exp of a sum of it."""
+    """Exp of a sum of it."""
     sums = {"cumsum", "reduce_sum"}
     return any(
         user.operation == "exp" and sums & set(path) and "sub" not in path
@@ -149,17 +161,34 @@ def _is_product(s: Spot) -> bool:
 
 
 def _is_softmax(graph: Recorded, node: Node) -> bool:
-    """exp divided by a sum."""
+    """Exp divided by a sum."""
     if node.operation != "div":
         return False
     top, bottom = (parent(graph, ref) for ref in node.inputs)
     return top is not None and top.operation == "exp" and bottom is not None and bottom.operation == "reduce_sum"
 
 
+def _is_sigmoid(graph: Recorded, node: Node) -> bool:
+    """A number divided by one and an exp."""
+    bottom = parent(graph, node.inputs[1]) if node.operation == "div" else None
+    return (
+        bottom is not None
+        and bottom.operation == "add"
+        and any(
+            maker is not None and maker.operation == "exp" for maker in (parent(graph, ref) for ref in bottom.inputs)
+        )
+    )
+
+
+def _parent_is(graph: Recorded, node: Node, operation: str) -> bool:
+    maker = parent(graph, node.inputs[0])
+    return maker is not None and maker.operation == operation
+
+
 def _is_x_log_y(s: Spot) -> bool:
     """Multiplied by what is 0 there."""
-    for user, i, path in below(s.graph, s.node, {"neg"}):
-        if user.operation == "mul" and set(path) <= {"neg"}:
+    for user, i, _ in below(s.graph, s.node, {"neg", "add", "sub"}):
+        if user.operation == "mul":
             other = user.inputs[1 - i]
             if origin(s.graph, other) == origin(s.graph, s.node.inputs[0]):
                 return True
@@ -250,4 +279,3 @@ def rounding(graph: Recorded, node: Node) -> Any:
     eps = float(jnp.finfo(node.values[0].dtype).eps)
     size = np.broadcast_to(np.maximum(x, y), np.shape(node.values[0]))
     return np.where(np.isfinite(size) & (size > 0), DIGITS_LOST * eps * size, -1.0)
-

@@ -95,6 +95,8 @@ def _div(s: Spot) -> Cause | None:
         flushed = f"{number(x)} / {number(y)} is {said(s.z)}: a number below {number(tiny)} may count as 0"
         return cause(causes.BY_ZERO, flushed)
     name = quotient(s)
+    if name == causes.SOFTMAX:
+        return cause(name, f"every exp is 0, and {said(x)} / 0 is {said(s.z)}")
     if x != 0 and name in (causes.ZERO_BY_ZERO, causes.LIMIT):
         name = causes.BY_ZERO
     return cause(name, f"{number(x)} / 0 is {said(s.z)}")
@@ -121,8 +123,14 @@ def cancelled(graph: Recorded, node: Node) -> str:
 def _rsqrt(s: Spot) -> Cause | None:
     if s.x[0] != 0:
         return _sqrt(s)
-    name = OF_ROOT.get(squares_of(s.graph, s.node.inputs[0]), causes.BY_ZERO)
-    return cause(name, "1/√x at x = 0 is ∞")
+    return cause(inverse_root(s), "1/√x at x = 0 is ∞")
+
+
+def inverse_root(s: Spot) -> str:
+    """1/√0 by name of what the 0 is."""
+    if any(scope.lstrip("_") == "standardize" for scope in s.node.group):
+        return causes.BY_VARIANCE
+    return OF_ROOT.get(squares_of(s.graph, s.node.inputs[0]), causes.BY_ZERO)
 
 
 def _pow(s: Spot) -> Cause | None:
@@ -137,9 +145,10 @@ def _pow(s: Spot) -> Cause | None:
 
 
 def _mul(s: Spot) -> Cause | None:
-    if None not in s.x and sorted(map(abs, s.x)) == [0, math.inf]:  # type: ignore[arg-type]
-        return cause(causes.ZERO_TIMES_INFINITY, f"{said(s.x[0])} · {said(s.x[1])} is NaN")
-    return None
+    x, y = s.x
+    if x is None or y is None or sorted((abs(x), abs(y))) != [0, math.inf]:
+        return None
+    return cause(causes.ZERO_TIMES_INFINITY, f"{said(x)} · {said(y)} is NaN")
 
 
 def _sub(s: Spot) -> Cause | None:

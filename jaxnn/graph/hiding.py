@@ -64,11 +64,18 @@ def hidden(graph: Recorded, ref: Ref, mask: Any) -> Hidden | None:
                 continue
             seen.add((user.id, slot))
             masks = reached(graph, user, slot, mask)
+            if user.operation in CHOOSES and slot and not _chosen(graph, user, slot, masks[0]):
+                return Hidden(user, causes.WHERE)
             live = any(_live(g, m) for g, m in zip(user.gradients, masks, strict=True))
             if live or not any(m.any() for m in masks):
                 return _opened(graph, user, slot, mask) or Hidden(user, _kind(graph, user, slot))
             todo += [(Ref(user.id, k), m) for k, m in enumerate(masks) if m.any()]
     return None
+
+
+def _chosen(graph: Recorded, node: Node, slot: int, mask: Any) -> bool:
+    which = np.asarray(graph.at(node.inputs[0])[0]).astype(int)
+    return bool(((which == slot - 1) & mask).any())
 
 
 def _live(gradient: Any, mask: Any) -> bool:

@@ -88,7 +88,9 @@ def differing(seen: Sequence[Run]) -> tuple[str, ...]:
 # ---------------------------------------------------------------- what it hangs on
 
 EDGES = {  # operations with an end of their domain, or a pole, at 0 or 1, and the input that comes near it
-    **dict.fromkeys(("sqrt", "rsqrt", "log", "log1p", "pow", "integer_pow", "cbrt", "acosh", "asin", "acos", "atanh"), 0),
+    **dict.fromkeys(
+        ("sqrt", "rsqrt", "log", "log1p", "pow", "integer_pow", "cbrt", "acosh", "asin", "acos", "atanh"), 0
+    ),
     "div": 1,
     "erf_inv": 0,
 }
