@@ -293,10 +293,6 @@ def norm_at_zero(x):
     return jnp.linalg.norm(x)  # HERE
 
 
-def hypotenuse(x):
-    return jnp.hypot(x[0], x[1])  # HERE
-
-
 def distances(x):
     gaps = x[:, None] - x[None]
     return jnp.sqrt((gaps**2).sum(-1)).sum()  # HERE
@@ -350,7 +346,6 @@ def unit(x):
 STEPS = np.array([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]], F)
 ROOTS_KNOWN = [
     Known(norm_at_zero, (a(0, 0, 0),), causes.NORM, lambda x: root((x**2).sum()), 0, (0, 0, 0)),
-    Known(hypotenuse, (a(0, 0),), causes.NORM, lambda x: root((x**2).sum()), 0, (0, 0)),
     Known(
         distances, (STEPS,), causes.NORM, lambda x: root(((x[:, None] - x[None]) ** 2).sum(-1)).sum(),
         2 * (5 + 10 + 5), ((0, 0), (-2.4, -3.2), (2.4, 3.2)),
