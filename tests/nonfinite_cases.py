@@ -199,6 +199,11 @@ def dynamic_slice_of_root(x, i):
     return jax.lax.dynamic_slice(roots, (i,), (2,)).sum()
 
 
+def segments_outside(x):  # the second segment does not exist
+    roots = jnp.sqrt(x)  # HERE
+    return jax.ops.segment_sum(roots, jnp.array([0, 5, 1]), num_segments=2).sum()
+
+
 def row_of_attention(scores):  # the row of padding is cut off afterwards
     weights = jax.nn.softmax(scores, axis=-1)  # HERE
     return weights[0, 0]
@@ -249,6 +254,10 @@ HIDDEN_KNOWN = [
         dynamic_slice_of_root, (a(-1, 4, 9), np.int32(1)), causes.DROPPED,
         lambda x, i: jnp.sqrt(jax.lax.dynamic_slice(x, (i,), (2,))).sum(), 5, (0, 1 / 4, 1 / 6),
         hidden="dynamic_slice",
+    ),
+    Known(
+        segments_outside, (a(4, -1, 9),), causes.DROPPED,
+        lambda x: jnp.sqrt(x[jnp.array([0, 2])]).sum(), 5, (1 / 4, 0, 1 / 6), hidden="scatter-add",
     ),
     Known(
         row_of_attention, (PADDED,), causes.DROPPED,
@@ -306,6 +315,10 @@ def root_at_zero(x):
     return jnp.sqrt(x).sum()  # HERE
 
 
+def slope_of_a_root(x):  # f differentiates, and its own value is a slope
+    return jax.grad(lambda x: jnp.sqrt(x).sum())(x).sum()  # HERE
+
+
 def root_of_negative(x):
     return jnp.sqrt(x).sum()  # HERE
 
@@ -352,6 +365,10 @@ ROOTS_KNOWN = [
     ),
     Known(deviation, (a(2, 2, 2),), causes.DEVIATION, lambda x: root(jnp.var(x)), 0, (0, 0, 0)),
     Known(root_at_zero, (a(0, 4, 9),), causes.ROOT, lambda x: root(x).sum(), 5, (0, 1 / 4, 1 / 6)),
+    Known(
+        slope_of_a_root, (a(0, 4, 1),), causes.ROOT, lambda x: jax.grad(lambda x: root(x).sum())(x).sum(),
+        0.75, (0, -1 / 32, -1 / 4), "forward",
+    ),
     Known(
         root_of_negative, (a(-1, 4, 9),), causes.ROOT_NEGATIVE,
         lambda x: root(x).sum(), 5, (0, 1 / 4, 1 / 6), "forward",

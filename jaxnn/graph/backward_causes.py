@@ -121,6 +121,8 @@ def _root(s: Spot, at: str, edge: int) -> tuple[str, str]:
     if s.x[0] is not None and s.x[0] < 0:
         return causes.ROOT_NEGATIVE, f"{letters} {at} is NaN"
     squares = squares_of(s.graph, s.node.inputs[0])
+    if any(scope.lstrip("_") in ("std", "nanstd") for scope in s.node.group):
+        squares = causes.DEVIATION
     name = squares or causes.ROOT
     if s.node.operation == "rsqrt":
         name = inverse_root(s)

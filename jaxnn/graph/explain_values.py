@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import jaxnn.graph.causes as causes
@@ -19,7 +20,7 @@ from jaxnn.graph.forward_causes import LIBRARY, forward_cause
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Node, Ref
 from jaxnn.graph.spots import first, fits, holds, nonfinite, said, spot
-from jaxnn.jaxprs import Scan, While, is_float
+from jaxnn.jaxprs import Scan, While
 
 
 def _nan(value: Any) -> Any:
@@ -98,11 +99,11 @@ def _bad_inputs(graph: Graph, node: Node) -> list[Ref]:
 
 def _made(graph: Graph, node: Node) -> Any:
     """Where an operation makes NaN of what holds none, or what is not finite of what is."""
-    inputs = [graph.at(ref)[0] for ref in node.inputs if is_float(graph.at(ref)[0])]
+    inputs = [graph.at(ref)[0] for ref in node.inputs if jnp.issubdtype(graph.at(ref)[0].dtype, jnp.inexact)]
     value = node.values[0]
     if len(node.values) > 1:
         return np.asarray(_worse(inputs, list(node.values)))
-    if node.operation == "select_n" or not is_float(value):
+    if node.operation == "select_n" or not jnp.issubdtype(value.dtype, jnp.inexact):
         return np.zeros(0, bool)
     shape = np.shape(value)
     if all(fits(x, shape) for x in inputs):
@@ -136,7 +137,7 @@ def _came_in(graph: Graph, ref: Ref) -> Explanation:
     leaf = graph.leaves[-1 - ref.node]
     element = first(nonfinite(leaf.value))
     count = int(nonfinite(leaf.value).sum())
-    shown = said(float(np.asarray(leaf.value)[element]))
+    shown = said(np.asarray(leaf.value)[element])
     many = f"{count} of {np.size(leaf.value)} entries, first " if np.shape(leaf.value) else ""
     users = [node for node in graph.nodes if ref in node.inputs]
     user = users[0] if users else Node(0, "", (), ())

@@ -260,10 +260,17 @@ def _goes(found: list[tuple[Node, set[str]]], operation: str, between: set[str])
 DIGITS_LOST = 64  # times the spacing of the terms that a difference of rounded terms may be
 
 
-def difference(graph: Recorded, ref: Ref) -> Node | None:
-    """The subtraction of whose terms' rounding an array is made, at least in one entry; None where none is."""
-    left = np.asarray(graph.at(ref)[0], np.float64)
-    smallest = float(np.nanmin(abs(left))) if left.size and np.isfinite(left).any() else np.inf
+def difference(graph: Recorded, ref: Ref, left: float | None = None) -> Node | None:
+    """The subtraction of whose terms' rounding an array is made, at least in one entry; None where none is.
+
+    Args:
+        graph: it stands in.
+        ref: the array.
+        left: the entry that is asked about; by default the least of all.
+    """
+    entries = np.asarray(graph.at(ref)[0], np.float64)
+    smallest = float(np.nanmin(abs(entries))) if entries.size and np.isfinite(entries).any() else np.inf
+    smallest = smallest if left is None else abs(left)
     for node in above(graph, ref, {"add", "sub", "mul", "div", "max", "neg", "abs"}):
         if node.operation in ("add", "sub"):
             lost = rounding(graph, node)

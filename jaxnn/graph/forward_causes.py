@@ -13,7 +13,7 @@ import jaxnn.graph.causes as causes
 from jaxnn.graph.causes import Cause, cause
 from jaxnn.graph.formulas import OF_ROOT, difference, exponential, logarithm, quotient, rounding, squares_of
 from jaxnn.graph.nodes import Node, Recorded
-from jaxnn.graph.spots import Spot, first, numbers_of, parent, said, spot
+from jaxnn.graph.spots import Spot, first, numbers_of, origin, parent, said, spot
 from jaxnn.graph.values import number
 from jaxnn.jaxprs import is_float
 
@@ -94,19 +94,32 @@ def _div(s: Spot) -> Cause | None:
     if y != 0:
         flushed = f"{number(x)} / {number(y)} is {said(s.z)}: a number below {number(tiny)} may count as 0"
         return cause(causes.BY_ZERO, flushed)
-    name = quotient(s)
+    name = _derivative(s) or quotient(s)
     if name == causes.SOFTMAX:
         return cause(name, f"every exp is 0, and {said(x)} / 0 is {said(s.z)}")
     if x != 0 and name in (causes.ZERO_BY_ZERO, causes.LIMIT):
         name = causes.BY_ZERO
-    return cause(name, f"{number(x)} / 0 is {said(s.z)}")
+    inside = " in a derivative that it takes itself" if _derivative(s) else ""
+    return cause(name, f"{number(x)} / 0 is {said(s.z)}{inside}")
+
+
+def _derivative(s: Spot) -> str:
+    """Where f differentiates: what a quotient in the derivative is the slope of."""
+    if not any("jvp" in scope for scope in s.node.group):
+        return ""
+    maker = parent(s.graph, s.node.inputs[1])
+    if maker is not None and maker.operation == "sqrt":
+        return squares_of(s.graph, maker.inputs[0]) or causes.ROOT
+    base = origin(s.graph, s.node.inputs[1])
+    logs = (node for node in s.graph.nodes if node.operation == "log" and origin(s.graph, node.inputs[0]) == base)
+    return causes.LOG if next(logs, None) is not None else ""
 
 
 def _sqrt(s: Spot) -> Cause | None:
     if s.x[0] is None or not s.x[0] < 0:
         return None
     what = f"{s.node.operation} of {said(s.x[0])} is NaN"
-    source = difference(s.graph, s.node.inputs[0])
+    source = difference(s.graph, s.node.inputs[0], s.x[0])
     if source is None:
         return cause(causes.ROOT_NEGATIVE, what)
     return cause(causes.CANCELLATION, f"{what}; it is what rounding left of {cancelled(s.graph, source)}")

@@ -68,7 +68,8 @@ def hidden(graph: Recorded, ref: Ref, mask: Any) -> Hidden | None:
                 return Hidden(user, causes.WHERE)
             live = any(_live(g, m) for g, m in zip(user.gradients, masks, strict=True))
             if live or not any(m.any() for m in masks):
-                return _opened(graph, user, slot, mask) or Hidden(user, _kind(graph, user, slot))
+                kind = _kind(graph, user, slot) if live else causes.DROPPED
+                return _opened(graph, user, slot, mask) or Hidden(user, kind)
             todo += [(Ref(user.id, k), m) for k, m in enumerate(masks) if m.any()]
     return None
 

@@ -49,9 +49,14 @@ def spot(graph: Recorded, node: Node, output: int, element: tuple[int, ...]) -> 
         graph,
         node,
         tuple(_entry(graph.at(ref)[0], element, shape) for ref in node.inputs),
-        float(node.values[output][element]),
-        None if gradient is None else float(gradient[element]),
+        _real(node.values[output][element]),
+        None if gradient is None else _real(gradient[element]),
     )
+
+
+def _real(x: Any) -> float:
+    """A number; of a complex one its size."""
+    return float(abs(x)) if jnp.issubdtype(x.dtype, jnp.complexfloating) else float(x)
 
 
 def _entry(value: Any, element: tuple[int, ...], shape: tuple[int, ...]) -> float | None:
@@ -81,11 +86,11 @@ def nonfinite(value: Any) -> Any:
 
 
 def holds(value: Any, bad: Callable[[Any], Any] = nonfinite) -> bool:
-    """True for floats of which some are bad."""
-    return bool(value is not None and is_float(value) and bad(value).any())
+    """True for real or complex numbers of which some are bad."""
+    return bool(value is not None and jnp.issubdtype(value.dtype, jnp.inexact) and bad(value).any())
 
 
-def said(x: float) -> str:
+def said(x: Any) -> str:
     """A number in words: NaN and ∞ as they are written in a sentence.
 
     >>> said(0.5), said(float("-inf")), said(float("nan"))
@@ -93,7 +98,7 @@ def said(x: float) -> str:
     """
     if np.isnan(x):
         return "NaN"
-    return ("−∞" if x < 0 else "∞") if np.isinf(x) else number(x)
+    return ("−∞" if np.real(x) < 0 else "∞") if np.isinf(x) else number(x)
 
 
 def first(mask: Any) -> tuple[int, ...]:
