@@ -41,7 +41,7 @@ def test_cause_line_and_what_hid_it(case):
     assert why.line == linecache.getline(inspect.getfile(case.f), line).strip() == text
     assert why.rewrite.startswith(causes.REWRITES[case.cause])
     assert why.hidden.split(" at ")[0] == case.hidden
-    assert len(str(why).splitlines()) <= 13
+    assert len(str(why).splitlines()) <= 12
 
 
 @pytest.mark.parametrize("case", KNOWN, ids=lambda case: case.f.__name__)
@@ -70,6 +70,19 @@ def test_no_alarm(name):
     assert not why.runs
     assert bool(why.unknown) == (name in ("while loop", "whole numbers"))
     assert bool(why.meant) == (name == "log_softmax of masked logits, all given")
+
+
+def test_an_infinity_is_meant_only_where_the_code_writes_it():
+    x = jnp.array([0.0, 1.0])
+    written = graph.explain_nonfinite(lambda x: jnp.where(x > 0, x, -jnp.inf), whole=False)(x)
+    assert (written.finite, written.meant) == (True, "−∞ where the code writes it")
+    assert str(written).endswith(": its value is finite but for −∞ where the code writes it; its gradients are finite")
+    made = graph.explain_nonfinite(jnp.log, whole=False)(x)
+    assert (made.cause, made.direction) == (causes.LOG, "forward")
+    given = graph.explain_nonfinite(lambda x: 2.0 * x, whole=False)(jnp.array([-jnp.inf, 1.0]))
+    assert (given.cause, given.direction) == (causes.GIVEN, "forward")
+    nan = graph.explain_nonfinite(lambda x: jnp.where(x > 0, x, jnp.nan), whole=False)(x)
+    assert (nan.cause, nan.direction) == (causes.WRITTEN, "forward")
 
 
 # ---------------------------------------------------------------- run whole
