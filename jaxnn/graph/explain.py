@@ -67,7 +67,9 @@ def _explained(f: Callable[..., Tree], cotangent: Tree, whole: bool, args: tuple
     written = meant(graph)
     found = None if written else explain_value(graph)
     reached: tuple[str, ...] = ("the value",)
-    graph, unknown = _with_gradients(f, cotangent, graph, args)
+    unknown = ""
+    if found is None or whole:
+        graph, unknown = _with_gradients(f, cotangent, graph, args)
     if found is None:
         found = explain_gradient(graph)
         reached = tuple(f"the gradient of {leaf.name}" for leaf in graph.leaves if holds(leaf.gradient))
