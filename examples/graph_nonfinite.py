@@ -1,4 +1,4 @@
-"""Where did this NaN come from? Six functions that researchers write, each explained: cause, line, and what mends it.
+"""Where did this NaN come from? Six functions that researchers write, each explained: cause, line, and the fix.
 
     python examples/graph_nonfinite.py
 

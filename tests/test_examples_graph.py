@@ -49,4 +49,4 @@ def test_what_is_not_finite(capsys):
         "recurrence": causes.NORM,
     }
     assert explained["recurrence"].steps == ("scan step 2",)
-    assert "mend" in capsys.readouterr().out
+    assert "  fix " in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """The computational graph of any JAX function: values and gradients at every node."""
 
 from jaxnn.graph.dot import dot
-from jaxnn.graph.explain import Explanation, explain_nonfinite
+from jaxnn.graph.explain import explain_nonfinite
+from jaxnn.graph.explanation import Explanation
 from jaxnn.graph.flow import Flow, Stage, Step, gradient_flow
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref

@@ -1,0 +1,195 @@
+"""One operation at one element, what made its numbers, and what became of them.
+
+Numbers are followed through what only hands them on: reshaping, casts, a selection that took them. Letters as in the
+rules: x and y go in, z comes out, δ is the gradient of z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.graph.nodes import Node, Recorded, Ref
+from jaxnn.graph.values import number
+from jaxnn.jaxprs import is_float
+
+CARRIED = {  # operations that hand the numbers on
+    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy", "copy_p"),
+    *("stop_gradient", "reduce_precision", "slice", "dynamic_slice"),
+}
+NEAR = 8  # operations that a formula written by hand has between its parts, at most
+
+
+class Spot(NamedTuple):
+    """An operation at one element.
+
+    Attributes:
+        graph: it stands in.
+        node: the operation.
+        x: what it was given there, one number for each input; None for an input of another shape.
+        z: what it gave there.
+        delta: the gradient of z there; None in a forward pass.
+    """
+
+    graph: Recorded
+    node: Node
+    x: tuple[float | None, ...]
+    z: float
+    delta: float | None = None
+
+
+def spot(graph: Recorded, node: Node, output: int, element: tuple[int, ...]) -> Spot:
+    """An operation at an element of one of its outputs."""
+    shape = np.shape(node.values[output])
+    gradient = node.gradients[output] if node.gradients else None
+    return Spot(
+        graph,
+        node,
+        tuple(_entry(graph.at(ref)[0], element, shape) for ref in node.inputs),
+        _real(node.values[output][element]),
+        None if gradient is None else _real(gradient[element]),
+    )
+
+
+def _real(x: Any) -> float:
+    """A number; of a complex one its size."""
+    return float(abs(x)) if jnp.issubdtype(x.dtype, jnp.complexfloating) else float(x)
+
+
+def _entry(value: Any, element: tuple[int, ...], shape: tuple[int, ...]) -> float | None:
+    ours = np.shape(value)
+    if not fits(value, shape):
+        return None
+    if not (is_float(value) or jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool):
+        return None
+    return float(value[tuple(0 if n == 1 else i for n, i in zip(ours, element, strict=True)) if ours else ()])
+
+
+def fits(value: Any, shape: tuple[int, ...]) -> bool:
+    """True for what an operation may have taken entry by entry: of its output's shape, or repeated along axes."""
+    ours = np.shape(value)
+    return ours == () or (len(ours) == len(shape) and all(n in (1, m) for n, m in zip(ours, shape, strict=True)))
+
+
+def entrywise(graph: Recorded, node: Node) -> bool:
+    """True for an operation with one output, each entry of which is made of one entry of every input."""
+    shape = np.shape(node.values[0])
+    return len(node.values) == 1 and all(fits(graph.at(ref)[0], shape) for ref in node.inputs)
+
+
+def nonfinite(value: Any) -> Any:
+    """Which entries are NaN or infinite."""
+    return ~np.isfinite(np.asarray(value))
+
+
+def holds(value: Any, bad: Callable[[Any], Any] = nonfinite) -> bool:
+    """True for real or complex numbers of which some are bad."""
+    return bool(value is not None and jnp.issubdtype(value.dtype, jnp.inexact) and bad(value).any())
+
+
+def said(x: Any) -> str:
+    """A number in words: NaN and ∞ as they are written in a sentence.
+
+    >>> said(0.5), said(float("-inf")), said(float("nan"))
+    ('0.5', '−∞', 'NaN')
+    """
+    if np.isnan(x):
+        return "NaN"
+    return ("−∞" if np.real(x) < 0 else "∞") if np.isinf(x) else number(x)
+
+
+def first(mask: Any) -> tuple[int, ...]:
+    """The index of the first entry that is True."""
+    return tuple(map(int, np.argwhere(mask)[0]))
+
+
+# ---------------------------------------------------------------- what made a number
+
+
+def origin(graph: Recorded, ref: Ref) -> Ref:
+    """Where an array's numbers come from, seen through reshaping, casts and selections."""
+    while ref.leaf is None:
+        node = graph.nodes[ref.node]
+        if node.operation in CARRIED:
+            ref = node.inputs[0]
+        elif node.operation == "select_n" and len(node.inputs) == 3:  # var() is NaN where nothing is left
+            which = np.asarray(graph.at(node.inputs[0])[0])
+            ref = node.inputs[1 + int(which.flat[0])] if which.size else node.inputs[1]
+        else:
+            break
+    return ref
+
+
+def parent(graph: Recorded, ref: Ref) -> Node | None:
+    """The operation that made an array, seen through the same; None for a leaf."""
+    ref = origin(graph, ref)
+    return graph.nodes[ref.node] if ref.leaf is None else None
+
+
+def above(graph: Recorded, ref: Ref, through: set[str]) -> Iterator[Node]:
+    """The operations that made an array, nearest first; past each only where it is one of `through`."""
+    todo = [parent(graph, ref)]
+    for _ in range(4 * NEAR):
+        if not todo:
+            return
+        node = todo.pop(0)
+        if node is not None:
+            yield node
+            if node.operation in through:
+                todo += [parent(graph, r) for r in node.inputs]
+
+
+def is_number(graph: Recorded, ref: Ref, wanted: float) -> bool:
+    """True for an array of which every entry is a certain number."""
+    value = graph.at(ref)[0]
+    return bool(is_float(value) and np.size(value) and (np.asarray(value, np.float64) == wanted).all())
+
+
+def is_square(graph: Recorded, node: Node) -> bool:
+    """True for x²."""
+    return (
+        node.operation == "square"
+        or (node.operation == "mul" and node.inputs[0] == node.inputs[1])
+        or (node.operation == "integer_pow" and node.params["y"] == 2)
+        or (node.operation == "pow" and is_number(graph, node.inputs[1], 2))
+    )
+
+
+# ---------------------------------------------------------------- what became of it
+
+Users = dict[Ref, list[tuple[Node, int]]]
+
+
+def users_of(graph: Recorded) -> Users:
+    """For each array the operations that it goes into, and as which of their inputs."""
+    found: Users = {}
+    for node in graph.nodes:
+        for i, ref in enumerate(node.inputs):
+            found.setdefault(ref, []).append((node, i))
+    return found
+
+
+def below(graph: Recorded, node: Node, through: set[str]) -> Iterator[tuple[Node, int, tuple[str, ...]]]:
+    """The operations that an operation's output goes into: (it, as which input, what lies between), nearest first."""
+    users = users_of(graph)
+    todo: list[tuple[Node, tuple[str, ...]]] = [(node, ())]
+    seen = set[tuple[int, int]]()
+    while todo:
+        here, path = todo.pop(0)
+        for k in range(len(here.values)):
+            for user, i in users.get(Ref(here.id, k), ()):
+                if (user.id, i) in seen or len(path) > NEAR:
+                    continue
+                seen.add((user.id, i))
+                if user.operation not in CARRIED:
+                    yield user, i, path
+                if user.operation in CARRIED | through:
+                    todo.append((user, (*path, user.operation)))
+
+
+def numbers_of(graph: Recorded, refs: Sequence[Ref]) -> list[Any]:
+    """The arrays of floats among them."""
+    return [graph.at(ref)[0] for ref in refs if is_float(graph.at(ref)[0])]

@@ -1,0 +1,134 @@
+"""A function run in one piece, eagerly and jitted, beside its graph, which runs operation by operation.
+
+The three round otherwise: a compiler multiplies and adds in one rounding, adds in another order, leaves out what it can
+simplify, and counts numbers below the smallest normal one as 0. What lies at the edge of an operation's domain may
+then be finite in one and not in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxnn.graph.causes as causes
+from jaxnn.graph.causes import cause
+from jaxnn.graph.explanation import BACKWARD, FORWARD, Explanation, explanation, named, numbers
+from jaxnn.graph.formulas import difference, rounding
+from jaxnn.graph.forward_causes import cancelled
+from jaxnn.graph.graph import Graph
+from jaxnn.graph.nodes import Node
+from jaxnn.graph.spots import first, holds, spot
+from jaxnn.graph.values import number
+from jaxnn.jaxprs import is_float
+from jaxnn.types import Tree
+
+WAYS = ("operation by operation", "eagerly", "jitted")
+
+
+class Run(NamedTuple):
+    """A value, or the gradients, as computed in the three WAYS.
+
+    Attributes:
+        of: "the value", "the gradient".
+        finite: for each way whether all of it is finite.
+    """
+
+    of: str
+    finite: tuple[bool, ...]
+
+
+def runs(f: Callable[..., Tree], graph: Graph, args: tuple[Tree, ...]) -> tuple[Run, ...]:
+    """The value in the three ways, and the gradient where the graph has one."""
+    leaves, tree = jax.tree.flatten(args)
+    leaves = [jax.numpy.asarray(leaf) for leaf in leaves]
+
+    def floats_of(given: list[Any]) -> list[Any]:
+        return [out for out in jax.tree.leaves(f(*jax.tree.unflatten(tree, given))) if is_float(out)]
+
+    value = [all(map(_finite, way(leaves))) for way in (floats_of, jax.jit(floats_of))]
+    found = [Run("the value", (all(_finite(graph.at(ref)[0]) for ref in graph.outputs), *value))]
+    if not graph.gradients:
+        return tuple(found)
+    moving = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    deltas = [c for c in graph.cotangents if c is not None]
+
+    def back(floats: list[Any], fixed: list[Any], deltas: list[Any]) -> Any:
+        given = list(fixed)
+
+        def outputs(floats: list[Any]) -> list[Any]:
+            for i, x in zip(moving, floats, strict=True):
+                given[i] = x
+            return floats_of(given)
+
+        return jax.vjp(outputs, floats)[1](deltas)
+
+    floats = [leaves[i] for i in moving]
+    gradient = [all(map(_finite, jax.tree.leaves(way(floats, leaves, deltas)))) for way in (back, jax.jit(back))]
+    own = not any(holds(leaf.gradient) for leaf in graph.leaves if leaf.kind == "input")
+    return (*found, Run("the gradient", (own, *gradient)))
+
+
+def _finite(value: Any) -> bool:
+    return not holds(value)
+
+
+def differing(seen: Sequence[Run]) -> tuple[str, ...]:
+    """A line for each that is finite in one way and not in another."""
+    return tuple(
+        f"{run.of}: " + ", ".join(f"{'finite' if ok else 'not finite'} {way}" for ok, way in
+                                  zip(run.finite, WAYS, strict=True))
+        for run in seen
+        if len(set(run.finite)) > 1
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what it hangs on
+
+EDGES = {  # operations with an end of their domain, or a pole, at 0 or 1, and the input that comes near it
+    **dict.fromkeys(
+        ("sqrt", "rsqrt", "log", "log1p", "pow", "integer_pow", "cbrt", "acosh", "asin", "acos", "atanh"), 0
+    ),
+    "div": 1,
+    "erf_inv": 0,
+}
+
+
+def settled(graph: Graph, seen: Sequence[Run]) -> Explanation:
+    """The operation of a finite graph that rounding, or a compiler, may make not finite."""
+    direction = FORWARD if len(set(seen[0].finite)) > 1 else BACKWARD
+    for node in graph.nodes:
+        slot = EDGES.get(node.operation)
+        if slot is None:
+            continue
+        source = difference(graph, node.inputs[slot])
+        if source is not None:
+            return _by_difference(graph, source, node, direction)
+    small = next((node for node in graph.nodes if node.operation == "div" and _denormal(graph, node)), None)
+    if small is not None:
+        tiny = float(np.finfo(np.float32).tiny)
+        why = cause(causes.BY_ZERO, f"the divisor is below {number(tiny)}, which compiled code may count as 0")
+        return explanation(direction, small, why, None)
+    what = "no difference cancels on the way to it: the compiler may have left out or merged operations that overflow"
+    return Explanation(False, "", direction, (), *cause(causes.COMPILED, what))
+
+
+def _by_difference(graph: Graph, source: Node, edge: Node, direction: str) -> Explanation:
+    element = first(abs(np.asarray(source.values[0], np.float64)) <= rounding(graph, source))
+    s = spot(graph, source, 0, element)
+    detail = (
+        f"{cancelled(graph, source)} is rounding alone, and in one piece it is rounded otherwise (multiplied and added "
+        "in one step, or added in another order): it may be 0 or below there"
+    )
+    found = explanation(direction, source, cause(causes.CANCELLATION, detail), element, numbers(s))
+    return found._replace(then=f"it goes into {named(edge)}")
+
+
+def _denormal(graph: Graph, node: Node) -> bool:
+    divisor = np.asarray(graph.at(node.inputs[1])[0])
+    if not is_float(divisor):
+        return False
+    tiny = float(jax.numpy.finfo(divisor.dtype).tiny)
+    return bool(((divisor != 0) & (abs(divisor) < tiny)).any())
