@@ -194,13 +194,18 @@ def not_finite(evidence: Evidence, i: int, m: Measured, row: Row) -> Row:
     return row._replace(verdict=CANNOT_TELL, why=why)
 
 
+def jumps(m: Measured) -> np.ndarray:
+    """By how much jax.grad jumps between the point and a millionth to the side; 0 where it does not."""
+    size = np.maximum(np.abs(finite(m.auto64)), np.maximum(m.jump, rms(m.auto64)))
+    return np.where(m.jump > JUMPS * size, m.jump, 0.0)
+
+
 def repeated(evidence: Evidence, i: int, m: Measured, row: Row) -> Row | None:
     """Wrong, if the rule repeats a value of jax.grad at a kink that is no slope of the function; None if not."""
-    size = np.maximum(np.abs(finite(m.auto64)), np.maximum(m.jump, rms(m.auto64)))
-    jumps = np.where(m.jump > JUMPS * size, m.jump, 0.0)
-    if not jumps.any():
+    jumped = jumps(m)
+    if not jumped.any():
         return None
-    elements = worst_elements(jumps, least=0.0)
+    elements = worst_elements(jumped, least=0.0)
     sides = [evidence.sides(i, element) for element in elements]
     for element, side in zip(elements, sides, strict=True):
         h, r = float(m.hand64[element]), float(m.auto64[element])
@@ -210,7 +215,7 @@ def repeated(evidence: Evidence, i: int, m: Measured, row: Row) -> Row | None:
                 verdict=WRONG, why=why, element=element, hand=h, autodiff=r, differences=side.slope.value
             )
     if all(side.smooth for side in sides):
-        smooth = _smooth_elsewhere(evidence, i, m, jumps > 0)
+        smooth = _smooth_elsewhere(evidence, i, m, jumped > 0)
         if smooth is not None and smooth[0] is not None:
             why = (
                 "it repeats jax.grad's value at points where kinks cancel: along a direction the slope of the function "
