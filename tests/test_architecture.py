@@ -76,7 +76,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "graph": (
         {"loops", "nodes", "rule", "terminal", "values"},
         {"briefs", "causes", "folding", "layout", "rules", "shape_rules"},
-        {"dot", "levels", "pulls", "text"},
+        {"dot", "levels", "pulls", "text", "way"},
         {"page"},
         {"graph"},
         {"record"},
