@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jaxnn.graph.briefs import digits
 from jaxnn.graph.folding import Item, fold, groups
 from jaxnn.graph.nodes import Recorded, check_function
-from jaxnn.graph.terminal import columns, cut, pad
+from jaxnn.graph.terminal import columns, cut, distinct, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
 from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
@@ -244,9 +244,10 @@ def _chart(flow: Flow, width: int) -> str:
     before = (ROWS + 1) // 2
     skipped = max(len(flow.groups) - ROWS, 0)
     rows = [*flow.groups[:before], *flow.groups[before + skipped :]] if skipped else list(flow.groups)
-    names = [row.name if row.name else "" for row in rows]
+    names = [row.name for row in rows]
     name = min(max([*map(columns, names), len("what leaves")]), max(width - 24, 8), NAME)
     bar = max(min(BAR, width - name - 23), 0)
+    short = distinct(names, name)
     ends = span(stage.gradient_rms for stage in flow.groups)
     lines += ["", cut(f"{pad('what leaves', name)}    values  gradients  √mean square, log scale", width)]
     for k, (row, label) in enumerate(zip(rows, names, strict=True)):
@@ -255,5 +256,5 @@ def _chart(flow: Flow, width: int) -> str:
         size = row.gradient_rms
         figures = f"{_figure(row.value_rms):>8}  {_figure(size):>9}"
         mark = bar_of(size, ends, bar)
-        lines.append(cut(f"{pad(cut(label, name), name)}  {figures}  {mark}".rstrip(), width))
+        lines.append(cut(f"{pad(short[label], name)}  {figures}  {mark}".rstrip(), width))
     return "\n".join(lines)
