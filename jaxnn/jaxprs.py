@@ -25,6 +25,11 @@ def is_float(x: Any) -> bool:
     return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.floating))
 
 
+def is_complex(x: Any) -> bool:
+    """True for an array, variable or dtype of complex numbers."""
+    return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.complexfloating))
+
+
 def bind(primitive: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
     """An operation's outputs, as a list."""
     ready = primitive.get_bind_params(params)

@@ -380,6 +380,17 @@ ONE = {  # functions of x beside points, among them those at which jax.grad give
     "spectral norm": (lambda x: jnp.linalg.norm(jnp.diag(x), 2), (X,)),
 }
 
+COMPLEX = [
+    Case("a spectrum", lambda x: jnp.abs(jnp.fft.fft(x)).sum(), (Y,)),
+    Case("a filter by its spectrum", lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * np.array([1.0, 2.0j]), 3)[0], (X,)),
+    Case("an angle", lambda x: jnp.angle(x[1:] + 1j * x[:2]).sum(), (P,)),
+    Case("a complex carry", lambda x: jnp.abs(lax.scan(lambda c, t: (c * (0.5 + 1j * t), c), 1 + 0j, x)[0]), (X,)),
+    Case("a complex root, unused", lambda x: lax.scan(lambda c, t: (c + t, sqrt(t + 0j)), 0.0, x)[0], (X,)),
+    Case("a chosen part", lambda x: jnp.where(x > 0, x + 1j * x, 0).imag.sum(), (X,)),
+    Case("a complex number stopped", lambda x: (lax.stop_gradient(x + 1j).imag * x).sum(), (X,)),
+    Case("a complex product", lambda x: jnp.abs(jnp.outer(x, x + 1j * x) @ (x * 1j)).sum(), (P,)),
+]
+
 MORE = [
     Case("scan, by its constant alone", recurrent, (0.5, X), 0),
     Case("scan, by its inputs alone", recurrent, (0.5, X), 1),
@@ -460,5 +471,5 @@ def scalar(f):
 
 
 PLAIN = [Case(f"{name}, point {i}", scalar(f), (x,)) for name, (f, points) in ONE.items() for i, x in enumerate(points)]
-STEEP = [*MORE, *(case for case in PLAIN if case.name.startswith("unasked"))]
+STEEP = [*MORE, *COMPLEX, *(case for case in PLAIN if case.name.startswith("unasked"))]
 PLAIN = [case for case in PLAIN if case not in STEEP]

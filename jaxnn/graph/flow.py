@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from jaxnn.graph.briefs import digits
 from jaxnn.graph.folding import Item, fold, groups
 from jaxnn.graph.nodes import Recorded, check_function
+from jaxnn.graph.pulls import has_slope
 from jaxnn.graph.terminal import columns, cut, distinct, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
 from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
-from jaxnn.jaxprs import is_float
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.showing import shown
 from jaxnn.types import Tree
@@ -183,7 +183,7 @@ def _stage(graph: Recorded, item: Item, name: str = "") -> Stage:
 
 def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
     """Root mean square and largest magnitude of all floats among them, as if they were one array."""
-    found = [summary(x) for x in arrays if x is not None and is_float(x)]
+    found = [summary(x) for x in arrays if x is not None and has_slope(x)]
     found = [s for s in found if s.known and s.size]
     if not found or any(s.nans for s in found):
         return math.nan, math.nan

@@ -15,17 +15,29 @@ from jaxnn.graph.nodes import NO_RULE, Node
 from jaxnn.graph.rule import Rule, nothing
 from jaxnn.graph.rules import RULES as ELEMENTWISE
 from jaxnn.graph.shape_rules import RULES as SHAPES
-from jaxnn.jaxprs import CONTROL, RULED, bind, dependences, is_float
+from jaxnn.jaxprs import CONTROL, RULED, bind, dependences, is_complex, is_float
 
-RULES: dict[str, Rule] = {**ELEMENTWISE, **SHAPES}
+RULES: dict[str, Rule] = {**ELEMENTWISE, **SHAPES}  # of real numbers
 
 Passed = tuple[Any, ...]
 Gradients = Sequence[Any]  # of an operation's outputs, None for none
 
 
+def rule_of(eqn: Any) -> Rule | None:
+    """The rule of the table; None for an operation without one, and for complex numbers, which are left to JAX."""
+    if any(is_complex(var.aval) for var in (*eqn.invars, *eqn.outvars)):
+        return None
+    return RULES.get(eqn.primitive.name)
+
+
+def has_slope(x: Any) -> bool:
+    """True for what a derivative may be taken of: real and complex floats."""
+    return is_float(x) or is_complex(x)
+
+
 def moved_outputs(eqn: Any, inputs: list[Any], moves: Sequence[bool], outputs: Sequence[Any]) -> list[bool]:
     """For each output of an operation whether it is a float whose derivative has a term for an input that moves."""
-    floats = [is_float(value) for value in outputs]
+    floats = [has_slope(value) for value in outputs]
     rule = RULES.get(eqn.primitive.name)
     if rule is not None:
         return [is_one and rule.pull is not nothing for is_one in floats]

@@ -21,7 +21,7 @@ from jax.extend import core
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.loops import Back, back, carries, repetitions
 from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_SLOPE, Leaf, Node, Ref
-from jaxnn.graph.pulls import RULES, by_jax, by_rule, jax_rule, moved_outputs
+from jaxnn.graph.pulls import by_jax, by_rule, has_slope, jax_rule, moved_outputs, rule_of
 from jaxnn.graph.rule import Rule
 from jaxnn.jaxprs import (
     CALLS,
@@ -128,7 +128,7 @@ class _Tape:
         if self.unroll and kind in CONTROL:
             return UNROLLED[kind](self, eqn, inputs, scope, source)
         values = bind(eqn.primitive, [self.value(ref) for ref in inputs], eqn.params)
-        rule = RULES.get(kind)
+        rule = rule_of(eqn)
         node = Node(
             len(self.nodes),
             _title(eqn),
@@ -179,7 +179,7 @@ def _title(eqn: Any) -> str:
 
 
 def _whose(eqn: Any, rule: Rule | None) -> str:
-    if not any(is_float(var.aval) for var in eqn.outvars):
+    if not any(has_slope(var.aval) for var in eqn.outvars):
         return NO_SLOPE
     if eqn.primitive.name in RULED:
         return CUSTOM
@@ -388,7 +388,7 @@ def _reverse(
         passed: tuple[Any, ...] = (None,) * len(node.inputs)
         if any(g is not None for g in own):
             inputs = [tape.value(ref) for ref in node.inputs]
-            if eqn.primitive.name in RULES:
+            if rule_of(eqn) is not None:
                 passed = by_rule(node, eqn, inputs, own, [ref in reached for ref in node.inputs])
             else:
                 linear = tuple(g if ref in moving else None for g, ref in zip(own, refs, strict=True))
@@ -407,7 +407,7 @@ def _moved(tape: _Tape, differentiated: set[Ref]) -> tuple[set[Ref], set[Ref]]:
     """
     reached, moving = set(differentiated), set(differentiated)
     for node, eqn in zip(tape.nodes, tape.equations, strict=True):
-        floats = [k for k, value in enumerate(node.values) if is_float(value)]
+        floats = [k for k, value in enumerate(node.values) if has_slope(value)]
         if any(ref in reached for ref in node.inputs):
             reached.update(Ref(node.id, k) for k in floats)
         moves = [ref in moving for ref in node.inputs]

@@ -21,7 +21,7 @@ def trace(
     """The computational graph of f at a point: every operation with its value, its gradient and its local rule.
 
     Args:
-        f: a pure function of pytrees of arrays.
+        f: a pure function of pytrees of arrays. Complex numbers may occur on the way, and JAX's rules serve for them.
         cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
         unroll: whether loops and branches become the operations that ran, iteration by iteration.
         backward: whether to derive gradients too.

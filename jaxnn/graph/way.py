@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxnn.graph.nodes import Node, Recorded, Ref
 from jaxnn.graph.values import summary
-from jaxnn.jaxprs import Scan, is_float
+from jaxnn.jaxprs import Scan
 
 COPIES = frozenset(  # each entry of what comes out is an entry of what goes in, which may be read several times
     {"broadcast_in_dim", "tile", "gather", "dynamic_slice", "slice", "concatenate", "stack", "reshape", "squeeze"}
@@ -112,7 +112,7 @@ def size(array: Any) -> float:
 
 def gradient_size(graph: Recorded, i: int) -> float:
     """The g of what leaves an operation, all of its outputs together."""
-    found = [g for g in graph.nodes[i].gradients if g is not None and is_float(g)]
+    found = [g for g in graph.nodes[i].gradients if g is not None]
     sizes = [size(g) for g in found]
     if not sizes or any(map(math.isnan, sizes)):
         return math.nan
