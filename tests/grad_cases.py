@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.ode import odeint
 
 X = np.array([0.0, 1.0, 4.0])
 Y = np.array([0.7, -1.2, 0.4])
@@ -391,7 +392,11 @@ COMPLEX = [
     Case("a complex product", lambda x: jnp.abs(jnp.outer(x, x + 1j * x) @ (x * 1j)).sum(), (P,)),
 ]
 
+
 MORE = [
+    Case(
+        "an ordinary differential equation", lambda x: odeint(lambda y, t: -y, x, jnp.array([0.0, 0.5]))[-1].sum(), (P,)
+    ),
     Case("scan, by its constant alone", recurrent, (0.5, X), 0),
     Case("scan, by its inputs alone", recurrent, (0.5, X), 1),
     Case("scan, by both", recurrent, (0.5, X), (0, 1)),

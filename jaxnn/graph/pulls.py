@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.graph.nodes import NO_RULE, Node
 from jaxnn.graph.rule import Rule, nothing
@@ -125,13 +127,19 @@ def _watched(reached: list[bool], place: int) -> Callable[[Any], Any]:
 
 def _function(eqn: Any, inputs: list[Any], places: Sequence[int], given: Sequence[int]) -> Callable[..., list[Any]]:
     """The outputs that are given, as a function of the inputs at those places."""
+    ready = [_array(x) for x in inputs]
 
     def f(*floats: Any) -> list[Any]:
         moving = dict(zip(places, floats, strict=True))
-        outs = bind(eqn.primitive, [moving.get(i, x) for i, x in enumerate(inputs)], eqn.params)
+        outs = bind(eqn.primitive, [moving.get(i, x) for i, x in enumerate(ready)], eqn.params)
         return [outs[k] for k in given]
 
     return f
+
+
+def _array(x: Any) -> Any:
+    """NumPy's arrays, as which a program holds its constants, as JAX's: a rule of a user's own may index them by i."""
+    return jnp.asarray(x) if isinstance(x, np.ndarray) and x.dtype != jax.dtypes.float0 else x
 
 
 def _places(flags: Sequence[bool]) -> list[int]:
