@@ -17,11 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
+from jax.interpreters import partial_eval
 
 
 def is_float(x: Any) -> bool:
     """True for an array, variable or dtype of real floats of any precision."""
     return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.floating))
+
+
+def is_complex(x: Any) -> bool:
+    """True for an array, variable or dtype of complex numbers."""
+    return bool(jnp.issubdtype(getattr(x, "dtype", x), jnp.complexfloating))
 
 
 def bind(primitive: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
@@ -30,6 +36,21 @@ def bind(primitive: Any, args: Sequence[Any], params: dict[str, Any]) -> list[An
     functions, params = ((), ready) if isinstance(ready, dict) else ready  # as newer and as older JAX have it
     out = primitive.bind(*functions, *args, **params)
     return list(out) if primitive.multiple_results else [out]
+
+
+def dependences(f: Callable[..., Sequence[Any]], args: Sequence[Any]) -> list[list[bool]]:
+    """[outputs, inputs]: whether the derivative of an output of f(*args) has a term for an input, as JAX linearises f.
+
+    Inputs and outputs are floats. `floor` and `stop_gradient` make a value depend on an input, but not its derivative;
+    a loop is followed from iteration to iteration.
+    """
+
+    def tangents(primals: list[Any], moved: list[Any]) -> list[Any]:
+        return list(jax.jvp(lambda *xs: list(f(*xs)), primals, moved)[1])
+
+    jaxpr = jax.make_jaxpr(tangents)(list(args), list(args)).jaxpr
+    n = len(jaxpr.outvars)
+    return [list(partial_eval.dce_jaxpr(jaxpr, [j == k for j in range(n)])[1])[len(args) :] for k in range(n)]
 
 
 # ---------------------------------------------------------------- programs inside programs

@@ -67,8 +67,14 @@ def _step(eqn: Any, args: list[Any]) -> list[Any]:
     if name in RULES:
         outs = RULES[name](params, *args)
         outs = outs if eqn.primitive.multiple_results else [outs]
-        return [np.asarray(out).astype(var.aval.dtype, copy=False) for var, out in zip(eqn.outvars, outs, strict=True)]
+        return [_cast(out, var.aval.dtype) for var, out in zip(eqn.outvars, outs, strict=True)]
     return list(map(_array, bind(eqn.primitive, args, params)))
+
+
+def _cast(x: Any, dtype: Any) -> np.ndarray:
+    """An array in a dtype; the real part of a complex one that becomes real, as JAX has it."""
+    x = np.asarray(x)
+    return (x.real if np.iscomplexobj(x) and dtype.kind != "c" else x).astype(dtype, copy=False)
 
 
 # ---------------------------------------------------------------- loops and branches

@@ -45,6 +45,20 @@ LONG = {
         "test_losses.py::test_softmax_cross_entropy_does_not_see_a_shift",
     ),
     "repeats for another setting what the fast suite has for one": (
+        "test_graph_grads.py::test_functions_of_single_operations",
+        *(
+            f"test_graph_grads.py::test_every_output_unused_in_turn[{name}]"
+            for name in ("svd", "lu", "qr", "slogdet", "a scan in a scan", "vmap of a scan", "top_k", "switch")
+        ),
+        "test_graph_grads.py::test_functions[a determinant of 0]",
+        "test_graph_grads.py::test_what_an_iteration_hands_on[scan whose carries mix]",
+        "test_graph_grads.py::test_what_an_iteration_hands_on[scan from the end]",
+        "test_graph_flow.py::test_gains_and_losses[explodes-interpolation at one of a thousand]",
+        "test_graph_flow.py::test_gains_and_losses[keeps its scale-interpolation]",
+        "test_graph_flow.py::test_gains_and_losses[keeps its scale-pooling over an image]",
+        "test_graph_page.py::test_it_opens_fitted_to_the_window[small]",
+        "test_graph_page.py::test_it_opens_fitted_to_the_window[deep]",
+        "test_graph_page.py::test_it_opens_fitted_to_the_window[unfolded]",
         "test_diagnostics.py::test_epoch_measures_the_steps_it_says[3-2-measured1]",
         "test_watching.py::test_divergence_by_augmentation",
         "test_watching.py::test_a_plateau_scales_the_updates[optax's]",

@@ -78,7 +78,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "graph": (
         {"causes", "loops", "nodes", "rule", "terminal", "values"},
         {"briefs", "folding", "layout", "rules", "shape_rules", "spots"},
-        {"dot", "explanation", "formulas", "levels", "text"},
+        {"dot", "explanation", "formulas", "levels", "pulls", "text", "way"},
         {"forward_causes", "hiding"},
         {"backward_causes"},
         {"page"},

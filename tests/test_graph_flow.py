@@ -96,10 +96,133 @@ def test_a_gradient_of_zero_has_vanished():
 
 
 def test_a_graph_without_a_way():
-    for f in (lambda x: x, jnp.sin):
-        flow = graph.gradient_flow(f)(1.0)
-        assert (flow.verdict, flow.ok, flow.steepest) == (SHORT, True, None)
-        assert str(flow).startswith("gradient of ")
+    flow = graph.gradient_flow(lambda x: x)(1.0)
+    assert (flow.verdict, flow.ok, flow.steepest) == (SHORT, True, None)
+    assert str(flow).startswith("gradient of ")
+    flow = graph.gradient_flow(jnp.sin)(1.0)  # a single operation is a way, from its input to its output
+    assert (flow.verdict, flow.factor, flow.steepest.before) == (KEEPS, pytest.approx(math.cos(1)), -1)
+
+
+# ---------------------------------------------------------------- gains and losses of any kind
+
+ROW = np.linspace(0.1, 1, 10, dtype=np.float32)
+MANY = np.ones(10**6, np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(4, 40, 40, 3)).astype(np.float32)
+STEPS = np.array([0, 1e-6, 1], np.float32)
+TABLE = np.ones((20_000, 8), np.float32)
+PADDING = np.zeros(5000, np.int32)
+
+
+def repeated(rate, steps=40):
+    return lambda x: jax.lax.scan(lambda c, _: (c * rate, None), x, None, length=steps)[0].sum()
+
+
+def looked_up(table):
+    """Linear interpolation in a table of equal distances."""
+
+    def f(x):
+        i = jnp.clip(jnp.floor(x * 4), 0, 3).astype(int)
+        values, slopes = jnp.asarray(table[:-1]), jnp.asarray(np.diff(table))
+        return (values[i] + (x * 4 - jax.lax.stop_gradient(jnp.floor(x * 4))) * slopes[i]).sum()
+
+    return f
+
+
+def composed(f, times):
+    def g(x):
+        for _ in range(times):
+            x = f(x)
+        return x.sum()
+
+    return g
+
+
+EXPLODING = {
+    "a constant at first": (lambda x: (x * 1e6).sum(), ROW),
+    "a constant at last": (lambda x: x.sum() * 1e6, ROW),
+    "a constant behind a mean": (lambda x: (x * x).mean() * 1e6, ROW),
+    "a division": (lambda x: (x / 1e-8).mean(), ROW),
+    "a matrix": (lambda x: (np.full((10, 10), 1e5, np.float32) @ x).sum(), ROW),
+    "interpolation": (lambda x: jnp.interp(x, STEPS, np.array([0, 0.7, 0.8], np.float32)).sum(), ROW * 1e-6),
+    "interpolation at one of a thousand": (
+        lambda x: jnp.interp(x, STEPS, np.array([0, 0.7, 0.7], np.float32)).sum(),
+        np.r_[5e-7, np.linspace(0.1, 1, 999)].astype(np.float32),
+    ),
+    "a look-up": (looked_up(np.array([0, 1e6, 0, 3e6, 1], np.float32)), ROW),
+    "rows of a table": (lambda w: (w[PADDING[:3]] * 1e5).sum(), TABLE),
+    "an exponential": (lambda x: jnp.exp(10 * x).sum(), ROW + 1),
+    "a scan": (repeated(1.5), ROW),
+    "a scan by its factor": (lambda w: repeated(w)(ROW), np.float32(1.5)),
+    "a scan of its inputs": (lambda x: jax.lax.scan(lambda c, t: (c + t * 1e6, None), 0.0, x)[0], ROW),
+    "a counted loop": (lambda x: jax.lax.fori_loop(0, 40, lambda i, c: c * 1.5, x).sum(), ROW),
+    "one operation": (lambda x: 1e5 * x, np.float32(1)),
+    "many operations": (composed(lambda x: 2 * x, 12), ROW),
+    "a running sum": (lambda x: jnp.cumsum(x * 1e6)[-1], ROW),
+    "the largest": (lambda x: jnp.max(x * 1e4), ROW),
+}
+VANISHING = {
+    "a constant at first": (lambda x: (x * 1e-6).sum(), ROW),
+    "a constant at last": (lambda x: x.sum() * 1e-6, ROW),
+    "a constant behind a mean": (lambda x: (x * x).mean() * 1e-6, ROW),
+    "a division": (lambda x: (x / 1e6).sum(), ROW),
+    "a matrix": (lambda x: (np.full((10, 10), 1e-6, np.float32) @ x).sum(), ROW),
+    "interpolation": (lambda x: jnp.interp(x, np.array([0, 1e6], np.float32), STEPS[1:]).sum(), ROW),
+    "a look-up": (looked_up(np.array([0, 1, 2, 3, 4], np.float32) * 1e-5), ROW),
+    "rows of a table": (lambda w: (w[PADDING[:3]] * 1e-5).sum(), TABLE),
+    "a saturated sigmoid": (lambda x: jax.nn.sigmoid(10 + 10 * x).sum(), ROW),
+    "a scan": (repeated(0.5), ROW),
+    "a scan by its factor": (lambda w: repeated(w)(ROW), np.float32(0.5)),
+    "a counted loop": (lambda x: jax.lax.fori_loop(0, 40, lambda i, c: c * 0.5, x).sum(), ROW),
+    "nothing": (lambda x: (x * 0.0).sum(), ROW),
+    "many operations": (composed(jax.nn.sigmoid, 6), ROW),
+    "sigmoids behind a sum": (lambda x: composed(jax.nn.sigmoid, 6)(x.sum()), ROW),
+}
+HEALTHY = {
+    "a sum": (lambda x: (x * 2).sum(), MANY),
+    "a mean": (lambda x: x.mean(), MANY),
+    "a mean of squares": (lambda x: (x * x).mean(), MANY),
+    "a weighted mean": (lambda x: (x * x * np.arange(1000.0, dtype=np.float32)).sum() / 499500, MANY[:1000]),
+    "a norm": (jnp.linalg.norm, MANY),
+    "logsumexp": (jax.nn.logsumexp, MANY),
+    "one entry of many": (lambda x: x[5] ** 2, np.ones(2 * 10**6, np.float32)),
+    "the largest of many": (lambda x: jnp.max(x * 2), MANY),
+    "one row of a table, often": (lambda w: (w[PADDING] ** 2).sum(), TABLE),
+    "one row of a table, on average": (lambda w: (w[PADDING] ** 2).mean(), TABLE),
+    "a number repeated": (lambda x: jnp.broadcast_to(x, (10**5,)).sum(), np.float32(1)),
+    "a number added everywhere": (lambda x: (MANY + x).sum(), np.float32(1)),
+    "pooling over an image": (
+        lambda x: ((jnp.tanh(x).mean((1, 2)) @ np.ones((3, 5), np.float32)) ** 2).mean(),
+        IMAGES,
+    ),
+    "a matrix and a mean over a batch": (
+        lambda w: ((np.ones((4096, 8), np.float32) @ w) ** 2).mean(),
+        np.eye(8, dtype=np.float32),
+    ),
+    "a large constant and its inverse": (lambda x: ((x * 1e6) * 1e-6).sum(), ROW),
+    "interpolation": (lambda x: jnp.interp(x, ROW, ROW).sum(), ROW[:-1] + 0.01),
+    "interpolation, steep elsewhere": (lambda x: jnp.interp(x, STEPS, np.array([0, 0.7, 0.8], np.float32)).sum(), ROW),
+    "a look-up": (looked_up(np.array([0, 1, 2, 3, 4], np.float32)), ROW),
+    "a scan": (repeated(1.0), ROW),
+    "a sum by a scan": (lambda x: jax.lax.scan(lambda c, t: (c + t, None), 0.0, x)[0], ROW),
+    "a mean by a scan": (
+        lambda w: jax.lax.scan(lambda c, t: (c + w * t / 1000, None), 0.0, MANY[:1000])[0],
+        np.float32(2),
+    ),
+    "a residual": (composed(lambda x: x + 0.1 * jnp.tanh(x), 20), ROW),
+}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "name"),
+    [(EXPLODES, n) for n in EXPLODING] + [(VANISHES, n) for n in VANISHING] + [(KEEPS, n) for n in HEALTHY],
+)
+def test_gains_and_losses(verdict, name):
+    """A scale that is gained or lost counts wherever it is; a number of entries does not."""
+    f, x = {EXPLODES: EXPLODING, VANISHES: VANISHING, KEEPS: HEALTHY}[verdict][name]
+    flow = graph.gradient_flow(f)(x)
+    assert flow.verdict == verdict, flow.why
+    if verdict != KEEPS:
+        assert (flow.steepest.factor > 1) == (verdict == EXPLODES)
 
 
 # ---------------------------------------------------------------- figures
@@ -179,7 +302,7 @@ def test_groups_of_a_given_depth():
     second = [stage.name for stage in flow_of(net, depth=2).groups]
     assert first[:2] == ["outer", "dense_0"]
     assert second[:3] == ["outer/dense_0", "outer/tanh_0", "dense_0"]
-    assert " … " in first[2]  # the loss is in no layer
+    assert first[2:] == ["softmax_cross_entropy", "reduce_sum … div"]  # the mean is in no group
     with pytest.raises(ValueError, match="depth must be 1 or more, got 0"):
         graph.gradient_flow(jnp.sin, depth=0)
 

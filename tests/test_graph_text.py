@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from graph_texts import columns
 
-from jaxnn import dense, graph, losses, relu, repeat, residual, serial
+from jaxnn import dense, graph, losses, named, relu, repeat, residual, serial
 
 NET = serial(dense(3), relu, residual(serial(dense(3), relu)), repeat(dense(3), 2), dense(2))
 
@@ -30,6 +30,8 @@ def cells(text):
     starts = [0, *(start for start, _ in found[1:]), None]
     rows = []
     for line in itertools.takewhile(lambda line: not line.startswith("not shown"), lines[head + 1 :]):
+        if line.lstrip().startswith("↳"):  # a local rule that has no column
+            continue
         by_column = "".join(c + ("\0" if columns(c) == 2 else "") for c in line if columns(c))
         row = [by_column[a:b].replace("\0", "").strip() for a, b in itertools.pairwise(starts)]
         rows.append(dict(zip([name for _, name in found], row, strict=True)))
@@ -84,14 +86,55 @@ def test_the_width_is_the_terminals(traced, monkeypatch):
         assert str(traced) == graph.table(traced, width=width)
 
 
-def test_a_column_that_finds_no_place_is_named(traced):
-    heading = graph.table(traced, width=80).splitlines()[2]
-    assert "local rule" not in heading
-    assert "not shown at 80 columns: local rule" in graph.table(traced, width=80)
-    assert "not shown" not in graph.table(traced, width=120)
-    assert "local rule" in graph.table(traced, width=120).splitlines()[2]
-    for i in ("operation", "inputs", "array", "value", "gradient", "line"):
-        assert i in heading
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_local_rules_that_have_no_column_stand_below(traced, width):
+    lines = graph.table(traced, width=width, unfold=True, rows=1000).splitlines()
+    for i in ("operation", "inputs", "array", "value", "gradient"):
+        assert i in lines[2] or width == 60
+    assert re.match(r"\s+↳ local rule +line$", lines[3])
+    text = " ".join(lines)
+    for node in traced.nodes:
+        row = next(i for i, line in enumerate(lines) if re.match(rf".\s+{node.id}\s", line))
+        below = " ".join(" ".join(lines[row + 1 : row + 4]).split())
+        rule = node.formula if node.rule == "by hand" else node.rule.partition(":")[0]
+        assert below.startswith(f"↳ {' '.join(rule.split())}"), below
+        assert f"{node.file.rpartition('/')[2]}:{node.line}" in below
+    assert "not shown" not in text
+    assert "not shown at 80 columns: the operations of folded groups" in graph.table(traced, width=80)
+    assert "local rule" in graph.table(traced, width=140).splitlines()[2]
+
+
+BLOCKS = [named(f"transformer_block_{i}", serial(dense(3), relu)) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Twelve groups whose names differ at the end alone, and parameters that differ in the middle."""
+    net = serial(*BLOCKS, dense(2))
+    params, state = net.init(jax.random.key(0), (3,))
+    x, labels = jnp.ones((4, 3)), jnp.arange(4, dtype=jnp.int32) % 2
+    return graph.trace(lambda p: losses.softmax_cross_entropy.value(net.forward(p, state, x)[0], labels).mean())(params)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_names_are_cut_so_that_they_stay_distinct(deep, width):
+    text = graph.table(deep, width=width)
+    groups = re.findall(r"▸ (\S+ \(\d+\))", text)
+    assert len(groups) == len(set(groups)) == 14  # the blocks, the last layer, and the loss
+    leaves = [line.split("f32")[0] for line in text.splitlines() if line.startswith("      ") and "'" in line[:20]]
+    assert len({leaf.strip() for leaf in leaves}) == len(leaves)
+    opened = graph.table(deep, width=width, rows=1000, unfold=True)
+    products = {str(node.id) for node in deep.nodes if node.operation == "dot_general"}
+    rows = [row["inputs"] for row in cells(opened) if row["#"].split()[-1:] and row["#"].split()[-1] in products]
+    assert len(set(rows)) == len(rows) == 13
+
+
+def test_the_loss_is_a_group(deep):
+    assert {node.group[0] for node in deep.nodes[-5:-2]} == {"softmax_cross_entropy"}
+    assert [node.operation for node in deep.nodes if not node.group] == ["reduce_sum", "div"]
+    text = graph.table(deep, width=80)
+    assert "skipped" not in text
+    assert len(text.splitlines()) < 45
 
 
 def test_arrays_are_shown_by_range_and_norm():

@@ -3,12 +3,13 @@
 from jaxnn.graph.dot import dot
 from jaxnn.graph.explain import explain_nonfinite
 from jaxnn.graph.explanation import Explanation
-from jaxnn.graph.flow import Flow, Stage, Step, gradient_flow
+from jaxnn.graph.flow import Flow, Stage, gradient_flow
 from jaxnn.graph.graph import Graph
 from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
 from jaxnn.graph.page import Page, page
 from jaxnn.graph.text import table
 from jaxnn.graph.trace import grad, trace
+from jaxnn.graph.way import Step
 
 __all__ = [
     "Explanation",

@@ -1,6 +1,6 @@
 """Where a gradient vanishes or explodes on its way back: its size along a graph, and a verdict with figures.
 
-Letters: g the root mean square of ∂(output)/∂(an array), over all its entries.
+Letters: g the root mean square of ∂(output)/∂(an array).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from jaxnn.graph.briefs import digits
 from jaxnn.graph.folding import Item, fold, groups
 from jaxnn.graph.nodes import Recorded, check_function
-from jaxnn.graph.terminal import columns, cut, pad
+from jaxnn.graph.pulls import has_slope
+from jaxnn.graph.terminal import columns, cut, distinct, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
-from jaxnn.jaxprs import is_float
+from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.showing import shown
 from jaxnn.types import Tree
@@ -53,20 +54,6 @@ class Stage(NamedTuple):
     source: str
 
 
-class Step(NamedTuple):
-    """The way of a gradient through one operation, or through branches that meet again in it.
-
-    Attributes:
-        before: the operation at whose output the gradient arrives.
-        after: the operation at whose output it comes in.
-        factor: g at `before` over g at `after`.
-    """
-
-    before: int
-    after: int
-    factor: float
-
-
 @shown(lambda flow: f"<flow of {flow.name}: the gradient {flow.verdict}, {flow.why}>")
 class Flow(NamedTuple):
     """The sizes of gradients along a graph; `str(flow)` is a verdict and a chart.
@@ -77,7 +64,8 @@ class Flow(NamedTuple):
         groups: the same by groups of the depth that was asked for; operations outside of groups stand alone.
         trunk: the ids of the operations that all paths share, from the one that is furthest from the output on. What
             lies between two of them is a factor of the chain rule: the gradient at the first is the product.
-        factor: g at the first of the trunk over g at the last; NaN where the trunk has no two.
+        factor: the product of the steps, which is g at the first of the trunk over g at the last but for sums and means
+            between them, times what enters and leaves them; NaN where there are no steps.
         steepest: the step with the largest change, in the direction of the verdict; None where there is none.
         verdict: VANISHES (factor < 1/1,000), EXPLODES (> 1,000), KEEPS, NOT_FINITE or SHORT.
         why: the figures that the verdict rests on, in words.
@@ -106,8 +94,10 @@ def gradient_flow(
 ) -> Callable[..., Flow]:
     """How large the gradient of f is along its graph, and whether it vanishes or explodes on its way back.
 
-    Compared are g at the last array before the output that has more than one entry (a mean over N examples divides
-    by N, and that is no loss), and g where all paths begin: at the operation furthest from the output.
+    Followed is g, the root mean square of the gradient's entries that are not 0, from the output to where all paths
+    begin, the input of the operation that is furthest from it: a scale gained or lost counts wherever it is, in a
+    constant, a table, a loop or a single operation. A mean over N examples divides by N, and that is no loss, nor is
+    the sum over a batch in a weight's gradient a gain: they count as 1.
 
     Args:
         f: a pure function of pytrees of arrays, as for `trace`.
@@ -144,22 +134,17 @@ def gradient_flow(
 
 def _flow(graph: Recorded, depth: int) -> Flow:
     stages = {i.nodes.start: _stage(graph, i) for i in fold(graph, True).items if _has_gradient(graph, i)}
-    trunk = _trunk(graph)
-    sizes = [stages[i].gradient_rms for i in trunk]
-    steps = [
-        Step(before, after, _ratio(to, come))
-        for (before, to), (after, come) in itertools.pairwise(zip(trunk, sizes, strict=True))
-    ]
-    verdict, factor, steepest = _verdict(sizes, steps)
+    found = way(graph)
+    verdict, factor, steepest = _verdict(found)
     return Flow(
         graph.name,
         tuple(stages.values()),
         tuple(_by_group(graph, depth)),
-        tuple(trunk),
+        found.trunk,
         factor,
         steepest,
         verdict,
-        _why(graph, trunk, sizes, verdict, factor, steepest),
+        _why(graph, found, verdict, factor, steepest),
     )
 
 
@@ -198,7 +183,7 @@ def _stage(graph: Recorded, item: Item, name: str = "") -> Stage:
 
 def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
     """Root mean square and largest magnitude of all floats among them, as if they were one array."""
-    found = [summary(x) for x in arrays if x is not None and is_float(x)]
+    found = [summary(x) for x in arrays if x is not None and has_slope(x)]
     found = [s for s in found if s.known and s.size]
     if not found or any(s.nans for s in found):
         return math.nan, math.nan
@@ -212,125 +197,36 @@ def _largest(s: Summary) -> float:
     return max(abs(s.low), abs(s.high))
 
 
-def _ratio(a: float, b: float) -> float:
-    if b == 0:
-        return math.nan if a == 0 else math.inf
-    return a / b
-
-
-# ---------------------------------------------------------------- the way
-
-
-def _trunk(graph: Recorded) -> list[int]:
-    """The operations on all paths of the gradient, from the one furthest from the output on."""
-    back = [[ref.node for ref, part in zip(n.inputs, n.passed, strict=True) if part is not None] for n in graph.nodes]
-    reach = [0] * len(graph.nodes)  # operations on the longest way from the output
-    ends = {ref.node for ref, given in zip(graph.outputs, graph.cotangents, strict=True) if given is not None}
-    for i in ends:
-        if i >= 0:
-            reach[i] = 1
-    for i in reversed(range(len(graph.nodes))):
-        for source in back[i]:
-            if source >= 0 and reach[i]:
-                reach[source] = max(reach[source], reach[i] + 1)
-    if not any(reach):
-        return []
-    start = reach.index(max(reach))
-    return _comparable(graph, _shared(back, ends, start))
-
-
-def _shared(back: list[list[int]], ends: set[int], start: int) -> list[int]:
-    """The operations that every path from start to the outputs goes through: those that no edge passes by."""
-    reached = [i == start for i in range(len(back))]
-    furthest = [len(back) if i in ends else i for i in range(len(back))]  # that an operation's output goes to
-    for i in range(start, len(back)):
-        for source in back[i]:
-            if source >= 0 and reached[source]:
-                reached[i] = True
-                furthest[source] = max(furthest[source], i)
-    shared, past = [], start
-    for i in range(start, len(back)):  # in the forward order, in which every edge goes on
-        if reached[i]:
-            if past <= i:
-                shared.append(i)
-            past = max(past, furthest[i])
-    return shared
-
-
-def _comparable(graph: Recorded, trunk: list[int]) -> list[int]:
-    """The part of a trunk whose gradients are of one kind.
-
-    What comes from one array alone, such as a weight before its product with x, has a gradient summed over the batch;
-    and behind the last array of several entries there are only means and sums.
-    """
-    end = max((k for k, i in enumerate(trunk) if any(v.size > 1 for v in graph.nodes[i].values)), default=len(trunk))
-    arrays = _arrays_into(graph)
-    begin = min((k for k, i in enumerate(trunk) if arrays[i].bit_count() > 1), default=0)
-    return trunk[begin : end + 1] if begin < end else trunk
-
-
-def _arrays_into(graph: Recorded) -> list[int]:
-    """For each operation the inputs and constants that it depends on, as the bits of a number."""
-    bits: list[int] = []
-    for node in graph.nodes:
-        of_node = 0
-        for ref in node.inputs:
-            if ref.node >= 0:
-                of_node |= bits[ref.node]
-            elif graph.leaves[-1 - ref.node].kind != "number":
-                of_node |= 1 << (-1 - ref.node)
-        bits.append(of_node)
-    return bits
-
-
 # ---------------------------------------------------------------- the verdict
 
 
-def _verdict(sizes: list[float], steps: list[Step]) -> tuple[str, float, Step | None]:
-    if not all(map(math.isfinite, sizes)):
+def _verdict(found: Way) -> tuple[str, float, Step | None]:
+    if found.trunk and math.isnan(found.start):
         return NOT_FINITE, math.nan, None
-    if not steps:
+    if not found.steps:
         return SHORT, math.nan, None
-    factor = 0.0 if sizes[-1] == 0 else sizes[0] / sizes[-1]
+    factor = 0.0 if found.end == 0 else product(found.steps)
     verdict = VANISHES if factor < SMALLEST else EXPLODES if factor > LARGEST else KEEPS
-    logs = [_log(step.factor) for step in steps]
+    logs = [log(step.factor) for step in found.steps]
     extreme = {VANISHES: min(logs), EXPLODES: max(logs), KEEPS: max(logs, key=abs)}[verdict]
-    return verdict, factor, steps[logs.index(extreme)]
+    return verdict, factor, found.steps[logs.index(extreme)]
 
 
-def _log(factor: float) -> float:
-    """Of a ratio of sizes; from 0 to 0 nothing changes."""
-    return 0.0 if math.isnan(factor) else -math.inf if factor == 0 else math.log(factor)
-
-
-def _why(
-    graph: Recorded,
-    trunk: list[int],
-    sizes: list[float],
-    verdict: str,
-    factor: float,
-    steepest: Step | None,
-) -> str:
+def _why(graph: Recorded, found: Way, verdict: str, factor: float, steepest: Step | None) -> str:
     if verdict == NOT_FINITE:
-        k = max(k for k, size in enumerate(sizes) if not math.isfinite(size))
-        return f"on its way back first at {_place(graph, trunk[k])}; graph.explain_nonfinite says why"
+        first = next(i for i in reversed(found.trunk) if not math.isfinite(gradient_size(graph, i)))
+        return f"on its way back first at {place(graph, first)}; graph.explain_nonfinite says why"
     if steepest is None:
         return "no two operations lie one behind the other on all paths to the output"
-    first, last = sizes[0], sizes[-1]
-    way = (
-        f"its root mean square is {_figure(last)} at {_place(graph, trunk[-1])} and {_figure(first)} at "
-        f"{_place(graph, trunk[0])}, × {_figure(factor)} over {len(trunk) - 1} step{'s' if len(trunk) > 2 else ''}"
+    count = len(found.steps)
+    route = (
+        f"its root mean square is {_figure(found.end)} at {place(graph, found.steps[-1].after)} and "
+        f"{_figure(found.start)} at {place(graph, found.steps[0].before)}, × {_figure(factor)} over {count} "
+        f"step{'s' if count > 1 else ''}" + (", sums and means not counted" if found.counted else "")
     )
-    loops = [i for i in trunk if graph.nodes[i].operation in LOOPS]
+    loops = [i for i in found.trunk if graph.nodes[i].operation in LOOPS]
     inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step, unroll=True looks into it" if loops else ""
-    return f"{way}; the steepest is × {_figure(steepest.factor)} through {_place(graph, steepest.after)}{inside}"
-
-
-def _place(graph: Recorded, i: int) -> str:
-    node = graph.nodes[i]
-    group = f" in {'/'.join(node.group)}" if node.group else ""
-    line = f" ({PurePath(node.file).name}:{node.line})" if node.file else ""
-    return f"#{i} {node.operation}{group}{line}"
+    return f"{route}; the steepest is × {_figure(steepest.factor)} through {place(graph, steepest.after)}{inside}"
 
 
 def _figure(x: float) -> str:
@@ -348,9 +244,10 @@ def _chart(flow: Flow, width: int) -> str:
     before = (ROWS + 1) // 2
     skipped = max(len(flow.groups) - ROWS, 0)
     rows = [*flow.groups[:before], *flow.groups[before + skipped :]] if skipped else list(flow.groups)
-    names = [row.name if row.name else "" for row in rows]
+    names = [row.name for row in rows]
     name = min(max([*map(columns, names), len("what leaves")]), max(width - 24, 8), NAME)
     bar = max(min(BAR, width - name - 23), 0)
+    short = distinct(names, name)
     ends = span(stage.gradient_rms for stage in flow.groups)
     lines += ["", cut(f"{pad('what leaves', name)}    values  gradients  √mean square, log scale", width)]
     for k, (row, label) in enumerate(zip(rows, names, strict=True)):
@@ -359,5 +256,5 @@ def _chart(flow: Flow, width: int) -> str:
         size = row.gradient_rms
         figures = f"{_figure(row.value_rms):>8}  {_figure(size):>9}"
         mark = bar_of(size, ends, bar)
-        lines.append(cut(f"{pad(cut(label, name), name)}  {figures}  {mark}".rstrip(), width))
+        lines.append(cut(f"{pad(short[label], name)}  {figures}  {mark}".rstrip(), width))
     return "\n".join(lines)

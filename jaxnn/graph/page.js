@@ -321,7 +321,7 @@ function openAll() {
     if (count > DRAWABLE) break;
     state.open.add(level.g);
   }
-  if (state.open.size > before) { rebuild(); lookAtFirst(); }
+  if (state.open.size > before) { rebuild(); fit(); }
   const left = G.levels.filter(level => !state.open.has(level.g)).length;
   if (left) byId("status").textContent = `${left} groups stay folded: no more than ${DRAWABLE} items are drawn at once. Unfold them one by one.`;
 }
@@ -329,7 +329,7 @@ function foldAll() {
   state.open = new Set([0]);
   state.pinned = state.hovered = null;
   rebuild();
-  lookAtFirst();
+  fit();
 }
 function show(item) { // opens what is around an item and brings it into view
   let changed = false;
@@ -385,36 +385,26 @@ function present() {
   const folds = G.levels.length > 1;
   byId("folds").hidden = !folds;
   rebuild();
-  lookAtFirst();
+  fit();
 }
 
 // ---------------------------------------------------------------- zoom and pan
 
-const camera = { x: 0, y: 0, k: 1, dragging: null, dragged: false, moved: false, framed: () => {} };
-const CLOSEST = 3, FARTHEST = 0.01, READABLE = 0.55, MARGIN = 28;
+const camera = { x: 0, y: 0, k: 1, dragging: null, dragged: false, moved: false };
+const CLOSEST = 3, FARTHEST = 0.01, MARGIN = 28;
 
 function look() { view.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.k})`); }
-function fit() {
+function whole() { // the scale at which all is seen
   const { clientWidth: w, clientHeight: h } = svg;
-  const whole = Math.min((w - 2 * MARGIN) / scene.w, (h - 2 * MARGIN) / scene.h, 1.3);
-  camera.k = Math.max(FARTHEST, whole);
-  Object.assign(camera, { moved: false, framed: fit });
-  camera.x = (w - scene.w * camera.k) / 2;
-  camera.y = Math.max(MARGIN, (h - scene.h * camera.k) / 2);
-  look();
+  return Math.max(1e-4, Math.min((w - 2 * MARGIN) / scene.w, (h - 2 * MARGIN) / scene.h, 1.3));
 }
-function lookAtFirst() { //: the whole graph, or as much of its top as is readable
-  fit();
-  camera.framed = lookAtFirst;
-  if (camera.k >= READABLE) return;
-  const { clientWidth: w } = svg;
-  camera.k = Math.max(READABLE, Math.min(1, (w - 2 * MARGIN) / scene.w));
-  camera.x = (w - scene.w * camera.k) / 2;
-  camera.y = MARGIN;
+function fit() {
+  const { clientWidth: w, clientHeight: h } = svg, k = whole();
+  Object.assign(camera, { k, x: (w - scene.w * k) / 2, y: (h - scene.h * k) / 2, moved: false });
   look();
 }
 function zoom(by, x = svg.clientWidth / 2, y = svg.clientHeight / 2) {
-  const k = Math.max(FARTHEST, Math.min(CLOSEST, camera.k * by)), ratio = k / camera.k;
+  const k = Math.max(Math.min(FARTHEST, whole()), Math.min(CLOSEST, camera.k * by)), ratio = k / camera.k;
   Object.assign(camera, { k, x: x - (x - camera.x) * ratio, y: y - (y - camera.y) * ratio, moved: true });
   look();
 }
@@ -498,7 +488,7 @@ svg.addEventListener("click", event => {
   state.pinned = null;
   update();
 });
-new ResizeObserver(() => { if (!camera.moved) camera.framed(); }).observe(svg);
+new ResizeObserver(() => { if (!camera.moved) fit(); }).observe(svg);
 window.addEventListener("beforeprint", () => {
   svg.setAttribute("viewBox", `${-MARGIN} ${-MARGIN} ${scene.w + 2 * MARGIN} ${scene.h + 2 * MARGIN}`);
   view.removeAttribute("transform");

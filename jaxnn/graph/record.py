@@ -19,11 +19,10 @@ import numpy as np
 from jax.extend import core
 
 from jaxnn.graph.graph import Graph
-from jaxnn.graph.loops import back, carries, repetitions
-from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE, Leaf, Node, Ref
+from jaxnn.graph.loops import Back, back, carries, repetitions
+from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_SLOPE, Leaf, Node, Ref
+from jaxnn.graph.pulls import by_jax, by_rule, has_slope, jax_rule, moved_outputs, rule_of
 from jaxnn.graph.rule import Rule
-from jaxnn.graph.rules import RULES as ELEMENTWISE
-from jaxnn.graph.shape_rules import RULES as SHAPES
 from jaxnn.jaxprs import (
     CALLS,
     CONTROL,
@@ -39,7 +38,6 @@ from jaxnn.jaxprs import (
     line_of,
 )
 
-RULES: dict[str, Rule] = {**ELEMENTWISE, **SHAPES}
 UNNAMED = 1  # a jitted function of so few operations is no group of its own
 
 Scope = tuple[str, ...]
@@ -54,6 +52,7 @@ def recorded(
     *,
     unroll: bool = False,
     source: Source = NOWHERE,
+    wanted: Sequence[bool] | None = None,
 ) -> Graph:
     """A closed jaxpr at a point.
 
@@ -65,6 +64,7 @@ def recorded(
         cotangents: the gradient of each output to begin with, None for none; None in their place for values alone.
         unroll: whether loops and branches become the operations that ran.
         source: the line to name where JAX has kept none.
+        wanted: which of args to differentiate by; by default all floats.
 
     Returns:
         A Graph whose `value` and `gradients` are flat tuples.
@@ -76,7 +76,7 @@ def recorded(
     value = tuple(tape.value(ref) for ref in outs)
     if cotangents is None:
         return Graph(name, tuple(tape.leaves), _openable(tape, tape.nodes), tuple(outs), value, ())
-    nodes, gradients = _reverse(tape, given, outs, cotangents)
+    nodes, gradients = _reverse(tape, given, outs, cotangents, wanted or [True] * len(given))
     nodes = _openable(tape, nodes)
     found = tuple(gradients.get(ref) for ref in given)
     leaves = [leaf._replace(gradient=gradients.get(Ref(-1 - k))) for k, leaf in enumerate(tape.leaves)]
@@ -128,7 +128,7 @@ class _Tape:
         if self.unroll and kind in CONTROL:
             return UNROLLED[kind](self, eqn, inputs, scope, source)
         values = bind(eqn.primitive, [self.value(ref) for ref in inputs], eqn.params)
-        rule = RULES.get(kind)
+        rule = rule_of(eqn)
         node = Node(
             len(self.nodes),
             _title(eqn),
@@ -179,7 +179,7 @@ def _title(eqn: Any) -> str:
 
 
 def _whose(eqn: Any, rule: Rule | None) -> str:
-    if not any(is_float(var.aval) for var in eqn.outvars):
+    if not any(has_slope(var.aval) for var in eqn.outvars):
         return NO_SLOPE
     if eqn.primitive.name in RULED:
         return CUSTOM
@@ -257,9 +257,16 @@ def _openable(tape: _Tape, nodes: Sequence[Node]) -> tuple[Node, ...]:
 
 
 def _part(
-    node: Node, name: str, closed: Any, args: Sequence[Any], names: Sequence[str], cotangents: Any = None
+    node: Node,
+    name: str,
+    closed: Any,
+    args: Sequence[Any],
+    names: Sequence[str],
+    cotangents: Any = None,
+    wanted: Sequence[bool] | None = None,
 ) -> Graph:
-    return recorded(name, closed, args, names, cotangents, source=Source(node.file, node.line, node.function))
+    source = Source(node.file, node.line, node.function)
+    return recorded(name, closed, args, names, cotangents, source=source, wanted=wanted)
 
 
 def _numbered(word: str, count: int) -> list[str]:
@@ -272,25 +279,23 @@ def _open_scan(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
     own = node.gradients if any(g is not None for g in node.gradients) else None
 
     @functools.cache
-    def passing() -> tuple[list[Any], list[Any] | None]:
+    def passing() -> tuple[list[Any], Back | None]:
         came = carries(loop, inputs)
-        return came, None if own is None else back(loop, inputs, own, came).deltas
+        wanted = [part is not None for part in node.passed]
+        return came, None if own is None else back(loop, inputs, own, came, wanted)
 
     def inner(t: int = 0) -> Graph:
         t = range(loop.length)[t]
-        came, deltas = passing()
+        came, passed = passing()
         consts, carry, xs = loop.parts(inputs)
         args = [*consts, *(c[t] for c in came), *(x[t] for x in xs)]
         names = [
             *_numbered("constant", len(consts)), *_numbered("carry", len(carry)), *_numbered("x", len(xs))
         ]  # fmt: skip
-        cotangents = None
-        if deltas is not None and own is not None:
-            cotangents = [
-                *(None if d is None else d[t] for d in deltas),
-                *(None if g is None else g[t] for g in loop.results(own)[1]),
-            ]
-        return _part(node, f"scan[{t}]", loop.body, args, names, cotangents)
+        if passed is None or own is None:
+            return _part(node, f"scan[{t}]", loop.body, args, names)
+        cotangents = [None if g is None else g[t] for g in (*passed.deltas, *loop.results(own)[1])]
+        return _part(node, f"scan[{t}]", loop.body, args, names, cotangents, passed.moving)
 
     return inner
 
@@ -319,7 +324,8 @@ def _open_cond(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph]:
         taken = cond.taken(inputs[0])
         own = node.gradients if any(g is not None for g in node.gradients) else None
         names = _numbered("operand", len(inputs) - 1)
-        return _part(node, f"cond, branch {taken}", cond.branches[taken], inputs[1:], names, own)
+        wanted = [part is not None for part in node.passed[1:]]
+        return _part(node, f"cond, branch {taken}", cond.branches[taken], inputs[1:], names, own, wanted)
 
     return inner
 
@@ -331,6 +337,20 @@ def _open_custom(node: Node, eqn: Any, inputs: list[Any]) -> Callable[..., Graph
         return _part(node, node.operation, called(eqn), inputs, _numbered("operand", len(inputs)))
 
     return inner
+
+
+def _rule_graph(node: Node, eqn: Any, inputs: list[Any]) -> Callable[[], Graph]:
+    """The operations of a rule that is not of the table, as a graph of values."""
+
+    def traced() -> Graph:
+        places = [i for i, part in enumerate(node.passed) if part is not None]
+        given = [k for k, g in enumerate(node.gradients) if g is not None]
+        moving, deltas = [inputs[i] for i in places], [node.gradients[k] for k in given]
+        closed = jax.make_jaxpr(jax_rule(eqn, inputs, places, given))(moving, deltas)
+        names = [*(f"operand {i}" for i in places), *(f"δ{k}" if k else "δ" for k in given)]
+        return _part(node, f"the rule of {node.operation}", closed, [*moving, *deltas], names)
+
+    return traced
 
 
 OPENED = {
@@ -345,25 +365,34 @@ OPENED = {
 
 
 def _reverse(
-    tape: _Tape, given: list[Ref], outs: list[Ref], cotangents: Sequence[Any]
+    tape: _Tape, given: list[Ref], outs: list[Ref], cotangents: Sequence[Any], wanted: Sequence[bool]
 ) -> tuple[tuple[Node, ...], dict[Ref, Any]]:
-    """The nodes with their gradients and what they pass back, and the gradient of every array that has one."""
-    active = _active(tape, given)
+    """The nodes with their gradients and what they pass back, and the gradient of every array that has one.
+
+    An array that nothing is passed to has no gradient, and not one of zeros: 0 times an infinite slope is NaN.
+    """
+    differentiated = {ref for ref, want in zip(given, wanted, strict=True) if want and is_float(tape.value(ref))}
+    reached, moving = _moved(tape, differentiated)
     gradients: dict[Ref, Any] = {}
 
     def add(ref: Ref, passed: Any) -> None:
         gradients[ref] = gradients[ref] + passed if ref in gradients else passed
 
     for ref, cotangent in zip(outs, cotangents, strict=True):
-        if cotangent is not None and ref in active:
+        if cotangent is not None and ref in reached:
             add(ref, cotangent)
     done: list[Node] = []
     for node, eqn in zip(reversed(tape.nodes), reversed(tape.equations), strict=True):
-        own = tuple(gradients.get(Ref(node.id, k)) for k in range(len(node.values)))
+        refs = [Ref(node.id, k) for k in range(len(node.values))]
+        own = tuple(gradients.get(ref) for ref in refs)
         passed: tuple[Any, ...] = (None,) * len(node.inputs)
         if any(g is not None for g in own):
-            wanted = [ref in active for ref in node.inputs]
-            passed = tuple(_pull(node, eqn, [tape.value(ref) for ref in node.inputs], own, wanted))
+            inputs = [tape.value(ref) for ref in node.inputs]
+            if rule_of(eqn) is not None:
+                passed = by_rule(node, eqn, inputs, own, [ref in reached for ref in node.inputs])
+            else:
+                linear = tuple(g if ref in moving else None for g, ref in zip(own, refs, strict=True))
+                passed = by_jax(node, eqn, inputs, linear, [ref in moving for ref in node.inputs])
             for ref, part in zip(node.inputs, passed, strict=True):
                 if part is not None:
                     add(ref, part)
@@ -371,74 +400,18 @@ def _reverse(
     return tuple(reversed(done)), gradients
 
 
-def _active(tape: _Tape, given: list[Ref]) -> set[Ref]:
-    """Floats that depend on the inputs."""
-    found = {ref for ref in given if is_float(tape.value(ref))}
-    for node in tape.nodes:
-        if any(ref in found for ref in node.inputs):
-            found.update(Ref(node.id, k) for k, value in enumerate(node.values) if is_float(value))
-    return found
+def _moved(tape: _Tape, differentiated: set[Ref]) -> tuple[set[Ref], set[Ref]]:
+    """The floats that depend on what is differentiated by, and those of them whose derivative is not 0 as it stands.
 
-
-def _pull(node: Node, eqn: Any, inputs: list[Any], own: tuple[Any, ...], wanted: list[bool]) -> list[Any]:
-    """What an operation passes back to each input that depends on the function's own."""
-    rule = RULES.get(eqn.primitive.name)
-    if rule is None:
-        return _by_jax(node, eqn, inputs, own, wanted)
-    several = eqn.primitive.multiple_results
-    delta, output = (list(own), list(node.values)) if several else (own[0], node.values[0])
-    passed = rule.pull(delta, inputs, output, eqn.params)
-    return [part if want else None for part, want in zip(passed, wanted, strict=True)]
-
-
-def _by_jax(node: Node, eqn: Any, inputs: list[Any], own: tuple[Any, ...], wanted: list[bool]) -> list[Any]:
-    """JAX's vjp of one operation: its own rule where a function has one.
-
-    Raises:
-        ValueError: if JAX has no reverse rule for it, with the operation and its line.
+    `stop_gradient` has the gradient that comes to it, and passes nothing back: what is behind it does not move.
     """
-    places = [i for i, want in enumerate(wanted) if want]
-    deltas = _filled(own, node.values)
-    try:
-        parts = _jax_rule(eqn, inputs, places)([inputs[i] for i in places], deltas)
-    except (NotImplementedError, ValueError) as error:
-        way = "unroll=True differentiates through its iterations" if node.operation == "while" else NO_RULE
-        where = f" at {node.source}" if node.source else ""
-        raise ValueError(f"graph: {node.operation}{where} cannot be differentiated in reverse: {way}") from error
-    found: list[Any] = [None] * len(inputs)
-    for i, part in zip(places, parts, strict=True):
-        found[i] = part
-    return found
-
-
-def _jax_rule(eqn: Any, inputs: list[Any], places: list[int]) -> Callable[[list[Any], list[Any]], tuple[Any, ...]]:
-    """(the inputs at those places, δ of the float outputs) -> what JAX's vjp of the operation passes back to them."""
-
-    def rule(moving: list[Any], deltas: list[Any]) -> tuple[Any, ...]:
-        def f(*floats: Any) -> list[Any]:
-            given = dict(zip(places, floats, strict=True))
-            outs = bind(eqn.primitive, [given.get(i, x) for i, x in enumerate(inputs)], eqn.params)
-            return [out for out in outs if is_float(out)]
-
-        return tuple(jax.vjp(f, *moving)[1](deltas))
-
-    return rule
-
-
-def _filled(own: tuple[Any, ...], values: tuple[Any, ...]) -> list[Any]:
-    """The gradients of an operation's float outputs, zeros for None."""
-    pairs = zip(own, values, strict=True)
-    return [jnp.zeros_like(value) if g is None else g for g, value in pairs if is_float(value)]
-
-
-def _rule_graph(node: Node, eqn: Any, inputs: list[Any]) -> Callable[[], Graph]:
-    """The operations of a rule that is not of the table, as a graph of values."""
-
-    def traced() -> Graph:
-        places = [i for i, part in enumerate(node.passed) if part is not None]
-        moving, deltas = [inputs[i] for i in places], _filled(node.gradients, node.values)
-        closed = jax.make_jaxpr(_jax_rule(eqn, inputs, places))(moving, deltas)
-        names = [*(f"operand {i}" for i in places), *(f"δ{i}" if i else "δ" for i in range(len(deltas)))]
-        return _part(node, f"the rule of {node.operation}", closed, [*moving, *deltas], names)
-
-    return traced
+    reached, moving = set(differentiated), set(differentiated)
+    for node, eqn in zip(tape.nodes, tape.equations, strict=True):
+        floats = [k for k, value in enumerate(node.values) if has_slope(value)]
+        if any(ref in reached for ref in node.inputs):
+            reached.update(Ref(node.id, k) for k in floats)
+        moves = [ref in moving for ref in node.inputs]
+        if floats and any(moves):
+            found = moved_outputs(eqn, [tape.value(ref) for ref in node.inputs], moves, node.values)
+            moving.update(Ref(node.id, k) for k in floats if found[k])
+    return reached, moving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 
 def columns(text: str) -> int:
@@ -30,6 +31,51 @@ def cut(text: str, room: int, *, end: bool = True) -> str:
             break
         kept.append(c)
     return "".join(kept) + "…" if end else "…" + "".join(reversed(kept))
+
+
+def middle(text: str, room: int, tail: int) -> str:
+    """The text in that many columns; what is cut out before its last `tail` columns becomes "…".
+
+    >>> middle("params['dense_1']['w']", 14, 8)
+    "param…_1']['w']"
+    """
+    if columns(text) <= room:
+        return text
+    last = cut(text, min(tail, room - 1) + 1, end=False).removeprefix("…")
+    return cut(text, room - columns(last)) + last
+
+
+def distinct(texts: Iterable[str], room: int) -> dict[str, str]:
+    """Each text in that many columns, so that those that differ differ still, where there is a way.
+
+    They are cut in the middle, all at the same place; where that is not enough, what they begin with alike goes first.
+
+    >>> distinct(["encoder_block_1/dense", "encoder_block_2/dense"], 12)
+    {'encoder_block_1/dense': '…1/dense', 'encoder_block_2/dense': '…2/dense'}
+    """
+    whole = list(dict.fromkeys(texts))
+    long = [text for text in whole if columns(text) > room]
+    best = {text: text for text in whole}
+    if not long or room < 1:
+        return best | dict.fromkeys(long, "")
+    alike = _alike(long) if len(long) > 1 else ""
+    most, chosen = 0, best
+    for start in ("", alike):
+        for tail in sorted(range(room), key=lambda tail: abs(tail - room // 2)):
+            short = {text: middle("…" + text[len(start) :] if start else text, room, tail) for text in long}
+            found = best | short
+            different = len(set(found.values()))
+            if different > most:
+                most, chosen = different, found
+            if different == len(whole):
+                return found
+    return chosen
+
+
+def _alike(texts: Sequence[str]) -> str:
+    """What all begin with."""
+    least, last = min(texts), max(texts)  # in the order of characters, so that the others lie between
+    return least[: next((i for i, (a, b) in enumerate(zip(least, last, strict=False)) if a != b), len(least))]
 
 
 def pad(text: str, room: int, *, right: bool = False) -> str:

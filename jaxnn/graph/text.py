@@ -1,7 +1,7 @@
 """A graph as a table that fits a terminal: an operation a line, long graphs folded by group.
 
-What does not fit is never left out in silence: what is cut ends in "…", and the last lines count what is folded, what
-is skipped and which columns are missing.
+What does not fit is never left out in silence: a local rule that has no column stands below its operation, names are
+cut so that they stay distinct, with "…" for what is missing, and the last lines count what is folded or skipped.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jaxnn.checks import whole_number
 from jaxnn.graph.briefs import brief, finite, kind, sound
 from jaxnn.graph.folding import Folded, Item, fold
 from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref, check_graph
-from jaxnn.graph.terminal import columns, cut, pad
+from jaxnn.graph.terminal import columns, cut, distinct, pad
 
-NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED = "✗", "∧", "▸", "▾", "⋮"
+NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED, BELOW = "✗", "∧", "▸", "▾", "⋮", "↳"
 NONE = "–"  # in the place of a gradient that is not there
 GAP = "  "
 LEAVES = 12  # rows of inputs and constants
@@ -26,13 +26,14 @@ NAMED = 3  # folded groups that the last lines name
 
 HEADINGS = ("", "#", "operation", "inputs", "array", "value", "gradient", "local rule", "line")
 NUMBER, OPERATION, INPUTS, ARRAY, VALUE, GRADIENT, RULE, LINE = range(1, len(HEADINGS))
-# Columns that give way, the widest first, and how narrow each may become: with the local rules, without them, and in a
-# terminal too narrow for that.
+# Columns that give way, the widest first, and how narrow each may become: with the local rules in a column, with rules
+# and lines below the operations, and in a terminal too narrow for that.
 SQUEEZED = (
     {OPERATION: 16, INPUTS: 12, RULE: 18, LINE: 12},
-    {OPERATION: 16, INPUTS: 6, LINE: 9},
-    {OPERATION: 8, INPUTS: 5, ARRAY: 5, VALUE: 8, GRADIENT: 8, LINE: 8},
+    {OPERATION: 16, INPUTS: 12},
+    {OPERATION: 8, INPUTS: 5, ARRAY: 5, VALUE: 8, GRADIENT: 8},
 )
+PER_NAME = (24, 20, 16, 14, 12, 10, 8)  # columns of one of several inputs, the widest that fits
 
 
 class Row(NamedTuple):
@@ -47,9 +48,9 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     """A graph as text: an operation a line, with its value, its gradient and its local rule.
 
     An array is shown as least…greatest ‖norm‖; where there is less room, its value as the range, its gradient as the
-    norm; a type that all have stands in the title. Inputs of an operation are names, or #numbers of operations. Marks:
-    ∧ a tie or a kink, with what JAX chose there; ✗ not finite; ▸ a folded group, with how many operations it has and
-    the arrays that leave it; ▾ an open one.
+    norm; a type that all have stands in the title. Inputs of an operation are names, or #numbers of operations; "+2" is
+    two more. Marks: ∧ a tie or a kink, with what JAX chose there; ✗ not finite; ▸ a folded group, with how many
+    operations it has and the arrays that leave it; ▾ an open one; ↳ a local rule and a line that have no column.
 
     Args:
         graph: what `graph.trace(f)(*args)` gives.
@@ -75,9 +76,9 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     body, remarks = _body(graph, folded, good, rows)
     types = {row.whole[ARRAY] for row in body if row.whole[ARRAY]}
     alike = len(types) == 1 and len(graph.nodes) == len(folded.items) <= rows and len(graph.leaves) <= LEAVES
-    lines, dropped = _fitted(body, width, {ARRAY} if alike else set())
-    if dropped:
-        remarks.append(f"not shown at {width} columns: {', '.join(HEADINGS[i] for i in dropped)}")
+    lines, below = _fitted(body, width, {ARRAY} if alike else set())
+    if below and any(item.group is not None for item in folded.items):
+        remarks.append(f"not shown at {width} columns: the operations of folded groups")
     value = brief([graph.at(ref)[0] for ref in graph.outputs])
     title = f"{graph.name} = {value or 'nothing'}: {_count(len(graph.nodes), 'operation')}"
     title += f", all {types.pop()}" if alike else ""
@@ -226,13 +227,13 @@ def _remarks(graph: Recorded, folded: Folded, good: list[bool], skipped: list[in
 # ---------------------------------------------------------------- fitting
 
 
-def _fitted(body: list[Row], width: int, known: set[int]) -> tuple[list[str], list[int]]:
-    """Lines no wider than width without the columns that are known, and those that found no place."""
+def _fitted(body: list[Row], width: int, known: set[int]) -> tuple[list[str], bool]:
+    """Lines no wider than width without the columns that are known; whether local rules stand below the operations."""
     if not body:
-        return [], []
+        return [], False
     filled = {i for i in range(len(HEADINGS)) if any(row.whole[i] not in ("", NONE) for row in body)}
     kept = sorted({0} | filled - known)
-    without = [i for i in kept if i != RULE]
+    without = [i for i in kept if i not in (RULE, LINE)]
     ways: tuple[tuple[bool, list[int], dict[int, int]], ...] = (
         (False, kept, {}),
         (True, kept, SQUEEZED[0]),
@@ -244,18 +245,96 @@ def _fitted(body: list[Row], width: int, known: set[int]) -> tuple[list[str], li
         widths = _widths([HEADINGS, *cells], shown, width, least)
         if sum(widths.values()) + len(GAP) * (len(shown) - 2) + 1 <= width:
             break
+    below = RULE in kept and RULE not in shown
+    indent = " " * (widths[0] + widths.get(NUMBER, 0) + 2 * len(GAP))
     lines = [_line(HEADINGS, widths)]
-    for row, line in zip(body, cells, strict=True):
+    lines += _beneath(HEADINGS, indent, width) if below else []
+    for row, line in zip(body, _shortened(cells, widths), strict=True):
         lines.append(_line(line, widths))
+        if below and row.whole[NUMBER]:
+            lines += _beneath(row.whole, indent, width)
         if row.below:
-            indent = " " * (widths[0] + widths.get(NUMBER, 0) + 2 * len(GAP))
             lines += textwrap.wrap(
                 f"{KINK} {row.below}",
                 max(width, 2 * len(indent)),
                 initial_indent=indent,
                 subsequent_indent=indent + GAP,
             )
-    return lines, [i for i in kept if i not in shown]
+    return lines, below
+
+
+def _beneath(cells: Sequence[str], indent: str, width: int) -> list[str]:
+    """The local rule of an operation, and its line at the right where there is room."""
+    rule, line = cells[RULE], cells[LINE]
+    if not rule and not line:
+        return []
+    lines = textwrap.wrap(
+        f"{BELOW} {rule}", max(width, 2 * len(indent)), initial_indent=indent, subsequent_indent=indent + GAP
+    )
+    room = width - columns(lines[-1])
+    if room > columns(line):
+        return [*lines[:-1], f"{lines[-1]}{pad(line, room, right=True)}"]
+    return [*lines, f"{indent}{GAP}{line}"] if line else lines
+
+
+def _shortened(cells: list[tuple[str, ...]], widths: dict[int, int]) -> list[tuple[str, ...]]:
+    """The cells with names and lines that fit their columns, those that differ as different as they can be."""
+    found = [list(line) for line in cells]
+    spans = _rooms(widths)
+    if LINE in widths:
+        short = distinct((line[LINE] for line in cells), widths[LINE])
+        for line in found:
+            line[LINE] = short[line[LINE]]
+    by_room: dict[int, list[tuple[list[str], str, str]]] = {}
+    for line in found:
+        if line[ARRAY] or line[NUMBER]:
+            name = line[OPERATION].lstrip(f" {FOLDED}")
+            lead = line[OPERATION].removesuffix(name)
+            room = spans[OPERATION] if _spans(line) else widths[OPERATION]
+            by_room.setdefault(room - columns(lead), []).append((line, lead, name))
+    for room, named in by_room.items():
+        short = distinct((name for _, _, name in named), room)
+        for line, lead, name in named:
+            line[OPERATION] = lead + short[name]
+    if INPUTS in widths:
+        names = dict.fromkeys(name for line in cells for name in line[INPUTS].split(", "))
+        ways = _ways([[name for name in names if "[" not in name], [name for name in names if "[" in name]])
+        for line in found:
+            line[INPUTS] = _names(line[INPUTS].split(", "), widths[INPUTS], ways)
+    return [tuple(line) for line in found]
+
+
+def _ways(kinds: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """For each number of columns the names that can be cut to it and differ, within their kind: arrays, tree paths."""
+    ways = []
+    for room in PER_NAME:
+        cuts = [distinct(kind, room) for kind in kinds]
+        ways.append(
+            {name: short for cut_ in cuts if len(set(cut_.values())) == len(cut_) for name, short in cut_.items()}
+        )
+    return ways
+
+
+def _names(names: list[str], room: int, ways: Sequence[dict[str, str]]) -> str:
+    """Names of inputs in that many columns, as many as there is room for, and "+2" for two more.
+
+    Args:
+        names: of the inputs.
+        room: in columns.
+        ways: from `_ways`.
+    """
+    whole = ", ".join(names)
+    if columns(whole) <= room:
+        return whole
+    for count in reversed(range(1, len(names) + 1)):
+        rest = f" +{len(names) - count}" if count < len(names) else ""
+        for short in ways:
+            if not all(name in short for name in names[:count]):
+                continue
+            text = ", ".join(short[name] for name in names[:count]) + rest
+            if columns(text) <= room:
+                return text
+    return cut(whole, room)
 
 
 def _widths(cells: list[tuple[str, ...]], shown: list[int], width: int, least: dict[int, int]) -> dict[int, int]:
@@ -278,18 +357,17 @@ def _spans(cells: Sequence[str]) -> bool:
     return not cells[NUMBER] and not cells[INPUTS]
 
 
-def _is_leaf(cells: Sequence[str]) -> bool:
-    return _spans(cells) and cells[OPERATION].lstrip()[:1] not in (FOLDED, OPEN, SKIPPED)
+def _rooms(widths: dict[int, int]) -> dict[int, int]:
+    """The columns of a leaf's or a folded group's row: its name has those of the inputs too."""
+    rooms = dict(widths)
+    if INPUTS in rooms:
+        rooms[OPERATION] += len(GAP) + rooms.pop(INPUTS)
+    return rooms
 
 
 def _line(cells: Sequence[str], widths: dict[int, int]) -> str:
     if _spans(cells) and not cells[ARRAY]:  # a heading has the line to itself
         return f"{cells[0]:1} {' ' * widths.get(NUMBER, 0)}{GAP}{cells[OPERATION]}"
-    rooms = dict(widths)
-    if _spans(cells) and INPUTS in rooms:
-        rooms[OPERATION] += len(GAP) + rooms.pop(INPUTS)
-    parts = []
-    for i, room in rooms.items():
-        text = cut(cells[i], room, end=i != LINE and not (i == OPERATION and _is_leaf(cells)))
-        parts.append(pad(text, room, right=i == NUMBER))
+    rooms = _rooms(widths) if _spans(cells) else widths
+    parts = [pad(cut(cells[i], room), room, right=i == NUMBER) for i, room in rooms.items()]
     return f"{parts[0]} {GAP.join(parts[1:])}".rstrip()

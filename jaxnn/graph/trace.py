@@ -21,7 +21,7 @@ def trace(
     """The computational graph of f at a point: every operation with its value, its gradient and its local rule.
 
     Args:
-        f: a pure function of pytrees of arrays.
+        f: a pure function of pytrees of arrays. Complex numbers may occur on the way, and JAX's rules serve for them.
         cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
         unroll: whether loops and branches become the operations that ran, iteration by iteration.
         backward: whether to derive gradients too.
@@ -44,23 +44,32 @@ def trace(
     [('add', 3.0, 2.0), ('mul', 6.0, 1.0)]
     """
     check_function("graph.trace", f)
+    return lambda *args: _graph(f, args, cotangent, unroll, backward)
 
-    def traced(*args: Tree) -> Graph:
-        arrays = _arrays(f, args)
-        closed, out = _jaxpr(f, arrays)
-        leaves, tree = jax.tree.flatten(arrays)
-        outs, out_tree = jax.tree.flatten(out)
-        given = _cotangents(f, outs, out_tree, cotangent) if backward else None
-        if backward and not any(map(is_float, leaves)):
-            raise TypeError(f"graph: {name_of(f)} is given no floats: there is nothing to differentiate by")
-        graph = recorded(name_of(f), closed, leaves, _names(f, arrays), given, unroll=unroll)
-        value = jax.tree.unflatten(out_tree, graph.value)
-        if not backward:
-            return graph._replace(value=value)
-        gradients = [_whole(leaf, g) for leaf, g in zip(leaves, graph.gradients, strict=True)]
-        return graph._replace(value=value, gradients=jax.tree.unflatten(tree, gradients))
 
-    return traced
+def _graph(
+    f: Callable[..., Tree],
+    args: tuple[Tree, ...],
+    cotangent: Tree = None,
+    unroll: bool = False,
+    backward: bool = True,
+    argnums: Sequence[int] | None = None,
+) -> Graph:
+    """What `trace` gives; differentiated by the arguments of those numbers, or by all."""
+    arrays = _arrays(f, args)
+    closed, out = _jaxpr(f, arrays)
+    leaves, tree = jax.tree.flatten(arrays)
+    outs, out_tree = jax.tree.flatten(out)
+    given = _cotangents(f, outs, out_tree, cotangent) if backward else None
+    if backward and not any(map(is_float, leaves)):
+        raise TypeError(f"graph: {name_of(f)} is given no floats: there is nothing to differentiate by")
+    wanted = [argnums is None or i in argnums for i, arg in enumerate(arrays) for _ in jax.tree.leaves(arg)]
+    graph = recorded(name_of(f), closed, leaves, _names(f, arrays), given, unroll=unroll, wanted=wanted)
+    value = jax.tree.unflatten(out_tree, graph.value)
+    if not backward:
+        return graph._replace(value=value)
+    gradients = [_whole(leaf, g) for leaf, g in zip(leaves, graph.gradients, strict=True)]
+    return graph._replace(value=value, gradients=jax.tree.unflatten(tree, gradients))
 
 
 def grad(f: Callable[..., Tree], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
@@ -79,8 +88,9 @@ def grad(f: Callable[..., Tree], argnums: int | Sequence[int] = 0) -> Callable[.
     check_function("graph.grad", f)
 
     def gradient(*args: Tree) -> Any:
-        gradients = trace(f)(*args).gradients
-        return gradients[argnums] if isinstance(argnums, int) else tuple(gradients[i] for i in argnums)
+        numbers = [range(len(args))[i] for i in ([argnums] if isinstance(argnums, int) else argnums)]
+        gradients = _graph(f, args, argnums=numbers).gradients
+        return gradients[numbers[0]] if isinstance(argnums, int) else tuple(gradients[i] for i in numbers)
 
     return gradient
 

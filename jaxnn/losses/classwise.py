@@ -70,10 +70,12 @@ def _classwise(
             rest["tiny"] = smallest(prediction.dtype)
         return y, t, 1 / math.prod(y.shape[kept:-1]), rest
 
+    @jax.named_scope(name)
     def value(prediction: Array, target: Array) -> Array:
         y, t, share, rest = enter(prediction, target)
         return share * cost(y, t, **rest).sum(axis=tuple(range(1, y.ndim - 1)))
 
+    @jax.named_scope(name)
     def entries(prediction: Array, target: Array) -> Array:
         y, t, _, rest = enter(prediction, target, max(jnp.ndim(prediction) - 1, 1))
         return cost(y, t, **rest)

@@ -55,10 +55,12 @@ def _entrywise(
         parts = math.prod(y.shape[kept:] if mean else y.shape[kept:-1])
         return y, t, 1 / parts, {"tiny": smallest(prediction.dtype)} if clips else {}
 
+    @jax.named_scope(name)
     def value(prediction: Array, target: Array) -> Array:
         y, t, share, clip = enter(prediction, target)
         return share * cost(y, t, **clip).sum(axis=tuple(range(1, y.ndim)))
 
+    @jax.named_scope(name)
     def entries(prediction: Array, target: Array) -> Array:
         kept = max(jnp.ndim(prediction) - 1, 1)
         y, t, share, clip = enter(prediction, target, kept)
