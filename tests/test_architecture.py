@@ -66,11 +66,13 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "gradcheck": (
         {"report", "replay", "differences", "kinks", "mixtures"},
-        {"programs", "ties"},
-        {"court", "flat"},
-        {"judge"},
-        {"properties"},
-        {"functions", "networks"},
+        {"programs", "sites", "ties"},
+        {"collecting", "court", "flat"},
+        {"judge", "marks"},
+        {"properties", "rule_slopes"},
+        {"rule_checks"},
+        {"auditing", "functions", "networks"},
+        {"observing"},
         {"__init__"},
     ),
     "graph": (
