@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend import source_info_util
 
 from jaxnn.gradcheck.auditing import judged
-from jaxnn.gradcheck.collecting import KEPT, LARGEST, Call, chosen_of, drawn
+from jaxnn.gradcheck.collecting import KEPT, LARGEST, SAMPLES, Call, chosen_of, drawn
 from jaxnn.gradcheck.marks import CLASSES, ORIGINAL, collected
 from jaxnn.gradcheck.replay import said
 from jaxnn.gradcheck.report import SEVERITY, WRONG, Report, Row
@@ -113,15 +113,16 @@ class Observer:
         if seen is None:
             kept = Site(**{**vars(site), "rule": None}) if closes_over_tracers(rule) else site
             seen = self.seen[site.key] = Seen(kept, self.test, bool(jax.config.jax_enable_x64))
-        if len(seen.values) >= KEPT or (seen.values and seen.site.rule is None):
-            return
         with jax.transfer_guard("allow"):
-            if seen.site.rule is not None and sum(np.size(x) for x in arrays) <= LARGEST:
-                values = [_concrete(x, len(seen.values)) for x in arrays]
-                if all(value is not None for value in values):
+            if seen.site.rule is not None and len(seen.values) < KEPT and sum(map(np.size, arrays)) <= LARGEST:
+                for i in range(_examples(arrays)):
+                    values = [_concrete(x, i) for x in arrays]
+                    if any(value is None for value in values):
+                        break
                     seen.values.append(values)
+                else:
                     return
-            if seen.outer is None and not seen.values:
+            if seen.outer is None and len(seen.values) < SAMPLES:
                 seen.outer = self._outermost()
 
     def _outermost(self) -> Outer | None:
@@ -141,8 +142,16 @@ class Observer:
         return self._last[1]
 
 
+def _examples(arrays: Sequence[Any]) -> int:
+    """The examples of a batch that are kept; 1 outside of vmap."""
+    return SAMPLES if any(hasattr(x, "batch_dim") for x in arrays) else 1
+
+
 def _concrete(x: Any, i: int) -> Any:
-    """A value under the transformations that are around it, one example of a batch; None where it is being traced."""
+    """A value under the transformations that are around it, None where it is being traced.
+
+    Of a batch it is one example: the last for i = 0, which is seldom all zeros, then the first and so on.
+    """
     for _ in range(NESTED):
         if not isinstance(x, jax.core.Tracer):
             break
@@ -152,7 +161,7 @@ def _concrete(x: Any, i: int) -> Any:
             inner, axis = _concrete(x.val, i), x.batch_dim
             if inner is None or not isinstance(axis, int) or not isinstance(inner, np.ndarray):
                 return inner
-            return inner.take(i % max(inner.shape[axis], 1), axis)
+            return inner.take((i - 1) % max(inner.shape[axis], 1), axis)
         else:
             return None
     if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and x.is_deleted()):
@@ -209,26 +218,26 @@ def findings(observer: Observer, allow: Sequence[str], budget: float) -> list[Fi
 def _calls(observer: Observer, x64: bool, tests: dict[Any, str]) -> list[Call]:
     """The calls that were made with 64-bit floats on, or off, with values of theirs."""
     calls: list[Call] = []
-    waiting: list[Seen] = []
     again: dict[int, dict[Any, Call]] = {}
     for seen in observer.seen.values():
         if seen.x64 != x64:
             continue
         tests[seen.site.key] = seen.test
-        if seen.values:
-            calls.append(Call(seen.site, chosen_of(seen.values), drawn=False))
+        known: dict[Any, Call] = {}
+        if seen.outer is not None:
+            if id(seen.outer) not in again:
+                again[id(seen.outer)] = _again(seen.outer)
+            known = again[id(seen.outer)]
+        run = known.get(seen.site.key)
+        if seen.values and seen.site.rule is not None:
+            others = list(run.values) if run is not None and not run.drawn and run.site.programs is None else []
+            calls.append(Call(seen.site, chosen_of([*seen.values, *others]), drawn=False))
+        elif run is not None:
+            calls.append(run)
+        elif seen.site.rule is not None:
+            calls.append(Call(seen.site, (drawn(seen.site.every_spec),), drawn=True))
         else:
-            waiting.append(seen)
-    for seen in waiting:
-        outer, known = seen.outer, {}
-        if outer is not None:
-            if id(outer) not in again:
-                again[id(outer)] = _again(outer)
-            known = again[id(outer)]
-        call = known.get(seen.site.key)
-        if call is None and seen.site.rule is not None:
-            call = Call(seen.site, (drawn(seen.site.every_spec),), drawn=True)
-        calls.append(call if call is not None else Call(seen.site, (), drawn=True))
+            calls.append(Call(seen.site, (), drawn=True))
     return calls
 
 
