@@ -55,6 +55,12 @@ def test_second():
 """
 
 
+@pytest.fixture(autouse=True)
+def no_other_plugins(monkeypatch):
+    """They take a second to load."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 @pytest.fixture
 def suite(pytester):
     """Runs pytest on some files, in this process or in one of its own."""
@@ -63,7 +69,7 @@ def suite(pytester):
         pytester.makepyfile(ops=OPS, **files)
         pytester.syspathinsert(ROOT)
         start = pytester.runpytest_subprocess if process else pytester.runpytest_inprocess
-        return start("-p", "pytest_jaxnn", "-p", "no:cacheprovider", "-p", "no:xdist", *options)
+        return start("-p", "pytest_jaxnn", "-p", "no:cacheprovider", *options)
 
     return run
 
@@ -134,7 +140,9 @@ def test_workers_report_to_the_controller(pytester):
     pytest.importorskip("xdist")
     pytester.makepyfile(ops=OPS, test_clean=CLEAN, test_faulty=FAULTY)
     pytester.syspathinsert(ROOT)
-    result = pytester.runpytest_subprocess("-p", "pytest_jaxnn", "-p", "no:cacheprovider", "-n2", "--gradcheck")
+    result = pytester.runpytest_subprocess(
+        "-p", "pytest_jaxnn", "-p", "xdist.plugin", "-p", "no:cacheprovider", "-n2", "--gradcheck"
+    )
     assert result.ret == 1
     result.assert_outcomes(passed=3, failed=1)
     assert "FAILED gradcheck: rule square (ops.py:3), first run by test_faulty.py::test_" in lines(result)

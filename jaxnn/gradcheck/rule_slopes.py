@@ -116,7 +116,7 @@ def without_reverse(rule: Rule, value: Callable[..., list[Any]], pulled: Callabl
     only_floats = len(rule.chosen) == len(rule.arrays)
     if only_floats and refusal(forwards_through_value) is None:
         return _pushed(rule, value, None, pulled)
-    return _by_differences(rule, value, pulled)
+    return by_differences(rule, value, pulled)
 
 
 def _pushed(
@@ -214,7 +214,7 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
 # ---------------------------------------------------------------- finite differences
 
 
-def _by_differences(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
+def by_differences(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
     """A rule against finite differences of its function: along one direction, and at the largest element."""
     if refusal(lambda: _wide_values(rule, value)) is None:
         with jax.enable_x64(True):
