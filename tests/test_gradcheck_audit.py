@@ -1,5 +1,6 @@
 """Custom rules that a function runs are found, at the values that reach it; wrong ones are named, right ones pass."""
 
+import functools
 import threading
 
 import jax
@@ -201,6 +202,19 @@ def test_kinks_are_kinks():
     verdicts = {row.place.split()[0]: row.verdict for row in report.rows}
     assert verdicts == {"relu": "kink", "relu6": "kink", "size": "kink"}
     assert report.ok
+
+
+def test_a_rule_that_calls_itself_for_the_next_derivative_has_an_end():
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def derivative(n, x):
+        return [jnp.sin, jnp.cos, lambda x: -jnp.sin(x), lambda x: -jnp.cos(x)][n % 4](x)
+
+    @derivative.defjvp
+    def derivative_jvp(n, primals, tangents):
+        return derivative(n, *primals), derivative(n + 1, *primals) * tangents[0]
+
+    report = gradcheck.audit(lambda x: derivative(0, x))(X)
+    assert [row.verdict for row in report.rows] == ["right"]
 
 
 @pytest.mark.parametrize("wrong", [False, True])
