@@ -35,7 +35,8 @@ from jaxnn.gradcheck.rule_slopes import (
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import argument_names, function_of, is_float
 
-SIDES = 1e-3  # of the slope: differences that are nearer than that to a rule contradict what contradicts it
+PARTLY = "off where jax.grad is finite"  # what the judge says where autodiff is NaN at some elements
+NEARER = 3  # times: differences that are so much nearer to a rule than to autodiff contradict what contradicts it
 LOUDER = 16  # times the first cotangent, the second: a rule that clips what it passes on is not linear
 
 
@@ -213,22 +214,25 @@ def _with_removable_kinks(
     suspects = [row for row in rows if row.verdict == WRONG and row.kind == rule.site.kind and _with_differences(row)]
     if not suspects:
         return rows
-    slopes = {row.leaf: row for row in by_differences(rule, value, pulled)}
+    elements = {row.leaf: row.element for row in suspects if row.element is not None}
+    slopes = {row.leaf: row for row in by_differences(rule, value, pulled, elements)}
 
     def again(row: Row) -> Row:
         found = slopes.get(row.leaf)
-        if row not in suspects or found is None or found.verdict != RIGHT:
+        if row not in suspects or found is None or found.verdict == WRONG:
             return row
+        if found.verdict != RIGHT:  # autodiff is not finite nearby, and differences do not side with it
+            return row if row.differences is not None else found
         return row._replace(verdict=RIGHT, why="jax.grad of the function is off at this point, as differences show")
 
     return list(map(again, rows))
 
 
 def _with_differences(row: Row) -> bool:
-    """True if finite differences are where the rule is, and not where autodiff is."""
-    if row.hand is None or row.differences is None:
-        return False
-    return abs(row.hand - row.differences) <= SIDES * abs(row.differences)
+    """True if finite differences may be where the rule is, and not where autodiff is."""
+    if row.hand is None or row.autodiff is None or row.differences is None:
+        return row.why.startswith(PARTLY)
+    return abs(row.hand - row.differences) < abs(row.autodiff - row.differences) / NEARER
 
 
 def _with_plain_parts(problem: Problem, rows: list[Row]) -> list[Row]:

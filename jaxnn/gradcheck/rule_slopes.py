@@ -6,7 +6,8 @@ has none at all (a callback, a kernel, a custom call), the rule is compared with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -214,12 +215,17 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
 # ---------------------------------------------------------------- finite differences
 
 
-def by_differences(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
-    """A rule against finite differences of its function: along one direction, and at the largest element."""
+def by_differences(
+    rule: Rule,
+    value: Callable[..., list[Any]],
+    pulled: Callable[..., list[Any]],
+    elements: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> list[Row]:
+    """A rule against finite differences of its function: along one direction, at the largest element, and at others."""
     if refusal(lambda: _wide_values(rule, value)) is None:
         with jax.enable_x64(True):
-            return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64")
-    return _differences(rule, value, pulled, (rule.leaves, rule.rest, rule.deltas), "float32")
+            return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64", elements)
+    return _differences(rule, value, pulled, (rule.leaves, rule.rest, rule.deltas), "float32", elements)
 
 
 def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
@@ -231,7 +237,12 @@ def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
 
 
 def _differences(
-    rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]], point: Any, precision: str
+    rule: Rule,
+    value: Callable[..., list[Any]],
+    pulled: Callable[..., list[Any]],
+    point: Any,
+    precision: str,
+    elements: Mapping[str, tuple[int, ...]],
 ) -> list[Row]:
     leaves, rest, deltas = point
     every = floats(rule.site)
@@ -261,23 +272,31 @@ def _differences(
         if not hand.size:
             continue
         largest = tuple(map(int, np.unravel_index(int(np.argmax(np.abs(hand))), hand.shape)))
-        unit = np.zeros(hand.shape)
-        unit[largest] = size[largest]
+        found_here = []
+        for element in {largest, elements.get(name, largest)}:
+            unit = np.zeros(hand.shape)
+            unit[element] = size[element]
+            found_here.append(_against(rule, name, hand, unit, slope(i, unit), element, precision))
         whole = rng.choice([-1.0, 1.0], hand.shape) * size
-        rows.append(max((_against(rule, name, hand, v, slope(i, v), largest, precision) for v in (unit, whole)),
-                        key=lambda row: SEVERITY.index(row.verdict)))  # fmt: skip
+        found_here.append(_against(rule, name, hand, whole, slope(i, whole), None, precision))
+        rows.append(max(found_here, key=lambda row: SEVERITY.index(row.verdict)))
     return rows
 
 
 def _against(
-    rule: Rule, name: str, hand: np.ndarray, v: np.ndarray, slope: Slope, element: tuple[int, ...], precision: str
+    rule: Rule,
+    name: str,
+    hand: np.ndarray,
+    v: np.ndarray,
+    slope: Slope,
+    element: tuple[int, ...] | None,
+    precision: str,
 ) -> Row:
-    one = np.count_nonzero(v) == 1
     along, terms = float(np.vdot(hand, v)), float(np.abs(hand * v).sum())
-    scale = float(v[element]) if one else 1.0
+    scale = 1.0 if element is None else float(v[element])
     row = row_on(
         rule.site, rule.site.kind, name, RIGHT, "against differences: its function has no derivative of JAX's",
-        element=element if one else None, hand=along / scale, differences=slope.value / scale,
+        element=element, hand=along / scale, differences=slope.value / scale,
     )  # fmt: skip
     off, room = abs(along - slope.value), 10 * slope.error + FAITHFUL[precision] * max(terms, abs(slope.value))
     if (
@@ -287,7 +306,7 @@ def _against(
     ):
         return row._replace(verdict=KINK, slopes=(slope.left / scale, slope.right / scale))
     if off > room:
-        what = "at this element" if one else "along a direction"
+        what = "along a direction" if element is None else "at this element"
         return row._replace(verdict=WRONG, why=f"{what} differences of the function give another slope")
     if slope.error > VAGUE * max(abs(slope.value), abs(along)) and slope.error > 1e-9:
         return row._replace(verdict=CANNOT_TELL, why="differences of the function are too uncertain to say")
