@@ -11,6 +11,7 @@ from audit_cases import CASES, cube_jvp, numbers, square_rule
 
 from jaxnn import gradcheck
 from jaxnn.gradcheck.marks import CLASSES, ORIGINAL, collected
+from jaxnn.gradcheck.replay import replay
 from jaxnn.gradcheck.sites import fingerprint, site_of
 
 X = numbers(3)
@@ -292,3 +293,14 @@ def test_keyword_arguments_and_settings_are_handed_on():
 def test_mutable_arrays_are_left_alone():
     square = square_rule(2.0)
     assert site_of(square, (np.ones(3),)) is not None
+
+
+def test_a_while_loop_under_vmap_is_replayed_lane_by_lane():
+    def f(x):
+        return jax.vmap(lambda x: jax.lax.while_loop(lambda c: c[0] < x, lambda c: (c[0] * 2, c[1] + x), (0.3, x)))(x)
+
+    x = jnp.array([0.1, 1.0, 5.0])
+    with jax.enable_x64(True):
+        wide = replay(jax.make_jaxpr(f)(x))(x.astype(jnp.float64))
+    for ours, theirs in zip(wide, f(x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
