@@ -34,6 +34,8 @@ LONG = {
         "test_nonfinite.py::test_no_alarm[softmax, causal]",
         "test_nonfinite.py::test_no_alarm[cumprod with zeros]",
         "test_kinks.py::test_the_table_shows_the_difference",
+        "test_gradcheck_plugin.py::test_a_suite_computes_what_it_computes_without_the_flag",
+        "test_gradcheck_plugin.py::test_workers_report_to_the_controller",
         "test_diagnostics.py::test_an_ensemble_is_diagnosed_network_by_network",
         "test_diagnostics.py::test_fit_gives_a_diagnosis_for_each",
         "test_watching.py::test_scan_and_vmap_decide_as_fit_does",

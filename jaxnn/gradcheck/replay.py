@@ -170,13 +170,19 @@ def _scan(params: dict[str, Any], args: list[Any], shaking: Shaking | None) -> l
 
 def _while(params: dict[str, Any], args: list[Any], shaking: Shaking | None) -> list[Any]:
     loop = While.of(params)
-    (test_consts, body_consts, start) = loop.parts(args)
+    test_consts, body_consts, start = loop.parts(args)
     test, body = replay(loop.test), replay(loop.body, shaking)
-    return jax.lax.while_loop(
-        lambda carry: test(*test_consts, *carry)[0],
-        lambda carry: like(carry, body(*body_consts, *carry)),
-        _arrays(start),
-    )
+    lanes = loop.test.out_avals[0].shape  # under vmap each goes on by itself
+
+    def step(carry: list[Any]) -> list[Any]:
+        moved = like(carry, body(*body_consts, *carry))
+        if not lanes:
+            return moved
+        goes_on = test(*test_consts, *carry)[0]
+        spread = [goes_on.reshape(lanes + (1,) * (np.ndim(c) - len(lanes))) for c in carry]
+        return [jnp.where(on, new, old) for on, new, old in zip(spread, moved, carry, strict=True)]
+
+    return jax.lax.while_loop(lambda carry: jnp.any(test(*test_consts, *carry)[0]), step, _arrays(start))
 
 
 def _cond(params: dict[str, Any], args: list[Any], shaking: Shaking | None) -> list[Any]:

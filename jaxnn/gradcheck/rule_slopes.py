@@ -1,0 +1,313 @@
+"""A rule whose derivative JAX's reverse mode does not give: pushed forwards, or compared with finite differences.
+
+Where a function has no reverse mode it is differentiated forwards, some elements of each argument one by one; where it
+has none at all (a callback, a kernel, a custom call), the rule is compared with differences of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.gradcheck.differences import Slope, slope_of
+from jaxnn.gradcheck.judge import judge
+from jaxnn.gradcheck.marks import ORIGINAL
+from jaxnn.gradcheck.programs import Problem, compiled
+from jaxnn.gradcheck.replay import said, widen, x64_is_on
+from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Row
+from jaxnn.gradcheck.sites import Site, floats
+from jaxnn.jaxprs import equations, is_float
+
+PUSHED = 16  # elements of a leaf that are looked at where each takes a pass forwards
+FAITHFUL = {"float64": 1e-6, "float32": 1e-3}  # of the terms: what differences of a function in that precision can say
+COARSER = 40  # times the steps of differences where the function cannot be had in float64
+VAGUE = 0.05  # of the slope: differences that are less sure say nothing
+COMBINED = (2.0, -3.0)  # of two tangents, for linearity
+
+
+class Rule(NamedTuple):
+    """A call at one list of arrays, as the judge needs it.
+
+    Attributes:
+        site: the call.
+        arrays: all its arrays.
+        chosen: which of them are leaves: floats for which the rule gives a gradient.
+        names: one for each leaf.
+        deltas: one for each float output, and again.
+    """
+
+    site: Site
+    arrays: list[Any]
+    chosen: list[int]
+    names: tuple[str, ...]
+    deltas: list[Any]
+
+    @property
+    def leaves(self) -> list[Any]:
+        return [self.arrays[k] for k in self.chosen]
+
+    @property
+    def rest(self) -> list[Any]:
+        return [None if k in self.chosen else array for k, array in enumerate(self.arrays)]
+
+    def joined(self, leaves: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+        mine = dict(zip(self.chosen, leaves, strict=True))
+        return [mine[k] if k in mine else rest[k] for k in range(len(self.arrays))]
+
+
+def row_on(site: Site, kind: str, leaf: str, verdict: str, why: str, **evidence: Any) -> Row:
+    """A row of evidence on a call."""
+    return Row(f"{site.name} {site.signature()}", kind, leaf, verdict, why, source=site.source, **evidence)
+
+
+def refusal(run: Callable[[], Any]) -> Exception | None:
+    """What it raises, or None."""
+    try:
+        run()
+    except Exception as error:  # whatever JAX or a user's function raises
+        return error
+    return None
+
+
+def autodiff_of(problem: Problem) -> Any:
+    """The program of jax.vjp of the problem's function; raises where there is none."""
+
+    def pulled(leaves: list[Any], rest: list[Any], deltas: list[Any]) -> Any:
+        return jax.vjp(lambda leaves: problem.value(leaves, rest), leaves)[1](deltas)
+
+    return jax.make_jaxpr(pulled)(problem.leaves, problem.fixed, problem.deltas)
+
+
+# ---------------------------------------------------------------- forward mode
+
+
+def has_own_transpose(pulled: Callable[..., Any], rule: Rule) -> bool:
+    """True if a rule's jvp says itself how it is transposed, so that both directions may differ."""
+    closed = jax.make_jaxpr(pulled)(rule.arrays, rule.deltas)
+    return any(eqn.primitive.name in ("linear_call", "custom_transpose") for eqn in equations(closed.jaxpr))
+
+
+def forwards(rule: Rule, value: Callable[..., list[Any]], refused: Exception | None) -> list[Row]:
+    """A rule's jvp, an element at a time, and its linearity, where its reverse mode is not to be had or is another."""
+    site = rule.site
+    if not isinstance(site.rule, jax.custom_jvp):
+        return [row_on(site, "rule", "", CANNOT_TELL, f"the rule raises {said(refused)}" if refused else "")]
+
+    def call(arrays: Sequence[Any]) -> list[Any]:
+        out = ORIGINAL[jax.custom_jvp](site.rule, *site.arguments(arrays))
+        return 2 * [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
+
+    linear = _linear(rule, call)
+    if linear.verdict == WRONG:
+        return [linear]
+    return [*_pushed(rule, value, call), linear]
+
+
+def without_reverse(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
+    """A rule whose function has no reverse mode."""
+
+    def forwards_through_value() -> Any:
+        return jax.make_jaxpr(lambda *x: jax.jvp(value, (list(x),), (list(map(jnp.ones_like, x)),)))(*rule.arrays)
+
+    only_floats = len(rule.chosen) == len(rule.arrays)
+    if only_floats and refusal(forwards_through_value) is None:
+        return _pushed(rule, value, None, pulled)
+    return by_differences(rule, value, pulled)
+
+
+def _pushed(
+    rule: Rule,
+    value: Callable[..., list[Any]],
+    call: Callable[..., list[Any]] | None,
+    pulled: Callable[..., list[Any]] | None = None,
+) -> list[Row]:
+    """Some elements of each leaf, the gradient of each by a pass forwards through the function."""
+    rng = np.random.default_rng(0)
+    sizes = [int(np.size(leaf)) for leaf in rule.leaves]
+    picked = [np.sort(rng.choice(size, min(size, PUSHED), replace=False)) for size in sizes]
+    every = floats(rule.site)
+
+    def whole(parts: list[Any], base: Any) -> list[Any]:
+        leaves, rest = base
+        moved = [leaf.reshape(-1).at[where].set(part).reshape(leaf.shape)
+                 for leaf, where, part in zip(leaves, picked, parts, strict=True)]  # fmt: skip
+        return rule.joined(moved, rest)
+
+    def push(f: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def gradients(parts: list[Any], base: Any, deltas: list[Any]) -> list[Any]:
+            found = []
+            for i, part in enumerate(parts):
+
+                def along(direction: Any, i: int = i) -> Any:
+                    tangents = [direction if j == i else jnp.zeros_like(p) for j, p in enumerate(parts)]
+                    out = jax.jvp(lambda parts: f(whole(parts, base)), (parts,), (tangents,))[1]
+                    return sum(jnp.sum(d * t) for d, t in zip(deltas, out, strict=True))
+
+                found.append(jax.lax.map(along, jnp.eye(part.shape[0], dtype=part.dtype)).astype(part.dtype))
+            return found
+
+        return gradients
+
+    def by_rule(parts: list[Any], base: Any, deltas: list[Any]) -> list[Any]:
+        assert pulled is not None
+        found = dict(zip(every, pulled(whole(parts, base), deltas), strict=True))
+        return [found[k].reshape(-1)[where] for k, where in zip(rule.chosen, picked, strict=True)]
+
+    parts = [leaf.reshape(-1)[where] for leaf, where in zip(rule.leaves, picked, strict=True)]
+    problem = Problem(
+        rule.site.name, f"{rule.site.kind}, forwards", rule.names,
+        lambda parts, base: value(whole(parts, base)),
+        by_rule if call is None else push(call),
+        parts, (rule.leaves, rule.rest), rule.deltas,
+    )  # fmt: skip
+    if call is None or refusal(lambda: autodiff_of(problem)) is not None:
+        problem = problem._replace(auto=push(value))
+    (rows,) = judge([problem])
+    return [
+        _unravelled(row, picked[i], np.shape(leaf)) for i, (row, leaf) in enumerate(zip(rows, rule.leaves, strict=True))
+    ]
+
+
+def _unravelled(row: Row, where: np.ndarray, shape: tuple[int, ...]) -> Row:
+    if row.element is None or not len(where):
+        return row
+    return row._replace(element=tuple(map(int, np.unravel_index(int(where[row.element[0]]), shape))))
+
+
+def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
+    """Jvp(2v − 3w) against 2 jvp(v) − 3 jvp(w), in float64 where it runs there."""
+    site, rng = rule.site, np.random.default_rng(1)
+    v, w = ([rng.standard_normal(np.shape(leaf)) for leaf in rule.leaves] for _ in range(2))
+
+    def push(leaves: list[Any], rest: list[Any], direction: list[np.ndarray]) -> list[Any]:
+        tangents = [jnp.asarray(d, leaf.dtype) for d, leaf in zip(direction, leaves, strict=True)]
+        return jax.jvp(lambda leaves: call(rule.joined(leaves, rest)), (leaves,), (tangents,))[1]
+
+    def apart() -> tuple[float, float]:
+        leaves, rest = widen((rule.leaves, rule.rest)) if x64_is_on() else (rule.leaves, rule.rest)
+        mixed = push(leaves, rest, [COMBINED[0] * a + COMBINED[1] * b for a, b in zip(v, w, strict=True)])
+        parts = [push(leaves, rest, direction) for direction in (v, w)]
+        off, size = 0.0, 0.0
+        for m, a, b in zip(mixed, *parts, strict=True):
+            a, b = (np.asarray(x).astype(np.float64) for x in (a, b))
+            off = max(off, np.abs(np.asarray(m).astype(np.float64) - COMBINED[0] * a - COMBINED[1] * b).max(initial=0))
+            size = max(size, np.abs(a).max(initial=0), np.abs(b).max(initial=0))
+        return off, size
+
+    try:
+        with jax.enable_x64(True):
+            off, size = apart()
+            room = FAITHFUL["float64"]
+    except Exception:  # whatever a user's rule raises in float64
+        off, size = apart()
+        room = 64 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in rule.leaves)
+    if off <= room * size:
+        return row_on(site, "linear in the tangent", "", RIGHT, "")
+    why = f"jvp(2v − 3w) is not 2 jvp(v) − 3 jvp(w): they are {off:.3g} apart, where the tangents are {size:.3g}"
+    return row_on(site, "linear in the tangent", "", WRONG, why)
+
+
+# ---------------------------------------------------------------- finite differences
+
+
+def by_differences(
+    rule: Rule,
+    value: Callable[..., list[Any]],
+    pulled: Callable[..., list[Any]],
+    elements: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> list[Row]:
+    """A rule against finite differences of its function: along one direction, at the largest element, and at others."""
+    if refusal(lambda: _wide_values(rule, value)) is None:
+        with jax.enable_x64(True):
+            return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64", elements)
+    return _differences(rule, value, pulled, (rule.leaves, rule.rest, rule.deltas), "float32", elements)
+
+
+def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
+    with jax.enable_x64(True):
+        leaves, rest = widen((rule.leaves, rule.rest))
+        found = value(rule.joined(leaves, rest))
+        if any(leaf.dtype != np.float64 for leaf in found):
+            raise TypeError("it gives lower precision than it is given")
+
+
+def _differences(
+    rule: Rule,
+    value: Callable[..., list[Any]],
+    pulled: Callable[..., list[Any]],
+    point: Any,
+    precision: str,
+    elements: Mapping[str, tuple[int, ...]],
+) -> list[Row]:
+    leaves, rest, deltas = point
+    every = floats(rule.site)
+    found = dict(zip(every, pulled(rule.joined(leaves, rest), deltas), strict=True))
+    run = compiled(lambda leaves: value(rule.joined(leaves, rest)))
+    here = [np.asarray(leaf).astype(np.float64) for leaf in run(leaves)]
+    wide = [np.asarray(d).astype(np.float64) for d in deltas]
+    starts = [np.asarray(leaf).astype(np.float64) for leaf in leaves]
+    rng, rows = np.random.default_rng(0), []
+
+    def slope(i: int, v: np.ndarray) -> Slope:
+        def g(ts: np.ndarray) -> np.ndarray:
+            values = []
+            for t in ts:
+                moved = list(leaves)
+                moved[i] = jnp.asarray(starts[i] + t * v, leaves[i].dtype)
+                there = [np.asarray(leaf).astype(np.float64) for leaf in run(moved)]
+                values.append(sum(np.sum(d * (b - a)) for d, b, a in zip(wide, there, here, strict=True)))
+            return np.asarray(values)
+
+        return slope_of(g, 1.0 if precision == "float64" else COARSER)
+
+    for i, (k, name) in enumerate(zip(rule.chosen, rule.names, strict=True)):
+        hand = np.asarray(found[k]).astype(np.float64)
+        size = np.abs(starts[i]) + (np.sqrt(np.mean(starts[i] ** 2)) if starts[i].size else 0.0)
+        size = np.where(size > 0, size, 1.0)
+        if not hand.size:
+            continue
+        largest = tuple(map(int, np.unravel_index(int(np.argmax(np.abs(hand))), hand.shape)))
+        found_here = []
+        for element in {largest, elements.get(name, largest)}:
+            unit = np.zeros(hand.shape)
+            unit[element] = size[element]
+            found_here.append(_against(rule, name, hand, unit, slope(i, unit), element, precision))
+        whole = rng.choice([-1.0, 1.0], hand.shape) * size
+        found_here.append(_against(rule, name, hand, whole, slope(i, whole), None, precision))
+        rows.append(max(found_here, key=lambda row: SEVERITY.index(row.verdict)))
+    return rows
+
+
+def _against(
+    rule: Rule,
+    name: str,
+    hand: np.ndarray,
+    v: np.ndarray,
+    slope: Slope,
+    element: tuple[int, ...] | None,
+    precision: str,
+) -> Row:
+    along, terms = float(np.vdot(hand, v)), float(np.abs(hand * v).sum())
+    scale = 1.0 if element is None else float(v[element])
+    row = row_on(
+        rule.site, rule.site.kind, name, RIGHT, "against differences: its function has no derivative of JAX's",
+        element=element, hand=along / scale, differences=slope.value / scale,
+    )  # fmt: skip
+    off, room = abs(along - slope.value), 10 * slope.error + FAITHFUL[precision] * max(terms, abs(slope.value))
+    if (
+        slope.bends
+        and slope.has_sides
+        and min(slope.left, slope.right) - room <= along <= max(slope.left, slope.right) + room
+    ):
+        return row._replace(verdict=KINK, slopes=(slope.left / scale, slope.right / scale))
+    if off > room:
+        what = "along a direction" if element is None else "at this element"
+        return row._replace(verdict=WRONG, why=f"{what} differences of the function give another slope")
+    if slope.error > VAGUE * max(abs(slope.value), abs(along)) and slope.error > 1e-9:
+        return row._replace(verdict=CANNOT_TELL, why="differences of the function are too uncertain to say")
+    return row
