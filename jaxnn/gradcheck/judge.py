@@ -135,13 +135,14 @@ def _with_ulps(row: Row, m: Measured) -> Row:
 def _suspect(evidence: Evidence, i: int, m: Measured, off: np.ndarray, row: Row) -> Row:
     """More is off than rounding explains: wrong, but for a kink, a sum that cancels, or what stopped float64."""
     tau, problem = threshold(m), evidence.problem
-    nearby = off * _differs_nearby(evidence, i, m, tau)
+    nearby = np.where(_differs_nearby(evidence, i, m, tau), off, 0.0)
     if not nearby.any():
         return (
             at_a_kink(evidence, i, m, off, row) if problem.auto is None else row._replace(verdict=WRONG, why=ONLY_HERE)
         )
     jumping = jumps(m) > 0
-    elements = worst_elements(nearby * ~jumping if (nearby * ~jumping).any() else nearby)
+    steady = np.where(jumping, 0.0, nearby)
+    elements = worst_elements(steady if steady.any() else nearby)
     slopes = [evidence.slope(i, element) for element in elements] if problem.has_differences else []
     row = row._replace(
         element=elements[0],
