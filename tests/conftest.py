@@ -15,7 +15,8 @@ CACHE = Path(__file__).parents[1] / ".jax_cache"
 MOST_BYTES = 500e6  # of the cache; then it begins anew
 MOST_KEPT = 1.2e9  # bytes of a worker's memory, above which it forgets its compiled programs between modules
 AS_USERS_WRITE = (  # test files
-    *("test_examples", "test_readme", "test_nonfinite", "test_gradcheck_function", "test_gradcheck_evidence"),
+    *("test_examples", "test_readme", "test_nonfinite"),
+    *(f"test_gradcheck_{of}" for of in ("function", "evidence", "verdicts")),
     *(
         f"test_graph_{of}"
         for of in ("trace", "libraries", "explain", "page", "flow", "text", "dot", "folding", "layout")

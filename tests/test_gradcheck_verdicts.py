@@ -16,8 +16,8 @@ X = jnp.array([0.3, -0.7, 1.2, 0.5])
 
 @pytest.fixture(autouse=True)
 def as_users_write():
-    """The programs here stand for users' own, who let JAX promote dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    """The programs here stand for users' own, who let JAX promote dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -11,9 +11,14 @@ it was written for, and compared with jax.grad in float64. What may differ is no
     τᵢ      = √(2⁻⁵³/u) Nᵢ + 16 (sᵢ + rms s)                                   halfway, in digits, to float64's noise
 
 A leaf is right if |h₆₄ − r| ≤ τ at every element; no sum over a leaf enters, so its size does not matter. Where
-more than that is off, three further questions separate a wrong rule from a kink and from what cannot be told. Then
-the low-precision program itself is replayed in float64 arithmetic, which finds a fault that only exists there; where
-it is off by more than rounded constants explain and by less than rounding does, nothing can be told.
+more than that is off, further questions separate a wrong rule from an allowed one (`nonsmooth`, where the two agree a
+millionth to the side) and from what cannot be told. Then the low-precision program itself is replayed in float64
+arithmetic, which finds a fault that only exists there; where it is off by more than rounded constants explain and by
+less than rounding does, nothing can be told.
+
+A gradient that an invariance makes 0 is the rounding of the terms that it sums. Where τ is over 1 % of a leaf, or
+differences cannot tell h from r, both programs are shaken (`rounding`): what two derivations may differ by is 8 times
+what rounding does to them then. Below it both are right, and 0 if both are smaller than that themselves.
 
 In float64 there is no lower precision to learn from: N = s + rms s + u|r|, with the hand rule's own s added, and τ
 is as many digits above it as float32's. A jitter does not show what is rounded inside, where the argument is small
