@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck.replay import replay
+from jaxnn.jaxprs import CALLS, CONTROL, RULED
 
 RUNS = 4  # shaken programs, of each strength
 UNIT = 2.0**-52  # by which a number is moved, relative: one that survives rounding
@@ -78,8 +79,8 @@ class _Shaking:
 
 
 def _opens(eqn: Any) -> bool:
-    """True for a call, whose own operations are shaken."""
-    return any(key in eqn.params for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "branches", "body_jaxpr"))
+    """True for a call, a loop or a branch, whose own operations are shaken."""
+    return eqn.primitive.name in CALLS | RULED | CONTROL
 
 
 def spread(programs: list[Any], args: list[Any]) -> list[list[np.ndarray]]:

@@ -37,7 +37,7 @@ def middle(text: str, room: int, tail: int) -> str:
     """The text in that many columns; what is cut out before its last `tail` columns becomes "…".
 
     >>> middle("params['dense_1']['w']", 14, 8)
-    "param…_1']['w']"
+    "param…1']['w']"
     """
     if columns(text) <= room:
         return text
@@ -51,7 +51,7 @@ def distinct(texts: Iterable[str], room: int) -> dict[str, str]:
     They are cut in the middle, all at the same place; where that is not enough, what they begin with alike goes first.
 
     >>> distinct(["encoder_block_1/dense", "encoder_block_2/dense"], 12)
-    {'encoder_block_1/dense': '…1/dense', 'encoder_block_2/dense': '…2/dense'}
+    {'encoder_block_1/dense': 'enco…1/dense', 'encoder_block_2/dense': 'enco…2/dense'}
     """
     whole = list(dict.fromkeys(texts))
     long = [text for text in whole if columns(text) > room]
