@@ -45,6 +45,12 @@ from jaxnn import (
 )
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+ARGUMENTS = (
+    "jit(_threefry",
+    "jit(convert_element_type",
+    "jit(broadcast_in_dim",
+    "jit(stage",
+)  # what makes a key or data
 KEY = jax.random.key(0)
 N, D, K = 6, 4, 3
 X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
@@ -98,7 +104,7 @@ def refused(*says, error=ValueError, compiles=True):
     missing = [text for text in says if text not in str(caught.value)]
     assert not missing, f"{missing} not in {str(caught.value)!r}"
     if not compiles:
-        assert programs == []
+        assert [name for name in programs if not name.startswith(ARGUMENTS)] == []
 
 
 def refused_when_built(build, *says, error=ValueError):
