@@ -377,6 +377,18 @@ def test_surrogates(name):
         assert "surrogate=True" in str(without)
 
 
+@pytest.mark.parametrize("f", [
+    lambda w, x: w * jax.lax.stop_gradient(x), lambda w, x: jnp.sum(jax.nn.softmax(w + jax.lax.stop_gradient(x))),
+])  # fmt: skip
+def test_a_surrogate_whose_gradient_is_0(f):
+    """Nothing reaches x: a rule that passes something back is wrong, though no difference may say so."""
+    truth = lambda a, d: jax.vjp(f, *a)[1](d)
+    gradcheck.function(f, (WIDE, WIDE[::-1]), truth, surrogate=True).raise_if_failed()
+    passes_back = lambda a, d: (truth(a, d)[0], a[0] * d)
+    report = gradcheck.function(f, (WIDE, WIDE[::-1]), passes_back, surrogate=True)
+    assert report.wrong == ("x",), report
+
+
 def test_a_custom_rule_as_a_surrogate():
     f = jax.custom_vjp(lambda x: jnp.round(x))
     f.defvjp(lambda x: (jnp.round(x), None), lambda _, d: (d,))
