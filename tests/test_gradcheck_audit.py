@@ -304,3 +304,13 @@ def test_a_while_loop_under_vmap_is_replayed_lane_by_lane():
         wide = replay(jax.make_jaxpr(f)(x))(x.astype(jnp.float64))
     for ours, theirs in zip(wide, f(x), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_rule_that_is_met_at_zeros_alone_is_said_to_be():
+    slope = jax.custom_vjp(lambda x: jax.nn.softplus(x))
+    slope.defvjp(lambda x: (jax.nn.softplus(x), x), lambda x, delta: (delta * jax.nn.sigmoid(-x),))
+    report = gradcheck.audit(slope)(jnp.zeros(3))
+    assert "at zeros alone" in str(report)
+    elsewhere = gradcheck.audit(slope)(jnp.array([0.0, 0.5, 1.0]))
+    assert not elsewhere.ok
+    assert "at zeros alone" not in str(elsewhere)

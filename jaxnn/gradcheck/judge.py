@@ -29,6 +29,7 @@ and 64·2⁻²⁹ of what rounding does there is added to τ.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -301,19 +302,17 @@ def _contradicted(evidence: Evidence, i: int, m: Measured, row: Row) -> Row:
         off = abs(found.value - expected)
         return bool(np.isfinite(found.value) and not found.bends and off > BELOW * found.error + CONTRADICTS * terms)
 
-    where = "here its slope"
-    if not contradicts(slope, r, abs(r)):
-        slope, r, where = evidence.slope_along(i, v), along, "along a direction its slope"
-        if not contradicts(slope, r, terms):
-            return row
-        slope = evidence.slope_along(i, v, noise=evidence.shaken_values())
-    else:
-        terms = abs(r)
-        slope = evidence.slope(i, element, noise=evidence.shaken_values())
-    if not contradicts(slope, r, terms):
-        return row
-    why = (
-        f"hand-derived gradient and jax.grad agree, and contradict the function: {where} is {slope.value:.7g}, and "
-        f"theirs {r:.7g}. {ON_PURPOSE}"
-    )
-    return row._replace(verdict=CANNOT_TELL, why=why)
+    for where, found, again, expected, size in (
+        ("here its slope", slope, partial(evidence.slope, i, element), r, abs(r)),
+        ("along a direction its slope", evidence.slope_along(i, v), partial(evidence.slope_along, i, v), along, terms),
+    ):
+        if not contradicts(found, expected, size):
+            continue
+        found = again(noise=evidence.shaken_values())  # with what rounding does inside of the function
+        if contradicts(found, expected, size):
+            why = (
+                f"hand-derived gradient and jax.grad agree, and contradict the function: {where} is {found.value:.7g}, "
+                f"and theirs {expected:.7g}. {ON_PURPOSE}"
+            )
+            return row._replace(verdict=CANNOT_TELL, why=why)
+    return row

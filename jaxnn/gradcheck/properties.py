@@ -36,9 +36,9 @@ def value_rows(case: Case, flat: Flat) -> list[Row]:
         rule=lambda leaves, fixed, _: again(leaves, fixed),
         auto=lambda leaves, fixed, _: problem.value(leaves, fixed),
     )
-    bench = prepare([values])
-    (measured,) = measure(bench, [values.arguments], case.seed)
-    return verdicts(values, bench.programs[0], measured)
+    run = prepare([values])
+    (measured,) = measure(run, [values.arguments], case.seed)
+    return verdicts(values, run.programs[0], measured)
 
 
 def not_finite_value(case: Case, flat: Flat) -> Row | None:
@@ -146,14 +146,9 @@ def _compare(
         a, b, room = ours[i], theirs[i], np.zeros(()) if allowed is None else allowed[i]
         if a.shape != b.shape:
             return Row(problem.place, kind, name, WRONG, f"shape {a.shape} for {b.shape}")
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-
-        def off(room: np.ndarray, a: Any = a, b: Any = b, same: Any = same) -> np.ndarray:
-            return np.asarray(np.where(same, 0, excess(np.where(same, 0, a - b), np.broadcast_to(room, a.shape))))
-
-        found = off(room)
+        found = _off(a, b, room)
         if found.size and found.max() > 1 and evidence is not None:
-            found = off(room + sum(map(abs, COMBINED)) * evidence.rounding(i))
+            found = _off(a, b, room + sum(map(abs, COMBINED)) * evidence.rounding(i))
         if found.size and found.max() > 1:
             worst = tuple(map(int, np.unravel_index(int(np.argmax(found)), found.shape)))
             expected = {"linear in δ": "backward(2δ − 3δ′) is not 2 backward(δ) − 3 backward(δ′)"}
@@ -161,6 +156,12 @@ def _compare(
             why = f"{why}: {a[worst]:.10g} for {b[worst]:.10g}"
             return Row(problem.place, kind, name, WRONG, why, element=worst)
     return Row(problem.place, kind, "", RIGHT)
+
+
+def _off(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """|a − b| as a multiple of what is allowed; 0 where both are equal or NaN."""
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return np.asarray(np.where(same, 0, excess(np.where(same, 0, a - b), np.broadcast_to(room, a.shape))))
 
 
 # ---------------------------------------------------------------- second order
@@ -193,10 +194,10 @@ def second_order(case: Case, flat: Flat, *, custom: bool) -> list[Row]:
         deltas=[jnp.ones((), problem.leaves[0].dtype)],
     )
     try:
-        bench = prepare([second])
+        run = prepare([second])
     except Exception as error:
         message = f"the rule cannot be differentiated again: {said(error)}"
         return [Row(problem.place, "second order", "every leaf", CANNOT_TELL, f"{message} {word}".strip())]
-    (measured,) = measure(bench, [second.arguments], case.seed)
-    rows = verdicts(second, bench.programs[0], measured)
+    (measured,) = measure(run, [second.arguments], case.seed)
+    rows = verdicts(second, run.programs[0], measured)
     return [row._replace(why=word) if row.verdict == RIGHT else row for row in rows]

@@ -72,6 +72,9 @@ def _gathered(call: Call, rows: list[Row]) -> list[Row]:
         said_of = [row for row in worst.values() if row.why] or list(worst.values())
         kept = said_of[:1] or [row_on(call.site, "rule", "", RIGHT, "no argument of floats: there is no gradient")]
     note = "at drawn values: none that reach it were to be had" if call.drawn and call.values else ""
+    met = [np.asarray(x) for values in call.values for x in values if is_float(x)]
+    if met and not any(map(np.any, met)):
+        note = "at zeros alone, where many a wrong rule is right: give it other values"
     called = f"called at {call.site.called}" if call.site.called else ""
     return [
         row._replace(why="; ".join(filter(None, (row.why.rstrip("."), note, called))), source=call.site.source)
