@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ class Plugin:
                 location=(line.rpartition(":")[0], None, title),
                 keywords={},
                 outcome="failed",
-                longrepr="\n\n".join(finding[6] for finding in found),
+                longrepr=Verdict(line, found),  # type: ignore[arg-type]
                 when="call",
                 duration=sum(finding[7] for finding in found),
             )
@@ -164,6 +165,23 @@ class Plugin:
                 terminalreporter.write_line("".join(f"    {part}\n" for part in text.splitlines()[4:]).rstrip("\n"))
         for error in self.errors:
             terminalreporter.write_line(f"an error of the plugin's own: {error}")
+
+
+class Verdict:
+    """What is said of a wrong rule: its reports, and a line for summaries, each as pytest asks for it."""
+
+    def __init__(self, line: str, found: list[tuple[Any, ...]]) -> None:
+        path, _, number = line.rpartition(":")
+        self.text = "\n\n".join(finding[6] for finding in found)
+        message = f"wrong for {', '.join(finding[3] for finding in found)}"
+        self.reprcrash = SimpleNamespace(path=path, lineno=int(number) if number.isdigit() else 0, message=message)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def toterminal(self, out: Any) -> None:
+        """Writes the reports."""
+        out.line(self.text)
 
 
 def _short(line: str, config: Any) -> str:

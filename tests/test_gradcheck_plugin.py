@@ -62,8 +62,13 @@ def no_other_plugins(monkeypatch):
 
 
 @pytest.fixture
-def suite(pytester):
-    """Runs pytest on some files, in this process or in one of its own."""
+def suite(pytester, monkeypatch):
+    """Runs pytest on some files, in this process or in one of its own, and prints what it prints for a person.
+
+    Where one of these variables is set, a summary is given without cutting its lines.
+    """
+    for name in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(*options, process=False, **files):
         pytester.makepyfile(ops=OPS, **files)
@@ -225,6 +230,20 @@ def test_donated_arrays_and_functions_that_cannot_be_run_again(suite):
     assert "wrong: times float32[3]" in text
     assert text.count("drawn values") == 1
     assert "first run by test_it.py::test_closure" in text
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_a_summary_has_a_line_for_a_rule(suite, monkeypatch, ci):
+    if ci:
+        monkeypatch.setenv("CI", ci)
+    result = suite("--gradcheck", "--junitxml=out.xml", test_it=DONATED)
+    summary = lines(result).partition("short test summary info")[2].splitlines()[1:]
+    assert len(summary) == 3
+    assert summary[0].startswith("FAILED gradcheck: rule square (ops.py:3), first run by test_it.py::test_it - ")
+    assert ("float32[3], float32[2,2]" in summary[0]) == bool(ci)
+    xml = Path("out.xml").read_text()
+    assert xml.count('message="wrong for ') == 2
+    assert "3 of 3 elements are off" in xml
 
 
 def test_an_error_of_the_plugins_own_is_a_line_of_the_summary(suite, monkeypatch):
