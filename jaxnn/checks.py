@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.records import is_array
 from jaxnn.types import DType, InShape, Key, Outline, Shape, Tree
 
 LONGEST = 120  # characters of a value in a message
@@ -108,17 +109,26 @@ def number(
     below: float = math.inf,
     above: float = -math.inf,
     most: float = math.inf,
-) -> float:
-    """Returns value as a float if it is finite, `least ≤ value < below` and `above < value ≤ most`."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+) -> Any:
+    """Returns value as a float if it is finite, `least ≤ value < below` and `above < value ≤ most`.
+
+    A JAX scalar stays one, an input of a program; where it is traced, it is NaN outside of these limits.
+    """
+    scalar = is_array(value) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
+    if isinstance(value, bool) or not (isinstance(value, Real) or scalar):
         raise TypeError(f"{what} must be a number, got {seen(value)}")
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value
+    if isinstance(value, jax.core.Tracer):
+        fits = (value >= least) & (value < below) & (value > above) & (value <= most) & jnp.isfinite(value)
+        return jnp.where(fits, value, jnp.nan)
     number = float(value)
     if not (math.isfinite(number) and least <= number < below and above < number <= most):
         lower = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
         upper = f"below {below:g}" if below < math.inf else f"at most {most:g}"
         limits = [text for text in (lower, upper) if "inf" not in text]
         raise ValueError(f"{what} must be {' and '.join(limits) or 'finite'}, got {value!r}")
-    return number
+    return value if scalar else number
 
 
 def as_key(key: Any) -> Key:

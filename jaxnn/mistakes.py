@@ -22,9 +22,12 @@ CHANNELS = (1, 3)  # of grey and of coloured images
 LEAST_SIDE = 5  # of an image that is taken for one
 
 
+RECORDS = (Layer, Activation, Loss, Penalty, Optimizer)  # they say how they are used when they are called
+
+
 def is_function(value: Any) -> bool:
     """True for what may be called, False for records."""
-    return callable(value) and not isinstance(value, tuple)
+    return callable(value) and not isinstance(value, (tuple, *RECORDS))
 
 
 def is_factory(value: Any) -> bool:
@@ -71,7 +74,7 @@ def loss_record(where: str, loss: Any) -> None:
 def optimizer_record(where: str, optimizer: Any) -> None:
     """Raises TypeError unless optimizer has init and update, as jaxnn's and optax's have."""
     is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
-    if not is_one or (isinstance(optimizer, tuple) and len(optimizer) != len(Optimizer._fields)):
+    if not is_one or (isinstance(optimizer, tuple) and len(optimizer) != 2):
         hint = "; a factory needs its parentheses, adam(1e-3)" if is_function(optimizer) else ""
         if isinstance(optimizer, (int, float, str)):
             hint = "; give an optimizer with its rate, adam(1e-3)"

@@ -7,7 +7,9 @@ N batch, T time, D features in, H width of the state.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
@@ -151,6 +153,48 @@ def over_values(layer: Layer, *, hide: bool = False) -> Layer:
         return delta._replace(values=delta_in), grads
 
     return layer._replace(init=init, forward=forward, backward=backward)
+
+
+L = TypeVar("L", bound=Layer)
+
+
+def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
+    """A class of layers that work on each step alone now takes `Sequences` too: f of their values, with their mask.
+
+    With `hide` it sees 0 where the mask is False.
+    """
+
+    def decorate(cls: type[L]) -> type[L]:
+        init_of, forward_of, backward_of = cls.init, cls.forward, cls.backward
+
+        @wraps(init_of)
+        def init(self: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+            return init_of(self, key, in_shape.values if isinstance(in_shape, Sequences) else in_shape, dtype)
+
+        @wraps(forward_of)
+        def forward(
+            self: Any, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        ) -> tuple[Any, State, Tree]:
+            if not isinstance(x, Sequences):
+                return forward_of(self, params, state, x, train=train, rng=rng)
+            values = tokens_seen(self.kind, x) if hide else x.values
+            y, state, tape = forward_of(self, params, state, values, train=train, rng=rng)
+            return x._replace(values=y), state, _OfSequences(tape, outline((x.mask, x.initial)))
+
+        @wraps(backward_of)
+        def backward(self: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+            if not isinstance(tape, _OfSequences):
+                return backward_of(self, params, tape, delta)
+            if not isinstance(delta, Sequences):
+                raise LayerError(self.kind, f"expects δ like its output, Sequences, got {type(delta).__name__}")
+            check_delta(self.kind, delta[1:], tape.others)
+            delta_in, grads = backward_of(self, params, tape.of_values, delta.values)
+            return delta._replace(values=delta_in), grads
+
+        cls.init, cls.forward, cls.backward = init, forward, backward  # type: ignore[method-assign]
+        return cls
+
+    return decorate
 
 
 def tokens_seen(kind: str, x: Sequences) -> Any:

@@ -15,12 +15,14 @@ import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
-    {"showing"},
+    {"records", "showing"},
+    {"aliases"},
+    {"interfaces"},
     {"types"},
     {"checks", "placement", "ranks"},
     {"mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
-    | {"sequences", "windows"},
+    | {"parameters", "sequences", "windows"},
     {"convolutions", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},

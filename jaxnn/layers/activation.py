@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,11 +9,12 @@ import jax.numpy as jnp
 from jaxnn import activations
 from jaxnn.checks import LayerError, check_delta, features, seen
 from jaxnn.mistakes import factory_hint, is_factory
-from jaxnn.sequences import over_values
+from jaxnn.sequences import over_steps
 from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
 
 
-def activation(function: Activation) -> Layer:
+@over_steps()
+class activation(Layer):
     """A layer that applies an activation to every element.
 
     Forward, z [N, …] → h [N, …]:  h = σ(z).    Backward, δ = ∂C/∂h:  ∂C/∂z = δ ⊙ σ′(z).
@@ -34,11 +34,41 @@ def activation(function: Activation) -> Layer:
     >>> delta_in.tolist()
     [[0.0, 1.0]]
     """
-    if not isinstance(function, Activation):
-        raise TypeError(
-            f"activation: expected an Activation record such as jaxnn.relu, got {seen(function)}{_hint(function)}"
-        )
-    return _activation(function)
+
+    function: Activation
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.function, Activation):
+            got = f"{seen(self.function)}{_hint(self.function)}"
+            raise TypeError(f"activation: expected an Activation record such as jaxnn.relu, got {got}")
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+    @property
+    def kind(self) -> str:
+        return self.function.name
+
+    @property
+    def rules(self) -> Any:
+        return (("activation", lambda: self.function),)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return {}, ()
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        features(self.kind, x, at_least=1)
+        h = self.function.value(x)
+        if h.shape != x.shape:
+            raise LayerError(self.kind, f"must act on every element alone, got {x.shape} -> {h.shape}")
+        return h, state, (x, h)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        z, h = tape
+        check_delta(self.kind, delta, h)
+        return delta * self.function.slope(z, h), {}
 
 
 def _hint(function: Any) -> str:
@@ -48,25 +78,3 @@ def _hint(function: Any) -> str:
     if is_factory(function):
         return factory_hint(function)
     return f": jaxnn.{name} is its record" if name in activations.__all__ else ""
-
-
-@cache
-def _activation(function: Activation) -> Layer:
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return {}, ()
-
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
-        features(function.name, x, at_least=1)
-        h = function.value(x)
-        if h.shape != x.shape:
-            raise LayerError(function.name, f"must act on every element alone, got {x.shape} -> {h.shape}")
-        return h, state, (x, h)
-
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        z, h = tape
-        check_delta(function.name, delta, h)
-        return delta * function.slope(z, h), {}
-
-    return over_values(Layer(function.name, init, forward, backward, rules=(("activation", lambda: function),)))

@@ -1,0 +1,49 @@
+"""Names for arrays, trees and functions in annotations.
+
+Index letters, here and everywhere: `N` batch, `D` features in, `H` features out, `K` classes, `T` time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import chex
+import jax
+
+__all__ = [
+    "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
+    "InitRule", "ForwardRule", "BackwardRule",
+]  # fmt: skip
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(0)`
+Tree: TypeAlias = Any  # any pytree of arrays
+Params: TypeAlias = Any  # a pytree of arrays: {"dense_0": {"w": [D, H], "b": [H]}, …}
+State: TypeAlias = Any  # a pytree of arrays; () where there is none
+Shape: TypeAlias = tuple[int, ...]
+InShape: TypeAlias = Any  # a tuple of ints, or a pytree of jax.ShapeDtypeStruct; never with the batch axis
+DType: TypeAlias = chex.ArrayDType
+Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
+Schedule: TypeAlias = Callable[[Array], Array]  # step, a traced int -> learning rate
+Metric: TypeAlias = Callable[[Array, Array], Array]  # (prediction, target) -> [N]; may have `entries` and `check`
+
+
+class InitRule(Protocol):
+    """`init(key, in_shape, dtype=float32) -> params, state`."""
+
+    def __call__(self, key: Key, in_shape: InShape, dtype: DType = ...) -> tuple[Params, State]: ...
+
+
+class ForwardRule(Protocol):
+    """`forward(params, state, x, *, train=False, rng=None) -> y, state, tape`."""
+
+    def __call__(
+        self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]: ...
+
+
+class BackwardRule(Protocol):
+    """`backward(params, tape, delta) -> delta_in, grads`."""
+
+    def __call__(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]: ...

@@ -1,0 +1,378 @@
+"""What layers, activations, losses, penalties and optimizers are: the base of each, and the one for a user's own.
+
+Each is a `Record`: what its fields say. A base states what may be asked of it. Called itself, a base makes one of a
+user's functions: `Loss("mine", value)`, `Layer("mine", init, forward)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Callable, Iterator
+from dataclasses import field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from jaxnn.aliases import Array, DType, InShape, Key, Params, State, Tree
+from jaxnn.records import Record
+
+__all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty"]
+
+
+class Shown(Record):
+    """A record that a notebook shows as it is written."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+# ---------------------------------------------------------------- layers
+
+
+class Layer(Shown):
+    """A layer, and a network: a map with parameters, and the rule that carries δ back through it (a lens).
+
+    `delta` is ∂C/∂(the layer's output). Composing `backward` functions right to left *is* backpropagation:
+    δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ σ′(zˡ) is `dense.backward`, then `activation.backward`.
+
+    A layer of one's own is a record of functions, `Layer(kind, init, forward, backward)`, or a class derived from this
+    one whose fields are its settings.
+
+    Attributes:
+        kind: the standard name, `"dense"`. Default parameter names count per kind: dense_0, dense_1, …
+        init: `(key, in_shape, dtype=float32) -> (params, state)`; `in_shape` has no batch axis. `{}` and `()`
+            where there is none.
+        forward: `(params, state, x, *, train=False, rng=None) -> (y, state, tape)`, x [N, …], y [N, …]. The
+            tape holds what backward needs: arrays only, private to the layer.
+        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta is like y in structure, shape
+            and dtype, delta_in like x; `()` stands for the δ of what is not float, whole numbers and masks. The
+            library's layers refuse another delta.
+        couples_batch: True where one example's output depends on another's (batch norm).
+        rules: further rules of this layer as (name, function) pairs.
+        name: a name given by the user (`named`), or None.
+        children: the layers that a combinator is made of; () for a leaf.
+        child_names: the key of each child within params, state and readings; "" where a combinator adds
+            no level of its own (residual, repeat, share).
+        rebuild: `(children) -> Layer`, the same combinator of other children; None for a leaf.
+
+    Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
+    Foundations of Gradient-Based Learning".
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            kind: str,
+            init: Any,
+            forward: Any,
+            backward: Any,
+            couples_batch: bool = False,
+            rules: tuple[tuple[str, Callable[..., Tree]], ...] = (),
+            name: str | None = None,
+            children: tuple[Layer, ...] = (),
+            child_names: tuple[str, ...] = (),
+            rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None,
+        ) -> None: ...
+
+    @cached_property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    @cached_property
+    def name(self) -> str | None:
+        return None
+
+    @cached_property
+    def rules(self) -> tuple[tuple[str, Callable[..., Tree]], ...]:
+        return ()
+
+    @cached_property
+    def children(self) -> tuple[Layer, ...]:
+        return ()
+
+    @cached_property
+    def child_names(self) -> tuple[str, ...]:
+        return ("",) * len(self.children)
+
+    @cached_property
+    def couples_batch(self) -> bool:
+        return any(child.couples_batch for child in self.children)
+
+    rebuild = cast(Any, None)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = None) -> tuple[Params, State]:
+        raise NotImplementedError(f"{self.kind} has no init(key, in_shape, dtype)")
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        raise NotImplementedError(f"{self.kind} has no forward(params, state, x, *, train, rng)")
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        raise NotImplementedError(f"{self.kind} has no backward(params, tape, delta)")
+
+    def _replace(self, **changes: Any) -> Layer:
+        """The same with other functions."""
+        names = [field.name for field in dataclasses.fields(OwnLayer)]
+        return OwnLayer(**{**{name: getattr(self, name) for name in names}, **changes})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.kind} is a layer already, and no function: params, state = net.init(key, in_shape), then "
+            "y, state, tape = net.forward(params, state, x); serial(first, second) puts one behind another"
+        )
+
+
+class OwnLayer(Layer):
+    """A layer of a user's functions."""
+
+    shown_as = "Layer"
+
+    kind: str = field()
+    init: Any = field()
+    forward: Any = field()
+    backward: Any = field()
+    couples_batch: bool = False
+    rules: tuple[tuple[str, Callable[..., Tree]], ...] = ()
+    name: str | None = None
+    children: tuple[Layer, ...] = ()
+    child_names: tuple[str, ...] = ()
+    rebuild: Any = None
+
+
+# ---------------------------------------------------------------- activations
+
+
+class Activation(Shown):
+    """An elementwise non-linearity h = σ(z) and its slope.
+
+    One of one's own is `Activation(name, value, slope)`.
+
+    Attributes:
+        name: the standard name, `"relu"`.
+        value: `value(z) -> h`, any shape.
+        slope: `slope(z, h) -> dh/dz`, same shape; uses whichever of z and h is cheaper.
+        leak: the slope at −∞ of a rectifier (0 for relu, λ for leaky_relu(λ)), which He initialisation
+            needs; None for an activation that is not of the relu family.
+        kinks: (z, slope there) wherever the slope jumps.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            value: Callable[[Array], Array],
+            slope: Callable[[Array, Array], Array],
+            leak: float | None = None,
+            kinks: tuple[tuple[float, float], ...] = (),
+        ) -> None: ...
+
+    leak = cast(Any, None)
+    kinks = cast(Any, ())
+
+    @cached_property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def value(self, z: Array) -> Array:
+        raise NotImplementedError(f"{self.name} has no value(z)")
+
+    def slope(self, z: Array, h: Array) -> Array:
+        raise NotImplementedError(f"{self.name} has no slope(z, h)")
+
+    def _replace(self, **changes: Any) -> Activation:
+        """The same with other functions."""
+        return _own(OwnActivation, self, changes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = self.name
+        if not args and not kwargs:
+            advice = f"leave the parentheses out, serial(dense(128), {name})"
+        elif kwargs or isinstance(args[0], (int, float)):
+            advice = f"it takes no parameters here: give {name} alone; of the activations leaky_relu(0.1) has one"
+        elif isinstance(args[0], (Layer, Activation)):
+            advice = f"put one behind the other by serial(…, {name})"
+        else:
+            advice = f"{name}.value(z) gives h = σ(z), {name}.slope(z, h) its slope, activation({name}) the layer"
+        raise TypeError(f"{name} is an Activation record, and no function: {advice}")
+
+
+class OwnActivation(Activation):
+    """An activation of a user's functions."""
+
+    shown_as = "Activation"
+
+    name: str = field()
+    value: Any = field()
+    slope: Any = field()
+    leak: float | None = None
+    kinks: tuple[tuple[float, float], ...] = ()
+
+
+# ---------------------------------------------------------------- losses
+
+
+class Loss(Shown):
+    """A cost per example and its hand-derived δ.
+
+    One of one's own is `Loss(name, value, delta)`.
+
+    Attributes:
+        name: the standard name, `"mse"`.
+        value: `value(prediction, target) -> [N]`, one cost Cₙ per example.
+        delta: `delta(prediction, target) -> δ`, shaped like prediction: δₙ = ∂Cₙ/∂(predictionₙ).
+        check: `check(prediction, target)` raises ValueError with advice if the *values* of the target (a
+            concrete array) cannot be right; prediction may be a jax.ShapeDtypeStruct. Run once where data
+            enters (`fit`, `evaluate`), never under `jit`, where a bad label turns loss and δ into NaN. None without.
+        entries: `entries(prediction, target) -> [N, …]`, the cost of each entry of an example (steps, pixels), of
+            which value is the mean, and each of which depends on no other entry's prediction. Weights [N, …] and
+            masks need it; without it (None) they are refused.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            value: Callable[[Array, Array], Array],
+            delta: Callable[[Array, Array], Array],
+            check: Callable[[Any, Any], None] | None = None,
+            entries: Callable[[Array, Array], Array] | None = None,
+        ) -> None: ...
+
+    check = cast(Any, None)
+    entries = cast(Any, None)
+
+    @cached_property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def value(self, prediction: Array, target: Array) -> Array:
+        raise NotImplementedError(f"losses: {self.name} has no value(prediction, target)")
+
+    def delta(self, prediction: Array, target: Array) -> Array:
+        raise NotImplementedError(f"losses: {self.name} has no delta(prediction, target)")
+
+    def _replace(self, **changes: Any) -> Loss:
+        """The same with other functions."""
+        return _own(OwnLoss, self, changes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = self.name
+        advice = f"{name}.value(prediction, target) gives the costs [N], {name}.delta(prediction, target) their δ"
+        if len(args) + len(kwargs) < 2:
+            advice = f"give the record itself, as in fit(net, losses.{name}, …); {advice}"
+        raise TypeError(f"losses: {name} is a Loss record, and no function: {advice}")
+
+
+class OwnLoss(Loss):
+    """A loss of a user's functions."""
+
+    shown_as = "Loss"
+
+    name: str = field()
+    value: Any = field()
+    delta: Any = field()
+    check: Any = None
+    entries: Any = None
+
+
+# ---------------------------------------------------------------- penalties
+
+
+class Penalty(Shown):
+    """A cost on the parameters: `value(params) -> scalar`, `grad(params) ->` a tree like params."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, name: str, value: Callable[[Params], Array], grad: Callable[[Params], Params]) -> None: ...
+
+    @cached_property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def value(self, params: Params) -> Array:
+        raise NotImplementedError(f"penalties: {self.name} has no value(params)")
+
+    def grad(self, params: Params) -> Params:
+        raise NotImplementedError(f"penalties: {self.name} has no grad(params)")
+
+    def _replace(self, **changes: Any) -> Penalty:
+        """The same with other functions."""
+        return _own(OwnPenalty, self, changes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"penalties: {self.name} is a Penalty record, and no function: .value(params) is its cost, .grad(params) "
+            "the gradient; fit, train_step and backprop take the record, penalty=…"
+        )
+
+
+class OwnPenalty(Penalty):
+    """A penalty of a user's functions."""
+
+    shown_as = "Penalty"
+
+    name: str = field()
+    value: Any = field()
+    grad: Any = field()
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+class Optimizer(Shown):
+    """A rule for descending: optax's protocol, so that either library's optimizers work in the other.
+
+    It unpacks to (init, update). One of one's own is `Optimizer(init, update)`.
+
+    Attributes:
+        init: `init(params) -> opt_state`.
+        update: `update(grads, opt_state, params) -> (updates, opt_state)`; apply with `apply_updates`.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, init: Callable[[Params], Any], update: Callable[..., tuple[Params, Any]]) -> None: ...
+
+    def init(self, params: Params) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no init(params)")
+
+    def update(self, grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+        raise NotImplementedError(f"{type(self).__name__} has no update(grads, opt_state, params)")
+
+    def _replace(self, **changes: Any) -> Optimizer:
+        """The same with other functions."""
+        return _own(OwnOptimizer, self, changes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.init, self.update))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "an Optimizer is a record, and no function: opt_state = optimizer.init(params), then "
+            "updates, opt_state = optimizer.update(grads, opt_state, params)"
+        )
+
+
+class OwnOptimizer(Optimizer):
+    """An optimizer of a user's functions."""
+
+    shown_as = "Optimizer"
+
+    init: Any = field()
+    update: Any = field()
+
+
+def _own(cls: Any, record: Any, changes: dict[str, Any]) -> Any:
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{**{name: getattr(record, name) for name in names}, **changes})
+
+
+Layer.made_as = OwnLayer
+Activation.made_as = OwnActivation
+Loss.made_as = OwnLoss
+Penalty.made_as = OwnPenalty
+Optimizer.made_as = OwnOptimizer

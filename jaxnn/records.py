@@ -1,0 +1,271 @@
+"""The base of everything that is made of settings: layers, losses, activations, optimizers, schedules.
+
+A record is a frozen dataclass that is registered as a pytree. Python values in its fields are static, constants of a
+compiled program; JAX arrays and scalars (tracers among them) are leaves, inputs of it. So a record passes through
+`jax.jit`, `vmap` and `grad` as an argument, and of two programs that are given equal records one is compiled.
+
+Equality, hash, `repr` (defaults are left out), pickling and `dataclasses.replace` follow from the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["Record", "fields_of", "is_array", "same"]
+
+R = TypeVar("R", bound="Record")
+HIDDEN = "_parts"  # the attribute that keeps how a record flattens
+
+
+def is_array(value: Any) -> bool:
+    """True for what is a leaf in a record: arrays, tracers, and the shapes that stand for them."""
+    return isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+
+
+@jax.tree_util.register_static
+class Fixed:
+    """A Python value within a field that also holds arrays."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fixed) and same(self.value, other.value)
+
+    def __hash__(self) -> int:
+        return hash(frozen(self.value))
+
+
+class Rest:
+    """The static part of a record that holds arrays: its Python values, and which fields hold the arrays."""
+
+    def __init__(self, names: tuple[str, ...], values: dict[str, Any]) -> None:
+        self.names, self.values = names, values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rest) and self.names == other.names and same(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash((self.names, frozen(self.values)))
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class Record:
+    """A frozen dataclass, registered as a pytree; a subclass needs annotated fields and nothing else.
+
+    `__post_init__` checks the fields; `self._set(name=value)` puts a normal form there. A class whose constructor
+    takes the entries of its first field one by one, `serial(*layers)`, says so by `spread = True`.
+    """
+
+    spread: ClassVar[bool] = False
+    made_as: ClassVar[Any] = None  # the class of what a call of this base makes, for a user's own functions
+    shown_as: ClassVar[str] = ""  # the name in `repr`, where it is not the class's
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return object.__new__(cls.__dict__.get("made_as") or cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own_init = "__init__" in cls.__dict__
+        dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not own_init)(cls)
+        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
+
+    def _set(self, **values: Any) -> None:
+        """Sets fields while the record is being made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(same(value, getattr(other, name)) for name, value in fields_of(self).items())
+
+    def __hash__(self) -> int:
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = hash((type(self), frozen(fields_of(self))))
+            object.__setattr__(self, "_hash", known)
+        return int(known)
+
+    def __repr__(self) -> str:
+        return f"{type(self).shown_as or type(self).__name__}({', '.join(arguments_of(self))})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return fields_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set(**state)
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a record by name."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+# ---------------------------------------------------------------- as a pytree
+
+
+def _flatten(record: Record) -> tuple[tuple[Any, ...], Any]:
+    parts = record.__dict__.get(HIDDEN)
+    if parts is None:
+        fields = fields_of(record)
+        names = tuple(name for name, value in fields.items() if holds_arrays(value))
+        static = {name: value for name, value in fields.items() if name not in names}
+        children = tuple(_with_fixed(fields[name]) for name in names)
+        parts = children, (Rest(names, static) if names else record)
+        object.__setattr__(record, HIDDEN, parts)
+    return parts
+
+
+def _flatten_with_keys(record: Record) -> tuple[tuple[Any, ...], Any]:
+    children, aux = _flatten(record)
+    names = aux.names if isinstance(aux, Rest) else ()
+    return tuple((jax.tree_util.GetAttrKey(name), child) for name, child in zip(names, children, strict=True)), aux
+
+
+def _unflattener(cls: type[R]) -> Callable[[Any, Any], R]:
+    def unflatten(aux: Any, children: Any) -> R:
+        if not isinstance(aux, Rest):
+            return aux
+        record = object.__new__(cls)
+        record._set(**aux.values)
+        children = tuple(children)
+        record._set(**{name: _without_fixed(child) for name, child in zip(aux.names, children, strict=True)})
+        # Kept as it came: a leaf may be anything that a tree map has put there, and stays a leaf.
+        object.__setattr__(record, HIDDEN, (children, aux))
+        return record
+
+    return unflatten
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, Record)
+
+
+def holds_arrays(value: Any) -> bool:
+    """Whether an array stands anywhere in a value."""
+    if isinstance(value, Record):
+        return isinstance(_flatten(value)[1], Rest)
+    if is_array(value):
+        return True
+    return any(
+        is_array(leaf) or (_is_record(leaf) and holds_arrays(leaf))
+        for leaf in jax.tree.leaves(value, is_leaf=_is_record)
+    )
+
+
+def _with_fixed(value: Any) -> Any:
+    keep = lambda leaf: leaf if is_array(leaf) or _is_record(leaf) else Fixed(leaf)  # noqa: E731
+    return jax.tree.map(keep, value, is_leaf=_is_record)
+
+
+def _without_fixed(value: Any) -> Any:
+    bare = lambda leaf: leaf.value if isinstance(leaf, Fixed) else leaf  # noqa: E731
+    return jax.tree.map(bare, value, is_leaf=lambda leaf: isinstance(leaf, (Fixed, Record)))
+
+
+# ---------------------------------------------------------------- equality
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of what stands in fields: of one type, floats to the sign of zero, arrays by their numbers.
+
+    An array that is traced equals itself alone.
+    """
+    if a is b:
+        return True
+    if is_array(a) or is_array(b):
+        return _same_arrays(a, b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Record):
+        return a == b
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, float):
+        return (a == b and math.copysign(1, a) == math.copysign(1, b)) or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, types.MethodType):
+        return a.__func__ is b.__func__ and same(a.__self__, b.__self__)
+    return bool(a == b)
+
+
+def _same_arrays(a: Any, b: Any) -> bool:
+    if any(isinstance(x, jax.core.Tracer) or not is_array(x) for x in (a, b)) or isinstance(
+        a, np.ndarray
+    ) != isinstance(b, np.ndarray):
+        return False
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if isinstance(a, jax.ShapeDtypeStruct) or isinstance(b, jax.ShapeDtypeStruct):
+        return type(a) is type(b)
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def frozen(value: Any) -> Any:
+    """Something that can be hashed, equal where `same` is true."""
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, *map(frozen, value)
+    if isinstance(value, dict):
+        return tuple((name, frozen(part)) for name, part in value.items())
+    if isinstance(value, float):
+        return "float", value.hex()
+    if isinstance(value, types.MethodType):
+        return value.__func__, frozen(value.__self__)
+    if is_array(value):
+        raise TypeError(
+            "a record that holds JAX arrays cannot be hashed: give it to a compiled function as an argument, not as "
+            "a static one"
+        )
+    return type(value).__name__, value
+
+
+# ---------------------------------------------------------------- how a record is written
+
+
+def arguments_of(record: Any) -> list[str]:
+    """The arguments that make the record, as they are written in a call; defaults are left out."""
+    fields = [field for field in dataclasses.fields(record) if field.init]
+    words: list[str] = []
+    for i, field in enumerate(fields):
+        value = getattr(record, field.name)
+        if i == 0 and type(record).spread:
+            words += map(written, value)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            words.append(written(value) if not field.kw_only else f"{field.name}={written(value)}")
+        elif not same(value, default_of(field)):
+            words.append(f"{field.name}={written(value)}")
+    return words
+
+
+def default_of(field: Any) -> Any:
+    """The default of a field."""
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def written(value: Any) -> str:
+    """A value of a field as it is written in a call."""
+    if isinstance(value, Record):
+        return repr(value)
+    if isinstance(value, tuple) and type(value) is tuple:
+        return f"({', '.join(map(written, value))}{',' * (len(value) == 1)})"
+    if is_array(value):
+        if isinstance(value, jax.core.Tracer) or not hasattr(value, "__array__") or value.shape:
+            return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+        return f"{value.dtype}({np.asarray(value).item()!r})"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return str(value.__qualname__)
+    return repr(value)
