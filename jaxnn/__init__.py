@@ -36,6 +36,7 @@ from jaxnn.combinators import (
     share,
 )
 from jaxnn.divergence import DivergenceError, Interrupted
+from jaxnn.interfaces import with_rules
 from jaxnn.layers import (
     activation,
     avg_pool,
@@ -87,6 +88,7 @@ __all__ = [
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
     # combinators
     "serial", "mlp", "named", "residual", "parallel", "repeat", "share", "map_layers", "leaf_layers", "ordered_leaves",
+    "with_rules",
     # gradients
     "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
     # optimizers

@@ -38,6 +38,7 @@ from jaxnn.checks import (
     widest,
 )
 from jaxnn.combinators import map_layers
+from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import (
     ONE_OF_SEVERAL,
     alive,
@@ -279,7 +280,7 @@ def autodiff_twin(layer: Layer) -> Layer:
         left = iter(back)
         return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else () for leaf in leaves]), grads
 
-    return layer._replace(forward=forward, backward=backward, children=(), child_names=(), rebuild=None)
+    return with_rules(layer, forward=forward, backward=backward)
 
 
 def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:

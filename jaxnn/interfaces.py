@@ -13,10 +13,12 @@ from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from jaxnn.aliases import Array, DType, InShape, Key, Params, State, Tree
-from jaxnn.records import Record
+import jax.numpy as jnp
 
-__all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty"]
+from jaxnn.aliases import Array, DType, InShape, Key, Params, State, Tree
+from jaxnn.records import Record, written
+
+__all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty", "with_rules"]
 
 
 class Shown(Record):
@@ -54,6 +56,8 @@ class Layer(Shown):
         child_names: the key of each child within params, state and readings; "" where a combinator adds
             no level of its own (residual, repeat, share).
         rebuild: `(children) -> Layer`, the same combinator of other children; None for a leaf.
+        passes: how often a loop (`repeat`, `share`) runs its child; None where there is none.
+        stacks: True where each of these passes has parameters of its own, on a leading axis.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
     Foundations of Gradient-Based Learning".
@@ -100,8 +104,10 @@ class Layer(Shown):
         return any(child.couples_batch for child in self.children)
 
     rebuild = cast(Any, None)
+    passes = cast(Any, None)
+    stacks = cast(Any, False)
 
-    def init(self, key: Key, in_shape: InShape, dtype: DType = None) -> tuple[Params, State]:
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         raise NotImplementedError(f"{self.kind} has no init(key, in_shape, dtype)")
 
     def forward(
@@ -139,6 +145,75 @@ class OwnLayer(Layer):
     children: tuple[Layer, ...] = ()
     child_names: tuple[str, ...] = ()
     rebuild: Any = None
+
+
+class with_rules(Layer):
+    """A layer some rules of which are replaced: by the user, to try another derivation, or by an instrument.
+
+    It is a leaf, whatever it wraps, of the same kind and name, and answers nothing else about itself.
+
+    Args:
+        layer: the layer.
+        init: takes the place of `layer.init`.
+        forward: of `layer.forward`; of both, if the tape changes, `backward` too.
+        backward: of `layer.backward`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxnn import dense
+    >>> layer = with_rules(dense(2), backward=lambda params, tape, delta: (delta @ params["w"].T, params))
+    >>> layer.kind, layer.backward({"w": jnp.ones((3, 2))}, (), jnp.ones((1, 2)))[0].tolist()
+    ('dense', [[2.0, 2.0, 2.0]])
+    """
+
+    layer: Layer
+    replaced: tuple[tuple[str, Callable[..., Any]], ...]
+
+    def __init__(
+        self,
+        layer: Layer,
+        replaced: tuple[tuple[str, Callable[..., Any]], ...] = (),
+        *,
+        init: Callable[..., Any] | None = None,
+        forward: Callable[..., Any] | None = None,
+        backward: Callable[..., Any] | None = None,
+    ) -> None:
+        if not isinstance(layer, Layer):
+            raise TypeError(f"with_rules: expected a Layer, got {layer!r}")
+        given = {**dict(replaced), "init": init, "forward": forward, "backward": backward}
+        rules = {name: given[name] or dict(replaced).get(name) for name in given}
+        for name, rule in rules.items():
+            if rule is not None and not callable(rule):
+                raise TypeError(f"with_rules: {name} must be a function, got {rule!r}")
+        self._set(layer=layer, replaced=tuple((name, rule) for name, rule in rules.items() if rule is not None))
+
+    def __repr__(self) -> str:
+        return f"with_rules({', '.join([repr(self.layer), *(f'{n}={written(rule)}' for n, rule in self.replaced)])})"
+
+    @cached_property
+    def kind(self) -> str:
+        return self.layer.kind
+
+    @cached_property
+    def name(self) -> str | None:
+        return self.layer.name
+
+    @cached_property
+    def couples_batch(self) -> bool:
+        return self.layer.couples_batch
+
+    def _rule(self, name: str) -> Callable[..., Any]:
+        return dict(self.replaced).get(name) or getattr(self.layer, name)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return self._rule("init")(key, in_shape, dtype)
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        return self._rule("forward")(params, state, x, train=train, rng=rng)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return self._rule("backward")(params, tape, delta)
 
 
 # ---------------------------------------------------------------- activations

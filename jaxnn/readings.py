@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, batch_size, example_shape, input_spec, is_floating
 from jaxnn.combinators.parts import is_tagged
+from jaxnn.interfaces import with_rules
 from jaxnn.placement import axes_of, made_varying, placed, varying
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Reading, State, Tagged, Tree
 
@@ -55,7 +56,7 @@ def watch(layer: Layer, readings: tuple[Reading, ...], total: Array) -> Layer:
         whole = jax.tree.map(lambda d: unscaled(d, total), delta)
         return delta_in, Tagged(grads, tuple(r.read(layer, params, tape, whole, grads) for r in readings))
 
-    return layer._replace(backward=backward)
+    return with_rules(layer, backward=backward)
 
 
 def perturb(layer: Layer) -> Layer:
@@ -77,7 +78,7 @@ def perturb(layer: Layer) -> Layer:
         add = lambda y, slot: y + slot.astype(y.dtype) if is_floating(y) and slot.size else y  # noqa: E731
         return jax.tree.map(add, y, params.own), state, tape
 
-    return layer._replace(init=init, forward=forward)
+    return with_rules(layer, init=init, forward=forward)
 
 
 def with_slots(perturbed: Layer, params: Params, x: Tree) -> Params:

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from jaxnn.checks import input_spec, is_floating, whole_number
 from jaxnn.combinators import map_layers
+from jaxnn.combinators.walking import with_name
+from jaxnn.interfaces import with_rules
 from jaxnn.showing import shown
-from jaxnn.types import Activation, Array, DType, InShape, Key, Layer, Params, State, Tagged, Tree
+from jaxnn.types import Activation, Array, DType, InShape, Key, Layer, Params, State, Tree
 
 __all__ = ["Cost", "Row", "Summary", "summary"]
 
@@ -27,7 +29,6 @@ def __dir__() -> list[str]:
 
 INDENT, GAP = "  ", "   "
 PREFIXES = ("", "k", "M", "G", "T", "P")
-LOOPS = ("repeat", "share")  # combinators that run their layer n times
 
 
 class Row(NamedTuple):
@@ -168,7 +169,7 @@ def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Place, _S
     def spied(layer: Layer, place: Place) -> Layer:
         if layer.rebuild is not None:
             children = tuple(spied(child, (*place, i)) for i, child in enumerate(layer.children))
-            layer = layer.rebuild(children)._replace(name=layer.name)
+            layer = layer.rebuild(children)
 
         def forward(
             params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
@@ -177,7 +178,7 @@ def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Place, _S
             seen[place] = jax.tree.map(_spec, _Seen(x, y))
             return y, state, tape
 
-        return layer._replace(forward=forward)
+        return with_rules(layer, forward=forward)
 
     jax.eval_shape(spied(net, ()).forward, params, state, x)
     return seen
@@ -185,23 +186,6 @@ def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Place, _S
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _times(loop: Layer, x: Tree) -> int:
-    """How often a `repeat` or `share` runs its layer: how many entries it makes of what each use has of its own."""
-
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return Tagged({}, jnp.zeros(())), ()
-
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
-        return x, state, ()
-
-    assert loop.rebuild is not None  # both are combinators
-    probe = loop.rebuild((Layer("probe", init, forward, lambda params, tape, delta: (delta, {})),))
-    tagged, _ = _variables(probe, _in_shape(x), jnp.float32)
-    return int(tagged.own.shape[0])
 
 
 def _in_shape(x: Tree) -> InShape:
@@ -232,8 +216,8 @@ def _kind(layer: Layer, seen: dict[Place, _Seen], place: Place) -> str:
     if layer.child_names != ("",):
         return layer.kind
     below = _kind(layer.children[0], seen, (*place, 0))
-    if layer.kind in LOOPS:
-        return f"{_times(layer, seen[place].x)} × {'tied ' * (layer.kind == 'share')}{below}"
+    if layer.passes is not None:
+        return f"{layer.passes} × {'tied ' * (not layer.stacks)}{below}"
     return layer.kind if below == "serial" else f"{layer.kind} of {below}"
 
 
@@ -255,9 +239,8 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
             left_out, x = dict(loop.rules)["short"](seen[place].x)
             return left_out * _xla_flops(loop, x, n, dtype, train, not _is_first(net, place))
         child, below = loop.children[0], (*place, 0)
-        times = _times(loop, seen[place].x)
         each = whole(child, below, inner=True)
-        return times * each - once(child, below, inner=True)
+        return loop.passes * each - once(child, below, inner=True)
 
     def once(layer: Layer, place: Place, *, inner: bool) -> float:
         return _xla_flops(_unlooped(layer), seen[place].x, n, dtype, train, inner)
@@ -267,7 +250,7 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
 
 def _loops(layer: Layer, place: Place) -> Iterator[tuple[Layer, Place]]:
     """The outermost loops in a network, over layers or over time."""
-    if (layer.kind in LOOPS and layer.child_names == ("",)) or "short" in dict(layer.rules):
+    if layer.passes is not None or "short" in dict(layer.rules):
         yield layer, place
         return
     for i, child in enumerate(layer.children):
@@ -288,10 +271,10 @@ def _unlooped(layer: Layer) -> Layer:
     if layer.rebuild is None:
         return layer
     children = tuple(_unlooped(child) for child in layer.children)
-    if layer.kind in LOOPS and layer.child_names == ("",):
-        return children[0]._replace(name=layer.name)
+    if layer.passes is not None:
+        return with_name(layer.name, children[0])
     named = zip(layer.child_names, children, strict=True)
-    return layer.rebuild(tuple(child._replace(name=name or None) for name, child in named))._replace(name=layer.name)
+    return layer.rebuild(tuple(with_name(name or child.name, child) for name, child in named))
 
 
 def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bool) -> float:
@@ -321,9 +304,7 @@ def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bo
 def _plain(layer: Layer) -> Layer:
     """The leaf by its formula: a faster form may multiply with zeros, or work in chunks, of which XLA counts one."""
     rules = dict(layer.rules)
-    return layer._replace(
-        forward=rules.get("plain forward", layer.forward), backward=rules.get("plain", layer.backward)
-    )
+    return with_rules(layer, forward=rules.get("plain forward"), backward=rules.get("plain"))
 
 
 def _counted(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

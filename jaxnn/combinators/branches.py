@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -23,7 +25,6 @@ from jaxnn.combinators.parts import (
     as_layers,
     check_same,
     child_key,
-    combinator,
     entries,
     entry,
     names_of,
@@ -34,7 +35,7 @@ from jaxnn.sequences import Sequences, is_given
 from jaxnn.types import Activation, DType, InShape, Key, Layer, Outline, Params, State, Tree
 
 
-def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) -> Layer:
+class residual(Layer):
     """A layer with a connection around it.
 
     Forward:   y = f(x) + s(x), s the identity unless a skip is given.
@@ -57,14 +58,39 @@ def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) 
     >>> net.forward(*net.init(jax.random.key(0), (3,)), jnp.ones((2, 3)))[0].shape
     (2, 3)
     """
-    if skip is not None:
-        return _projected_residual(*as_layers("residual", (layer, skip)))
-    (body,) = as_layers("residual", (layer,))
+
+    layer: Layer
+    skip: Layer | None = None
+
+    def __post_init__(self) -> None:
+        self._set(layer=as_layers("residual", (self.layer,))[0])
+        if self.skip is not None:
+            self._set(skip=as_layers("residual", (self.skip,))[0])
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return (self.layer,) if self.skip is None else (self.layer, self.skip)
+
+    @property
+    def child_names(self) -> tuple[str, ...]:
+        return ("",) if self.skip is None else ("body", "skip")
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return residual(*children)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        if self.skip is not None:
+            return _init_beside(self, key, in_shape, dtype)
+        params, state = self.layer.init(key, in_shape, dtype)
+        jax.eval_shape(self.forward, params, state, input_spec(in_shape, dtype))  # raises where it does not fit
+        return params, state
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        y, state, tape = body.forward(params, state, x, train=train, rng=rng)
+        if self.skip is not None:
+            return _forward_beside(self, "sum", params, state, x, train, rng)
+        y, state, tape = self.layer.forward(params, state, x, train=train, rng=rng)
         values, new = values_of(x), values_of(y)
         check_same("residual", values, new, "; give a projection, residual(layer, skip=dense(width))")
         integers = [describe(leaf) for leaf in jax.tree.leaves(new) if not is_floating(leaf)]
@@ -73,27 +99,16 @@ def residual(layer: Layer | Activation, skip: Layer | Activation | None = None) 
         y = with_values(y, jax.tree.map(jnp.add, values, new))  # a mask and an initial state are handed on by f
         return y, state, tape
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        delta_in, grads = body.backward(params, tape, delta)
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        if self.skip is not None:
+            return _backward_beside(self, "sum", params, tape, delta)
+        delta_in, grads = self.layer.backward(params, tape, delta)
         direct, through = values_of(delta), values_of(delta_in)
         check_input_deltas("residual", (direct, through))
         return with_values(delta_in, jax.tree.map(jnp.add, direct, through)), grads
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        params, state = body.init(key, in_shape, dtype)
-        jax.eval_shape(forward, params, state, input_spec(in_shape, dtype))  # raises where it does not fit
-        return params, state
 
-    return combinator("residual", init, forward, backward, (body,), ("",), lambda new: residual(*new))
-
-
-def _projected_residual(body: Layer, skip: Layer) -> Layer:
-    children = (body._replace(name="body"), skip._replace(name="skip"))
-    both = _side_by_side("residual", children, "sum")
-    return both._replace(rebuild=lambda new: residual(*new))
-
-
-def parallel(*layers: Layer | Activation, join: str = "concat") -> Layer:
+class parallel(Layer):
     """Layers side by side on the same input.
 
     Forward:   y = [f₁(x), …, f_B(x)] along the last axis (`join="concat"`), or Σ_b f_b(x) (`join="sum"`).
@@ -116,56 +131,86 @@ def parallel(*layers: Layer | Activation, join: str = "concat") -> Layer:
     >>> net.forward(*net.init(jax.random.key(0), (4,)), jnp.ones((2, 4)))[0].shape
     (2, 8)
     """
-    if not layers:
-        raise ValueError("parallel: needs at least one layer")
-    if join not in ("concat", "sum"):
-        raise ValueError(f"parallel: join must be 'concat' or 'sum', got {join!r}")
-    both = _side_by_side("parallel", as_layers("parallel", layers), join)
-    return both._replace(rebuild=lambda new: parallel(*new, join=join))
 
+    layers: tuple[Layer, ...]
+    join: str = "concat"
+    spread = True
 
-def _side_by_side(kind: str, children: tuple[Layer, ...], join: str) -> Layer:
-    names = names_of(kind, children)
-    branches = tuple(zip(names, children, strict=True))
+    def __init__(
+        self, *given: Layer | Activation, join: str = "concat", layers: Sequence[Layer | Activation] = ()
+    ) -> None:
+        if not (given or layers):
+            raise ValueError("parallel: needs at least one layer")
+        if join not in ("concat", "sum"):
+            raise ValueError(f"parallel: join must be 'concat' or 'sum', got {join!r}")
+        self._set(layers=as_layers("parallel", given or layers), join=join)
+        self._set(child_names=names_of("parallel", self.layers))
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return self.layers
+
+    @cached_property
+    def child_names(self) -> tuple[str, ...]:
+        return names_of("parallel", self.layers)
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return parallel(*children, join=self.join)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return _init_beside(self, key, in_shape, dtype)
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        outputs, states, tape = {}, {}, {}
-        for name, layer in branches:
-            with inside(name), jax.named_scope(name):
-                outputs[name], states[name], tape[name] = layer.forward(
-                    entry(params, name, {}),
-                    entry(state, name, ()),
-                    x,
-                    train=train,
-                    rng=layer_key(rng, name),
-                )
-        y = _joined(kind, join, outputs)
-        return y, entries(states, state), (tape, outline((y, list(outputs.values()))))
+        return _forward_beside(self, self.join, params, state, x, train, rng)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        tapes, (y, outputs) = tape
-        check_delta(kind, delta, y)
-        delta_in, grads = None, {}
-        for (name, layer), branch_delta in zip(branches, _parted(join, delta, outputs), strict=True):
-            with inside(name), jax.named_scope(name):
-                back, grads[name] = layer.backward(entry(params, name, {}), tapes[name], branch_delta)
-            if delta_in is not None:
-                check_input_deltas(kind, (delta_in, back))
-            delta_in = back if delta_in is None else jax.tree.map(jnp.add, delta_in, back)
-        return delta_in, entries(grads, params) or {}
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return _backward_beside(self, self.join, params, tape, delta)
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        params, state = {}, {}
-        for name, layer in branches:
-            with inside(name):
-                params[name], state[name] = layer.init(child_key(key, name), in_shape, dtype)
-        params, state = entries(params) or {}, entries(state)
-        jax.eval_shape(forward, params, state, input_spec(in_shape, dtype))  # raises where the branches do not fit
-        return params, state
 
-    return combinator(kind, init, forward, backward, children, names, None)
+def _branches(of: Layer) -> Iterator[tuple[str, Layer]]:
+    return zip(of.child_names, of.children, strict=True)
+
+
+def _init_beside(of: Layer, key: Key, in_shape: InShape, dtype: DType) -> tuple[Params, State]:
+    params, state = {}, {}
+    for name, layer in _branches(of):
+        with inside(name):
+            params[name], state[name] = layer.init(child_key(key, name), in_shape, dtype)
+    params, state = entries(params) or {}, entries(state)
+    jax.eval_shape(of.forward, params, state, input_spec(in_shape, dtype))  # raises where the branches do not fit
+    return params, state
+
+
+def _forward_beside(
+    of: Layer, join: str, params: Params, state: State, x: Any, train: bool, rng: Key | None
+) -> tuple[Any, State, Tree]:
+    outputs, states, tape = {}, {}, {}
+    for name, layer in _branches(of):
+        with inside(name), jax.named_scope(name):
+            outputs[name], states[name], tape[name] = layer.forward(
+                entry(params, name, {}),
+                entry(state, name, ()),
+                x,
+                train=train,
+                rng=layer_key(rng, name),
+            )
+    y = _joined(of.kind, join, outputs)
+    return y, entries(states, state), (tape, outline((y, list(outputs.values()))))
+
+
+def _backward_beside(of: Layer, join: str, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    tapes, (y, outputs) = tape
+    check_delta(of.kind, delta, y)
+    delta_in, grads = None, {}
+    for (name, layer), branch_delta in zip(_branches(of), _parted(join, delta, outputs), strict=True):
+        with inside(name), jax.named_scope(name):
+            back, grads[name] = layer.backward(entry(params, name, {}), tapes[name], branch_delta)
+        if delta_in is not None:
+            check_input_deltas(of.kind, (delta_in, back))
+        delta_in = back if delta_in is None else jax.tree.map(jnp.add, delta_in, back)
+    return delta_in, entries(grads, params) or {}
 
 
 def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, check_input_deltas, inside, layer_key, outline
-from jaxnn.combinators.parts import as_layers, child_key, combinator, entries, entry, values_of
+from jaxnn.combinators.parts import as_layers, child_key, entries, entry, values_of
 from jaxnn.sequences import Sequences
 from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
 
 NAMES = ("forward", "backward")
 
 
-def bidirectional(layer: Layer) -> Layer:
+class bidirectional(Layer):
     """A recurrent layer that reads the sequence from its beginning, and one like it that reads it from its end.
 
     Forward, x [N, T, D] → y [N, T, 2H], or [N, 2H] of a layer that returns the last state:
@@ -29,6 +29,7 @@ def bidirectional(layer: Layer) -> Layer:
 
     Args:
         layer: `rnn`, `gru` or `lstm`, or a network of them, that returns sequences or the last state.
+        reverse: the layer that reads from the end, where it is not one like the other.
 
     Raises:
         ValueError: if the layer returns something else, or x is not a sequence.
@@ -40,24 +41,37 @@ def bidirectional(layer: Layer) -> Layer:
     >>> net.forward(*net.init(jax.random.key(0), (5, 3)), jnp.ones((2, 5, 3)))[0].shape
     (2, 5, 8)
     """
-    (child,) = as_layers("bidirectional", (layer,))
-    return _both(child._replace(name=NAMES[0]), child._replace(name=NAMES[1]))
 
+    layer: Layer
+    reverse: Layer | None = None
+    child_names = NAMES
 
-def _both(*children: Layer) -> Layer:
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    def __post_init__(self) -> None:
+        self._set(layer=as_layers("bidirectional", (self.layer,))[0])
+        if self.reverse is not None:
+            (reverse,) = as_layers("bidirectional", (self.reverse,))
+            self._set(reverse=None if reverse == self.layer else reverse)
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return self.layer, self.layer if self.reverse is None else self.reverse
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return bidirectional(*children)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = {}, {}
-        for name, layer, part in zip(NAMES, children, _initial_of_each(in_shape), strict=True):
+        for name, layer, part in zip(NAMES, self.children, _initial_of_each(in_shape), strict=True):
             with inside(name):
                 params[name], state[name] = layer.init(child_key(key, name), part, dtype)
         return entries(params) or {}, entries(state)
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         there, back = _initial_of_each(x)
         outputs, states, tape = {}, {}, {}
-        for name, layer, part in zip(NAMES, children, (there, _turned(back)), strict=True):
+        for name, layer, part in zip(NAMES, self.children, (there, _turned(back)), strict=True):
             with inside(name), jax.named_scope(name):
                 outputs[name], states[name], tape[name] = layer.forward(
                     entry(params, name, {}), entry(state, name, ()), part, train=train, rng=layer_key(rng, name)
@@ -69,7 +83,7 @@ def _both(*children: Layer) -> Layer:
         joined = Sequences(values, mask) if not isinstance(mask, tuple) else values
         return joined, entries(states, state), (tape, outline(joined))
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         tape, joined = tape
         check_delta("bidirectional", delta, joined)
         values = _array(delta)
@@ -78,7 +92,7 @@ def _both(*children: Layer) -> Layer:
         deltas[1] = _reversed(deltas[1]) if in_time else deltas[1]
         delta_in, grads = {}, {}
         parts = [delta._replace(values=half) if isinstance(delta, Sequences) else half for half in deltas]
-        for name, layer, part in zip(NAMES, children, parts, strict=True):
+        for name, layer, part in zip(NAMES, self.children, parts, strict=True):
             with inside(name), jax.named_scope(name):
                 delta_in[name], grads[name] = layer.backward(entry(params, name, {}), tape[name], part)
         there, back = delta_in[NAMES[0]], _turned(delta_in[NAMES[1]])
@@ -88,12 +102,6 @@ def _both(*children: Layer) -> Layer:
             given = jax.tree.leaves((there.initial, back.initial))
             total = Sequences(total, (), (there.initial, back.initial) if given else ())
         return total, entries(grads, params) or {}
-
-    return combinator("bidirectional", init, forward, backward, children, NAMES, lambda new: _both(*_renamed(new)))
-
-
-def _renamed(children: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    return tuple(child._replace(name=name) for child, name in zip(children, NAMES, strict=True))
 
 
 def _initial_of_each(x: Any) -> tuple[Any, Any]:

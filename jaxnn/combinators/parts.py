@@ -15,20 +15,6 @@ from jaxnn.sequences import Sequences
 from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
-def combinator(
-    kind: str,
-    init: Any,
-    forward: Any,
-    backward: Any,
-    children: tuple[Layer, ...],
-    names: tuple[str, ...],
-    rebuild: Any,
-) -> Layer:
-    """The layer that children make together; it couples a batch if one of them does."""
-    coupled = any(child.couples_batch for child in children)
-    return Layer(kind, init, forward, backward, coupled, children=children, child_names=names, rebuild=rebuild)
-
-
 def as_layers(kind: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
     """The layers, activations made into such."""
     for layer in layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from jaxnn.combinators.parts import (
     check_kept,
     check_same,
     child_key,
-    combinator,
     entries,
     entry,
     is_tagged,
@@ -31,7 +31,7 @@ from jaxnn.placement import scan
 from jaxnn.types import Activation, DType, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
-def serial(*layers: Layer | Activation) -> Layer:
+class serial(Layer):
     """Layers one after another.
 
     Forward:   y = (f_L ∘ … ∘ f₂ ∘ f₁)(x).
@@ -56,24 +56,39 @@ def serial(*layers: Layer | Activation) -> Layer:
     >>> list(params), net.child_names
     (['dense_0', 'dense_1'], ('dense_0', 'tanh_0', 'dense_1'))
     """
-    children = as_layers("serial", layers)
-    names = names_of("serial", children)
-    stages = tuple(zip(names, children, strict=True))
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    layers: tuple[Layer, ...]
+    spread = True
+
+    def __init__(self, *given: Layer | Activation, layers: Sequence[Layer | Activation] = ()) -> None:
+        self._set(layers=as_layers("serial", given or layers))
+        self._set(child_names=names_of("serial", self.layers))
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return self.layers
+
+    @cached_property
+    def child_names(self) -> tuple[str, ...]:
+        return names_of("serial", self.layers)
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return serial(*children)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = {}, {}
         spec = input_spec(in_shape, dtype)
-        for name, layer in stages:
+        for name, layer in zip(self.child_names, self.layers, strict=True):
             with inside(name):
                 params[name], state[name] = layer.init(child_key(key, name), shape_of(spec), dtype)
                 spec = output_spec(layer, params[name], state[name], spec)
         return entries(params) or {}, entries(state)
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         states, tape = {}, {}
-        for name, layer in stages:
+        for name, layer in zip(self.child_names, self.layers, strict=True):
             with inside(name), jax.named_scope(name):
                 x, states[name], tape[name] = layer.forward(
                     entry(params, name, {}),
@@ -82,18 +97,16 @@ def serial(*layers: Layer | Activation) -> Layer:
                     train=train,
                     rng=layer_key(rng, name),
                 )
-        return x, entries(states, state), tape if stages else outline(x)
+        return x, entries(states, state), tape if self.layers else outline(x)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         grads = {}
-        if not stages:
+        if not self.layers:
             check_delta("serial", delta, tape)
-        for name, layer in reversed(stages):
+        for name, layer in zip(reversed(self.child_names), reversed(self.layers), strict=True):
             with inside(name), jax.named_scope(name):
                 delta, grads[name] = layer.backward(entry(params, name, {}), tape[name], delta)
-        return delta, entries({name: grads[name] for name in names}, params) or {}
-
-    return combinator("serial", init, forward, backward, children, names, lambda new: serial(*new))
+        return delta, entries({name: grads[name] for name in self.child_names}, params) or {}
 
 
 def mlp(
@@ -137,7 +150,7 @@ def mlp(
     return serial(*layers, dense(out, w_init=w_init, b_init=b_init))
 
 
-def repeat(layer: Layer | Activation, n: int) -> Layer:
+class repeat(Layer):
     """The same kind of layer n times in sequence, each time with parameters of its own, stacked.
 
     Forward: xᵢ₊₁ = f(θᵢ, xᵢ), a `lax.scan` over θ stacked on a leading axis of n. Backward: the reverse scan.
@@ -154,37 +167,53 @@ def repeat(layer: Layer | Activation, n: int) -> Layer:
     >>> params["dense_0"]["w"].shape
     (5, 8, 8)
     """
-    n = whole_number("repeat: n", n, least=1)
-    (child,) = as_layers("repeat", (layer,))
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        keys = jax.vmap(lambda i: jax.random.fold_in(as_key(key), i))(jnp.arange(n))
-        params, state = jax.vmap(lambda key: child.init(key, in_shape, dtype))(keys)
-        check_kept("repeat", child, jax.tree.map(lambda leaf: leaf[0], (params, state)), input_spec(in_shape, dtype))
+    layer: Layer
+    n: int
+    stacks = True
+
+    def __post_init__(self) -> None:
+        self._set(n=whole_number("repeat: n", self.n, least=1), layer=as_layers("repeat", (self.layer,))[0])
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return (self.layer,)
+
+    @property
+    def passes(self) -> int:
+        return self.n
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return repeat(children[0], self.n)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        keys = jax.vmap(lambda i: jax.random.fold_in(as_key(key), i))(jnp.arange(self.n))
+        params, state = jax.vmap(lambda key: self.layer.init(key, in_shape, dtype))(keys)
+        check_kept(
+            "repeat", self.layer, jax.tree.map(lambda leaf: leaf[0], (params, state)), input_spec(in_shape, dtype)
+        )
         return params, state
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         def once(x: Any, args: tuple[Params, State, Any]) -> tuple[Any, tuple[State, Tree]]:
             params, state, i = args
-            y, state, tape = child.forward(params, state, x, train=train, rng=pass_key(rng, i))
+            y, state, tape = self.layer.forward(params, state, x, train=train, rng=pass_key(rng, i))
             check_same("repeat", x, y)
             return y, (state, tape)
 
-        y, (state, tape) = scan(once, x, (params, state, jnp.arange(n)))
+        y, (state, tape) = scan(once, x, (params, state, jnp.arange(self.n)))
         return y, state, tape
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         def once(delta: Any, args: tuple[Params, Tree]) -> tuple[Any, Params]:
-            return child.backward(*args, delta)
+            return self.layer.backward(*args, delta)
 
-        return scan(once, delta, (params, tape), length=n, reverse=True)
-
-    return combinator("repeat", init, forward, backward, (child,), ("",), lambda new: repeat(new[0], n))
+        return scan(once, delta, (params, tape), length=self.n, reverse=True)
 
 
-def share(layer: Layer | Activation, n: int) -> Layer:
+class share(Layer):
     """One layer n times in sequence, every time with the same parameters (tied weights).
 
     Forward: xᵢ₊₁ = f(θ, xᵢ); the state passes from use to use. Backward: ∂C/∂θ = Σᵢ ∂C/∂θᵢ, the sum over the uses.
@@ -203,46 +232,59 @@ def share(layer: Layer | Activation, n: int) -> Layer:
     >>> params["dense_0"]["w"].shape
     (8, 8)
     """
-    n = whole_number("share: n", n, least=1)
-    (child,) = as_layers("share", (layer,))
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        params, state = child.init(key, in_shape, dtype)
-        check_kept("share", child, (params, state), input_spec(in_shape, dtype))
+    layer: Layer
+    n: int
+
+    def __post_init__(self) -> None:
+        self._set(n=whole_number("share: n", self.n, least=1), layer=as_layers("share", (self.layer,))[0])
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return (self.layer,)
+
+    @property
+    def passes(self) -> int:
+        return self.n
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return share(children[0], self.n)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = self.layer.init(key, in_shape, dtype)
+        check_kept("share", self.layer, (params, state), input_spec(in_shape, dtype))
         tied, own, join = _split(params)
-        return join(tied, [jax.tree.map(lambda leaf: jnp.stack([leaf] * n), part) for part in own]), state
+        return join(tied, [jax.tree.map(lambda leaf: jnp.stack([leaf] * self.n), part) for part in own]), state
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         tied, own, join = _split(params)
 
         def once(carry: tuple[Any, State], args: tuple[Tree, Any]) -> tuple[tuple[Any, State], Tree]:
             (x, state), (own, i) = carry, args
-            y, state, tape = child.forward(join(tied, own), state, x, train=train, rng=pass_key(rng, i))
+            y, state, tape = self.layer.forward(join(tied, own), state, x, train=train, rng=pass_key(rng, i))
             check_same("share", x, y)
             return (y, state), tape
 
-        (y, state), tape = scan(once, (x, state), (own, jnp.arange(n)))
+        (y, state), tape = scan(once, (x, state), (own, jnp.arange(self.n)))
         return y, state, tape
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         tied, own, join = _split(params)
         own_last, tape_last = jax.tree.map(lambda leaf: leaf[-1], (own, tape))
-        spec = jax.eval_shape(lambda: child.backward(join(tied, own_last), tape_last, delta)[1])
+        spec = jax.eval_shape(lambda: self.layer.backward(join(tied, own_last), tape_last, delta)[1])
         total_spec, _, join_grads = _split(spec)
 
         def once(carry: tuple[Any, Tree], args: tuple[Tree, Tree]) -> tuple[tuple[Any, Tree], Tree]:
             (delta, total), (own, tape) = carry, args
-            delta, grads = child.backward(join(tied, own), tape, delta)
+            delta, grads = self.layer.backward(join(tied, own), tape, delta)
             added, noted, _ = _split(grads)
             return (delta, jax.tree.map(jnp.add, total, added)), noted
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), total_spec)
-        (delta, total), noted = scan(once, (delta, zeros), (own, tape), length=n, reverse=True)
+        (delta, total), noted = scan(once, (delta, zeros), (own, tape), length=self.n, reverse=True)
         return delta, join_grads(total, noted)
-
-    return combinator("share", init, forward, backward, (child,), ("",), lambda new: share(new[0], n))
 
 
 def _split(tree: Tree) -> tuple[Tree, list[Tree], Callable[[Tree, list[Tree]], Tree]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import field
+from functools import cached_property
 from typing import Any
+
+import jax.numpy as jnp
 
 from jaxnn.checks import named_leaves, seen
 from jaxnn.combinators.parts import as_layers, entry
 from jaxnn.mistakes import is_function, net_record
-from jaxnn.types import Activation, Layer, Tree
+from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
 
 
-def named(name: str, layer: Layer | Activation) -> Layer:
+class named(Layer):
     """The same layer under a name of the user's, which becomes its key in parameters, state and readings.
 
     Raises:
@@ -21,9 +25,69 @@ def named(name: str, layer: Layer | Activation) -> Layer:
     >>> list(serial(named("encoder", dense(2)), dense(1)).init(0, (4,))[0])
     ['encoder', 'dense_0']
     """
-    if not isinstance(name, str) or not name or "/" in name:
-        raise ValueError(f"named: a name is a non-empty string without '/', got {name!r}")
-    return as_layers("named", (layer,))[0]._replace(name=name)
+
+    name: str = field()
+    layer: Layer = field()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or "/" in self.name:
+            raise ValueError(f"named: a name is a non-empty string without '/', got {self.name!r}")
+        self._set(layer=bare(as_layers("named", (self.layer,))[0]))
+
+    @cached_property
+    def kind(self) -> str:
+        return self.layer.kind
+
+    @cached_property
+    def rules(self) -> Any:
+        return self.layer.rules
+
+    @cached_property
+    def children(self) -> tuple[Layer, ...]:
+        return self.layer.children
+
+    @cached_property
+    def child_names(self) -> tuple[str, ...]:
+        return self.layer.child_names
+
+    @cached_property
+    def couples_batch(self) -> bool:
+        return self.layer.couples_batch
+
+    @cached_property
+    def passes(self) -> Any:
+        return self.layer.passes
+
+    @cached_property
+    def stacks(self) -> Any:
+        return self.layer.stacks
+
+    @cached_property
+    def rebuild(self) -> Any:
+        if self.layer.rebuild is None:
+            return None
+        return lambda children: named(self.name, self.layer.rebuild(children))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return self.layer.init(key, in_shape, dtype)
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        return self.layer.forward(params, state, x, train=train, rng=rng)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return self.layer.backward(params, tape, delta)
+
+
+def bare(layer: Layer) -> Layer:
+    """The layer without a name of the user's."""
+    return layer.layer if isinstance(layer, named) else layer
+
+
+def with_name(name: str | None, layer: Layer) -> Layer:
+    """The layer under this name, whatever it had before; without one for None."""
+    return bare(layer) if name is None else named(name, layer)
 
 
 def map_layers(f: Callable[[Layer], Layer], net: Layer) -> Layer:
@@ -41,7 +105,7 @@ def map_layers(f: Callable[[Layer], Layer], net: Layer) -> Layer:
         (new,) = as_layers("map_layers", (f(net),))
     else:
         new = net.rebuild(tuple(map_layers(f, child) for child in net.children))
-    return new if new.name is not None or net.name is None else new._replace(name=net.name)
+    return new if new.name is not None or net.name is None else named(net.name, new)
 
 
 def leaf_layers(net: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:

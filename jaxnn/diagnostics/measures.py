@@ -17,12 +17,12 @@ import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, is_floating, widest
 from jaxnn.combinators import map_layers
+from jaxnn.interfaces import with_rules
 from jaxnn.sequences import as_sequences
 from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, Key, Layer, Params, Reading, State, Tree
 
 NAME = "diagnostics"  # in Pass.readings
-LOOPS = ("repeat", "share")  # combinators that run their layer n times
 SATURATED = (
     0.05  # of the slope at 0: a unit there learns at a twentieth of the speed; |z| > 4.4 for sigmoid, 2.2 for tanh
 )
@@ -77,7 +77,7 @@ def _instrumented(layer: Layer) -> Layer:
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         return layer.backward(params, tape.tape, delta)
 
-    return layer._replace(forward=forward, backward=backward, rules=(*layer.rules, ("instrumented", lambda: layer)))
+    return with_rules(layer, forward=forward, backward=backward)
 
 
 def _size(name: str, tree: Tree) -> dict[str, Array]:
@@ -108,8 +108,8 @@ def beside(reading: Reading) -> Reading:
     """A reading that sees of an instrumented layer what it would see of the layer."""
 
     def read(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Tree:
-        rules: dict[str, Any] = dict(layer.rules)
-        return reading.read(rules["instrumented"](), params, tape.tape, delta, grads)
+        assert isinstance(layer, with_rules)  # `instrumented` has made it
+        return reading.read(layer.layer, params, tape.tape, delta, grads)
 
     return Reading(reading.name, read)
 
@@ -138,15 +138,10 @@ def places(net: Layer, loops: tuple[bool, ...] = ()) -> Iterator[tuple[tuple[str
     """(path, layer, loops) of each leaf: for each loop around it whether parameters are stacked, from the outermost."""
     if net.rebuild is None:
         yield (), net, loops
-    inner = (*loops, net.kind == "repeat") if is_loop(net) else loops
+    inner = loops if net.passes is None else (*loops, net.stacks)
     for name, child in zip(net.child_names, net.children, strict=True):
         for path, leaf, around in places(child, inner):
             yield (name, *path) if name else path, leaf, around
-
-
-def is_loop(net: Layer) -> bool:
-    """True for `repeat` and `share`."""
-    return net.kind in LOOPS and net.child_names == ("",)
 
 
 def _at(tree: Tree, place: tuple[str, ...]) -> Any:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxnn.checks import seen
-from jaxnn.diagnostics.measures import Measures, is_loop, places
+from jaxnn.diagnostics.measures import Measures, places
 from jaxnn.mistakes import net_record, several
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.showing import shown
@@ -183,7 +183,7 @@ def _passes(net: Layer, host: Any, path: tuple[str, ...], index: tuple[int, ...]
     if net.rebuild is None:
         yield path, net, index
     times: Sequence[tuple[int, ...]] = [()]
-    if is_loop(net):
+    if net.passes is not None:
         below = ["/".join((*path, *place)) for place, _, _ in places(net)]
         sizes = [value.shape[len(index)] for name in below for value in host.layers[name].values()]
         times = [(i,) for i in range(sizes[0] if sizes else 1)]

@@ -66,8 +66,8 @@ def network(
 
     Source: `jaxnn.gradcheck.judge` for the criterion.
 
-    >>> from jaxnn import dense, losses, serial, tanh
-    >>> no_bias = dense(3)._replace(backward=lambda p, x, d: (d @ p["w"].T, {"w": x.T @ d, "b": 0 * p["b"]}))
+    >>> from jaxnn import dense, losses, serial, tanh, with_rules
+    >>> no_bias = with_rules(dense(3), backward=lambda p, x, d: (d @ p["w"].T, {"w": x.T @ d, "b": 0 * p["b"]}))
     >>> net = serial(dense(3), tanh, no_bias)
     >>> params, state = net.init(jax.random.key(0), (2,))
     >>> network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3))).wrong
@@ -532,7 +532,7 @@ def _mended(layer: Layer, key: tuple[int, ...], wrong: set[tuple[int, ...]]) -> 
     if layer.rebuild is None or not any(other[: len(key)] == key for other in wrong):
         return layer
     children = tuple(_mended(child, (*key, i), wrong) for i, child in enumerate(layer.children))
-    return layer.rebuild(children)._replace(name=layer.name)
+    return layer.rebuild(children)
 
 
 def _folded(node: Node, rows: list[Row]) -> list[Row]:

@@ -6,6 +6,8 @@ q (place on the input), each with one entry for each spatial axis. D, P and K ar
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,13 +17,12 @@ from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
 from jaxnn.mistakes import channels_first, initializer
+from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
 from jaxnn.types import (
     Array,
-    BackwardRule,
     DType,
-    ForwardRule,
     Initializer,
     InShape,
     Key,
@@ -35,18 +36,7 @@ from jaxnn.types import (
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
 
 
-def conv(
-    features: int,
-    kernel: tuple[int, ...],
-    *,
-    stride: int | tuple[int, ...] = 1,
-    padding: Padding = "same",
-    dilation: int | tuple[int, ...] = 1,
-    groups: int = 1,
-    bias: bool = True,
-    w_init: Initializer | None = None,
-    b_init: Initializer | None = None,
-) -> Layer:
+class conv(Layer):
     """A convolution over the axes between batch and channels; the length of `kernel` says how many there are.
 
     Forward, x [N, *D, C] → z [N, *P, H], with stride s, dilation d and a zeros before the input (cross-correlation, as
@@ -93,93 +83,105 @@ def conv(
     >>> params["w"].shape, net.forward(params, state, jnp.ones((2, 28, 28, 1)))[0].shape
     ((5, 5, 1, 20), (2, 24, 24, 20))
     """
-    features = whole_number("conv: features", features, least=1)
-    size = window_size("conv: kernel", kernel)
-    rank = len(size)
-    strides = for_each_axis("conv: stride", stride, rank)
-    dilations = for_each_axis("conv: dilation", dilation, rank)
-    padding = padding_of("conv: padding", padding, rank)
-    groups = whole_number("conv: groups", groups, least=1)
-    if features % groups:
-        raise ValueError(f"conv: groups must divide the features, got {groups} groups for {features} features")
-    bias = yes_or_no("conv: bias", bias)
-    w_init = initializer("conv: w_init", w_init) or initializers.glorot_uniform()
-    b_init = initializer("conv: b_init", b_init) or initializers.zeros()
 
-    def windows_of(spatial: Shape) -> Windows:
-        return place("conv", spatial, size, strides, dilations, padding)
+    features: int
+    kernel: tuple[int, ...]
+    _: KW_ONLY
+    stride: int | tuple[int, ...] = 1
+    padding: Padding = "same"
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    bias: bool = True
+    w_init: Initializer | None = None
+    b_init: Initializer | None = None
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    def __post_init__(self) -> None:
+        features = whole_number("conv: features", self.features, least=1)
+        kernel = window_size("conv: kernel", self.kernel)
+        for name in ("stride", "dilation"):
+            sizes = for_each_axis(f"conv: {name}", getattr(self, name), len(kernel))
+            self._set(**{name: sizes[0] if len(set(sizes)) == 1 else sizes})
+        padding_of("conv: padding", self.padding, len(kernel))
+        groups = whole_number("conv: groups", self.groups, least=1)
+        if features % groups:
+            raise ValueError(f"conv: groups must divide the features, got {groups} groups for {features} features")
+        self._set(features=features, kernel=kernel, groups=groups, bias=yes_or_no("conv: bias", self.bias))
+        initializer("conv: w_init", self.w_init)
+        initializer("conv: b_init", self.b_init)
+
+    @property
+    def rules(self) -> Any:
+        return ("plain forward", partial(self._forward, PLAIN)), ("plain", partial(self._backward, PLAIN))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         spec = input_spec(in_shape, dtype)
-        windows_of(spatial_shape("conv", spec, rank))
-        channels = spec.shape[-1]
-        if channels % groups:
-            raise LayerError("conv", f"expects channels in {groups} groups, got {channels}: {groups} must divide them")
-        shapes = {"w": (*size, channels // groups, features), "b": (features,)}
+        self._windows(spatial_shape("conv", spec, len(self.kernel)))
+        C, G, H = spec.shape[-1], self.groups, self.features
+        if C % G:
+            raise LayerError("conv", f"expects channels in {G} groups, got {C}: {G} must divide them")
         w_key, b_key = jax.random.split(as_key(key))
-        params = {"w": _drawn(w_init, w_key, shapes["w"], groups, dtype)}
-        if bias:
-            params["b"] = b_init(b_key, shapes["b"], dtype)
-        for name, param in params.items():
-            if jnp.shape(param) != shapes[name]:
-                raise LayerError("conv", f"expects {name}_init to give {shapes[name]}, got {jnp.shape(param)}")
-        return params, ()
+        w = (_of_each_group(self.w_init or initializers.glorot_uniform(), G), w_key, (*self.kernel, C // G, H))
+        b = (self.b_init or initializers.zeros(), b_key, (H,))
+        return drawn("conv", dtype, **{"w": w, "b": b} if self.bias else {"w": w}), ()
 
-    def forward_by(forms: Forms) -> ForwardRule:
-        def forward(
-            params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-        ) -> tuple[Any, State, Tree]:
-            if set(params) != ({"w", "b"} if bias else {"w"}):
-                raise LayerError(
-                    "conv", f"expects parameters w{' and b' * bias}, got {sorted(params)}", about_params=True
-                )
-            w = params["w"]
-            windows = windows_of(spatial_shape("conv", x, rank))
-            if w.ndim == rank + 2 and x.shape[-1] != w.shape[-2] * groups:
-                advice = channels_first(x.shape)
-                raise LayerError("conv", f"expects {w.shape[-2] * groups} channels, got x of shape {x.shape}{advice}")
-            if w.shape != (*size, x.shape[-1] // groups, features):
-                expected = (*size, x.shape[-1] // groups, features)
-                raise LayerError("conv", f"expects w of shape {expected}, got {w.shape}", about_params=True)
-            dtype = widest(x.dtype, w.dtype)
-            lies = (axes_of(x)[0], *(None,) * rank, axes_of(w)[-1])
-            convolution = lambda x, w: forms.forward(x, w, windows, groups)  # noqa: E731
-            z = placed(convolution, x.astype(dtype), w.astype(dtype), axes=lies)
-            return (z + with_rank(params["b"].astype(dtype), z.ndim) if bias else z), state, x
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        return self._forward(FASTEST, params, state, x)
 
-        return forward
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return self._backward(FASTEST, params, tape, delta)
 
-    def backward_by(forms: Forms) -> BackwardRule:
-        def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-            x, w = tape, params["w"]
-            windows = windows_of(x.shape[1:-1])
-            check_delta("conv", delta, Outline((x.shape[0], *windows.positions, features), widest(x.dtype, w.dtype)))
-            of_kernel = lambda x, delta: forms.kernel_gradient(x, delta, windows, groups)  # noqa: E731
-            of_input = lambda delta, w: forms.input_gradient(delta, w, windows, groups)  # noqa: E731
-            grads = {"w": placed(of_kernel, x.astype(delta.dtype), delta, axes=axes_of(w))}
-            if bias:
-                total = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
-                grads["b"] = placed(total, delta, axes=axes_of(params["b"]))
-            # Where x and w differ in precision, δ has the higher one; what goes out fits what came in.
-            grads = {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
-            return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads
+    def _windows(self, spatial: Shape) -> Windows:
+        rank = len(self.kernel)
+        strides, dilations = (for_each_axis("conv", size, rank) for size in (self.stride, self.dilation))
+        return place("conv", spatial, self.kernel, strides, dilations, padding_of("conv", self.padding, rank))
 
-        return backward
+    def _forward(
+        self, forms: Forms, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        check_names("conv", params, ("w", "b") if self.bias else ("w",))
+        w, rank, G = params["w"], len(self.kernel), self.groups
+        windows = self._windows(spatial_shape("conv", x, rank))
+        if w.ndim == rank + 2 and x.shape[-1] != w.shape[-2] * G:
+            advice = channels_first(x.shape)
+            raise LayerError("conv", f"expects {w.shape[-2] * G} channels, got x of shape {x.shape}{advice}")
+        check_shape("conv", params, "w", (*self.kernel, x.shape[-1] // G, self.features))
+        dtype = widest(x.dtype, w.dtype)
+        lies = (axes_of(x)[0], *(None,) * rank, axes_of(w)[-1])
+        convolution = lambda x, w: forms.forward(x, w, windows, G)  # noqa: E731
+        z = placed(convolution, x.astype(dtype), w.astype(dtype), axes=lies)
+        return (z + with_rank(params["b"].astype(dtype), z.ndim) if self.bias else z), state, x
 
-    plain = (("plain forward", forward_by(PLAIN)), ("plain", backward_by(PLAIN)))
-    return Layer("conv", init, forward_by(FASTEST), backward_by(FASTEST), rules=plain)
+    def _backward(self, forms: Forms, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        x, w, rank, G = tape, params["w"], len(self.kernel), self.groups
+        windows = self._windows(x.shape[1:-1])
+        check_delta("conv", delta, Outline((x.shape[0], *windows.positions, self.features), widest(x.dtype, w.dtype)))
+        of_kernel = lambda x, delta: forms.kernel_gradient(x, delta, windows, G)  # noqa: E731
+        of_input = lambda delta, w: forms.input_gradient(delta, w, windows, G)  # noqa: E731
+        grads = {"w": placed(of_kernel, x.astype(delta.dtype), delta, axes=axes_of(w))}
+        if self.bias:
+            total = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
+            grads["b"] = placed(total, delta, axes=axes_of(params["b"]))
+        # Where x and w differ in precision, δ has the higher one; what goes out fits what came in.
+        grads = as_given(params, grads)
+        return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads
 
 
-def _drawn(w_init: Initializer, key: Key, shape: Shape, groups: int, dtype: DType) -> Array:
-    """A kernel [*K, C/G, H], each group's [*K, C/G, H/G] with a key of its own."""
-    if groups == 1:
-        return w_init(key, shape, dtype)
-    each = (*shape[:-1], shape[-1] // groups)
+def _of_each_group(w_init: Initializer, G: int) -> Initializer:
+    """Draws a kernel [*K, C/G, H], each group's [*K, C/G, H/G] with a key of its own."""
+    if G == 1:
+        return w_init
 
-    def of_group(key: Key) -> Array:
-        w = w_init(key, each, dtype)
-        if jnp.shape(w) != each:
-            raise LayerError("conv", f"expects w_init to give {each} for each of {groups} groups, got {jnp.shape(w)}")
-        return w
+    def draw(key: Key, shape: Shape, dtype: DType) -> Array:
+        each = (*shape[:-1], shape[-1] // G)
 
-    return jax.vmap(of_group, out_axes=-2)(jax.random.split(key, groups)).reshape(shape)
+        def of_group(key: Key) -> Array:
+            w = w_init(key, each, dtype)
+            if jnp.shape(w) != each:
+                raise LayerError("conv", f"expects w_init to give {each} for each of {G} groups, got {jnp.shape(w)}")
+            return w
+
+        return jax.vmap(of_group, out_axes=-2)(jax.random.split(key, G)).reshape(shape)
+
+    return draw
