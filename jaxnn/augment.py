@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import accumulator, as_key, describe, is_floating, number
+from jaxnn.records import is_function
 from jaxnn.types import Array, Key
 
 __all__ = [
@@ -75,7 +76,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
     (2, 28, 28, 1)
     """
     for augmentation in augmentations:
-        if not callable(augmentation) or isinstance(augmentation, tuple):  # records are tuples
+        if not is_function(augmentation):
             raise TypeError(f"augment.compose: expected functions (key, x) -> x, got {augmentation!r}")
 
     def composed(key: Key, x: Array) -> Array:

@@ -81,7 +81,8 @@ def seen(value: Any) -> str:
         return f"{'a deleted' if deleted else 'an'} array {describe(value)}"
     if callable(value) and hasattr(value, "__qualname__"):
         return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
-    text = repr(value)
+    noun = getattr(value, "noun", None)
+    text = f"the {noun} {value!r}" if isinstance(noun, str) and noun else repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

@@ -22,7 +22,9 @@ __all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty", "with_rules"]
 
 
 class Shown(Record):
-    """A record that a notebook shows as it is written."""
+    """A record that is no function, and that a notebook shows as it is written."""
+
+    is_no_function = True
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
@@ -446,8 +448,8 @@ def _own(cls: Any, record: Any, changes: dict[str, Any]) -> Any:
     return cls(**{**{name: getattr(record, name) for name in names}, **changes})
 
 
-Layer.made_as = OwnLayer
-Activation.made_as = OwnActivation
-Loss.made_as = OwnLoss
-Penalty.made_as = OwnPenalty
-Optimizer.made_as = OwnOptimizer
+Layer.made_as, Layer.noun = OwnLayer, "Layer"
+Activation.made_as, Activation.noun = OwnActivation, "Activation"
+Loss.made_as, Loss.noun = OwnLoss, "Loss"
+Penalty.made_as, Penalty.noun = OwnPenalty, "Penalty"
+Optimizer.made_as, Optimizer.noun = OwnOptimizer, "Optimizer"

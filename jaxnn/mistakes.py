@@ -16,25 +16,20 @@ import jax
 import numpy as np
 
 from jaxnn.checks import path_name, seen
-from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
+from jaxnn.records import Record
+from jaxnn.records import is_function as is_function
+from jaxnn.types import Activation, Layer, Loss, Penalty, TrainState, Tree
 
 CHANNELS = (1, 3)  # of grey and of coloured images
 LEAST_SIDE = 5  # of an image that is taken for one
 
 
-RECORDS = (Layer, Activation, Loss, Penalty, Optimizer)  # they say how they are used when they are called
-
-
-def is_function(value: Any) -> bool:
-    """True for what may be called, False for records."""
-    return callable(value) and not isinstance(value, (tuple, *RECORDS))
-
-
 def is_factory(value: Any) -> bool:
-    """True for a function of this library, such as `leaky_relu`, which makes a record."""
+    """True for a function or a class of this library, such as `leaky_relu`, which makes a record."""
     module = getattr(value, "__module__", None) or ""
     home = sys.modules.get(module)
-    return module.startswith("jaxnn.") and inspect.isfunction(value) and getattr(home, value.__name__, None) is value
+    makes = inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, Record))
+    return module.startswith("jaxnn.") and makes and getattr(home, value.__name__, None) is value
 
 
 def factory_hint(value: Any) -> str:

@@ -19,10 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Record", "fields_of", "is_array", "same"]
+__all__ = ["Record", "fields_of", "is_array", "is_function", "same"]
 
 R = TypeVar("R", bound="Record")
 HIDDEN = "_parts"  # the attribute that keeps how a record flattens
+
+
+def is_function(value: Any) -> bool:
+    """True for what may be called, False for records that only say how they are used when they are called."""
+    return callable(value) and not isinstance(value, tuple) and not getattr(value, "is_no_function", False)
 
 
 def is_array(value: Any) -> bool:
@@ -67,6 +72,8 @@ class Record:
 
     spread: ClassVar[bool] = False
     made_as: ClassVar[Any] = None  # the class of what a call of this base makes, for a user's own functions
+    noun: ClassVar[str] = ""  # what a message calls it
+    is_no_function: ClassVar[bool] = False  # True where a call only says what is called instead
     shown_as: ClassVar[str] = ""  # the name in `repr`, where it is not the class's
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,8 @@ import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
-    {"records", "showing"},
+    {"records"},
+    {"showing"},
     {"aliases"},
     {"interfaces"},
     {"types"},

@@ -157,7 +157,7 @@ def test_nets_and_optimizers():
         (relu, "serial(relu)"),
         ([dense(2)], "list"),
     ):
-        says = ("net must be a Layer record", says if net.__class__ is not list else "[<Layer dense>]")
+        says = ("net must be a Layer record", says if net.__class__ is not list else "[dense(2)]")
         for call in (
             lambda net=net: predict(net, state, X),
             lambda net=net: evaluate(net, CROSS_ENTROPY, state, DATA),

@@ -35,7 +35,6 @@ from jaxnn import (
     relu,
     rmsprop,
     schedules,
-    serial,
     sgd,
     stopping,
     summary,
@@ -181,9 +180,8 @@ def test_what_stands_in_the_lines(state):
 
 
 def test_networks_and_optimizers_say_what_they_are():
-    assert repr(NET) == "<Layer serial: dense_0, relu_0, dense_1>"
-    assert repr(named("head", dense(2))) == "<Layer dense 'head'>"
-    assert repr(serial(*[dense(1)] * 9)).endswith("dense_5, and 3 more>")
+    assert repr(NET) == "serial(dense(4, w_init=he_normal()), relu, dense(2))"
+    assert repr(named("head", dense(2))) == "named('head', dense(2))"
     assert repr(sgd(0.1)) == "<Optimizer sgd: rate 0.1>"
     assert repr(sgd(0.1, momentum=0.9)) == "<Optimizer sgd: rate 0.1, momentum 0.9>"
     assert repr(adam(1e-3, b1=0.5)) == "<Optimizer adam: rate 0.001, b1 0.5, b2 0.999, eps 1e-06>"

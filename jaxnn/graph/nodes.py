@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxnn.records import is_function
 from jaxnn.showing import brief, shown
 
 BY_HAND = "by hand"
@@ -153,7 +154,7 @@ def check_graph(where: str, graph: Any) -> None:
 
 def check_function(where: str, f: Any) -> None:
     """Raises TypeError unless f is a function; a record is none, though it says so only when it is called."""
-    if not callable(f) or isinstance(f, tuple):
+    if not is_function(f):
         advice = ""
         if hasattr(f, "forward"):
             advice = ": for a layer give lambda params, x: net.forward(params, state, x)[0].sum()"
