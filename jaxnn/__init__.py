@@ -35,6 +35,7 @@ from jaxnn.combinators import (
     serial,
     share,
 )
+from jaxnn.descriptions import describe, from_description
 from jaxnn.divergence import DivergenceError, Interrupted
 from jaxnn.interfaces import with_rules
 from jaxnn.layers import (
@@ -97,7 +98,7 @@ __all__ = [
     # training
     "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError", "Interrupted",
     # seeing
-    "summary",
+    "summary", "describe", "from_description",
     # modules
     "augment", "data", "diagnostics", "gradcheck", "graph", "initializers", "losses", "metrics", "networks",
     "penalties", "plots", "schedules", "stopping",

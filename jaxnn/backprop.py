@@ -38,6 +38,7 @@ from jaxnn.checks import (
     widest,
 )
 from jaxnn.combinators import map_layers
+from jaxnn.compiled import Structure, structure_of
 from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import (
     ONE_OF_SEVERAL,
@@ -437,7 +438,7 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
     array_leaves("params", params)
     alive("params", params)
     try:
-        _check_shapes(net, static_spec(params), static_spec(x))
+        _check_shapes(structure_of(net), static_spec(params), static_spec(x))
     except ValueError as error:
         shape = getattr(x, "shape", ())
         advice = channels_first(shape)
@@ -447,14 +448,14 @@ def check_params(net: Layer, params: Params, x: Tree) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
-    params, x = spec_tree(params_spec), spec_tree(x_spec)
+def _check_shapes(of: Structure, params_spec: Any, x_spec: Any) -> None:
+    net, params, x = of.record, spec_tree(params_spec), spec_tree(x_spec)
     in_shape = example_shape(x)
     floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)]
     dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape have theirs, and are not promoted
     several = None
     try:
-        expected, state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype), jax.random.key(0))
+        expected, state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype), net, jax.random.key(0))
         several = stacked(params, expected)
         if several is not None:
             raise ValueError(
@@ -470,11 +471,11 @@ def _check_shapes(net: Layer, params_spec: Any, x_spec: Any) -> None:
         if several is not None:
             raise
         try:
-            state = jax.eval_shape(lambda key: net.init(key, in_shape, dtype)[1], jax.random.key(0))
+            state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype)[1], net, jax.random.key(0))
         except (ValueError, TypeError):
             state = ()  # init has refused this input, in the shape of a batch of one; forward may say more
         try:
-            jax.eval_shape(lambda params, state, x: net.forward(params, state, x)[0], params, state, x)
+            jax.eval_shape(lambda net, *args: net.forward(*args)[0], net, params, state, x)
         except LayerError as error:
             if not error.about_params:
                 raise error from None

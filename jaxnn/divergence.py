@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -12,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.combinators import ordered_leaves
+from jaxnn.compiled import compiled
 from jaxnn.figures import DataSet
 from jaxnn.optimizers.parts import with_rate_of
-from jaxnn.placement import Home
-from jaxnn.steps import Augment, Gradient, cursor, epoch_order, in_batches, rest_of, rows_of, step_program
-from jaxnn.types import Array, Fit, Layer, Loss, Optimizer, TrainState, Tree
+from jaxnn.records import Record
+from jaxnn.steps import cursor, epoch_order, in_batches, rest_of, rows_of, step_program
+from jaxnn.types import Array, Fit, TrainState, Tree
 
-CACHED_PROGRAMS = 64  # compiled programs kept
 VALIDATION_LOSS = "validation_loss"  # in the history
 
 
@@ -120,48 +118,36 @@ def _advice(rate: float | None) -> str:
     return "lower the learning rate, or look at the data and the loss"
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_replay(
-    net: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    batch: int,
-    _metrics: Any,
-    gradient: Gradient,
-    penalty: Any,
-    shuffle: bool,
-    augment: Augment | None,
-    _diagnose: int,
-    _skip: int,
-    home: Home | None,
-    start: int,
-    skips: bool,
-) -> Callable[..., tuple[TrainState, Tree]]:
+class _Replay(Record):
     """The same epoch with every step guarded: it stands still at the first step that is not finite.
 
     Where it skips, that is the first whose parameters are not though its loss and gradients were.
     """
-    step = step_program(net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
 
-    def replay(train_state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
+    parts: tuple[Any, ...]  # of `epoch_program`
+    start: int
+    skips: bool
+
+    def __call__(self, train_state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
+        net, loss, optimizer, batch, _, gradient, penalty, shuffle, augment, _, _, home = self.parts
+        step = step_program(net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
+
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             train_state, going = carry
             new_state, out = step(train_state, *rows_of(data, rows, home), update_scale=update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new_state.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
             sound = jnp.stack(jax.tree.leaves(good)).all()
-            skipped = ~jnp.stack(jax.tree.leaves({name: good[name] for name in before})).all() & skips
+            skipped = ~jnp.stack(jax.tree.leaves({name: good[name] for name in before})).all() & self.skips
             going = going & (sound | skipped)
             kept = jax.tree.map(lambda new, old: jnp.where(going & sound, new, old), new_state, train_state)
             return (kept, going), (good, going, getattr(new_state.opt_state, "learning_rate", None))
 
         opt_state = with_rate_of(optimizer, train_state.opt_state, train_state.params)
         train_state = train_state._replace(opt_state=opt_state)
-        order = rest_of(epoch_order(train_state, data[0], shuffle), train_state, batch, start)
+        order = rest_of(epoch_order(train_state, data[0], shuffle), train_state, batch, self.start)
         (train_state, _), noted = in_batches(one, (train_state, jnp.asarray(True)), order, batch)
         return train_state, noted
-
-    return jax.jit(replay)
 
 
 def diverged(
@@ -175,7 +161,7 @@ def diverged(
 ) -> DivergenceError:
     """Replays the epoch, which is deterministic, to find the step and the first leaf that is not finite."""
     start, skips = int(train_state.position), 0 < parts[-2] > in_a_row
-    last_good, (good, going, rates) = _compiled_replay(*parts, start, skips)(train_state, data, update_scale)
+    last_good, (good, going, rates) = compiled(_Replay(parts, start, skips), train_state, data, update_scale)
     done = int(np.count_nonzero(going))
     flags = {"loss": good["loss"]}
     for part in ("grads", "params"):

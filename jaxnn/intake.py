@@ -32,6 +32,7 @@ from jaxnn.checks import (
     weight_values,
     whole_number,
 )
+from jaxnn.compiled import Structure, structure_of
 from jaxnn.figures import DataSet, NamedMetrics, metric_value
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
@@ -106,7 +107,7 @@ def check_train_state(
     if optimizer is not None:
         expected = jax.eval_shape(optimizer.init, train_state.params)
         _check_opt_state(expected, train_state.opt_state)
-        advice, of_net = "expected what net.init gives:", _first_state(net, static_spec(x))
+        advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(x))
         same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
         rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
         if rate is not None and np.size(rate) == 1:
@@ -146,10 +147,10 @@ def with_counters(train_state: TrainState, *, further: int) -> TrainState:
 
 
 @lru_cache(maxsize=1024)
-def _first_state(net: Layer, x_spec: Any) -> Any:
+def _first_state(net: Structure, x_spec: Any) -> Any:
     """The state before the first step, as jax.ShapeDtypeStructs."""
     in_shape = example_shape(spec_tree(x_spec))
-    return jax.eval_shape(lambda key: net.init(key, in_shape)[1], jax.random.key(0))
+    return jax.eval_shape(lambda net, key: net.init(key, in_shape)[1], net.record, jax.random.key(0))
 
 
 def check_values(

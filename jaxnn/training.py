@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +28,14 @@ from jaxnn.checks import (
     whole_number,
     yes_or_no,
 )
+from jaxnn.compiled import compiled, compiled_in_place
 from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.intake import check_fit_arguments, check_train_state, check_values, on_device, with_counters
 from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.placement import Home, beside, home_of, placed, rows
+from jaxnn.records import Record
 from jaxnn.steps import (
     Augment,
     EpochResult,
@@ -51,7 +53,6 @@ from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Pa
 from jaxnn.watching import begin, best_state, copied, look, outcome, stopped, watch_of
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
-CACHED_PROGRAMS = 64  # compiled programs kept
 
 
 # ---------------------------------------------------------------- drivers on the host
@@ -176,7 +177,7 @@ def fit(
     if train_state is None:
         if key is None:
             raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
-        start, first_key = _compiled_init(net, optimizer, static_spec(data[0])), as_key(key)
+        start, first_key = partial(compiled, _Initialisation(net, optimizer, static_spec(data[0]))), as_key(key)
         spec = jax.eval_shape(start, first_key)
     else:
         check_train_state(net, train_state, data[0], optimizer, key_given=key is not None)
@@ -344,65 +345,72 @@ def predict(net: Layer, train_state: TrainState, x: Tree, *, batch_size: int = E
     (x,) = on_device("x", (x,))
     train_state = beside(train_state, x)
     check_train_state(net, train_state, x)
-    return _compiled_predict(net, batch_size, home_of(x))(train_state.params, train_state.state, x)
+    return compiled(_Prediction(net, batch_size, home_of(x)), train_state.params, train_state.state, x)
 
 
 # ---------------------------------------------------------------- the compiled programs
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_init(net: Layer, optimizer: Optimizer, x_spec: Any) -> Callable[[Key], TrainState]:
-    x = spec_tree(x_spec)
-    dtype = next((leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)), jnp.float32)
+class _Initialisation(Record):
+    net: Layer
+    optimizer: Optimizer
+    x_spec: Any
 
-    def initialisation(key: Key) -> TrainState:
-        return init_train_state(net, optimizer, key, example_shape(x), dtype)
+    def __call__(self, key: Key) -> TrainState:
+        x = spec_tree(self.x_spec)
+        dtype = next((leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)), jnp.float32)
+        return init_train_state(self.net, self.optimizer, key, example_shape(x), dtype)
 
-    return jax.jit(initialisation)
+
+class _Epoch(Record):
+    """An epoch, or its rest; the parts are those of `epoch_program`."""
+
+    parts: tuple[Any, ...]
+
+    def __call__(
+        self, train_state: TrainState, data: DataSet, update_scale: Array | None, *in_a_row: Array
+    ) -> tuple[TrainState, EpochResult]:
+        return epoch_program(*self.parts)(train_state, data, update_scale, *in_a_row)
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
 def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]]:
     """The epoch, or its rest, its result written into the buffers of its first argument."""
-    run = epoch_program(*parts)
-
-    def training(
-        spare: TrainState, train_state: TrainState, data: DataSet, update_scale: Array | None, *in_a_row: Array
-    ) -> tuple[TrainState, EpochResult]:
-        return run(train_state, data, update_scale, *in_a_row)
-
-    return jax.jit(training, donate_argnums=0, keep_unused=True)
+    return partial(compiled_in_place, _Epoch(parts))
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_evaluation(
-    net: Layer, loss: Loss, batch: int, metrics: NamedMetrics, home: Home | None
-) -> Callable[[Params, Any, DataSet], dict[str, Array]]:
-    def evaluation(params: Params, state: Any, data: DataSet) -> dict[str, Array]:
+class _Evaluation(Record):
+    net: Layer
+    loss: Loss
+    batch: int
+    metrics: NamedMetrics
+    home: Home | None
+
+    def __call__(self, params: Params, state: Any, data: DataSet) -> dict[str, Array]:
         def one(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
-            x, target, weights = rows_of(data, rows, home)
-            output = net.forward(params, state, x)[0]
-            found = costs(loss, output, target, weights)
+            x, target, weights = rows_of(data, rows, self.home)
+            output = self.net.forward(params, state, x)[0]
+            found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
-            return carry, batch_sums(factor, found.total, figures, output, target, weights, metrics)
+            return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
 
         n = batch_size("x", data[0])
         data, factor = in_moderation(data)
-        return means_of(in_batches(one, (), jnp.arange(n), _dividing(batch, n, home))[1])
-
-    return jax.jit(evaluation)
+        return means_of(in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1])
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled_predict(net: Layer, batch: int, home: Home | None) -> Callable[[Params, Any, Tree], Any]:
-    def prediction(params: Params, state: Any, x: Tree) -> Any:
-        n = batch_size("x", x)
+class _Prediction(Record):
+    net: Layer
+    batch: int
+    home: Home | None
+
+    def __call__(self, params: Params, state: Any, x: Tree) -> Any:
+        n, batch = batch_size("x", x), self.batch
         full = n // batch
         cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
-        forward = lambda x: net.forward(params, state, x)[0]  # noqa: E731
+        forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
         outs = []
-        if home is not None:
-            return on_a_mesh(forward, x)
+        if self.home is not None:
+            return self._on_a_mesh(forward, x)
         if full:
             stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
             outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
@@ -410,10 +418,10 @@ def _compiled_predict(net: Layer, batch: int, home: Home | None) -> Callable[[Pa
             outs.append(forward(cut(full * batch, n)))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
-    def on_a_mesh(forward: Callable[[Tree], Any], x: Tree) -> Any:
+    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree) -> Any:
         """The batches gathered, so that each of them is divided among the devices."""
-        n = batch_size("x", x)
-        each = _dividing(batch, n, home)
+        n, home = batch_size("x", x), self.home
+        each = _dividing(self.batch, n, home)
         whole = n - n % each
         parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
         if whole < n:
@@ -424,8 +432,6 @@ def _compiled_predict(net: Layer, batch: int, home: Home | None) -> Callable[[Pa
 
         first = home.axes if home is not None and home.divides(n) else None
         return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
-
-    return jax.jit(prediction)
 
 
 def _dividing(batch: int, n: int, home: Home | None) -> int:
@@ -442,7 +448,8 @@ def _evaluate(
     metrics: NamedMetrics,
     batch: int,
 ) -> dict[str, Any]:
-    scores = _compiled_evaluation(net, loss, batch, metrics, home_of(data))(train_state.params, train_state.state, data)
+    program = _Evaluation(net, loss, batch, metrics, home_of(data))
+    scores = compiled(program, train_state.params, train_state.state, data)
     return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
 
 

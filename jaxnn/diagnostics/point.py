@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxnn.backprop import backprop
 from jaxnn.checks import as_key
+from jaxnn.compiled import compiled
 from jaxnn.diagnostics.measures import HEALTH, Measures, instrumented, measures
 from jaxnn.diagnostics.report import Diagnosis, report
 from jaxnn.mistakes import alive, array_leaves, loss_record, net_record, optimizer_record, penalty_record
+from jaxnn.records import Record
 from jaxnn.types import Array, Key, Layer, Loss, Optimizer, Params, Penalty, State, Tree
-
-CACHED_PROGRAMS = 64  # compiled programs kept
 
 
 def diagnose(
@@ -76,24 +73,34 @@ def diagnose(
     for what, tree in (("params", params), ("state", state), ("x", x), ("target", target), ("weights", weights)):
         array_leaves(f"diagnostics.diagnose: {what}", tree)
         alive(f"diagnostics.diagnose: {what}", tree)
-    run = _compiled(net, loss, penalty, optimizer, bool(train), opt_state is None)
+    program = _Diagnosis(net, loss, penalty, optimizer, bool(train), opt_state is None)
     key = None if rng is None else as_key(rng)
-    return report(net, run(params, state, x, target, key, weights, opt_state), initial=initial)
+    found = compiled(program, params, state, x, target, key, weights, opt_state)
+    return report(net, found, initial=initial)
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled(
-    net: Layer, loss: Loss, penalty: Penalty | None, optimizer: Optimizer | None, train: bool, fresh: bool
-) -> Callable[..., Measures]:
-    differentiate = backprop(instrumented(net), loss, read=(HEALTH,), penalty=penalty, train=train)
+class _Diagnosis(Record):
+    net: Layer
+    loss: Loss
+    penalty: Penalty | None
+    optimizer: Optimizer | None
+    train: bool
+    fresh: bool
 
-    def diagnosis(
-        params: Params, state: State, x: Tree, target: Tree, rng: Key | None, weights: Array | None, opt_state: Any
+    def __call__(
+        self,
+        params: Params,
+        state: State,
+        x: Tree,
+        target: Tree,
+        rng: Key | None,
+        weights: Array | None,
+        opt_state: Any,
     ) -> Measures:
-        out = differentiate(params, state, x, target, rng=rng, weights=weights)
+        net, optimizer = self.net, self.optimizer
+        read = backprop(instrumented(net), self.loss, read=(HEALTH,), penalty=self.penalty, train=self.train)
+        out = read(params, state, x, target, rng=rng, weights=weights)
         updates = None
         if optimizer is not None:
-            updates, _ = optimizer.update(out.grads, optimizer.init(params) if fresh else opt_state, params)
+            updates, _ = optimizer.update(out.grads, optimizer.init(params) if self.fresh else opt_state, params)
         return measures(net, out.readings[HEALTH.name], params, out.grads, updates, jnp.int32(-1))
-
-    return jax.jit(diagnosis)

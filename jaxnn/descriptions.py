@@ -1,0 +1,125 @@
+"""Records as plain values that JSON takes, and back: what a file says of the network whose parameters it holds.
+
+>>> from jaxnn import dense, relu, serial
+>>> net = serial(dense(3, bias=False), relu)
+>>> describe(net)["layers"][0]["width"], from_description(describe(net)) == net
+(3, True)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checks import seen
+from jaxnn.records import Record, fields_of, is_array
+
+HOMES = ("initializers", "losses", "metrics", "penalties", "schedules", "stopping")  # beside the top level
+ARRAY, FLOAT = "array", "float"  # kinds of what is no record: an array, a float that JSON has no number for
+
+
+@cache
+def kinds() -> MappingProxyType[str, Any]:
+    """What may stand in a description, by kind: the public classes of records, and the records that are names."""
+    table: dict[str, Any] = {}
+    for home in ("", *HOMES):
+        module = importlib.import_module(f"jaxnn.{home}" if home else "jaxnn")
+        for name in module.__all__:
+            value = getattr(module, name)
+            is_class = isinstance(value, type) and issubclass(value, Record) and "made_as" not in vars(value)
+            if is_class or isinstance(value, Record):
+                table[f"{home}.{name}" if home else name] = value
+    return MappingProxyType(table)
+
+
+def describe(record: Any) -> dict[str, Any]:
+    """A record's kind and all of its fields, defaults too, as dicts, lists, strings and numbers, for `json.dumps`.
+
+    Of a JAX scalar the dtype and the number stay. `from_description` makes an equal record of it.
+
+    Args:
+        record: a network, a layer, a loss, an optimizer, a schedule, …
+
+    Raises:
+        TypeError: for what is no record of this library, with its place: a function of one's own, and a layer or loss
+            that is made of such, is nothing that a file can hold.
+    """
+    if not isinstance(record, Record):
+        raise TypeError(f"describe: expected a record, such as a network, got {seen(record)}")
+    return _described(record, type(record).__name__)
+
+
+def _described(value: Any, place: str) -> Any:
+    if isinstance(value, Record):
+        kind = _kind_of(value, place)
+        return {"kind": kind} | {name: _described(part, f"{place}.{name}") for name, part in _fields(value).items()}
+    if isinstance(value, (tuple, list)):
+        return [_described(part, f"{place}[{i}]") for i, part in enumerate(value)]
+    if is_array(value) and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+        return {"kind": ARRAY, "dtype": str(value.dtype), "value": np.asarray(value, np.float64).tolist()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"kind": FLOAT, "value": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"describe: {place} is {seen(value)}, which no description can hold")
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    return {} if kinds().get(_name(record)) is record else fields_of(record)
+
+
+def _name(record: Record) -> str:
+    return next((kind for kind, known in kinds().items() if known is record or known is type(record)), "")
+
+
+def _kind_of(record: Record, place: str) -> str:
+    kind = _name(record)
+    functions = [name for name, part in fields_of(record).items() if callable(part) and not isinstance(part, Record)]
+    if not kind:
+        what = f"made of functions of one's own ({', '.join(functions)})" if functions else "no public kind of record"
+        raise TypeError(f"describe: {place} is {seen(record)}, {what}, which no description can hold")
+    return kind
+
+
+def from_description(description: Any) -> Any:
+    """The record that `describe` has described.
+
+    Raises:
+        ValueError: for a kind or a field that is unknown, or a setting that is out of range.
+        TypeError: for what is no description.
+    """
+    if not isinstance(description, dict) or "kind" not in description:
+        raise TypeError(f"from_description: expected a dict with a 'kind', as describe gives, got {seen(description)}")
+    return _made(description)
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_made, value))
+    if not isinstance(value, dict):
+        return value
+    fields = {name: _made(part) for name, part in value.items() if name != "kind"}
+    kind = value.get("kind")
+    if kind == ARRAY:
+        return jnp.asarray(np.asarray(value["value"]), value["dtype"])
+    if kind == FLOAT:
+        return float(value["value"])
+    known = kinds().get(kind) if isinstance(kind, str) else None
+    if known is None:
+        close = difflib.get_close_matches(str(kind), kinds(), 1)
+        hint = f"; {close[0]!r} is meant?" if close else ""
+        raise ValueError(f"from_description: unknown kind {kind!r}{hint}")
+    if isinstance(known, Record):
+        return known
+    unknown = sorted(set(fields) - set(known.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"from_description: {kind} has no field {', '.join(map(repr, unknown))}")
+    return known(**fields)
