@@ -1,4 +1,4 @@
-"""Programs that are compiled once for equal settings: one jitted function that is given a record and runs it.
+"""Programs that are compiled once for equal settings: a jitted function is given a record, and runs it.
 
 A record that says what a program is made of (networks, losses, optimizers, sizes) is an argument like any other:
 its Python values are static and its JAX scalars inputs, so that JAX's own cache finds the program of an equal one.
@@ -7,7 +7,6 @@ its Python values are static and its JAX scalars inputs, so that JAX's own cache
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,16 +14,17 @@ import jax
 from jaxnn.records import Record
 
 
-@jax.jit
-def compiled(program: Callable[..., Any], *args: Any) -> Any:
-    """`program(*args)`, compiled; program is a record that can be called."""
-    return program(*args)
+def program(name: str, *, in_place: bool = False) -> Callable[..., Any]:
+    """A jitted function `(record, *args) -> record(*args)` that has this name in a profile.
 
+    With `in_place` it is `(record, spare, *args)`, and the result is written into the memory of `spare`.
+    """
 
-@partial(jax.jit, donate_argnums=1, keep_unused=True)
-def compiled_in_place(program: Callable[..., Any], spare: Any, *args: Any) -> Any:
-    """`program(*args)`, compiled, its result written into the memory of `spare`."""
-    return program(*args)
+    def run(record: Callable[..., Any], *args: Any) -> Any:
+        return record(*args[in_place:])
+
+    run.__name__ = run.__qualname__ = name
+    return jax.jit(run, donate_argnums=1, keep_unused=True) if in_place else jax.jit(run)
 
 
 class Structure(Record):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.combinators import ordered_leaves
-from jaxnn.compiled import compiled
+from jaxnn.compiled import program
 from jaxnn.figures import DataSet
 from jaxnn.optimizers.parts import with_rate_of
 from jaxnn.records import Record
@@ -118,6 +118,9 @@ def _advice(rate: float | None) -> str:
     return "lower the learning rate, or look at the data and the loss"
 
 
+_replay = program("replay")
+
+
 class _Replay(Record):
     """The same epoch with every step guarded: it stands still at the first step that is not finite.
 
@@ -161,7 +164,7 @@ def diverged(
 ) -> DivergenceError:
     """Replays the epoch, which is deterministic, to find the step and the first leaf that is not finite."""
     start, skips = int(train_state.position), 0 < parts[-2] > in_a_row
-    last_good, (good, going, rates) = compiled(_Replay(parts, start, skips), train_state, data, update_scale)
+    last_good, (good, going, rates) = _replay(_Replay(parts, start, skips), train_state, data, update_scale)
     done = int(np.count_nonzero(going))
     flags = {"loss": good["loss"]}
     for part in ("grads", "params"):

@@ -28,7 +28,7 @@ from jaxnn.checks import (
     whole_number,
     yes_or_no,
 )
-from jaxnn.compiled import compiled, compiled_in_place
+from jaxnn.compiled import program
 from jaxnn.diagnostics.report import report_each
 from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
@@ -177,7 +177,7 @@ def fit(
     if train_state is None:
         if key is None:
             raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
-        start, first_key = partial(compiled, _Initialisation(net, optimizer, static_spec(data[0]))), as_key(key)
+        start, first_key = partial(_initialise, _Initialisation(net, optimizer, static_spec(data[0]))), as_key(key)
         spec = jax.eval_shape(start, first_key)
     else:
         check_train_state(net, train_state, data[0], optimizer, key_given=key is not None)
@@ -345,10 +345,16 @@ def predict(net: Layer, train_state: TrainState, x: Tree, *, batch_size: int = E
     (x,) = on_device("x", (x,))
     train_state = beside(train_state, x)
     check_train_state(net, train_state, x)
-    return compiled(_Prediction(net, batch_size, home_of(x)), train_state.params, train_state.state, x)
+    return _predict(_Prediction(net, batch_size, home_of(x)), train_state.params, train_state.state, x)
 
 
 # ---------------------------------------------------------------- the compiled programs
+
+
+_initialise = program("initialisation")
+_train = program("training", in_place=True)
+_score = program("evaluation")
+_predict = program("prediction")
 
 
 class _Initialisation(Record):
@@ -375,7 +381,7 @@ class _Epoch(Record):
 
 def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]]:
     """The epoch, or its rest, its result written into the buffers of its first argument."""
-    return partial(compiled_in_place, _Epoch(parts))
+    return partial(_train, _Epoch(parts))
 
 
 class _Evaluation(Record):
@@ -448,8 +454,8 @@ def _evaluate(
     metrics: NamedMetrics,
     batch: int,
 ) -> dict[str, Any]:
-    program = _Evaluation(net, loss, batch, metrics, home_of(data))
-    scores = compiled(program, train_state.params, train_state.state, data)
+    evaluation = _Evaluation(net, loss, batch, metrics, home_of(data))
+    scores = _score(evaluation, train_state.params, train_state.state, data)
     return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
 
 

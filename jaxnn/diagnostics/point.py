@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxnn.backprop import backprop
 from jaxnn.checks import as_key
-from jaxnn.compiled import compiled
+from jaxnn.compiled import program
 from jaxnn.diagnostics.measures import HEALTH, Measures, instrumented, measures
 from jaxnn.diagnostics.report import Diagnosis, report
 from jaxnn.mistakes import alive, array_leaves, loss_record, net_record, optimizer_record, penalty_record
@@ -73,10 +73,13 @@ def diagnose(
     for what, tree in (("params", params), ("state", state), ("x", x), ("target", target), ("weights", weights)):
         array_leaves(f"diagnostics.diagnose: {what}", tree)
         alive(f"diagnostics.diagnose: {what}", tree)
-    program = _Diagnosis(net, loss, penalty, optimizer, bool(train), opt_state is None)
+    diagnosis = _Diagnosis(net, loss, penalty, optimizer, bool(train), opt_state is None)
     key = None if rng is None else as_key(rng)
-    found = compiled(program, params, state, x, target, key, weights, opt_state)
+    found = _run(diagnosis, params, state, x, target, key, weights, opt_state)
     return report(net, found, initial=initial)
+
+
+_run = program("diagnosis")
 
 
 class _Diagnosis(Record):
