@@ -20,7 +20,7 @@ FLOORS = (
     {"interfaces"},
     {"types"},
     {"checks", "placement", "ranks"},
-    {"mistakes"},
+    {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"parameters", "sequences", "windows"},
     {"convolutions", "weighting"},
