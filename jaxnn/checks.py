@@ -132,6 +132,19 @@ def number(
     return value if scalar else number
 
 
+def in_dtype(setting: Any, dtype: DType) -> Any:
+    """A setting beside arrays of this dtype: a Python number as it is, a JAX scalar cast."""
+    return setting.astype(dtype) if is_array(setting) else setting
+
+
+def poisoned(value: Any, *settings: Any) -> Any:
+    """The value; NaN where a setting is, which `number` has made of a traced one that cannot be right."""
+    for setting in settings:
+        if is_array(setting):
+            value = jnp.where(jnp.isnan(setting), jnp.nan, value)
+    return value
+
+
 def as_key(key: Any) -> Key:
     """A PRNG key from a typed key, a raw `PRNGKey`, or an integer seed, which may be a traced scalar."""
     if isinstance(key, Integral) and not isinstance(key, bool):

@@ -1,7 +1,7 @@
 """Where weights begin: each initialiser keeps the size of signals, or of δs, the same from layer to layer.
 
-Every public name but `fans` is a factory, called with parentheses, that returns an initialiser
-`(key, shape, dtype=float32) -> array`; equal calls give the same one:
+Every public name but `fans` is made with parentheses, and is then called, `(key, shape, dtype=float32) -> array`;
+equal settings make equal initialisers:
 
     >>> import jax
     >>> glorot_uniform()(jax.random.key(0), (784, 30)).shape
@@ -23,17 +23,17 @@ float16 network begins where its float32 twin does.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import as_key, number, whole_number
+from jaxnn.checks import as_key, in_dtype, number, whole_number
 from jaxnn.mistakes import several
-from jaxnn.types import Array, DType, Initializer, Key, Shape
+from jaxnn.records import Record, is_array
+from jaxnn.types import Array, DType, Key, Shape
 
 __all__ = [
     "fans",
@@ -55,7 +55,6 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-Draw: TypeAlias = Callable[[Key, Shape, DType, float], Array]  # (key, shape, dtype, scale) -> array
 UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance
 
 
@@ -85,16 +84,18 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 # ---------------------------------------------------------------- without fans
 
 
-def zeros() -> Initializer:
+class zeros(Record):
     """All zeros, as for biases. The key is not used.
 
     >>> print(zeros()(None, (3,)))
     [0. 0. 0.]
     """
-    return constant(0.0)
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return jnp.full(shape, 0.0, dtype)
 
 
-def constant(value: float) -> Initializer:
+class constant(Record):
     """All entries equal to `value`. The key is not used.
 
     Raises:
@@ -103,10 +104,17 @@ def constant(value: float) -> Initializer:
     >>> print(constant(0.1)(None, (3,)))
     [0.1 0.1 0.1]
     """
-    return _constant(number("initializers.constant: value", value))
+
+    value: float
+
+    def __post_init__(self) -> None:
+        self._set(value=number("initializers.constant: value", self.value))
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return jnp.full(shape, self.value, dtype)
 
 
-def normal(std: float = 1.0) -> Initializer:
+class normal(Record):
     """Independent draws from N(0, std²), not truncated.
 
     Raises:
@@ -115,10 +123,17 @@ def normal(std: float = 1.0) -> Initializer:
     >>> print(f"{normal(0.01)(jax.random.key(0), (100, 100)).std():.3f}")
     0.010
     """
-    return _fixed(_normal, number("initializers.normal: std", std, least=0.0))
+
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._set(std=number("initializers.normal: std", self.std, least=0.0))
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _normal(key, shape, dtype, self.std)
 
 
-def uniform(limit: float = 1.0) -> Initializer:
+class uniform(Record):
     """Independent draws from U[−limit, limit); the standard deviation is limit/√3.
 
     Raises:
@@ -127,13 +142,20 @@ def uniform(limit: float = 1.0) -> Initializer:
     >>> print(f"{abs(uniform(0.05)(jax.random.key(0), (100, 100))).max():.3f}")
     0.050
     """
-    return _fixed(_uniform, number("initializers.uniform: limit", limit, least=0.0))
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._set(limit=number("initializers.uniform: limit", self.limit, least=0.0))
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _uniform(key, shape, dtype, self.limit)
 
 
 # ---------------------------------------------------------------- with fans
 
 
-def glorot_uniform() -> Initializer:
+class glorot_uniform(Record):
     """U[−a, a), a = √(6 / (fan_in + fan_out)), for tanh and sigmoid.
 
     Keeping the variance of h from layer to layer would need fan_in, keeping that of δ fan_out: their mean.
@@ -144,10 +166,12 @@ def glorot_uniform() -> Initializer:
     >>> print(f"{abs(glorot_uniform()(jax.random.key(0), (100, 50))).max():.2f}")  # √(6/150)
     0.20
     """
-    return _scaled(_uniform, UNIFORM, both_fans=True)
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _uniform(key, shape, dtype, _scale(UNIFORM, sum(fans(shape)) / 2))
 
 
-def glorot_normal() -> Initializer:
+class glorot_normal(Record):
     """N(0, 2 / (fan_in + fan_out)), for tanh and sigmoid.
 
     Source: Glorot & Bengio (2010), eq. 12.
@@ -155,10 +179,12 @@ def glorot_normal() -> Initializer:
     >>> print(f"{glorot_normal()(jax.random.key(0), (100, 100)).std():.2f}")  # √(2/200)
     0.10
     """
-    return _scaled(_normal, 1.0, both_fans=True)
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _normal(key, shape, dtype, _scale(1.0, sum(fans(shape)) / 2))
 
 
-def he_uniform(negative_slope: float = 0.0) -> Initializer:
+class he_uniform(Record):
     """U[−a, a), a = √(6 / ((1 + λ²) fan_in)), for rectifiers of slope λ = `negative_slope` below zero.
 
     Raises:
@@ -169,10 +195,17 @@ def he_uniform(negative_slope: float = 0.0) -> Initializer:
     >>> print(f"{abs(he_uniform()(jax.random.key(0), (150, 100))).max():.2f}")  # √(6/150)
     0.20
     """
-    return _scaled(_uniform, UNIFORM * _he_gain(negative_slope), both_fans=False)
+
+    negative_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._set(negative_slope=number("initializers.he: negative_slope", self.negative_slope, least=0.0))
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _uniform(key, shape, dtype, _scale(UNIFORM * _he_gain(self.negative_slope), fans(shape)[0]))
 
 
-def he_normal(negative_slope: float = 0.0) -> Initializer:
+class he_normal(Record):
     """N(0, 2 / ((1 + λ²) fan_in)), for rectifiers of slope λ = `negative_slope` below zero.
 
     Half of a symmetric signal's power is lost in a relu; the factor 2 restores it.
@@ -185,10 +218,17 @@ def he_normal(negative_slope: float = 0.0) -> Initializer:
     >>> print(f"{he_normal()(jax.random.key(0), (200, 100)).std():.2f}")  # √(2/200)
     0.10
     """
-    return _scaled(_normal, _he_gain(negative_slope), both_fans=False)
+
+    negative_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._set(negative_slope=number("initializers.he: negative_slope", self.negative_slope, least=0.0))
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _normal(key, shape, dtype, _scale(_he_gain(self.negative_slope), fans(shape)[0]))
 
 
-def lecun_uniform() -> Initializer:
+class lecun_uniform(Record):
     """U[−a, a), a = √(3 / fan_in), for linear units.
 
     Source: LeCun, Bottou, Orr & Müller (1998), "Efficient BackProp", section 4.6.
@@ -196,10 +236,12 @@ def lecun_uniform() -> Initializer:
     >>> print(f"{abs(lecun_uniform()(jax.random.key(0), (300, 100))).max():.2f}")  # √(3/300)
     0.10
     """
-    return _scaled(_uniform, UNIFORM, both_fans=False)
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _uniform(key, shape, dtype, _scale(UNIFORM, fans(shape)[0]))
 
 
-def lecun_normal() -> Initializer:
+class lecun_normal(Record):
     """N(0, 1 / fan_in), for linear units.
 
     Source: LeCun, Bottou, Orr & Müller (1998), section 4.6.
@@ -207,10 +249,12 @@ def lecun_normal() -> Initializer:
     >>> print(f"{lecun_normal()(jax.random.key(0), (100, 100)).std():.2f}")  # √(1/100)
     0.10
     """
-    return _scaled(_normal, 1.0, both_fans=False)
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        return _normal(key, shape, dtype, _scale(1.0, fans(shape)[0]))
 
 
-def orthogonal(gain: float = 1.0) -> Initializer:
+class orthogonal(Record):
     """Q times the gain, Q drawn evenly (by Haar's measure) from matrices with orthonormal rows or columns.
 
     The kernel is read as a matrix [fan_in, out], its leading axes flattened: its columns are orthonormal if
@@ -226,69 +270,45 @@ def orthogonal(gain: float = 1.0) -> Initializer:
     >>> print(abs(w.T @ w - jax.numpy.eye(3)).max() < 1e-6)
     True
     """
-    return _orthogonal(number("initializers.orthogonal: gain", gain, above=0.0))
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._set(gain=number("initializers.orthogonal: gain", self.gain, above=0.0))
+
+    def __call__(self, key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
+        fan_in, n_out = fans(shape)[0], shape[-1]
+        tall = (max(fan_in, n_out), min(fan_in, n_out))
+        q, r = jnp.linalg.qr(jax.random.normal(as_key(key), tall, _at_least_float32(dtype)))
+        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)[None]  # QR alone prefers some signs
+        w = q if fan_in >= n_out else q.T
+        return (in_dtype(self.gain, w.dtype) * w).reshape(shape).astype(dtype)
 
 
 # ---------------------------------------------------------------- how they are drawn
 
 
-def _normal(key: Key, shape: Shape, dtype: DType, std: float) -> Array:
-    return std * jax.random.normal(as_key(key), shape, dtype)
+def _normal(key: Key, shape: Shape, dtype: DType, std: Any) -> Array:
+    wide = _at_least_float32(dtype)
+    return (in_dtype(std, wide) * jax.random.normal(as_key(key), shape, wide)).astype(dtype)
 
 
-def _uniform(key: Key, shape: Shape, dtype: DType, limit: float) -> Array:
-    return jax.random.uniform(as_key(key), shape, dtype, -limit, limit)
+def _uniform(key: Key, shape: Shape, dtype: DType, limit: Any) -> Array:
+    wide = _at_least_float32(dtype)
+    limit = in_dtype(limit, wide)
+    return jax.random.uniform(as_key(key), shape, wide, -limit, limit).astype(dtype)
 
 
-def _he_gain(negative_slope: float) -> float:
-    return 2 / (1 + number("initializers.he: negative_slope", negative_slope, least=0.0) ** 2)
+def _scale(numerator: Any, fan: float) -> Any:
+    """√(numerator / fan), where fan is fan_in or the mean of both fans."""
+    return jnp.sqrt(numerator / fan) if is_array(numerator) else math.sqrt(numerator / fan)
+
+
+def _he_gain(negative_slope: Any) -> Any:
+    return 2 / (1 + in_dtype(negative_slope, jnp.result_type(float)) ** 2)
 
 
 def _at_least_float32(dtype: DType) -> DType:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"initializers draw floats, got dtype {jnp.dtype(dtype).name}")
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-
-
-# Compiled programs are cached by the identity of these functions: hence the caches.
-
-
-@functools.cache
-def _constant(value: float) -> Initializer:
-    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
-        return jnp.full(shape, value, dtype)
-
-    return init
-
-
-@functools.cache
-def _fixed(draw: Draw, scale: float) -> Initializer:
-    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
-        return draw(key, shape, _at_least_float32(dtype), scale).astype(dtype)
-
-    return init
-
-
-@functools.cache
-def _scaled(draw: Draw, numerator: float, *, both_fans: bool) -> Initializer:
-    """Draws of scale √(numerator / fan), where fan is fan_in or the mean of both fans."""
-
-    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
-        fan_in, fan_out = fans(shape)
-        fan = (fan_in + fan_out) / 2 if both_fans else fan_in
-        return draw(key, shape, _at_least_float32(dtype), math.sqrt(numerator / fan)).astype(dtype)
-
-    return init
-
-
-@functools.cache
-def _orthogonal(gain: float) -> Initializer:
-    def init(key: Key, shape: Shape, dtype: DType = jnp.float32) -> Array:
-        fan_in, n_out = fans(shape)[0], shape[-1]
-        tall = (max(fan_in, n_out), min(fan_in, n_out))
-        q, r = jnp.linalg.qr(jax.random.normal(as_key(key), tall, _at_least_float32(dtype)))
-        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)[None]  # QR alone prefers some signs
-        w = q if fan_in >= n_out else q.T
-        return (gain * w).reshape(shape).astype(dtype)
-
-    return init

@@ -1,6 +1,6 @@
 """Metrics: what is counted beside the loss, one number per example, so that a mean over any batches is exact.
 
-A metric is a function `(prediction, target) -> [N]` in float32; the `value` of a loss is one too, of the loss's name.
+A metric is called, `(prediction, target) -> [N]` in float32; the `value` of a loss is one too, of the loss's name.
 
     accuracy                  1 where the largest entry is the label's      labels, or distributions of any dtype
     top_k(k)                  1 where the label is among the k largest      likewise
@@ -13,9 +13,9 @@ the axes between, the mean. Ties go to the first class. A NaN in the prediction 
 so does every class where a row of the target is all 0; a target that cannot be right (a label out of range, NaN)
 gives NaN. Shapes that do not fit raise ValueError. `help(accuracy)` says the same of each.
 
-As a loss has, a metric may have `entries(prediction, target) -> [N, …]`, an attribute of the function: what it counts
-at each step or pixel, where these have weights or a mask; and `check(prediction, target)`, which looks at the target's
-values on the host. A function without the first takes weights [N] alone.
+As a loss has, a metric may have `entries(prediction, target) -> [N, …]`: what it counts at each step or pixel, where
+these have weights or a mask; and `check(prediction, target)`, which looks at the target's values on the host. Any
+function will do as a metric; without the first it takes weights [N] alone.
 
 >>> import jax.numpy as jnp
 >>> scores, labels = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6]]), jnp.array([1, 2])
@@ -27,16 +27,16 @@ Index letters: N batch, T time, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import checks
 from jaxnn.ranks import with_rank
-from jaxnn.types import Array, Metric
+from jaxnn.records import Record, is_array
+from jaxnn.types import Array
 
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
 
@@ -45,33 +45,43 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-def _metric(name: str, doc: str, score: Callable[[Array, Array], Array], features: int, wrong: Any) -> Metric:
-    """The metric of score(prediction, target), float32, whose last axes are those of features; over them, the mean.
+class _Metric(Record):
+    """What `_score(prediction, target)` counts, float32, whose last axes are those of features; over them, the mean.
 
-    `wrong(prediction, target)` says where the target cannot be right, and what it may hold.
+    `_wrong(prediction, target)` says where the target cannot be right, and what it may hold.
     """
 
-    def metric(prediction: Array, target: Array) -> Array:
-        each = score(*checks.as_arrays(f"metrics.{name}", prediction, target))
+    _features: ClassVar[int] = 0
+
+    @property
+    def __name__(self) -> str:
+        return type(self).shown_as
+
+    def _score(self, prediction: Array, target: Array) -> Array:
+        raise NotImplementedError
+
+    def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+        raise NotImplementedError
+
+    def __call__(self, prediction: Array, target: Array) -> Array:
+        each = self._score(*checks.as_arrays(f"metrics.{self.__name__}", prediction, target))
         return each.mean(axis=tuple(range(1, each.ndim)))
 
-    def entries(prediction: Array, target: Array) -> Array:
-        each = score(*checks.as_arrays(f"metrics.{name}", prediction, target))
-        return each.mean(axis=tuple(range(max(each.ndim - features, 1), each.ndim)))
+    def entries(self, prediction: Array, target: Array) -> Array:
+        """What is counted at each entry, [N, …]."""
+        each = self._score(*checks.as_arrays(f"metrics.{self.__name__}", prediction, target))
+        return each.mean(axis=tuple(range(max(each.ndim - self._features, 1), each.ndim)))
 
-    def check(prediction: Any, target: Any) -> None:
+    def check(self, prediction: Any, target: Any) -> None:
+        """Raises ValueError if the values of the target cannot be right."""
         target = np.asarray(target)
-        bad, meant = wrong(prediction, target)
+        bad, meant = self._wrong(prediction, target)
         if bad.any():
             first = checks.first_of(bad)
             raise ValueError(
-                f"metrics.{name}: {bad.sum()} of {bad.size} values of the target are not {meant}, first "
+                f"metrics.{self.__name__}: {bad.sum()} of {bad.size} values of the target are not {meant}, first "
                 f"target[{', '.join(map(str, first))}] = {target[first].item()!r}; give what is to be ignored weight 0"
             )
-
-    metric.__name__, metric.__qualname__, metric.__doc__ = name, name, doc
-    metric.entries, metric.check = entries, check  # type: ignore[attr-defined]
-    return metric
 
 
 def _scored(right: Array, wrong_target: Array) -> Array:
@@ -91,13 +101,16 @@ def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array, 
     return labels.astype(jnp.int32), wrong, None
 
 
-@cache
-def _top_k(k: int, name: str, doc: str) -> Metric:
-    def score(prediction: Array, target: Array) -> Array:
-        labels, wrong_target, none = _labels(name, prediction, target)
+class _OfClasses(_Metric):
+    def _score(self, prediction: Array, target: Array) -> Array:
+        return self._among(1, prediction, target)
+
+    def _among(self, k: int, prediction: Array, target: Array) -> Array:
+        """1 where the label is among the k largest."""
+        labels, wrong_target, none = _labels(self.__name__, prediction, target)
         classes = prediction.shape[-1]
         if k > classes:
-            raise ValueError(f"metrics.{name}: the prediction {prediction.shape} has only {classes} classes")
+            raise ValueError(f"metrics.{self.__name__}: the prediction {prediction.shape} has only {classes} classes")
         # The label's rank, by counting what stands before it: no sort, and a tie goes to the first class. A NaN
         # stands before everything, k times over. (Sums of floats: XLA is slow in reducing integers and Booleans.)
         place, label = with_rank(jnp.arange(classes, dtype=jnp.int32), prediction.ndim), labels[..., None]
@@ -106,16 +119,17 @@ def _top_k(k: int, name: str, doc: str) -> Metric:
         ahead = jnp.where(jnp.isnan(prediction), float(k), before.astype(jnp.float32)).sum(axis=-1)
         return _scored(ahead < k if none is None else (ahead < k) & ~none, wrong_target)
 
-    def wrong(prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+    def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
         classes = prediction.shape[-1]
         labels = np.issubdtype(target.dtype, np.integer) and target.ndim < len(prediction.shape)
         bad = checks.labels_and_wrong(target, classes)[1] if labels else np.isnan(target.astype(np.float64))
         return bad, f"in 0…{classes - 1}" if labels else "numbers"
 
-    return _metric(name, doc, score, 0, wrong)
 
+class Accuracy(_OfClasses):
+    """`accuracy` is 1 where the largest entry of the prediction is the label's, else 0.
 
-_TARGETS = """The prediction is [N, …, K]; the target holds integer labels [N, …], or one-hot vectors or distributions
+    The prediction is [N, …, K]; the target holds integer labels [N, …], or one-hot vectors or distributions
     [N, …, K], whose largest entry is the label. The result is [N] float32, the mean over steps or pixels. Ties go to
     the first class; NaN in the prediction is wrong, and so is everything where a row of the target is all 0; a label
     out of range gives NaN.
@@ -124,19 +138,16 @@ _TARGETS = """The prediction is [N, …, K]; the target holds integer labels [N,
         ValueError: for shapes and dtypes that do not fit, under jit too.
     """
 
-accuracy: Metric = _top_k(
-    1,
-    "accuracy",
-    f"""1 where the largest entry of the prediction is the label's, else 0.
-
-    {_TARGETS}""",
-)
+    shown_as = "accuracy"
 
 
-def top_k(k: int) -> Metric:
+accuracy = Accuracy()
+
+
+class top_k(_OfClasses):
     """1 where the label is among the k classes with the largest scores; arguments as those of `accuracy`.
 
-    `top_k(1)` counts what `accuracy` counts. Equal arguments give the same function, named top_<k>.
+    `top_k(1)` counts what `accuracy` counts. It is named top_<k>.
 
     Raises:
         TypeError, ValueError: if k is not a whole number ≥ 1; ValueError when used on fewer than k classes.
@@ -145,32 +156,47 @@ def top_k(k: int) -> Metric:
     >>> print(top_k(2)(scores, labels))
     [1. 0.]
     """
-    k = checks.whole_number("metrics.top_k: k", k, least=1)
-    doc = f"""1 where the label is among the {k} classes with the largest scores, else 0.
 
-    {_TARGETS}"""
-    return _top_k(k, f"top_{k}", doc)
+    k: int
+
+    def __post_init__(self) -> None:
+        self._set(k=checks.whole_number("metrics.top_k: k", self.k, least=1))
+
+    @property
+    def __name__(self) -> str:
+        return f"top_{self.k}"
+
+    def _score(self, prediction: Array, target: Array) -> Array:
+        return self._among(self.k, prediction, target)
 
 
-@cache
-def _binary_accuracy_at(threshold: float, name: str, doc: str) -> Metric:
-    def score(prediction: Array, target: Array) -> Array:
-        checks.entry_by_entry(f"metrics.{name}", prediction, target, "metrics.accuracy")
+class _OfEntries(_Metric):
+    _features = 1
+
+    def _score(self, prediction: Array, target: Array) -> Array:
+        return self._above(0.0, prediction, target)
+
+    def _above(self, threshold: Any, prediction: Array, target: Array) -> Array:
+        """1 where the prediction is above the threshold as it should be."""
+        checks.entry_by_entry(f"metrics.{self.__name__}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)
         return _scored(right, _no_sign_or_share(target))
 
-    def wrong(prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+    def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
         return _no_sign_or_share(target.astype(np.float32)), "0/1, ±1 or in [0, 1]"
-
-    return _metric(name, doc, score, 1, wrong)
 
 
 def _no_sign_or_share(target: Any) -> Any:
     return ~((target == -1) | ((target >= 0) & (target <= 1)))
 
 
-_ENTRIES = """Prediction and target have one shape, [N], [N, D] or [N, …, D]; the target is 0/1, ±1 or a probability.
+class BinaryAccuracy(_OfEntries):
+    """`binary_accuracy` is 1 where the logit is above 0 and the target above ½, or neither; else 0.
+
+    For predicted probabilities use `binary_accuracy_at(0.5)`: all of them are above 0.
+
+    Prediction and target have one shape, [N], [N, D] or [N, …, D]; the target is 0/1, ±1 or a probability.
     The result is [N] float32, the mean over D and the axes between. NaN in the prediction is wrong; another target
     gives NaN.
 
@@ -178,21 +204,14 @@ _ENTRIES = """Prediction and target have one shape, [N], [N, D] or [N, …, D]; 
         ValueError: for shapes that do not fit, under jit too.
     """
 
-binary_accuracy: Metric = _binary_accuracy_at(
-    0.0,
-    "binary_accuracy",
-    f"""1 where the logit is above 0 and the target above ½, or neither; else 0.
-
-    For predicted probabilities use `binary_accuracy_at(0.5)`: all of them are above 0.
-
-    {_ENTRIES}""",
-)
+    shown_as = "binary_accuracy"
 
 
-def binary_accuracy_at(threshold: float) -> Metric:
+binary_accuracy = BinaryAccuracy()
+
+
+class binary_accuracy_at(_OfEntries):
     """`binary_accuracy` with the prediction compared to threshold instead of 0: 0.5 for probabilities.
-
-    Equal arguments give the same function.
 
     Raises:
         TypeError, ValueError: if the threshold is not a finite number.
@@ -200,8 +219,20 @@ def binary_accuracy_at(threshold: float) -> Metric:
     >>> print(binary_accuracy_at(0.5)(jnp.array([0.9, 0.4]), jnp.array([1, 1])))
     [1. 0.]
     """
-    threshold = checks.number("metrics.binary_accuracy_at: threshold", threshold)
-    doc = f"""1 where the prediction is above {threshold:g} and the target above ½, or neither; else 0.
 
-    {_ENTRIES}"""
-    return _binary_accuracy_at(threshold, f"binary_accuracy_at_{threshold:g}", doc)
+    threshold: float
+
+    def __post_init__(self) -> None:
+        self._set(threshold=checks.number("metrics.binary_accuracy_at: threshold", self.threshold))
+
+    @property
+    def __name__(self) -> str:
+        known = not isinstance(self.threshold, jax.core.Tracer)
+        return f"binary_accuracy_at_{float(self.threshold):g}" if known else "binary_accuracy_at"
+
+    def _score(self, prediction: Array, target: Array) -> Array:
+        # A JAX scalar is compared as a Python number is, in the precision of the prediction.
+        dtype = prediction.dtype if checks.is_floating(prediction) else jnp.result_type(float)
+        threshold = checks.in_dtype(self.threshold, dtype)
+        prediction = prediction.astype(dtype) if is_array(threshold) else prediction
+        return checks.poisoned(self._above(threshold, prediction, target), threshold)

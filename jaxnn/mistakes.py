@@ -25,11 +25,15 @@ LEAST_SIDE = 5  # of an image that is taken for one
 
 
 def is_factory(value: Any) -> bool:
-    """True for a function or a class of this library, such as `leaky_relu`, which makes a record."""
+    """True for a class or a function of this library, such as `leaky_relu`, which makes a record."""
     module = getattr(value, "__module__", None) or ""
     home = sys.modules.get(module)
-    makes = inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, Record))
-    return module.startswith("jaxnn.") and makes and getattr(home, value.__name__, None) is value
+    of_records = inspect.isclass(value) and issubclass(value, Record) and value.__name__[0].islower()
+    return (
+        (inspect.isfunction(value) or of_records)
+        and module.startswith("jaxnn.")
+        and getattr(home, value.__name__, None) is value
+    )
 
 
 def factory_hint(value: Any) -> str:

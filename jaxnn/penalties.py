@@ -21,7 +21,7 @@ stands for any characters, "/" among them, `?` for one, and [01] for one of thes
 A penalty adds to the mean loss, whatever the batch size: `backprop(net, loss, penalty=l2(1e-4))`. Parameters that
 `share` ties are counted once, those that `repeat` stacks once for each pass. Sums are taken in at least float32.
 
-Letters: λ strength, w a weight. Equal calls give one record (compiled programs are cached by its identity).
+Letters: λ strength, w a weight. Strengths may be JAX scalars.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, is_floating, named_leaves, number, path_name, seen
+from jaxnn.checks import accumulator, describe, in_dtype, is_floating, named_leaves, number, path_name, seen
 from jaxnn.mistakes import accepts, is_factory, is_function
 from jaxnn.types import Array, Params, Penalty, Tree
 
@@ -78,7 +78,7 @@ def matches(pattern: str, path: str) -> bool:
 
 def valid_choice(what: str, on: Choice, advice: str = "") -> Choice:
     """The choice, if it is a pattern or a function of a path; TypeError otherwise."""
-    made_elsewhere = is_factory(on) and on.__module__ != __name__
+    made_elsewhere = is_factory(on) and (isinstance(on, type) or on.__module__ != __name__)
     if isinstance(on, str) or (is_function(on) and accepts(on, "") and not made_elsewhere):
         return on
     raise TypeError(
@@ -117,7 +117,39 @@ def chosen(where: str, params: Params, on: Choice) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda path, _: mask[path_name(path)], params)
 
 
-def l2(strength: float, on: Choice = is_weight) -> Penalty:
+class _Entrywise(Penalty):
+    """A penalty of `_cost(w)` and `_slope(w)` = ∂cost/∂w, entry by entry, in at least float32, on the leaves `on`."""
+
+    on = cast(Any, is_weight)
+
+    def _cost(self, w: Array) -> Array:
+        raise NotImplementedError
+
+    def _slope(self, w: Array) -> Array:
+        raise NotImplementedError
+
+    def _check(self, *strengths: str) -> None:
+        for name in strengths:
+            self._set(**{name: number(f"{self.name}: {name}", getattr(self, name), least=0.0)})
+        valid_choice(f"{self.name}: on", self.on)
+
+    def value(self, params: Params) -> Array:
+        params = jax.tree.map(jnp.asarray, params)
+        pairs = zip(*map(jax.tree.leaves, (params, chosen(self.name, params, self.on))), strict=True)
+        costs = [self._cost(_wide(w)).sum() for w, counts in pairs if counts]
+        widest = max((c.dtype for c in costs), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
+        return sum((c.astype(widest) for c in costs), start=jnp.zeros((), widest))
+
+    def grad(self, params: Params) -> Params:
+        params = jax.tree.map(jnp.asarray, params)
+
+        def of_leaf(w: Array, counts: bool) -> Array:
+            return self._slope(_wide(w)).astype(w.dtype) if counts else jnp.zeros_like(w)
+
+        return jax.tree.map(of_leaf, params, chosen(self.name, params, self.on))
+
+
+class l2(_Entrywise):
     """½λ Σ w², with the gradient λw: draws every weight towards 0 by a part of itself.
 
     Under gradient descent it is weight decay, w ← (1 − ηλ)w − …; under Adam it is not, see `adamw`.
@@ -137,10 +169,23 @@ def l2(strength: float, on: Choice = is_weight) -> Penalty:
     >>> print(penalty.value(params), penalty.grad(params)["dense_0"])
     1.25 {'b': Array([0., 0.], dtype=float32), 'w': Array([[ 0.5, -1. ]], dtype=float32)}
     """
-    return _l2(number("l2: strength", strength, least=0.0), valid_choice("l2: on", on))
+
+    strength: float
+    on: Choice = is_weight
+
+    def __post_init__(self) -> None:
+        self._check("strength")
+
+    def _cost(self, w: Array) -> Array:
+        strength = in_dtype(self.strength, w.dtype)
+        return 0.5 * strength * jnp.square(w)
+
+    def _slope(self, w: Array) -> Array:
+        strength = in_dtype(self.strength, w.dtype)
+        return strength * w
 
 
-def l1(strength: float, on: Choice = is_weight) -> Penalty:
+class l1(_Entrywise):
     """λ Σ |w|, with the gradient λ sign(w), 0 at 0: draws every weight towards 0 by the same amount.
 
     Args:
@@ -156,10 +201,23 @@ def l1(strength: float, on: Choice = is_weight) -> Penalty:
     >>> print(l1(0.5).value(params), l1(0.5).grad(params)["w"])
     1.5 [ 0.5 -0.5  0. ]
     """
-    return _l1(number("l1: strength", strength, least=0.0), valid_choice("l1: on", on))
+
+    strength: float
+    on: Choice = is_weight
+
+    def __post_init__(self) -> None:
+        self._check("strength")
+
+    def _cost(self, w: Array) -> Array:
+        strength = in_dtype(self.strength, w.dtype)
+        return strength * _size(w)
+
+    def _slope(self, w: Array) -> Array:
+        strength = in_dtype(self.strength, w.dtype)
+        return strength * jnp.sign(w)
 
 
-def elastic_net(l1_strength: float, l2_strength: float, on: Choice = is_weight) -> Penalty:
+class elastic_net(_Entrywise):
     """λ₁ Σ |w| + ½λ₂ Σ w²: the sum of `l1(λ₁)` and `l2(λ₂)`.
 
     Args:
@@ -176,63 +234,25 @@ def elastic_net(l1_strength: float, l2_strength: float, on: Choice = is_weight) 
     >>> print(elastic_net(0.5, 0.5).value(params), elastic_net(0.5, 0.5).grad(params)["w"])
     2.75 [ 1.  -1.5]
     """
-    l1_strength = number("elastic_net: l1_strength", l1_strength, least=0.0)
-    l2_strength = number("elastic_net: l2_strength", l2_strength, least=0.0)
-    return _elastic_net(l1_strength, l2_strength, valid_choice("elastic_net: on", on))
 
+    l1_strength: float
+    l2_strength: float
+    on: Choice = is_weight
 
-# ---------------------------------------------------------------- the formulas, entry by entry
+    def __post_init__(self) -> None:
+        self._check("l1_strength", "l2_strength")
 
+    def _cost(self, w: Array) -> Array:
+        first, second = in_dtype(self.l1_strength, w.dtype), in_dtype(self.l2_strength, w.dtype)
+        return first * _size(w) + 0.5 * second * jnp.square(w)
 
-@functools.lru_cache
-def _l2(strength: float, on: Choice) -> Penalty:
-    text = f"½λ Σ w², λ = {strength:g}"
-    return _penalty("l2", text, lambda w: 0.5 * strength * jnp.square(w), lambda w: strength * w, on)
-
-
-@functools.lru_cache
-def _l1(strength: float, on: Choice) -> Penalty:
-    text = f"λ Σ |w|, λ = {strength:g}"
-    return _penalty("l1", text, lambda w: strength * _size(w), lambda w: strength * jnp.sign(w), on)
-
-
-@functools.lru_cache
-def _elastic_net(l1_strength: float, l2_strength: float, on: Choice) -> Penalty:
-    return _penalty(
-        "elastic_net",
-        f"λ₁ Σ |w| + ½λ₂ Σ w², λ₁ = {l1_strength:g}, λ₂ = {l2_strength:g}",
-        lambda w: l1_strength * _size(w) + 0.5 * l2_strength * jnp.square(w),
-        lambda w: l1_strength * jnp.sign(w) + l2_strength * w,
-        on,
-    )
+    def _slope(self, w: Array) -> Array:
+        first, second = in_dtype(self.l1_strength, w.dtype), in_dtype(self.l2_strength, w.dtype)
+        return first * jnp.sign(w) + second * w
 
 
 def _size(w: Array) -> Array:
     return w * jnp.sign(w)  # not jnp.abs, whose derivative at 0 is 1
-
-
-def _penalty(
-    name: str, text: str, cost: Callable[[Array], Array], slope: Callable[[Array], Array], on: Choice
-) -> Penalty:
-    """The Penalty of entrywise rules cost(w) and slope(w) = ∂cost/∂w, in at least float32."""
-
-    def value(params: Params) -> Array:
-        params = jax.tree.map(jnp.asarray, params)
-        pairs = zip(*map(jax.tree.leaves, (params, chosen(name, params, on))), strict=True)
-        costs = [cost(_wide(w)).sum() for w, counts in pairs if counts]
-        widest = max((c.dtype for c in costs), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
-        return sum((c.astype(widest) for c in costs), start=jnp.zeros((), widest))
-
-    def grad(params: Params) -> Params:
-        params = jax.tree.map(jnp.asarray, params)
-
-        def of_leaf(w: Array, counts: bool) -> Array:
-            return slope(_wide(w)).astype(w.dtype) if counts else jnp.zeros_like(w)
-
-        return jax.tree.map(of_leaf, params, chosen(name, params, on))
-
-    value.__doc__ = f"{text}{f', on {on!r}' if isinstance(on, str) else ''}."
-    return Penalty(name, value, grad)
 
 
 def _wide(w: Array) -> Array:

@@ -105,7 +105,10 @@ class Record:
         return int(known)
 
     def __repr__(self) -> str:
-        return f"{type(self).shown_as or type(self).__name__}({', '.join(arguments_of(self))})"
+        shown_as = type(self).shown_as
+        if shown_as and not fields_of(self):  # a public instance: its name alone gives it again
+            return shown_as
+        return f"{shown_as or type(self).__name__}({', '.join(arguments_of(self))})"
 
     def __getstate__(self) -> dict[str, Any]:
         return fields_of(self)

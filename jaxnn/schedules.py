@@ -6,24 +6,37 @@
     cosine        half a wave, from initial to final     warmup        a line, then another schedule
     joined        one schedule after another             scaled        another schedule times a factor
 
-Every public name is a factory; equal calls give the same schedule (compiled programs are cached by its identity).
-The step may be traced. At its ends a schedule gives the rates that it was made with, to the bit, compiled or not, and
-nowhere a rate outside of what lies between them. Beyond the end the last rate stays. Any function `step -> rate` will
-do where an optimizer takes a schedule. Letters: t step, η rate.
+Every public name makes a record that is called with the step, which may be traced; equal settings make equal ones.
+Rates and factors may be JAX scalars. At its ends a schedule gives the rates that it was made with, to the bit, compiled
+or not, and nowhere a rate outside of what lies between them. Beyond the end the last rate stays. Any function
+`step -> rate` will do where an optimizer takes a schedule. Letters: t step, η rate.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import number, seen, whole_number
+from jaxnn.checks import number, poisoned, seen, whole_number
+from jaxnn.ends import (
+    as_rate,
+    as_rates,
+    as_time,
+    between,
+    choice,
+    from_end,
+    gone_of,
+    left_of,
+    past,
+    power_of,
+    reaches,
+    since,
+)  # fmt: skip
 from jaxnn.mistakes import factory_hint, is_factory, is_function, several
+from jaxnn.records import Record, holds_arrays, is_array
 from jaxnn.types import Array, Schedule
 
 __all__ = [
@@ -44,7 +57,21 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-def constant(value: float) -> Schedule:
+class _Schedule(Record):
+    def _check(
+        self, *, rates: tuple[str, ...] = (), positive: tuple[str, ...] = (), counts: tuple[str, ...] = ()
+    ) -> None:
+        """Rates are at least 0, positive numbers above 0, counts whole and at least 1."""
+        where = f"schedules.{type(self).__name__}"
+        for name in rates:
+            self._set(**{name: number(f"{where}: {name}", getattr(self, name), least=0.0)})
+        for name in positive:
+            self._set(**{name: number(f"{where}: {name}", getattr(self, name), above=0.0)})
+        for name in counts:
+            self._set(**{name: whole_number(f"{where}: {name}", getattr(self, name), least=1)})
+
+
+class constant(_Schedule):
     """η(t) = value.
 
     Raises:
@@ -53,10 +80,17 @@ def constant(value: float) -> Schedule:
     >>> print(constant(0.1)(1000))
     0.1
     """
-    return _constant(number("schedules.constant: value", value, least=0.0))
+
+    value: float
+
+    def __post_init__(self) -> None:
+        self._check(rates=("value",))
+
+    def __call__(self, step: Any) -> Array:
+        return as_rate(self.value)
 
 
-def step(initial: float, factor: float, every: int) -> Schedule:
+class step(_Schedule):
     """η(t) = initial · factor^⌊t / every⌋, a staircase whose first stair is `every` steps long.
 
     Raises:
@@ -67,14 +101,21 @@ def step(initial: float, factor: float, every: int) -> Schedule:
     >>> print(rate(9), rate(10), rate(20))
     0.1 0.05 0.025
     """
-    return _step(
-        number("schedules.step: initial", initial, least=0.0),
-        number("schedules.step: factor", factor, above=0.0),
-        whole_number("schedules.step: every", every, least=1),
-    )
+
+    initial: float
+    factor: float
+    every: int
+
+    def __post_init__(self) -> None:
+        self._check(rates=("initial",), positive=("factor",), counts=("every",))
+
+    def __call__(self, step: Any) -> Array:
+        t, (initial, factor) = as_time(step), as_rates(self.initial, self.factor)
+        stair = t // self.every if reaches(t, self.every) else jnp.zeros_like(t)
+        return from_end(stair, initial, power_of(initial, factor, as_rate(stair)), factor, falls=factor < 1)
 
 
-def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
+class piecewise(_Schedule):
     """η(t) = values[i] for boundaries[i−1] ≤ t < boundaries[i].
 
     Raises:
@@ -85,13 +126,24 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     >>> print(rate(9), rate(10))
     0.1 0.01
     """
-    where = "schedules.piecewise"
-    values = several(f"{where}: values", values, "piecewise([0.1, 0.01], [1000])")
-    rates = tuple(number(f"{where}: values[{i}]", value, least=0.0) for i, value in enumerate(values))
-    return _piecewise(rates, _rising(where, boundaries, len(rates), "values"))
+
+    values: Sequence[float]
+    boundaries: Sequence[int]
+
+    def __post_init__(self) -> None:
+        where = "schedules.piecewise"
+        values = several(f"{where}: values", self.values, "piecewise([0.1, 0.01], [1000])")
+        rates = tuple(number(f"{where}: values[{i}]", value, least=0.0) for i, value in enumerate(values))
+        self._set(values=rates, boundaries=_rising(where, self.boundaries, len(rates), "values"))
+
+    def __call__(self, step: Any) -> Array:
+        t, traced = as_time(step), any(map(is_array, self.values))
+        rates = jnp.stack([*map(as_rate, self.values)]) if traced else as_rate(self.values)
+        rate = rates[sum(past(t, boundary).astype(jnp.int32) for boundary in self.boundaries)]
+        return poisoned(rate, *self.values)
 
 
-def exponential(initial: float, factor: float, every: int = 1) -> Schedule:
+class exponential(_Schedule):
     """η(t) = initial · factor^(t / every): `step` without its stairs.
 
     Raises:
@@ -101,14 +153,20 @@ def exponential(initial: float, factor: float, every: int = 1) -> Schedule:
     >>> print(rate(0), rate(5), rate(10))
     0.1 0.05 0.025
     """
-    return _exponential(
-        number("schedules.exponential: initial", initial, least=0.0),
-        number("schedules.exponential: factor", factor, above=0.0),
-        whole_number("schedules.exponential: every", every, least=1),
-    )
+
+    initial: float
+    factor: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        self._check(rates=("initial",), positive=("factor",), counts=("every",))
+
+    def __call__(self, step: Any) -> Array:
+        t, (initial, factor) = as_time(step), as_rates(self.initial, self.factor)
+        return from_end(t, initial, power_of(initial, factor, as_rate(t) / float(self.every)), factor, falls=factor < 1)
 
 
-def inverse_time(initial: float, rate: float, every: int = 1) -> Schedule:
+class inverse_time(_Schedule):
     """η(t) = initial / (1 + rate · t / every).
 
     Raises:
@@ -121,14 +179,20 @@ def inverse_time(initial: float, rate: float, every: int = 1) -> Schedule:
     >>> print(schedule(0), schedule(10), schedule(30))
     0.1 0.05 0.025
     """
-    return _inverse_time(
-        number("schedules.inverse_time: initial", initial, least=0.0),
-        number("schedules.inverse_time: rate", rate, least=0.0),
-        whole_number("schedules.inverse_time: every", every, least=1),
-    )
+
+    initial: float
+    rate: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        self._check(rates=("initial", "rate"), counts=("every",))
+
+    def __call__(self, step: Any) -> Array:
+        t, (initial, rate) = as_time(step), as_rates(self.initial, self.rate)
+        return from_end(t, initial, initial / (1 + rate * as_rate(t) / float(self.every)), rate, falls=True)
 
 
-def polynomial(initial: float, final: float, steps: int, power: float = 1.0) -> Schedule:
+class polynomial(_Schedule):
     """η(t) = final + (initial − final) · (1 − t/steps)^power up to `steps`, then final; by default a line.
 
     Raises:
@@ -139,15 +203,31 @@ def polynomial(initial: float, final: float, steps: int, power: float = 1.0) -> 
     >>> print(rate(0), rate(5), rate(10), rate(1000))
     0.1 0.05 0.0 0.0
     """
-    return _polynomial(
-        number("schedules.polynomial: initial", initial, least=0.0),
-        number("schedules.polynomial: final", final, least=0.0),
-        whole_number("schedules.polynomial: steps", steps, least=1),
-        number("schedules.polynomial: power", power, above=0.0),
-    )
+
+    initial: float
+    final: float
+    steps: int
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check(rates=("initial", "final"), counts=("steps",), positive=("power",))
+
+    def __call__(self, step: Any) -> Array:
+        t, (initial, final, power) = as_time(step), as_rates(self.initial, self.final, self.power)
+        gone, left = gone_of(t, self.steps), left_of(t, self.steps)
+
+        def rising() -> Array:
+            if not is_array(power) and power == 1:
+                return gone
+            # 1 − leftᵖ; left near 1 is known best by what is gone. At the end log 0 has no derivative, and is not used.
+            above_0 = jnp.where(left > 0, left, 1) if is_array(power) else left
+            return -jnp.expm1(power * jnp.where(gone < 0.5, jnp.log1p(-jnp.minimum(gone, 0.5)), jnp.log(above_0)))
+
+        up = choice(initial < final, rising, lambda: left**power)
+        return poisoned(between(t, self.steps, initial, final, up), power)
 
 
-def cosine(initial: float, steps: int, final: float = 0.0) -> Schedule:
+class cosine(_Schedule):
     """η(t) = final + (initial − final) · ½(1 + cos(π t/steps)) up to `steps`, then final.
 
     Raises:
@@ -160,14 +240,22 @@ def cosine(initial: float, steps: int, final: float = 0.0) -> Schedule:
     >>> print(rate(0), rate(5).round(6), rate(10))
     0.5 0.25 0.0
     """
-    return _cosine(
-        number("schedules.cosine: initial", initial, least=0.0),
-        whole_number("schedules.cosine: steps", steps, least=1),
-        number("schedules.cosine: final", final, least=0.0),
-    )
+
+    initial: float
+    steps: int
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check(rates=("initial", "final"), counts=("steps",))
+
+    def __call__(self, step: Any) -> Array:
+        t, (initial, final) = as_time(step), as_rates(self.initial, self.final)
+        # ½(1 + cos πx) = sin²(π(1 − x)/2), which does not cancel near the end and is 0 there.
+        up = choice(initial < final, lambda: gone_of(t, self.steps), lambda: left_of(t, self.steps))
+        return between(t, self.steps, initial, final, jnp.square(jnp.sin(jnp.pi / 2 * up)))
 
 
-def warmup(steps: int, then: Schedule, initial: float = 0.0) -> Schedule:
+class warmup(_Schedule):
     """A line from `initial` to then(0), reached at `steps`; from there on then(t − steps).
 
     The first update, at step 0, has the rate `initial`: give one above 0 if it shall not be lost.
@@ -182,12 +270,24 @@ def warmup(steps: int, then: Schedule, initial: float = 0.0) -> Schedule:
     >>> print(rate(0), rate(5), rate(10), rate(11))
     0.0 0.05 0.1 0.1
     """
-    steps = whole_number("schedules.warmup: steps", steps, least=1)
-    initial = number("schedules.warmup: initial", initial, least=0.0)
-    return _cached(_warmup, steps, _schedule("schedules.warmup: then", then), initial)
+
+    steps: int
+    then: Schedule
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check(counts=("steps",), rates=("initial",))
+        _schedule("schedules.warmup: then", self.then)
+
+    def __call__(self, step: Any) -> Array:
+        t, (initial,), then = as_time(step), as_rates(self.initial), self.then
+        peak = as_rate(then(jnp.zeros_like(t)))
+        up = jnp.where(peak < initial, left_of(t, self.steps), gone_of(t, self.steps))
+        line = between(t, self.steps, initial, peak, up, traced=holds_arrays(self))
+        return poisoned(jnp.where(past(t, self.steps), as_rate(then(since(t, self.steps))), line), initial)
 
 
-def joined(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+class joined(_Schedule):
     """η(t) = schedules[i](t − boundaries[i−1]) for boundaries[i−1] ≤ t < boundaries[i]: each begins at its step 0.
 
     Raises:
@@ -198,13 +298,26 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule
     >>> print(rate(9), rate(10), rate(12))
     0.1 0.4 0.2
     """
-    where = "schedules.joined"
-    schedules = several(f"{where}: schedules", schedules, "joined([constant(0.1), cosine(0.1, 100)], [1000])")
-    parts = tuple(_schedule(f"{where}: schedules[{i}]", part) for i, part in enumerate(schedules))
-    return _cached(_joined, parts, _rising(where, boundaries, len(parts), "schedules"))
+
+    schedules: Sequence[Schedule]
+    boundaries: Sequence[int]
+
+    def __post_init__(self) -> None:
+        where = "schedules.joined"
+        example = "joined([constant(0.1), cosine(0.1, 100)], [1000])"
+        parts = several(f"{where}: schedules", self.schedules, example)
+        parts = tuple(_schedule(f"{where}: schedules[{i}]", part) for i, part in enumerate(parts))
+        self._set(schedules=parts, boundaries=_rising(where, self.boundaries, len(parts), "schedules"))
+
+    def __call__(self, step: Any) -> Array:
+        t = as_time(step)
+        rate = as_rate(self.schedules[0](t))
+        for part, boundary in zip(self.schedules[1:], self.boundaries, strict=True):
+            rate = jnp.where(past(t, boundary), as_rate(part(since(t, boundary))), rate)
+        return rate
 
 
-def scaled(schedule: Schedule, factor: float) -> Schedule:
+class scaled(_Schedule):
     """η(t) = factor · schedule(t).
 
     Raises:
@@ -214,182 +327,20 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     >>> print(scaled(constant(0.1), 0.5)(3))
     0.05
     """
-    factor = number("schedules.scaled: factor", factor, least=0.0)
-    return _cached(_scaled, _schedule("schedules.scaled: schedule", schedule), factor)
+
+    schedule: Schedule
+    factor: float
+
+    def __post_init__(self) -> None:
+        self._check(rates=("factor",))
+        _schedule("schedules.scaled: schedule", self.schedule)
+
+    def __call__(self, step: Any) -> Array:
+        (factor,) = as_rates(self.factor)
+        return factor * as_rate(self.schedule(step))
 
 
-# ---------------------------------------------------------------- the formulas
-
-
-@functools.cache
-def _constant(value: float) -> Schedule:
-    def schedule(step: Array) -> Array:
-        return jnp.asarray(value, jnp.result_type(float))
-
-    return schedule
-
-
-@functools.cache
-def _step(initial: float, factor: float, every: int) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        stair = step // every if _reaches(step, every) else jnp.zeros_like(step)
-        return _from(stair, initial, _power(initial, factor, _float(stair)), falls=factor < 1)
-
-    return schedule
-
-
-@functools.cache
-def _piecewise(values: tuple[float, ...], boundaries: tuple[int, ...]) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        rates = jnp.asarray(values, jnp.result_type(float))
-        return rates[sum(_past(step, boundary).astype(jnp.int32) for boundary in boundaries)]
-
-    return schedule
-
-
-@functools.cache
-def _exponential(initial: float, factor: float, every: int) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        return _from(step, initial, _power(initial, factor, _float(step) / float(every)), falls=factor < 1)
-
-    return schedule
-
-
-@functools.cache
-def _inverse_time(initial: float, rate: float, every: int) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        return _from(step, initial, initial / (1 + rate * _float(step) / float(every)), falls=True)
-
-    return schedule
-
-
-@functools.cache
-def _polynomial(initial: float, final: float, steps: int, power: float) -> Schedule:
-    def rising(gone: Array, left: Array) -> Array:
-        if power == 1:
-            return gone
-        # 1 − leftᵖ; left near 1 is known best by what is gone.
-        return -jnp.expm1(power * jnp.where(gone < 0.5, jnp.log1p(-jnp.minimum(gone, 0.5)), jnp.log(left)))
-
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        gone, left = _gone(step, steps), _left(step, steps)
-        up = rising(gone, left) if initial < final else left**power
-        return _between(step, steps, initial, final, up)
-
-    return schedule
-
-
-@functools.cache
-def _cosine(initial: float, steps: int, final: float) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        # ½(1 + cos πx) = sin²(π(1 − x)/2), which does not cancel near the end and is 0 there.
-        up = _gone(step, steps) if initial < final else _left(step, steps)
-        return _between(step, steps, initial, final, jnp.square(jnp.sin(jnp.pi / 2 * up)))
-
-    return schedule
-
-
-@functools.lru_cache
-def _warmup(steps: int, then: Schedule, initial: float) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        peak = _float(then(jnp.zeros_like(step)))
-        up = jnp.where(peak < initial, _left(step, steps), _gone(step, steps))
-        line = _between(step, steps, initial, peak, up)
-        return jnp.where(_past(step, steps), _float(then(_since(step, steps))), line)
-
-    return schedule
-
-
-@functools.lru_cache
-def _joined(parts: tuple[Schedule, ...], boundaries: tuple[int, ...]) -> Schedule:
-    def schedule(step: Array) -> Array:
-        step = _time(step)
-        rate = _float(parts[0](step))
-        for part, boundary in zip(parts[1:], boundaries, strict=True):
-            rate = jnp.where(_past(step, boundary), _float(part(_since(step, boundary))), rate)
-        return rate
-
-    return schedule
-
-
-@functools.lru_cache
-def _scaled(schedule: Schedule, factor: float) -> Schedule:
-    return lambda step: factor * _float(schedule(step))
-
-
-# ---------------------------------------------------------------- what they share
-
-
-def _float(value: Any) -> Array:
-    return jnp.asarray(value, jnp.result_type(float))
-
-
-def _time(step: Any) -> Array:
-    """The step as an array, whole numbers in at least 32 bits; one beyond the last that there is, as the last."""
-    if isinstance(step, Integral):
-        step = min(int(step), jnp.iinfo(jnp.result_type(int)).max)
-    step = jnp.asarray(step)
-    return step.astype(jnp.int32) if step.dtype.itemsize < 4 and not _is_float(step) else step
-
-
-def _is_float(step: Array) -> bool:
-    return jnp.issubdtype(step.dtype, jnp.floating)
-
-
-def _reaches(step: Array, boundary: int) -> bool:
-    """Whether steps of this dtype can come to the boundary."""
-    return _is_float(step) or boundary <= jnp.iinfo(step.dtype).max
-
-
-def _past(step: Array, boundary: int) -> Array:
-    """Where step ≥ boundary."""
-    return step >= boundary if _reaches(step, boundary) else jnp.zeros_like(step, bool)
-
-
-def _since(step: Array, boundary: int) -> Array:
-    """Steps since the boundary, 0 before it: before its time a schedule is not asked for negative steps."""
-    return jnp.maximum(step, boundary) - boundary if _reaches(step, boundary) else jnp.zeros_like(step)
-
-
-def _left(step: Array, steps: int) -> Array:
-    """The part of the steps that is still to come, from 1 to 0; subtracted as whole numbers, so exactly."""
-    if not _reaches(step, steps):
-        return (float(steps) - jnp.maximum(_float(step), 0)) / float(steps)
-    return _float(steps - jnp.clip(step, 0, steps)) / float(steps)
-
-
-def _gone(step: Array, steps: int) -> Array:
-    """The part of the steps that is over, from 0 to 1."""
-    return _float(jnp.clip(step, 0, steps) if _reaches(step, steps) else jnp.maximum(step, 0)) / float(steps)
-
-
-def _between(step: Array, steps: int, initial: float | Array, final: float | Array, up: Array) -> Array:
-    """The rate initial at 0, final from `steps` on, in between the part `up` of the way from the lower to the higher.
-
-    Sums that round, and that a compiler contracts or reorders, may miss an end by a unit in the last place: the ends
-    are written, not computed. Counted from the lower end nothing cancels.
-    """
-    initial, final = _float(initial), _float(final)
-    low, high = jnp.minimum(initial, final), jnp.maximum(initial, final)
-    between = jnp.clip(low + (high - low) * up, low, high)
-    return jnp.where(step <= 0, initial, jnp.where(_past(step, steps), final, between))
-
-
-def _from(step: Array, initial: float, rate: Array, *, falls: bool) -> Array:
-    """The rate, initial at step 0 and on the right side of it from there on: `_between` with one end."""
-    return jnp.where(step == 0, initial, jnp.minimum(rate, initial) if falls else jnp.maximum(rate, initial))
-
-
-def _power(initial: float, factor: float, t: Array) -> Array:
-    """The rate initial · factorᵗ; 0 where initial is, though factorᵗ overflows."""
-    return initial * factor**t if initial else jnp.zeros_like(t)
+# ---------------------------------------------------------------- what they are given
 
 
 def _schedule(what: str, schedule: Any) -> Schedule:
@@ -410,12 +361,3 @@ def _rising(where: str, boundaries: Sequence[int], parts: int, what: str) -> tup
     if any(later <= earlier for earlier, later in itertools.pairwise(bounds)):
         raise ValueError(f"{where}: boundaries must rise, got {list(bounds)}")
     return bounds
-
-
-def _cached(builder: Any, *parts: Any) -> Schedule:
-    """What builder makes of the parts, the same for equal ones; anew where a schedule is unhashable."""
-    try:
-        hash(parts)
-    except TypeError:
-        return builder.__wrapped__(*parts)
-    return builder(*parts)

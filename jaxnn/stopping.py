@@ -9,14 +9,15 @@ failure: it never improves, and the decision says `failed`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, seen, whole_number, yes_or_no
-from jaxnn.showing import optimizer_line, shown
+from jaxnn.checks import in_dtype, number, poisoned, seen, whole_number, yes_or_no
+from jaxnn.interfaces import Shown
+from jaxnn.showing import shown
 from jaxnn.types import Array, Params
 
 __all__ = [
@@ -29,16 +30,33 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-@shown(optimizer_line)
-class Monitor(NamedTuple):
+class Monitor(Shown):
     """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`.
 
-    `maximise` says which way is better.
+    `maximise` says which way is better. One of one's own is `Monitor(init, update, maximise)`.
     """
 
-    init: Callable[..., Any]
-    update: Callable[..., tuple[Any, Any]]
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, init: Callable[..., Any], update: Callable[..., tuple[Any, Any]], maximise: bool = False
+        ) -> None: ...
+
+    maximise = cast(Any, False)
+    init, update = cast(Any, None), cast(Any, None)
+
+
+class OwnMonitor(Monitor):
+    """A machine of a user's functions."""
+
+    shown_as = "Monitor"
+
+    init: Any = field()
+    update: Any = field()
     maximise: bool = False
+
+
+Monitor.made_as = OwnMonitor
 
 
 @shown()
@@ -87,9 +105,7 @@ class Monitors(NamedTuple):
     best: Best | None = None
 
 
-def early_stopping(
-    patience: int, min_improvement: float = 0.0, relative: bool = False, maximise: bool = False
-) -> Monitor:
+class early_stopping(Monitor):
     """Stops at the `patience`-th metric in a row without improvement, or at a failure; and stays stopped.
 
     Raises:
@@ -106,21 +122,25 @@ def early_stopping(
     >>> stops
     [False, False, False, True, True]
     """
-    patience = whole_number("early_stopping: patience", patience, least=1)
-    least = number("early_stopping: min_improvement", min_improvement, least=0.0)
-    relative = yes_or_no("early_stopping: relative", relative)
-    return _monitor(patience, least, relative, yes_or_no("early_stopping: maximise", maximise), None, 0, 0.0)
+
+    patience: int
+    min_improvement: float = 0.0
+    relative: bool = False
+    maximise: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def init(self) -> Progress:
+        return _first(self.maximise)
+
+    def update(self, state: Progress, metric: Array) -> tuple[Progress, Decision]:
+        read, late, improved, failed = _read(self, state, metric)
+        new = read._replace(stopped=state.stopped | late | failed)
+        return new, Decision(new.stopped, new.scale, improved, failed)
 
 
-def reduce_on_plateau(
-    factor: float = 0.1,
-    patience: int = 10,
-    min_improvement: float = 0.0,
-    relative: bool = False,
-    maximise: bool = False,
-    cooldown: int = 0,
-    least: float = 0.0,
-) -> Monitor:
+class reduce_on_plateau(Monitor):
     """Multiplies the scale by `factor` at the `patience`-th metric in a row without improvement.
 
     The next `cooldown` metrics may improve the best and are not counted otherwise. The scale stays at least `least`.
@@ -138,20 +158,40 @@ def reduce_on_plateau(
     >>> print(first.scale, monitor.update(state, 1.0)[1].scale)
     1.0 0.5
     """
-    where = "reduce_on_plateau"
-    return _monitor(
-        whole_number(f"{where}: patience", patience, least=1),
-        number(f"{where}: min_improvement", min_improvement, least=0.0),
-        yes_or_no(f"{where}: relative", relative),
-        yes_or_no(f"{where}: maximise", maximise),
-        number(f"{where}: factor", factor, above=0.0, below=1.0),
-        whole_number(f"{where}: cooldown", cooldown, least=0),
-        number(f"{where}: least", least, least=0.0, most=1.0),
-    )
+
+    factor: float = 0.1
+    patience: int = 10
+    min_improvement: float = 0.0
+    relative: bool = False
+    maximise: bool = False
+    cooldown: int = 0
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        where = "reduce_on_plateau"
+        self._set(
+            factor=number(f"{where}: factor", self.factor, above=0.0, below=1.0),
+            cooldown=whole_number(f"{where}: cooldown", self.cooldown, least=0),
+            least=number(f"{where}: least", self.least, least=0.0, most=1.0),
+        )
+
+    def init(self) -> Progress:
+        return _first(self.maximise)
+
+    def update(self, state: Progress, metric: Array) -> tuple[Progress, Decision]:
+        read, late, improved, failed = _read(self, state, metric)
+        factor, least = (in_dtype(setting, state.scale.dtype) for setting in (self.factor, self.least))
+        scale = jnp.where(late, jnp.maximum(state.scale * factor, least), state.scale)
+        new = read._replace(
+            waited=jnp.where(late, 0, read.waited),
+            cooling=jnp.where(late, self.cooldown, read.cooling),
+            scale=poisoned(scale, factor, least),
+        )
+        return new, Decision(new.stopped, new.scale, improved, failed)
 
 
-@cache
-def keep_best(maximise: bool = False) -> Monitor:
+class keep_best(Monitor):
     """Keeps the parameters of the best finite metric, the first among equals.
 
     `init(params) -> Best` copies, so that donating the parameters loses nothing; `update(best, metric, params) ->
@@ -164,20 +204,22 @@ def keep_best(maximise: bool = False) -> Monitor:
     2.0 5.0 False
     """
 
-    def init(params: Params) -> Best:
-        return Best(_worst(maximise), jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params))
+    maximise: bool = False
 
-    def update(best: Best, metric: Array, params: Params) -> tuple[Best, Array]:
+    def __post_init__(self) -> None:
+        self._set(maximise=yes_or_no("keep_best: maximise", self.maximise))
+
+    def init(self, params: Params) -> Best:
+        return Best(_worst(self.maximise), jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params))
+
+    def update(self, best: Best, metric: Array, params: Params) -> tuple[Best, Array]:
         metric = jnp.asarray(metric).astype(best.metric.dtype)
-        improved = _improves(metric, best.metric, 0.0, False, maximise)
+        improved = _improves(metric, best.metric, 0.0, False, self.maximise)
         kept = jax.tree.map(lambda new, old: jnp.where(improved, new, old), params, best.params)
         return Best(jnp.where(improved, metric, best.metric), kept), improved
 
-    return Monitor(init, update, maximise)
 
-
-@cache
-def together(stopping: Monitor | None = None, plateau: Monitor | None = None, best: Monitor | None = None) -> Monitor:
+class together(Monitor):
     """Up to three machines that read the same metric, as one.
 
     `init(params) -> Monitors`; `update(monitors, metric, params) -> (Monitors, Decision)`: stop is what `stopping`
@@ -195,81 +237,91 @@ def together(stopping: Monitor | None = None, plateau: Monitor | None = None, be
     >>> print(decision.stop, monitors.best.params)
     True 2.0
     """
-    machines = [machine for machine in (stopping, plateau, best) if machine is not None]
-    for machine in machines:
-        if not isinstance(machine, Monitor):
-            hint = "; a factory needs its parentheses" if callable(machine) else ""
-            raise TypeError(f"together: expected machines such as early_stopping(5), got {seen(machine)}{hint}")
-    if len({machine.maximise for machine in machines}) > 1:
-        raise ValueError("together: the machines read one metric: all must maximise it, or none")
 
-    def init(params: Params) -> Monitors:
+    stopping: Monitor | None = None
+    plateau: Monitor | None = None
+    best: Monitor | None = None
+
+    def __post_init__(self) -> None:
+        for machine in self._machines():
+            if not isinstance(machine, Monitor):
+                hint = "; a factory needs its parentheses" if callable(machine) else ""
+                raise TypeError(f"together: expected machines such as early_stopping(5), got {seen(machine)}{hint}")
+        if len({machine.maximise for machine in self._machines()}) > 1:
+            raise ValueError("together: the machines read one metric: all must maximise it, or none")
+
+    def _machines(self) -> list[Monitor]:
+        return [machine for machine in (self.stopping, self.plateau, self.best) if machine is not None]
+
+    @property
+    def maximise(self) -> bool:
+        return any(machine.maximise for machine in self._machines())
+
+    def init(self, params: Params) -> Monitors:
         return Monitors(
-            None if stopping is None else stopping.init(),
-            None if plateau is None else plateau.init(),
-            None if best is None else best.init(params),
+            None if self.stopping is None else self.stopping.init(),
+            None if self.plateau is None else self.plateau.init(),
+            None if self.best is None else self.best.init(params),
         )
 
-    def update(monitors: Monitors, metric: Array, params: Params) -> tuple[Monitors, Decision]:
+    def update(self, monitors: Monitors, metric: Array, params: Params) -> tuple[Monitors, Decision]:
         metric = jnp.asarray(metric)
         over = jnp.asarray(False) if monitors.stopping is None else monitors.stopping.stopped
         stop, scale, improved = over, jnp.ones((), jnp.result_type(float)), jnp.asarray(False)
         frozen = lambda old, new: jax.tree.map(lambda a, b: jnp.where(over, a, b), old, new)  # noqa: E731
-        if plateau is not None:
-            state, decision = plateau.update(monitors.plateau, metric)
+        if self.plateau is not None:
+            state, decision = self.plateau.update(monitors.plateau, metric)
             state, improved = frozen(monitors.plateau, state), decision.improved
             monitors, scale = monitors._replace(plateau=state), state.scale
-        if stopping is not None:
-            state, decision = stopping.update(monitors.stopping, metric)
+        if self.stopping is not None:
+            state, decision = self.stopping.update(monitors.stopping, metric)
             stop, improved = decision.stop, decision.improved
             monitors = monitors._replace(stopping=frozen(monitors.stopping, state))
-        if best is not None:
-            kept, improved = best.update(monitors.best, jnp.where(over, jnp.nan, metric), params)
+        if self.best is not None:
+            kept, improved = self.best.update(monitors.best, jnp.where(over, jnp.nan, metric), params)
             monitors = monitors._replace(best=kept)
         return monitors, Decision(stop, scale, improved & ~over, ~jnp.isfinite(metric))
 
-    return Monitor(init, update, bool(machines) and machines[0].maximise)
+
+# ---------------------------------------------------------------- reading a metric
 
 
-@cache
-def _monitor(
-    patience: int,
-    min_improvement: float,
-    relative: bool,
-    maximise: bool,
-    factor: float | None,
-    cooldown: int,
-    least: float,
-) -> Monitor:
-    """Without a factor it stops; with one it scales."""
+Waiting: TypeAlias = early_stopping | reduce_on_plateau
 
-    def init() -> Progress:
-        nought = jnp.zeros((), jnp.int32)
-        return Progress(_worst(maximise), nought, nought + 0, jnp.ones((), jnp.result_type(float)), jnp.asarray(False))
 
-    def update(state: Progress, metric: Array) -> tuple[Progress, Decision]:
-        metric = jnp.asarray(metric).astype(state.best.dtype)
-        failed = ~jnp.isfinite(metric)
-        improved = _improves(metric, state.best, min_improvement, relative, maximise) & ~state.stopped
-        best = jnp.where(improved, metric, state.best)
-        waited = jnp.where(improved | (state.cooling > 0), 0, state.waited + 1)
-        waited = jnp.where(state.stopped, state.waited, waited)
-        late, cooling = waited >= patience, jnp.maximum(state.cooling - 1, 0)
-        if factor is None:
-            new = Progress(best, waited, cooling, state.scale, state.stopped | late | failed)
-        else:
-            scale = jnp.where(late, jnp.maximum(state.scale * factor, least), state.scale)
-            new = Progress(best, jnp.where(late, 0, waited), jnp.where(late, cooldown, cooling), scale, state.stopped)
-        return new, Decision(new.stopped, new.scale, improved, failed)
+def _check(monitor: Waiting) -> None:
+    where = type(monitor).__name__
+    monitor._set(
+        patience=whole_number(f"{where}: patience", monitor.patience, least=1),
+        min_improvement=number(f"{where}: min_improvement", monitor.min_improvement, least=0.0),
+        relative=yes_or_no(f"{where}: relative", monitor.relative),
+        maximise=yes_or_no(f"{where}: maximise", monitor.maximise),
+    )
 
-    return Monitor(init, update, maximise)
+
+def _first(maximise: bool) -> Progress:
+    nought = jnp.zeros((), jnp.int32)
+    return Progress(_worst(maximise), nought, nought + 0, jnp.ones((), jnp.result_type(float)), jnp.asarray(False))
+
+
+def _read(monitor: Waiting, state: Progress, metric: Array) -> tuple[Progress, Array, Array, Array]:
+    """The best and the counts after another metric; whether it is one too many, improves, is a failure."""
+    metric = jnp.asarray(metric).astype(state.best.dtype)
+    failed = ~jnp.isfinite(metric)
+    needed = in_dtype(monitor.min_improvement, state.best.dtype)
+    improved = _improves(metric, state.best, needed, monitor.relative, monitor.maximise) & ~state.stopped
+    best = poisoned(jnp.where(improved, metric, state.best), needed)
+    waited = jnp.where(improved | (state.cooling > 0), 0, state.waited + 1)
+    waited = jnp.where(state.stopped, state.waited, waited)
+    late, cooling = waited >= monitor.patience, jnp.maximum(state.cooling - 1, 0)
+    return Progress(best, waited, cooling, state.scale, state.stopped), late, improved, failed
 
 
 def _worst(maximise: bool) -> Array:
     return jnp.asarray(-jnp.inf if maximise else jnp.inf, jnp.result_type(float))
 
 
-def _improves(metric: Array, best: Array, least: float, relative: bool, maximise: bool) -> Array:
+def _improves(metric: Array, best: Array, least: Any, relative: bool, maximise: bool) -> Array:
     gain = metric - best if maximise else best - metric
     needed = jnp.where(jnp.isfinite(best), least * jnp.abs(best), 0) if relative else least  # ∞ − ∞ is NaN
     return jnp.isfinite(metric) & (gain > needed)

@@ -6,9 +6,7 @@ better one, because an epoch writes its result into the memory of an older state
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,6 @@ from jaxnn.mistakes import factory_hint
 from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
 from jaxnn.types import Array, Fit, TrainState, Tree
 
-CACHED_PROGRAMS = 64  # compiled programs kept
 LOSSES = ("loss", "validation_loss")
 
 
@@ -76,7 +73,7 @@ def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
         if monitors is not None:
             raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or best as before")
         return None
-    fresh = _compiled(watch.stopping, watch.plateau, watch.best)[0]()
+    fresh = _first(together(watch.stopping, watch.plateau, watch.best))
     given = monitors or Monitors()
     return Monitors(
         None if fresh.stopping is None else given.stopping or fresh.stopping,
@@ -89,24 +86,23 @@ def look(watch: Watch, monitors: Monitors, figure: float, train_state: TrainStat
     """The machines after another epoch; its state is copied if it is the best so far."""
     kept = monitors.best
     bare = monitors if kept is None else monitors._replace(best=Best(kept.metric, ()))
-    new, decision = _compiled(watch.stopping, watch.plateau, watch.best)[1](bare, figure)
+    new, decision = _next(together(watch.stopping, watch.plateau, watch.best), bare, figure)
     if kept is None or new.best is None:
         return new
     return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else kept.params))
 
 
-@lru_cache(maxsize=CACHED_PROGRAMS)
-def _compiled(*machines: Any) -> tuple[Callable[[], Monitors], Callable[[Monitors, Any], tuple[Monitors, Decision]]]:
-    """`together`, without the parameters, which the host keeps."""
-    machine = together(*machines)
+# `together`, without the parameters, which the host keeps.
 
-    def first_watch() -> Monitors:
-        return machine.init(())
 
-    def watching(monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
-        return machine.update(monitors, figure, ())
+@jax.jit
+def _first(machine: Monitor) -> Monitors:
+    return cast(Monitors, machine.init(()))
 
-    return jax.jit(first_watch), jax.jit(watching)
+
+@jax.jit
+def _next(machine: Monitor, monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
+    return machine.update(monitors, figure, ())
 
 
 def copied(tree: Tree) -> Tree:

@@ -21,7 +21,7 @@ FLOORS = (
     {"compiled", "interfaces"},
     {"types"},
     {"checks", "placement", "ranks"},
-    {"mistakes"},
+    {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"parameters", "sequences", "windows"},
     {"convolutions", "weighting"},

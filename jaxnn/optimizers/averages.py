@@ -5,17 +5,17 @@ Letters: θ parameters, m their mean, β its decay, t the number of parameters s
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, same_shapes
+from jaxnn.checks import number, poisoned, same_shapes
+from jaxnn.interfaces import Shown
 from jaxnn.optimizers.parts import ADVICE, first_step, next_step, real_floats, wide
-from jaxnn.showing import optimizer_line, shown
+from jaxnn.records import is_array
+from jaxnn.showing import shown
 from jaxnn.types import Array, Params
 
 
@@ -33,15 +33,17 @@ class EmaState(NamedTuple):
     average: Params
 
 
-@shown(optimizer_line)
-class Average(NamedTuple):
+class Average(Shown):
     """A state machine: `init(params) -> EmaState`, `update(state, params) -> EmaState`."""
 
-    init: Callable[[Params], EmaState]
-    update: Callable[[EmaState, Params], EmaState]
+    def init(self, params: Params) -> EmaState:
+        raise NotImplementedError(f"{type(self).__name__} has no init(params)")
+
+    def update(self, state: EmaState, params: Params) -> EmaState:
+        raise NotImplementedError(f"{type(self).__name__} has no update(state, params)")
 
 
-def ema(decay: float = 0.999) -> Average:
+class ema(Average):
     """The exponential moving average of the parameters, unbiased from the first on.
 
         m ← m + a(θ − m),    a = (1 − β) / (1 − βᵗ)
@@ -76,30 +78,37 @@ def ema(decay: float = 0.999) -> Average:
     >>> print(state.average)  # (1·1 + 2·2 + 4·4) / 7
     3.0
     """
-    return _ema(number("ema: decay", decay, least=0.0, below=1.0))
 
+    decay: float = 0.999
 
-@functools.cache
-def _ema(decay: float) -> Average:
-    log_decay = math.log(decay) if decay else -math.inf
+    def __post_init__(self) -> None:
+        self._set(decay=number("ema: decay", self.decay, least=0.0, below=1.0))
 
-    def init(params: Params) -> EmaState:
+    def init(self, params: Params) -> EmaState:
         real_floats("ema", params)
         copy = jax.tree.map(lambda leaf: jnp.array(leaf, wide(leaf), copy=True), params)  # donating θ loses nothing
         return EmaState(first_step(), copy)
 
-    def update(state: EmaState, params: Params) -> EmaState:
+    def update(self, state: EmaState, params: Params) -> EmaState:
         average = jax.tree.map(jnp.asarray, state.average)
         same_shapes("ema: the parameters do not fit the average", params, average, ADVICE)
         step = next_step(state.step)
-        # a comes to 1 − β; 1 − βᵗ as expm1, because it cancels where β is near 1.
-        part = (1 - decay) / -jnp.expm1(step.astype(jnp.result_type(float)) * log_decay)
+        part = _part(self.decay, step.astype(jnp.result_type(float)))
 
         def nearer(mean: Array, theta: Array) -> Array:
             theta = jnp.asarray(theta, mean.dtype)
             # At the first step a is 1, but for rounding, and what init was given counts nothing, be it NaN.
-            return jnp.where(step == 1, theta, mean + part.astype(mean.dtype) * (theta - mean))
+            new = jnp.where(step == 1, theta, mean + part.astype(mean.dtype) * (theta - mean))
+            return poisoned(new, self.decay)
 
         return EmaState(step, jax.tree.map(nearer, average, params))
 
-    return Average(init, update)
+
+def _part(decay: Any, t: Array) -> Array:
+    """The part a = (1 − β) / (1 − βᵗ), which comes to 1 − β; 1 − βᵗ as expm1: it cancels where β is near 1."""
+    if not is_array(decay):
+        return (1 - decay) / -jnp.expm1(t * (math.log(decay) if decay else -math.inf))
+    decay = decay.astype(t.dtype)
+    near_1 = decay > 0.5  # log 0 has no derivative
+    log_decay = jnp.log1p(-(1 - jnp.where(near_1, decay, 0.5)))
+    return (1 - decay) / jnp.where(near_1, -jnp.expm1(t * log_decay), 1 - decay**t)
