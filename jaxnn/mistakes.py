@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxnn.checks import path_name, seen
+from jaxnn.records import Record
 from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 CHANNELS = (1, 3)  # of grey and of coloured images
@@ -31,10 +32,11 @@ def is_function(value: Any) -> bool:
 
 
 def is_factory(value: Any) -> bool:
-    """True for a function of this library, such as `leaky_relu`, which makes a record."""
-    module = getattr(value, "__module__", None) or ""
-    home = sys.modules.get(module)
-    return module.startswith("jaxnn.") and inspect.isfunction(value) and getattr(home, value.__name__, None) is value
+    """True for a function or class of this library, such as `leaky_relu`, which makes a record."""
+    if not (inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, Record))):
+        return False
+    home = sys.modules.get(value.__module__)
+    return value.__module__.startswith("jaxnn.") and getattr(home, value.__name__, None) is value
 
 
 def factory_hint(value: Any) -> str:
@@ -63,8 +65,8 @@ def loss_record(where: str, loss: Any) -> None:
     if is_function(loss) and not hint:
         hint = (
             "; make a record of a function f(prediction, target) -> [N], one cost for each example: "
-            "Loss('mine', f, delta), with delta(prediction, target) = ∂Cₙ/∂predictionₙ by hand, or by "
-            "jax.grad(lambda prediction, target: f(prediction, target).sum())"
+            "Loss('mine', f), whose δ is then by jax.grad, or Loss('mine', f, delta), with delta(prediction, target) = "
+            "∂Cₙ/∂predictionₙ by hand"
         )
     if isinstance(loss, str):
         hint = f"; the losses are in jaxnn.losses, as losses.{loss if loss.isidentifier() else 'mse'}"
@@ -74,7 +76,7 @@ def loss_record(where: str, loss: Any) -> None:
 def optimizer_record(where: str, optimizer: Any) -> None:
     """Raises TypeError unless optimizer has init and update, as jaxnn's and optax's have."""
     is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
-    if not is_one or (isinstance(optimizer, tuple) and len(optimizer) != 2):
+    if not is_one or inspect.isclass(optimizer) or (isinstance(optimizer, tuple) and len(optimizer) != 2):
         hint = "; a factory needs its parentheses, adam(1e-3)" if is_function(optimizer) else ""
         if isinstance(optimizer, (int, float, str)):
             hint = "; give an optimizer with its rate, adam(1e-3)"

@@ -98,7 +98,10 @@ class Record:
         return int(known)
 
     def __repr__(self) -> str:
-        return f"{type(self).shown_as or type(self).__name__}({', '.join(arguments_of(self))})"
+        name = type(self).shown_as
+        if name and not fields_of(self):  # the instance is what is public, `relu`
+            return name
+        return f"{name or type(self).__name__}({', '.join(arguments_of(self))})"
 
     def __getstate__(self) -> dict[str, Any]:
         return fields_of(self)
@@ -230,6 +233,8 @@ def frozen(value: Any) -> Any:
             "a record that holds JAX arrays cannot be hashed: give it to a compiled function as an argument, not as "
             "a static one"
         )
+    if callable(value) and type(value).__hash__ is None:  # a user's own schedule, as a dataclass with __call__
+        return type(value).__name__, id(value)
     return type(value).__name__, value
 
 
@@ -260,12 +265,17 @@ def written(value: Any) -> str:
     """A value of a field as it is written in a call."""
     if isinstance(value, Record):
         return repr(value)
-    if isinstance(value, tuple) and type(value) is tuple:
-        return f"({', '.join(map(written, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, tuple):
+        named = type(value) is not tuple
+        return (
+            f"{type(value).__name__ * named}({', '.join(map(written, value))}{',' * (len(value) == 1 and not named)})"
+        )
     if is_array(value):
         if isinstance(value, jax.core.Tracer) or not hasattr(value, "__array__") or value.shape:
             return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
         return f"{value.dtype}({np.asarray(value).item()!r})"
+    if isinstance(value, types.MethodType) and isinstance(value.__self__, Record):
+        return f"{value.__self__!r}.{value.__name__}"
     if callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__)
     return repr(value)
