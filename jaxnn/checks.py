@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.records import is_array
-from jaxnn.types import DType, InShape, Key, Outline, Shape, Tree
+from jaxnn.types import Activation, DType, InShape, Key, Loss, Outline, Penalty, Shape, Tree
 
 LONGEST = 120  # characters of a value in a message
 MAX_REPORTED = 5  # mismatches listed before "and n more"
@@ -82,6 +82,9 @@ def seen(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
     text = repr(value)
+    if isinstance(value, (Activation, Loss, Penalty)):
+        base = next(base.__name__ for base in (Activation, Loss, Penalty) if isinstance(value, base))
+        text = text if text.startswith(f"{base}(") else f"the {base} {text}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

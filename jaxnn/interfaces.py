@@ -285,6 +285,8 @@ class OwnLoss(Loss):
     def __post_init__(self) -> None:
         if self.delta is None or isinstance(self.delta, ByAutodiff):
             self._set(delta=ByAutodiff(self.value))
+        if getattr(self.value, "__doc__", None):
+            self._set(__doc__=self.value.__doc__)
 
 
 class ByAutodiff(Record):

@@ -118,7 +118,7 @@ def test_the_same_by_hand(case):
 
 
 LOSSES = {
-    "a lambda": (lambda y, t: (y - t) ** 2, ("Loss('mine', f, delta)", "jax.grad")),
+    "a lambda": (lambda y, t: (y - t) ** 2, ("Loss('mine', f)", "Loss('mine', f, delta)", "jax.grad")),
     "a function of jax.nn": (jax.nn.softmax, ("Loss('mine', f, delta)",)),
     "a factory": (losses.huber, ("parentheses", "huber(…)")),
     "a name": ("mse", ("'mse'", "losses.mse")),
@@ -157,7 +157,7 @@ def test_nets_and_optimizers():
         (relu, "serial(relu)"),
         ([dense(2)], "list"),
     ):
-        says = ("net must be a Layer record", says if net.__class__ is not list else "[<Layer dense>]")
+        says = ("net must be a Layer record", says if net.__class__ is not list else "[dense(2)]")
         for call in (
             lambda net=net: predict(net, state, X),
             lambda net=net: evaluate(net, CROSS_ENTROPY, state, DATA),
