@@ -1,7 +1,7 @@
 """The elementwise non-linearities h = σ(z): the value of each, its slope, and what it does at a kink.
 
-An activation is a record, `relu`; one with a parameter is a factory, `leaky_relu(0.1)`, and equal calls give
-the same record. `slope(z, h)` uses whichever of z and h is cheaper: mostly h, which the next layer keeps.
+An activation is a record, `relu`; one with a parameter is a class of them, `leaky_relu(0.1)`. `slope(z, h)` uses
+whichever of z and h is cheaper: mostly h, which the next layer keeps.
 `help(relu)` shows the formulas and the source of each.
 
     name             h = σ(z)               dh/dz                    source
@@ -35,13 +35,13 @@ value is NaN.
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number
+from jaxnn.checks import number, setting
 from jaxnn.types import Activation, Array
 
 __all__ = ["sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity"]
@@ -65,62 +65,82 @@ def _finite(z: Array) -> Array:
     return jnp.clip(z, float(limits.min), float(limits.max))
 
 
+class Plain(Activation):
+    """An activation without a parameter: the instance is what is public."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+
+
 # ---------------------------------------------------------------- squashing
 
 
-def _sigmoid_value(z: Array) -> Array:
+class Sigmoid(Plain):
     """σ(z) = 1 / (1 + e⁻ᶻ), dh/dz = h (1 − h).
 
     Source: Rumelhart, Hinton & Williams (1986), "Learning representations by back-propagating errors".
     """
-    return jax.lax.logistic(z)
+
+    shown_as = "sigmoid"
+
+    def value(self, z: Array) -> Array:
+        return jax.lax.logistic(z)
+
+    def slope(self, z: Array, h: Array) -> Array:
+        return h * (1 - h)
 
 
-def _sigmoid_slope(z: Array, h: Array) -> Array:
-    return h * (1 - h)
-
-
-def _tanh_value(z: Array) -> Array:
+class Tanh(Plain):
     """σ(z) = tanh z, dh/dz = (1 − h) (1 + h).
 
     Source: LeCun, Bottou, Orr & Müller (1998), "Efficient backprop".
     """
-    return jnp.tanh(z)
+
+    shown_as = "tanh"
+
+    def value(self, z: Array) -> Array:
+        return jnp.tanh(z)
+
+    def slope(self, z: Array, h: Array) -> Array:
+        # Where h is near ±1, its own rounding leaves this few digits (1e-4 at |z| = 4 in float32), and 1 − h² as few.
+        # 4e/(1 + e)² with e = e^{−2|z|} keeps them all, for an exponential more per entry.
+        return (1 - h) * (1 + h)
 
 
-def _tanh_slope(z: Array, h: Array) -> Array:
-    # Where h is near ±1, its own rounding leaves this few digits (1e-4 at |z| = 4 in float32), and 1 − h² as few.
-    # 4e/(1 + e)² with e = e^{−2|z|} keeps them all, for an exponential more per entry.
-    return (1 - h) * (1 + h)
-
-
-sigmoid = Activation("sigmoid", _sigmoid_value, _sigmoid_slope)
-tanh = Activation("tanh", _tanh_value, _tanh_slope)
+sigmoid, tanh = Sigmoid(), Tanh()
 
 
 # ---------------------------------------------------------------- rectifiers with a kink
 # `z <= 0` and not `z > 0`: a NaN then falls into the branch that lets it through.
 
 
-def _relu_value(z: Array) -> Array:
+class Relu(Plain):
     """σ(z) = z if z > 0, else 0, dh/dz = 1 if h > 0, else 0: 0 at the kink z = 0.
 
     Source: Nair & Hinton (2010), "Rectified linear units improve restricted Boltzmann machines".
     """
-    return jnp.where(z <= 0, 0, z)
+
+    shown_as = "relu"
+    leak, kinks = 0.0, ((0.0, 0.0),)
+
+    def value(self, z: Array) -> Array:
+        return jnp.where(z <= 0, 0, z)
+
+    def slope(self, z: Array, h: Array) -> Array:
+        return jnp.where(h <= 0, jnp.zeros_like(h), jnp.ones_like(h))
 
 
-def _relu_slope(z: Array, h: Array) -> Array:
-    return jnp.where(h <= 0, jnp.zeros_like(h), jnp.ones_like(h))
+relu = Relu()
 
 
-relu = Activation("relu", _relu_value, _relu_slope, leak=0.0, kinks=((0.0, 0.0),))
+class leaky_relu(Activation):
+    """σ(z) = z if z > 0, else λz, dh/dz = 1 if h > 0, else λ, at the kink z = 0 too.
 
+    `leaky_relu(0)` is `relu`.
 
-def leaky_relu(negative_slope: float = 0.01) -> Activation:
-    """The rectifier that lets λ = `negative_slope` of what is negative through: h = z if z > 0, else λz.
-
-    Equal calls give the same record; `leaky_relu(0)` is `relu`.
+    Args:
+        negative_slope: λ ≥ 0, also called `leak`; a number, or a JAX scalar, traced or not.
 
     Raises:
         ValueError: if λ is negative or not finite.
@@ -130,104 +150,126 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
     >>> print(leaky_relu(0.1).value(jnp.array([-5.0, 5.0])))
     [-0.5  5. ]
     """
-    leak = number("activations.leaky_relu: negative_slope", negative_slope, least=0.0)
-    return _leaky_relu(leak) if leak else relu
 
+    negative_slope: float = 0.01
 
-@functools.cache  # compiled programs are cached by the identity of these functions
-def _leaky_relu(leak: float) -> Activation:
-    def value(z: Array) -> Array:
-        return jnp.where(z <= 0, leak * z, z)
+    def __new__(cls, negative_slope: float = 0.01) -> Any:
+        is_relu = isinstance(negative_slope, (int, float)) and negative_slope is not False and negative_slope == 0
+        return relu if is_relu else super().__new__(cls)
 
-    value.__doc__ = f"""σ(z) = z if z > 0, else λz, dh/dz = 1 if h > 0, else λ, at the kink z = 0 too; λ = {leak:g}.
+    def __post_init__(self) -> None:
+        where = "activations.leaky_relu: negative_slope"
+        self._set(negative_slope=number(where, self.negative_slope, least=0.0))
 
-    Source: Maas, Hannun & Ng (2013), "Rectifier nonlinearities improve neural network acoustic models".
-    """
+    @property
+    def leak(self) -> Any:
+        return self.negative_slope
 
-    def slope(z: Array, h: Array) -> Array:
-        return jnp.where(h <= 0, jnp.full_like(h, leak), jnp.ones_like(h))
+    @property
+    def kinks(self) -> Any:
+        return ((0.0, self.leak),)
 
-    return Activation("leaky_relu", value, slope, leak=leak, kinks=((0.0, leak),))
+    def value(self, z: Array) -> Array:
+        return jnp.where(z <= 0, setting(self.leak, jnp.result_type(z)) * z, z)
+
+    def slope(self, z: Array, h: Array) -> Array:
+        return jnp.where(h <= 0, jnp.full_like(h, self.leak), jnp.ones_like(h))
 
 
 # ---------------------------------------------------------------- smooth rectifiers
 
 
-def _elu_value(z: Array) -> Array:
+class Elu(Plain):
     """σ(z) = z if z > 0, else eᶻ−1, dh/dz = 1 if h > 0, else h + 1.
 
     Source: Clevert, Unterthiner & Hochreiter (2016), "Fast and accurate deep network learning by ELUs".
     """
-    return jnp.where(z <= 0, jnp.expm1(jnp.where(z <= 0, z, 0)), z)  # inner where: eᶻ overflows for large z
+
+    shown_as = "elu"
+    leak = 0.0
+
+    def value(self, z: Array) -> Array:
+        return jnp.where(z <= 0, jnp.expm1(jnp.where(z <= 0, z, 0)), z)  # inner where: eᶻ overflows for large z
+
+    def slope(self, z: Array, h: Array) -> Array:
+        return jnp.where(h <= 0, h + 1, jnp.ones_like(h))
 
 
-def _elu_slope(z: Array, h: Array) -> Array:
-    return jnp.where(h <= 0, h + 1, jnp.ones_like(h))
-
-
-def _softplus_value(z: Array) -> Array:
+class Softplus(Plain):
     """σ(z) = log(1 + eᶻ), dh/dz = sigmoid(z) = 1 − e⁻ʰ.
 
     Source: Dugas et al. (2001), "Incorporating second-order functional knowledge for better option pricing".
     """
-    return jnp.logaddexp(z, jnp.zeros_like(z))
+
+    shown_as = "softplus"
+    leak = 0.0
+
+    def value(self, z: Array) -> Array:
+        return jnp.logaddexp(z, jnp.zeros_like(z))
+
+    def slope(self, z: Array, h: Array) -> Array:
+        return -jnp.expm1(-h)
 
 
-def _softplus_slope(z: Array, h: Array) -> Array:
-    return -jnp.expm1(-h)
-
-
-def _silu_value(z: Array) -> Array:
+class Silu(Plain):
     """σ(z) = zs, s = sigmoid(z), dh/dz = s (1 + z (1 − s)).
 
     Source: Elfwing, Uchibe & Doya (2018), "Sigmoid-weighted linear units for neural network function
     approximation in reinforcement learning".
     """
-    z = _not_minus_infinity(z)
-    return z * jax.lax.logistic(z)
+
+    shown_as = "silu"
+    leak = 0.0
+
+    def value(self, z: Array) -> Array:
+        z = _not_minus_infinity(z)
+        return z * jax.lax.logistic(z)
+
+    def slope(self, z: Array, h: Array) -> Array:
+        z = _finite(z)
+        s = jax.lax.logistic(z)
+        return s * (1 + z * (1 - s))
 
 
-def _silu_slope(z: Array, h: Array) -> Array:
-    z = _finite(z)
-    gate = jax.lax.logistic(z)
-    return gate * (1 + z * (1 - gate))
-
-
-def _gelu_value(z: Array) -> Array:
+class Gelu(Plain):
     """σ(z) = z Φ(z), dh/dz = Φ(z) + z φ(z), φ and Φ density and distribution function of N(0, 1).
 
     Source: Hendrycks & Gimpel (2016), "Gaussian error linear units".
     """
-    z = _not_minus_infinity(z)
-    return z * _normal_distribution(z)
 
+    shown_as = "gelu"
+    leak = 0.0
 
-def _gelu_slope(z: Array, h: Array) -> Array:
-    z = _finite(z)
-    density = NORMAL_DENSITY_AT_0 * jnp.exp(-0.5 * z * z)
-    return _normal_distribution(z) + z * density
+    def value(self, z: Array) -> Array:
+        z = _not_minus_infinity(z)
+        return z * _normal_distribution(z)
+
+    def slope(self, z: Array, h: Array) -> Array:
+        z = _finite(z)
+        density = NORMAL_DENSITY_AT_0 * jnp.exp(-0.5 * z * z)
+        return _normal_distribution(z) + z * density
 
 
 def _normal_distribution(z: Array) -> Array:
     return 0.5 * jax.lax.erfc(-SQRT_HALF * z)  # erfc: 1 + erf cancels for negative z
 
 
-elu = Activation("elu", _elu_value, _elu_slope, leak=0.0)
-softplus = Activation("softplus", _softplus_value, _softplus_slope, leak=0.0)
-silu = Activation("silu", _silu_value, _silu_slope, leak=0.0)
-gelu = Activation("gelu", _gelu_value, _gelu_slope, leak=0.0)
+elu, softplus, silu, gelu = Elu(), Softplus(), Silu(), Gelu()
 
 
 # ---------------------------------------------------------------- none
 
 
-def _identity_value(z: Array) -> Array:
+class Identity(Plain):
     """σ(z) = z, dh/dz = 1."""
-    return z
+
+    shown_as = "identity"
+
+    def value(self, z: Array) -> Array:
+        return z
+
+    def slope(self, z: Array, h: Array) -> Array:
+        return jnp.ones_like(z)
 
 
-def _identity_slope(z: Array, h: Array) -> Array:
-    return jnp.ones_like(z)
-
-
-identity = Activation("identity", _identity_value, _identity_slope)
+identity = Identity()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxnn import checks
 from jaxnn.checks import is_floating, seen
 from jaxnn.mistakes import accepts, factory_hint, is_function, of_two_arrays
+from jaxnn.records import Record
 from jaxnn.types import Array, Loss, Metric, Tree
 from jaxnn.weighting import figures_of, power_of_two, usable_weights, weighted
 
@@ -23,6 +24,27 @@ NamedMetrics = tuple[tuple[str, Metric], ...]
 DataSet = tuple[Any, ...]  # (x, target) or (x, target, weights), N examples first
 # names in the history that no metric may have
 RESERVED = {"loss", "penalty", "seconds", "weight", "update_scale", "skipped"}
+
+
+class ValueOf(Record):
+    """The value of a loss as a metric, `losses.mse.value`: with the loss's name, entries and check."""
+
+    loss: Loss
+
+    def __call__(self, prediction: Any, target: Any) -> Array:
+        return self.loss.value(prediction, target)
+
+    @property
+    def __name__(self) -> str:
+        return self.loss.name
+
+    @property
+    def entries(self) -> Any:
+        return self.loss.entries
+
+    @property
+    def check(self) -> Any:
+        return self.loss.check
 
 
 def in_moderation(data: DataSet) -> tuple[DataSet, Array | float]:
@@ -114,6 +136,9 @@ def named_metrics(metrics: Metrics) -> NamedMetrics:
 def _metric(pair: tuple[Any, Any]) -> tuple[Any, Metric]:
     """The pair, if the second of it is a function of two arguments."""
     metric = pair[1]
+    loss = getattr(metric, "__self__", None)
+    if isinstance(loss, Loss) and metric == loss.value:
+        return pair[0], ValueOf(loss)
     if not is_function(metric):
         hint = f": give losses.{metric.name}.value" if isinstance(metric, Loss) else ""
         raise TypeError(f"a metric is a function (prediction, target) -> [N], got {seen(metric)}{hint}")

@@ -13,6 +13,7 @@ from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import jax
 import jax.numpy as jnp
 
 from jaxnn.aliases import Array, DType, InShape, Key, Params, State, Tree
@@ -251,7 +252,7 @@ class Activation(Shown):
 
     @cached_property
     def name(self) -> str:
-        return type(self).__name__
+        return type(self).shown_as or type(self).__name__
 
     def value(self, z: Array) -> Array:
         raise NotImplementedError(f"{self.name} has no value(z)")
@@ -294,7 +295,8 @@ class OwnActivation(Activation):
 class Loss(Shown):
     """A cost per example and its hand-derived δ.
 
-    One of one's own is `Loss(name, value, delta)`.
+    One of one's own is `Loss(name, value, delta)`, or a class derived from this one whose fields are its settings.
+    `Loss(name, value)` takes `jax.grad` of its value for δ.
 
     Attributes:
         name: the standard name, `"mse"`.
@@ -314,7 +316,7 @@ class Loss(Shown):
             self,
             name: str,
             value: Callable[[Array, Array], Array],
-            delta: Callable[[Array, Array], Array],
+            delta: Callable[[Array, Array], Array] | None = None,
             check: Callable[[Any, Any], None] | None = None,
             entries: Callable[[Array, Array], Array] | None = None,
         ) -> None: ...
@@ -324,7 +326,7 @@ class Loss(Shown):
 
     @cached_property
     def name(self) -> str:
-        return type(self).__name__
+        return type(self).shown_as or type(self).__name__
 
     def value(self, prediction: Array, target: Array) -> Array:
         raise NotImplementedError(f"losses: {self.name} has no value(prediction, target)")
@@ -351,9 +353,27 @@ class OwnLoss(Loss):
 
     name: str = field()
     value: Any = field()
-    delta: Any = field()
+    delta: Any = None
     check: Any = None
     entries: Any = None
+
+    def __post_init__(self) -> None:
+        if self.delta is None or isinstance(self.delta, ByAutodiff):
+            self._set(delta=ByAutodiff(self.value))
+        if getattr(self.value, "__doc__", None):
+            self._set(__doc__=self.value.__doc__)
+
+
+class ByAutodiff(Record):
+    """δₙ = ∂Cₙ/∂(predictionₙ) by JAX, of a value whose costs [N] each depend on one example."""
+
+    shown_as = "jax.grad"
+
+    value: Any
+
+    def __call__(self, prediction: Any, target: Any) -> Any:
+        costs, pull = jax.vjp(lambda prediction: self.value(prediction, target), prediction)
+        return pull(jnp.ones_like(costs))[0]
 
 
 # ---------------------------------------------------------------- penalties

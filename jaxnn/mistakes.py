@@ -62,8 +62,8 @@ def loss_record(where: str, loss: Any) -> None:
     if is_function(loss) and not hint:
         hint = (
             "; make a record of a function f(prediction, target) -> [N], one cost for each example: "
-            "Loss('mine', f, delta), with delta(prediction, target) = ∂Cₙ/∂predictionₙ by hand, or by "
-            "jax.grad(lambda prediction, target: f(prediction, target).sum())"
+            "Loss('mine', f), whose δ is then by jax.grad, or Loss('mine', f, delta), with delta(prediction, target) = "
+            "∂Cₙ/∂predictionₙ by hand"
         )
     if isinstance(loss, str):
         hint = f"; the losses are in jaxnn.losses, as losses.{loss if loss.isidentifier() else 'mse'}"
@@ -73,7 +73,7 @@ def loss_record(where: str, loss: Any) -> None:
 def optimizer_record(where: str, optimizer: Any) -> None:
     """Raises TypeError unless optimizer has init and update, as jaxnn's and optax's have."""
     is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
-    if not is_one or (isinstance(optimizer, tuple) and len(optimizer) != 2):
+    if not is_one or inspect.isclass(optimizer) or (isinstance(optimizer, tuple) and len(optimizer) != 2):
         hint = "; a factory needs its parentheses, adam(1e-3)" if is_function(optimizer) else ""
         if isinstance(optimizer, (int, float, str)):
             hint = "; give an optimizer with its rate, adam(1e-3)"

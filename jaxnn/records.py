@@ -240,6 +240,8 @@ def frozen(value: Any) -> Any:
             "a record that holds JAX arrays cannot be hashed: give it to a compiled function as an argument, not as "
             "a static one"
         )
+    if callable(value) and type(value).__hash__ is None:  # a user's own schedule, as a dataclass with __call__
+        return type(value).__name__, id(value)
     return type(value).__name__, value
 
 
@@ -270,12 +272,17 @@ def written(value: Any) -> str:
     """A value of a field as it is written in a call."""
     if isinstance(value, Record):
         return repr(value)
-    if isinstance(value, tuple) and type(value) is tuple:
-        return f"({', '.join(map(written, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, tuple):
+        named = type(value) is not tuple
+        return (
+            f"{type(value).__name__ * named}({', '.join(map(written, value))}{',' * (len(value) == 1 and not named)})"
+        )
     if is_array(value):
         if isinstance(value, jax.core.Tracer) or not hasattr(value, "__array__") or value.shape:
             return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
         return f"{value.dtype}({np.asarray(value).item()!r})"
+    if isinstance(value, types.MethodType) and isinstance(value.__self__, Record):
+        return f"{value.__self__!r}.{value.__name__}"
     if callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__)
     return repr(value)

@@ -316,21 +316,25 @@ def test_help_shows_the_formulas_of_the_table() -> None:
         value, delta, _ = re.split(" {2,}", rows[loss.name])
         for part in (f"C = {value}, δ = {delta.removesuffix(', else 0')}", "Shapes: ", "Target: ", "Source: "):
             assert part in text, f"{part!r} is not in {text}"
-        assert repr(loss).startswith(f"<Loss {loss.name}: C = {value}")
+        assert repr(loss).partition("(")[0] == loss.name
     assert "Attributes:" in pydoc.render_doc(Loss, renderer=pydoc.plaintext)
-    assert "d = 0.25" in repr(losses.huber(0.25))
-    assert "α = 0.25" in repr(losses.label_smoothing(0.25))
+    assert repr(losses.huber(0.25)) == "huber(delta=0.25)"
+    assert repr(losses.label_smoothing(0.25)) == "label_smoothing(smoothing=0.25)"
 
 
 def test_help_of_a_loss_of_ones_own() -> None:
     def value(y: Any, t: Any) -> Any:
         """C = my own."""
 
-    assert Loss("own", value, value).__doc__ == "C = my own."
-    assert Loss("own", lambda y, t: y, value).__doc__ == Loss.__doc__
-    assert repr(Loss("own", lambda y, t: y, value)) == "<Loss own>"
-    assert losses.mse == losses.mse._replace() != losses.mae
-    assert hash(losses.mse) == hash(losses.mse._replace())
+    own = Loss("own", value, value)
+    assert own.__doc__ == "C = my own."
+    assert "C = my own." in pydoc.render_doc(own.value, renderer=pydoc.plaintext)
+    assert Loss("own", lambda y, t: y, value).__doc__ == type(own).__doc__
+    assert repr(own).startswith("Loss('own', test_help_of_a_loss_of_ones_own")
+    same = losses.mse._replace()
+    assert same == losses.mse._replace() != losses.mae._replace()
+    assert hash(same) == hash(losses.mse._replace())
+    assert repr(same) == "Loss('mse', mse.value, delta=mse.delta, check=mse.check, entries=mse.entries)"
 
 
 # ---------------------------------------------------------------- numerics
@@ -532,9 +536,10 @@ def test_labels_of_any_integer_type() -> None:
 # ---------------------------------------------------------------- huber's parameter
 
 
-def test_equal_huber_losses_are_one_record() -> None:
-    assert losses.huber() is losses.huber(1.0) is losses.huber(delta=1)
-    assert losses.huber(0.5) is not losses.huber(1.0)
+def test_equal_huber_losses_are_equal_records() -> None:
+    assert losses.huber() == losses.huber(1.0) == losses.huber(delta=1)
+    assert hash(losses.huber()) == hash(losses.huber(delta=1))
+    assert losses.huber(0.5) != losses.huber(1.0)
 
 
 @pytest.mark.parametrize("delta", [0, -1.0, math.nan, math.inf])
@@ -580,9 +585,9 @@ def test_smoothing_mixes_two_cross_entropies() -> None:
     np.testing.assert_allclose(smooth(best, numbers([0])), np.zeros((1, 5)), atol=1e-7)
 
 
-def test_equal_smoothings_are_one_record() -> None:
-    assert losses.label_smoothing() is losses.label_smoothing(smoothing=0.1)
-    assert losses.label_smoothing(0.2) is not losses.label_smoothing(0.1)
+def test_equal_smoothings_are_equal_records() -> None:
+    assert losses.label_smoothing() == losses.label_smoothing(smoothing=0.1)
+    assert losses.label_smoothing(0.2) != losses.label_smoothing(0.1)
     for bad, error in ((-0.1, ValueError), (1.1, ValueError), (math.nan, ValueError), ("0.1", TypeError)):
         with pytest.raises(error, match=r"losses\.label_smoothing: smoothing must be"):
             losses.label_smoothing(bad)

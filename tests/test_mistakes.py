@@ -118,7 +118,7 @@ def test_the_same_by_hand(case):
 
 
 LOSSES = {
-    "a lambda": (lambda y, t: (y - t) ** 2, ("Loss('mine', f, delta)", "jax.grad")),
+    "a lambda": (lambda y, t: (y - t) ** 2, ("Loss('mine', f)", "Loss('mine', f, delta)", "jax.grad")),
     "a function of jax.nn": (jax.nn.softmax, ("Loss('mine', f, delta)",)),
     "a factory": (losses.huber, ("parentheses", "huber(…)")),
     "a name": ("mse", ("'mse'", "losses.mse")),

@@ -6,9 +6,7 @@ Letters: N batch, T time, D features, the last axis; y prediction, p probability
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,141 +14,138 @@ import numpy as np
 
 from jaxnn import checks
 from jaxnn.losses.probabilities import at_least, log_clipped, no_probability, smallest
-from jaxnn.losses.targets import NUMBERS, SHARES, SIGNS, Domain, check_dtypes, check_values, poison
+from jaxnn.losses.targets import NUMBERS, SHARES, SIGNS, Domain, check_dtypes, check_values, completed, poison
+from jaxnn.records import same, written
 from jaxnn.types import Array, Loss
 
 
-def _entrywise(
-    name: str,
-    formula: str,
-    source: str,
-    *,
-    cost: Callable[..., Array],
-    slope: Callable[..., Array],
-    domain: Domain,
-    mean: bool = False,
-    unusable: Callable[[Array], Array] | None = None,
-    clips: bool = False,
-) -> Loss:
-    """The Loss of entrywise rules cost(y, t) and slope(y, t) = ∂cost/∂y; mean or sum over D, mean over what is between.
+class Entrywise(Loss):
+    """A loss of rules for one entry, cost(y, t) and slope(y, t) = ∂cost/∂y; over the axes between N and D, the mean.
 
-    `unusable` names the predictions that must give NaN and would not by themselves. Rules that clip
-    probabilities are also given `tiny`, the place to do it.
+    Attributes:
+        domain: what a target may hold.
+        mean: over D, the mean; the sum otherwise.
+        clips: rules that clip probabilities are also given `tiny`, the place to do it.
+        unusable: where a prediction y must give NaN and would not by itself; None without.
     """
-    where = f"losses.{name}"
 
-    def check_form(prediction: Any, target: Any) -> None:
+    domain: ClassVar[Domain] = NUMBERS
+    mean: ClassVar[bool] = False
+    clips: ClassVar[bool] = False
+    cost = slope = unusable = cast(Any, None)
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        completed(
+            cls,
+            f"""Shapes: prediction and target [N], [N, D] or [N, …, D] (steps [N, T, D], images [N, H, W, D]); C [N],
+    δ like the prediction. The {"mean" if cls.mean else "Σ"} runs over D; over the axes between, always the mean. Images
+    of one value per pixel are [N, H, W, 1].
+    Target: values {cls.domain.meant}.""",
+        )
+
+    def value(self, prediction: Array, target: Array) -> Array:
+        with jax.named_scope(self.name):
+            y, t, share, clip = self._enter(prediction, target)
+            return share * self.cost(y, t, **clip).sum(axis=tuple(range(1, y.ndim)))
+
+    def entries(self, prediction: Array, target: Array) -> Array:
+        with jax.named_scope(self.name):
+            kept = max(jnp.ndim(prediction) - 1, 1)
+            y, t, share, clip = self._enter(prediction, target, kept)
+            return share * self.cost(y, t, **clip).sum(axis=tuple(range(kept, y.ndim)))
+
+    def delta(self, prediction: Array, target: Array) -> Array:
+        y, t, share, clip = self._enter(prediction, target)
+        return (share * self.slope(y, t, **clip)).astype(jnp.asarray(prediction).dtype)
+
+    def check(self, prediction: Any, target: Any) -> None:
+        target = np.asarray(target)
+        self._check_form(prediction, target)
+        check_values(f"losses.{self.name}", self.domain, target)
+
+    def _check_form(self, prediction: Any, target: Any) -> None:
+        where = f"losses.{self.name}"
         check_dtypes(where, prediction, target)
         checks.entry_by_entry(where, prediction, target, "losses.softmax_cross_entropy")
-        if domain is SIGNS and target.dtype == jnp.bool_:
+        if self.domain is SIGNS and target.dtype == jnp.bool_:
             raise ValueError(f"{where} expects labels -1 and 1, got bool: use jnp.where(target, 1, -1)")
 
-    def enter(prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, float]]:
-        prediction, target = checks.as_arrays(where, prediction, target)
-        check_form(prediction, target)
+    def _enter(self, prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, float]]:
+        prediction, target = checks.as_arrays(f"losses.{self.name}", prediction, target)
+        self._check_form(prediction, target)
         work = checks.accumulator(prediction.dtype)
         y, t = prediction.astype(work), target.astype(work)
-        if domain.poisons:
-            t = t + poison(domain.wrong(t) if unusable is None else domain.wrong(t) | unusable(y), t, kept)
-        parts = math.prod(y.shape[kept:] if mean else y.shape[kept:-1])
-        return y, t, 1 / parts, {"tiny": smallest(prediction.dtype)} if clips else {}
-
-    @jax.named_scope(name)
-    def value(prediction: Array, target: Array) -> Array:
-        y, t, share, clip = enter(prediction, target)
-        return share * cost(y, t, **clip).sum(axis=tuple(range(1, y.ndim)))
-
-    @jax.named_scope(name)
-    def entries(prediction: Array, target: Array) -> Array:
-        kept = max(jnp.ndim(prediction) - 1, 1)
-        y, t, share, clip = enter(prediction, target, kept)
-        return share * cost(y, t, **clip).sum(axis=tuple(range(kept, y.ndim)))
-
-    def delta(prediction: Array, target: Array) -> Array:
-        y, t, share, clip = enter(prediction, target)
-        return (share * slope(y, t, **clip)).astype(jnp.asarray(prediction).dtype)
-
-    def check(prediction: Any, target: Any) -> None:
-        target = np.asarray(target)
-        check_form(prediction, target)
-        check_values(where, domain, target)
-
-    value.__name__, value.__qualname__ = name, f"{name}.value"
-    value.__doc__ = delta.__doc__ = f"""{formula}
-
-    Shapes: prediction and target [N], [N, D] or [N, …, D] (steps [N, T, D], images [N, H, W, D]); C [N], δ like the
-    prediction. The {"mean" if mean else "Σ"} runs over D; over the axes between, always the mean. Images of one value
-    per pixel are [N, H, W, 1].
-    Target: values {domain.meant}.
-
-    Source: {source}.
-    """
-    value.entries = entries  # type: ignore[attr-defined]  # the value is a metric too
-    return Loss(name, value, delta, check, entries)
+        if self.domain.poisons:
+            wrong = self.domain.wrong(t)
+            t = t + poison(wrong if self.unusable is None else wrong | self.unusable(y), t, kept)
+        parts = math.prod(y.shape[kept:] if self.mean else y.shape[kept:-1])
+        return y, t, 1 / parts, {"tiny": smallest(prediction.dtype)} if self.clips else {}
 
 
 # ---------------------------------------------------------------- regression
 
 
-mse = _entrywise(
-    "mse",
-    "C = mean (y−t)², δ = 2(y−t)/D: the mean squared error.",
-    'Gauss (1809), "Theoria motus corporum coelestium"',
-    cost=lambda y, t: jnp.square(y - t),
-    slope=lambda y, t: 2 * (y - t),
-    domain=NUMBERS,
-    mean=True,
-)
+class Mse(Entrywise):
+    """C = mean (y−t)², δ = 2(y−t)/D: the mean squared error.
 
-mae = _entrywise(
-    "mae",
-    "C = mean |y−t|, δ = sign(y−t)/D, 0 at y = t: the mean absolute error.",
-    'Boscovich (1757), "De litteraria expeditione per pontificiam ditionem"',
-    cost=lambda y, t: (y - t) * jnp.sign(y - t),  # not jnp.abs, whose derivative at 0 is 1
-    slope=lambda y, t: jnp.sign(y - t),
-    domain=NUMBERS,
-    mean=True,
-)
+    Source: Gauss (1809), "Theoria motus corporum coelestium".
+    """
 
-half_squared_error = _entrywise(
-    "half_squared_error",
-    "C = ½ Σ (y−t)², δ = y−t: half the squared distance, D/2 · mse, the classical cost of backpropagation.",
-    'Rumelhart, Hinton & Williams (1986), "Learning representations by back-propagating errors"',
-    cost=lambda y, t: 0.5 * jnp.square(y - t),
-    slope=lambda y, t: y - t,
-    domain=NUMBERS,
-)
+    shown_as = "mse"
+    mean = True
+
+    def cost(self, y: Array, t: Array) -> Array:
+        return jnp.square(y - t)
+
+    def slope(self, y: Array, t: Array) -> Array:
+        return 2 * (y - t)
 
 
-@cache
-def _huber(d: float) -> Loss:
-    def clipped(y: Array, t: Array) -> Array:
-        e = y - t
-        return jnp.where(e > d, d, jnp.where(e < -d, -d, e))  # NaN stays NaN
+class Mae(Entrywise):
+    """C = mean |y−t|, δ = sign(y−t)/D, 0 at y = t: the mean absolute error.
 
-    # q keeps its sign: no |e|, hence no kink at e = 0, where the second derivative is 1.
-    def cost(y: Array, t: Array) -> Array:
-        q = clipped(y, t)
-        return q * ((y - t) - q / 2)
+    Source: Boscovich (1757), "De litteraria expeditione per pontificiam ditionem".
+    """
 
-    return _entrywise(
-        "huber",
-        f"C = mean q·(e−q/2), q = clip(e, −d, d), δ = q/D with e = y − t: Huber's loss of d = {d:g}.",
-        'Huber (1964), "Robust estimation of a location parameter"',
-        cost=cost,
-        slope=clipped,
-        domain=NUMBERS,
-        mean=True,
-    )
+    shown_as = "mae"
+    mean = True
+
+    def cost(self, y: Array, t: Array) -> Array:
+        return (y - t) * jnp.sign(y - t)  # not jnp.abs, whose derivative at 0 is 1
+
+    def slope(self, y: Array, t: Array) -> Array:
+        return jnp.sign(y - t)
 
 
-def huber(delta: float = 1.0) -> Loss:
+class HalfSquaredError(Entrywise):
+    """C = ½ Σ (y−t)², δ = y−t: half the squared distance, D/2 · mse, the classical cost of backpropagation.
+
+    Source: Rumelhart, Hinton & Williams (1986), "Learning representations by back-propagating errors".
+    """
+
+    shown_as = "half_squared_error"
+
+    def cost(self, y: Array, t: Array) -> Array:
+        return 0.5 * jnp.square(y - t)
+
+    def slope(self, y: Array, t: Array) -> Array:
+        return y - t
+
+
+mse, mae, half_squared_error = Mse(), Mae(), HalfSquaredError()
+
+
+class huber(Entrywise):
     """C = mean q·(e−q/2), q = clip(e, −d, d), δ = q/D with e = y − t: linear from |e| = d on.
 
-    Equal arguments give the same record, so that what is compiled for it is found again.
-
     Args:
-        delta: d, where the linear part begins, in units of the target; above 0.
+        delta: d, where the linear part begins, in units of the target; above 0. A number, or a JAX scalar, traced or
+            not. The field is called `d`, as in `dataclasses.replace(loss, d=2.0)`: `delta` gives δ here.
 
     Raises:
         ValueError, TypeError: if delta is not a finite number above 0.
@@ -162,7 +157,31 @@ def huber(delta: float = 1.0) -> Loss:
     >>> print(huber(1.0).value(y, t), huber(1.0).delta(y, t))
     [0.125 2.5  ] [0.5 1. ]
     """
-    return _huber(checks.number("losses.huber: delta", delta, above=0))
+
+    mean = True
+
+    d: float = 1.0
+
+    def __init__(self, delta: float = 1.0, *, d: float | None = None) -> None:
+        self._set(d=checks.number("losses.huber: delta", delta if d is None else d, above=0))
+
+    def __repr__(self) -> str:
+        return "huber()" if same(self.d, 1.0) else f"huber(delta={written(self.d)})"
+
+    def q(self, y: Array, t: Array) -> Array:
+        """The error e, cut off at ±d; NaN stays NaN, of e or of d."""
+        e, d = y - t, checks.setting(self.d, y.dtype)
+        if isinstance(self.d, float):
+            return jnp.where(e > d, d, jnp.where(e < -d, -d, e))
+        return jnp.where(e > d, d, jnp.where(e < -d, -d, jnp.where(jnp.isnan(d), d, e)))
+
+    # q keeps its sign: no |e|, hence no kink at e = 0, where the second derivative is 1.
+    def cost(self, y: Array, t: Array) -> Array:
+        q = self.q(y, t)
+        return q * ((y - t) - q / 2)
+
+    def slope(self, y: Array, t: Array) -> Array:
+        return self.q(y, t)
 
 
 # ---------------------------------------------------------------- two classes
@@ -177,46 +196,77 @@ def _softplus_less(z: Array, less: Array | float) -> Array:
     return (jnp.where(left, 0, z) - less) + jnp.log1p(jnp.exp(jnp.where(left, z, -z)))
 
 
-def _hinge_cost(y: Array, t: Array) -> Array:
-    slack = 1 - t * y
-    return jnp.where(slack <= 0, 0, slack)
+class Hinge(Entrywise):
+    """C = Σ max(0, 1−t·y), δ = −t where t·y < 1, else 0: the hinge loss, of labels t = ±1.
+
+    Source: Cortes & Vapnik (1995), "Support-vector networks".
+    """
+
+    shown_as = "hinge"
+    domain = SIGNS
+
+    def cost(self, y: Array, t: Array) -> Array:
+        slack = 1 - t * y
+        return jnp.where(slack <= 0, 0, slack)
+
+    def slope(self, y: Array, t: Array) -> Array:
+        return jnp.where(1 - t * y <= 0, 0, -t)
+
+    def unusable(self, y: Array) -> Array:
+        return jnp.isnan(y)
 
 
-hinge = _entrywise(
-    "hinge",
-    "C = Σ max(0, 1−t·y), δ = −t where t·y < 1, else 0: the hinge loss, of labels t = ±1.",
-    'Cortes & Vapnik (1995), "Support-vector networks"',
-    cost=_hinge_cost,
-    slope=lambda y, t: jnp.where(1 - t * y <= 0, 0, -t),
-    domain=SIGNS,
-    unusable=jnp.isnan,
-)
+class Logistic(Entrywise):
+    """C = Σ log(1+exp(−t·y)), δ = −t·σ(−t·y): sigmoid_binary_cross_entropy at (t+1)/2, of labels t = ±1.
 
-logistic = _entrywise(
-    "logistic",
-    "C = Σ log(1+exp(−t·y)), δ = −t·σ(−t·y): sigmoid_binary_cross_entropy at (t+1)/2, of labels t = ±1.",
-    'Cox (1958), "The regression analysis of binary sequences"',
-    cost=lambda y, t: _softplus_less(-t * y, 0),
-    slope=lambda y, t: -t * jax.nn.sigmoid(-t * y),
-    domain=SIGNS,
-)
+    Source: Cox (1958), "The regression analysis of binary sequences".
+    """
 
-sigmoid_binary_cross_entropy = _entrywise(
-    "sigmoid_binary_cross_entropy",
-    "C = Σ max(z,0) − z·t + log1p(exp(−|z|)), δ = σ(z) − t: binary cross-entropy of the logits z.",
-    'Cox (1958), "The regression analysis of binary sequences"',
-    cost=lambda z, t: _softplus_less(z, z * t),
-    slope=lambda z, t: jax.nn.sigmoid(z) - t,
-    domain=SHARES,
-)
+    shown_as = "logistic"
+    domain = SIGNS
 
-binary_cross_entropy = _entrywise(
-    "binary_cross_entropy",
-    "C = −Σ t·log p + (1−t)·log(1−p), δ = (1−t)/(1−p) − t/p: binary cross-entropy of the probabilities p.",
-    'Good (1952), "Rational decisions"',
-    cost=lambda p, t, tiny: -t * log_clipped(p, t, tiny) - (1 - t) * log_clipped(1 - p, 1 - t, tiny),
-    slope=lambda p, t, tiny: (1 - t) / at_least(1 - p, tiny) - t / at_least(p, tiny),
-    domain=SHARES,
-    unusable=no_probability,
-    clips=True,
-)
+    def cost(self, y: Array, t: Array) -> Array:
+        return _softplus_less(-t * y, 0)
+
+    def slope(self, y: Array, t: Array) -> Array:
+        return -t * jax.nn.sigmoid(-t * y)
+
+
+class SigmoidBinaryCrossEntropy(Entrywise):
+    """C = Σ max(z,0) − z·t + log1p(exp(−|z|)), δ = σ(z) − t: binary cross-entropy of the logits z.
+
+    Source: Cox (1958), "The regression analysis of binary sequences".
+    """
+
+    shown_as = "sigmoid_binary_cross_entropy"
+    domain = SHARES
+
+    def cost(self, z: Array, t: Array) -> Array:
+        return _softplus_less(z, z * t)
+
+    def slope(self, z: Array, t: Array) -> Array:
+        return jax.nn.sigmoid(z) - t
+
+
+class BinaryCrossEntropy(Entrywise):
+    """C = −Σ t·log p + (1−t)·log(1−p), δ = (1−t)/(1−p) − t/p: binary cross-entropy of the probabilities p.
+
+    Source: Good (1952), "Rational decisions".
+    """
+
+    shown_as = "binary_cross_entropy"
+    domain = SHARES
+    clips = True
+
+    def cost(self, p: Array, t: Array, tiny: float) -> Array:
+        return -t * log_clipped(p, t, tiny) - (1 - t) * log_clipped(1 - p, 1 - t, tiny)
+
+    def slope(self, p: Array, t: Array, tiny: float) -> Array:
+        return (1 - t) / at_least(1 - p, tiny) - t / at_least(p, tiny)
+
+    def unusable(self, p: Array) -> Array:
+        return no_probability(p)
+
+
+hinge, logistic = Hinge(), Logistic()
+sigmoid_binary_cross_entropy, binary_cross_entropy = SigmoidBinaryCrossEntropy(), BinaryCrossEntropy()

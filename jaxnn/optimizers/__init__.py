@@ -1,6 +1,7 @@
 """Rules for descending: gradients in, updates out.
 
-An optimizer is a pair of pure functions that follow optax's protocol: either library's work in the other.
+An optimizer is a record of its settings with two pure methods that follow optax's protocol: either library's work in
+the other.
 
     init(params) -> opt_state
     update(grads, opt_state, params=None) -> updates, opt_state
@@ -28,8 +29,13 @@ given, and turns updates into NaN where it stands in the state or comes from a s
 
 Arithmetic and memories are in at least float32, whatever the parameters are; updates have the parameters'
 dtype. In float32, g² of |g| > 1e19 is infinite, and the rules that divide by its root stand still there: clip
-where such gradients come. Equal calls give equal optimizers, and those that differ in a number η alone share
-their `update` (compiled programs are cached by the identity of such functions).
+where such gradients come.
+
+Settings are numbers, constants of what is compiled, or JAX scalars, inputs of it: `jax.vmap` of a function that makes
+an optimizer sweeps over any of them, and `jax.grad` differentiates by it.
+
+    >>> print(jax.vmap(lambda rate: sgd(rate).update(1.0, sgd(rate).init(0.0))[0])(jnp.array([0.25, 0.5])))
+    [-0.25 -0.5 ]
 
 Letters: θ parameters, g gradient, η learning rate, t the number of updates with this one.
 """

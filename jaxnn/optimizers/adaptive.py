@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number
+from jaxnn.checks import number, setting
 from jaxnn.optimizers.parts import (
-    build,
     check_fit,
     first_rate,
     first_step,
@@ -89,7 +87,7 @@ class AdamState(NamedTuple):
     second_moment: Params
 
 
-def adagrad(learning_rate: float | Schedule, eps: float = 1e-6) -> Optimizer:
+class adagrad(Optimizer):
     """AdaGrad: a rate for every parameter, smaller where gradients have been large.
 
         r ← r + g²;    θ ← θ − η g / (√r + δ)
@@ -107,7 +105,7 @@ def adagrad(learning_rate: float | Schedule, eps: float = 1e-6) -> Optimizer:
     Raises:
         ValueError: if η or δ is out of range; from `update`, if the gradients and the parameters differ in structure
             or shape.
-        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+        TypeError: if η is no number and no schedule, or parameters are not real floats.
 
     Source: Duchi, Hazan & Singer (2011), "Adaptive subgradient methods for online learning and stochastic
     optimization"; letters of Goodfellow, Bengio & Courville (2016), algorithm 8.4.
@@ -117,12 +115,27 @@ def adagrad(learning_rate: float | Schedule, eps: float = 1e-6) -> Optimizer:
     >>> print(jnp.round(updates, 3), opt_state.sum_of_squares[0])
     [-0.1  0.1] 9.0
     """
-    rate = valid_rate("adagrad", learning_rate)
-    eps = number("adagrad: eps", eps, above=0.0)
-    return Optimizer(build(_adagrad_init, rate), build(_adagrad_update, schedule_of(rate), eps))
+
+    learning_rate: float | Schedule
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        rate = valid_rate("adagrad", self.learning_rate)
+        self._set(learning_rate=rate, eps=number("adagrad: eps", self.eps, above=0.0))
+
+    def init(self, params: Params) -> AdagradState:
+        rate = self.learning_rate
+        return AdagradState(first_step(), first_rate(rate), given_rate(rate), zeros("adagrad", params))
+
+    def update(self, grads: Params, opt_state: AdagradState, params: Params = None) -> tuple[Params, AdagradState]:
+        check_fit("adagrad", grads, params, opt_state.sum_of_squares)
+        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
+        squares = jax.tree.map(lambda g, r: r + _square(g, r), grads, opt_state.sum_of_squares)
+        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, self.eps), grads, squares), grads, params)
+        return updates, AdagradState(next_step(opt_state.step), shown, opt_state.given, squares)
 
 
-def rmsprop(learning_rate: float | Schedule, rho: float = 0.9, eps: float = 1e-6) -> Optimizer:
+class rmsprop(Optimizer):
     """RMSProp: `adagrad` that forgets.
 
         r ← ρr + (1 − ρ)g²;    θ ← θ − η g / (√r + δ)
@@ -141,7 +154,7 @@ def rmsprop(learning_rate: float | Schedule, rho: float = 0.9, eps: float = 1e-6
     Raises:
         ValueError: if η, ρ or δ is out of range; from `update`, if the gradients and the parameters differ in
             structure or shape.
-        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+        TypeError: if η is no number and no schedule, or parameters are not real floats.
 
     Source: Tieleman & Hinton (2012), "Neural networks for machine learning", lecture 6e; letters of Goodfellow,
     Bengio & Courville (2016), algorithm 8.5, whose δ stands inside the root.
@@ -151,13 +164,29 @@ def rmsprop(learning_rate: float | Schedule, rho: float = 0.9, eps: float = 1e-6
     >>> print(jnp.round(updates, 3), opt_state.mean_square[0])
     [-0.2  0.2] 2.25
     """
-    rate = valid_rate("rmsprop", learning_rate)
-    rho = number("rmsprop: rho", rho, least=0.0, below=1.0)
-    eps = number("rmsprop: eps", eps, above=0.0)
-    return Optimizer(build(_rmsprop_init, rate), build(_rmsprop_update, schedule_of(rate), rho, eps))
+
+    learning_rate: float | Schedule
+    rho: float = 0.9
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        rate = valid_rate("rmsprop", self.learning_rate)
+        rho = number("rmsprop: rho", self.rho, least=0.0, below=1.0)
+        self._set(learning_rate=rate, rho=rho, eps=number("rmsprop: eps", self.eps, above=0.0))
+
+    def init(self, params: Params) -> RmspropState:
+        rate = self.learning_rate
+        return RmspropState(first_step(), first_rate(rate), given_rate(rate), zeros("rmsprop", params))
+
+    def update(self, grads: Params, opt_state: RmspropState, params: Params = None) -> tuple[Params, RmspropState]:
+        check_fit("rmsprop", grads, params, opt_state.mean_square)
+        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
+        squares = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), self.rho), grads, opt_state.mean_square)
+        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, self.eps), grads, squares), grads, params)
+        return updates, RmspropState(next_step(opt_state.step), shown, opt_state.given, squares)
 
 
-def adam(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Optimizer:
+class adam(Optimizer):
     """Adam: steps of size about η, whatever the gradients' scale.
 
         s ← ρ₁s + (1 − ρ₁)g;    r ← ρ₂r + (1 − ρ₂)g²
@@ -178,7 +207,7 @@ def adam(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, ep
     Raises:
         ValueError: if η, ρ₁, ρ₂ or δ is out of range; from `update`, if the gradients and the parameters
             differ in structure or shape.
-        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+        TypeError: if η is no number and no schedule, or parameters are not real floats.
 
     Source: Kingma & Ba (2015), algorithm 1; letters of Goodfellow, Bengio & Courville (2016), algorithm 8.7.
 
@@ -187,19 +216,46 @@ def adam(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, ep
     >>> print(jnp.round(updates, 3), opt_state.step)
     [-0.1  0.1] 1
     """
-    rate, b1, b2, eps = _adam_numbers("adam", learning_rate, b1, b2, eps)
-    update = build(_adam_update, schedule_of(rate), "adam", b1, b2, eps, 0.0, None)
-    return Optimizer(build(_adam_init, rate, "adam", None), update)
+
+    learning_rate: float | Schedule
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        self._set(
+            learning_rate=valid_rate(name, self.learning_rate),
+            b1=number(f"{name}: b1", self.b1, least=0.0, below=1.0),
+            b2=number(f"{name}: b2", self.b2, least=0.0, below=1.0),
+            eps=number(f"{name}: eps", self.eps, above=0.0),
+        )
+
+    def init(self, params: Params) -> AdamState:
+        name, rate = type(self).__name__, self.learning_rate
+        first, second = zeros(name, params), zeros(name, params)  # not one tree twice: both are donated
+        return AdamState(first_step(), first_rate(rate), given_rate(rate), first, second)
+
+    def update(self, grads: Params, opt_state: AdamState, params: Params = None) -> tuple[Params, AdamState]:
+        check_fit(type(self).__name__, grads, params, opt_state.first_moment)
+        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
+        step = next_step(opt_state.step)
+        first = jax.tree.map(lambda g, s: _nearer(s, jnp.asarray(g, s.dtype), self.b1), grads, opt_state.first_moment)
+        second = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), self.b2), grads, opt_state.second_moment)
+
+        # η ŝ / (√r̂ + δ) = (η √c₂ / c₁) s / (√r + δ √c₂): per element, one root and one division are left.
+        t = step.astype(jnp.result_type(float))
+        c1, c2 = _one_less_power(self.b1, t), _one_less_power(self.b2, t)
+        root_c2 = jnp.sqrt(c2)
+        size, floor = rate.astype(t.dtype) * root_c2 / c1, setting(self.eps, t.dtype) * root_c2
+        steps = self._decayed(rate, params, jax.tree.map(functools.partial(_step_of, size, floor), first, second))
+        return _rounded(steps, grads, params), AdamState(step, shown, opt_state.given, first, second)
+
+    def _decayed(self, rate: Array, params: Params, steps: Params) -> Params:
+        return steps
 
 
-def adamw(
-    learning_rate: float | Schedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-    weight_decay: float = 0.01,
-    decay: Choice = is_weight,
-) -> Optimizer:
+class adamw(adam):
     """`adam` with decoupled weight decay.
 
         θ ← θ − η (ŝ / (√r̂ + δ) + λθ),    ŝ and r̂ as in `adam`
@@ -225,7 +281,7 @@ def adamw(
     Raises:
         ValueError: if a number is out of range; when used, if no leaf is chosen or the gradients and the parameters
             differ in structure or shape; from `update`, if it is not given the parameters.
-        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+        TypeError: if η is no number and no schedule, or parameters are not real floats.
 
     Source: Loshchilov & Hutter (2019), "Decoupled weight decay regularization", algorithm 2.
 
@@ -234,14 +290,34 @@ def adamw(
     >>> optimizer.update(grads, optimizer.init(params), params)[0]
     {'b': Array([-0.], dtype=float32), 'w': Array([-0.1], dtype=float32)}
     """
-    rate, b1, b2, eps = _adam_numbers("adamw", learning_rate, b1, b2, eps)
-    weight_decay = number("adamw: weight_decay", weight_decay, least=0.0)
-    decay = valid_choice("adamw: decay", decay, ": λ is called weight_decay")
-    update = build(_adam_update, schedule_of(rate), "adamw", b1, b2, eps, weight_decay, decay)
-    return Optimizer(build(_adam_init, rate, "adamw", decay), update)
+
+    weight_decay: float = 0.01
+    decay: Choice = is_weight
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight_decay = number("adamw: weight_decay", self.weight_decay, least=0.0)
+        self._set(
+            weight_decay=weight_decay, decay=valid_choice("adamw: decay", self.decay, ": λ is called weight_decay")
+        )
+
+    def init(self, params: Params) -> AdamState:
+        state = super().init(params)
+        chosen("adamw", params, self.decay)  # what it refuses is refused now, and not at the first update
+        return state
+
+    def _decayed(self, rate: Array, params: Params, steps: Params) -> Params:
+        if params is None:
+            raise ValueError("adamw: weights decay, so update needs them: update(grads, opt_state, params)")
+        part = rate * setting(self.weight_decay, rate.dtype)
+
+        def decayed(theta: Array, step: Array, decays: bool) -> Array:
+            return step - part.astype(step.dtype) * jnp.asarray(theta, step.dtype) if decays else step
+
+        return jax.tree.map(decayed, params, steps, chosen("adamw", params, self.decay))
 
 
-# ---------------------------------------------------------------- the rules
+# ---------------------------------------------------------------- what they share
 
 
 def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
@@ -251,13 +327,13 @@ def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
     return -size.astype(r.dtype) * jnp.asarray(s, r.dtype) / below
 
 
-def _nearer(memory: Array, value: Array, part: float) -> Array:
+def _nearer(memory: Array, value: Array, rho: float) -> Array:
     """The running mean: it moves by a part 1 − ρ of its distance.
 
     ρ rounded to float32 is then no other ρ, as it would be in ρr + (1 − ρ)g², where r of a constant g² ends up at
     g²(1 − ρ)/(1 − round(ρ)).
     """
-    return memory + part * (value - memory)
+    return memory + setting(1 - rho, memory.dtype) * (value - memory)
 
 
 def _square(g: Array, r: Array) -> Array:
@@ -270,107 +346,11 @@ def _rounded(steps: Params, grads: Params, params: Params) -> Params:
     return jax.tree.map(lambda leaf, step: step.astype(jnp.result_type(leaf)), like, steps)
 
 
-@functools.lru_cache
-def _adagrad_init(rate: float | Schedule) -> Callable[[Params], AdagradState]:
-    return lambda params: AdagradState(first_step(), first_rate(rate), given_rate(rate), zeros("adagrad", params))
-
-
-@functools.lru_cache
-def _adagrad_update(schedule: Schedule | None, eps: float) -> Callable[..., Any]:
-    def update(grads: Params, opt_state: AdagradState, params: Params = None) -> tuple[Params, AdagradState]:
-        check_fit("adagrad", grads, params, opt_state.sum_of_squares)
-        shown, rate = rate_of(schedule, opt_state)
-        squares = jax.tree.map(lambda g, r: r + _square(g, r), grads, opt_state.sum_of_squares)
-        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, eps), grads, squares), grads, params)
-        return updates, AdagradState(next_step(opt_state.step), shown, opt_state.given, squares)
-
-    return update
-
-
-@functools.lru_cache
-def _rmsprop_init(rate: float | Schedule) -> Callable[[Params], RmspropState]:
-    return lambda params: RmspropState(first_step(), first_rate(rate), given_rate(rate), zeros("rmsprop", params))
-
-
-@functools.lru_cache
-def _rmsprop_update(schedule: Schedule | None, rho: float, eps: float) -> Callable[..., Any]:
-    def update(grads: Params, opt_state: RmspropState, params: Params = None) -> tuple[Params, RmspropState]:
-        check_fit("rmsprop", grads, params, opt_state.mean_square)
-        shown, rate = rate_of(schedule, opt_state)
-        squares = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), 1 - rho), grads, opt_state.mean_square)
-        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, eps), grads, squares), grads, params)
-        return updates, RmspropState(next_step(opt_state.step), shown, opt_state.given, squares)
-
-    return update
-
-
-def _adam_numbers(
-    name: str, learning_rate: float | Schedule, b1: float, b2: float, eps: float
-) -> tuple[float | Schedule, float, float, float]:
-    return (
-        valid_rate(name, learning_rate),
-        number(f"{name}: b1", b1, least=0.0, below=1.0),
-        number(f"{name}: b2", b2, least=0.0, below=1.0),
-        number(f"{name}: eps", eps, above=0.0),
-    )
-
-
-@functools.lru_cache
-def _adam_init(rate: float | Schedule, name: str, decay: Choice | None) -> Callable[[Params], AdamState]:
-    def init(params: Params) -> AdamState:
-        first, second = zeros(name, params), zeros(name, params)  # not one tree twice: both are donated
-        if decay is not None:
-            chosen(name, params, decay)  # what it refuses is refused now, and not at the first update
-        return AdamState(first_step(), first_rate(rate), given_rate(rate), first, second)
-
-    return init
-
-
-@functools.lru_cache
-def _adam_update(
-    schedule: Schedule | None,
-    name: str,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    decay: Choice | None,
-) -> Callable[..., Any]:
-    """Without a choice of leaves that decay it is `adam`."""
-    log_b1, log_b2 = (math.log(b) if b else -math.inf for b in (b1, b2))
-
-    def update(grads: Params, opt_state: AdamState, params: Params = None) -> tuple[Params, AdamState]:
-        check_fit(name, grads, params, opt_state.first_moment)
-        shown, rate = rate_of(schedule, opt_state)
-        step = next_step(opt_state.step)
-
-        def mean(g: Array, s: Array) -> Array:
-            return _nearer(s, jnp.asarray(g, s.dtype), 1 - b1)
-
-        def mean_square(g: Array, r: Array) -> Array:
-            return _nearer(r, _square(g, r), 1 - b2)
-
-        first = jax.tree.map(mean, grads, opt_state.first_moment)
-        second = jax.tree.map(mean_square, grads, opt_state.second_moment)
-
-        # η ŝ / (√r̂ + δ) = (η √c₂ / c₁) s / (√r + δ √c₂): per element, one root and one division are left.
-        t = step.astype(jnp.result_type(float))
-        c1, c2 = -jnp.expm1(t * log_b1), -jnp.expm1(t * log_b2)  # 1 − ρᵗ, which cancels where ρ is near 1
-        root_c2 = jnp.sqrt(c2)
-        size, floor = rate.astype(t.dtype) * root_c2 / c1, eps * root_c2
-        steps = jax.tree.map(functools.partial(_step_of, size, floor), first, second)
-        if decay is not None:
-            if params is None:
-                raise ValueError(f"{name}: weights decay, so update needs them: update(grads, opt_state, params)")
-            steps = jax.tree.map(
-                lambda theta, step, decays: _decayed(rate * weight_decay, theta, step) if decays else step,
-                *(params, steps, chosen(name, params, decay)),
-            )
-        return _rounded(steps, grads, params), AdamState(step, shown, opt_state.given, first, second)
-
-    return update
-
-
-def _decayed(part: Array, theta: Array, step: Array) -> Array:
-    """The step, and with it a part of θ less."""
-    return step - part.astype(step.dtype) * jnp.asarray(theta, step.dtype)
+def _one_less_power(rho: Any, t: Array) -> Array:
+    """1 − ρᵗ, which cancels where ρ is near 1."""
+    if isinstance(rho, float):
+        return -jnp.expm1(t * (math.log(rho) if rho else -math.inf))
+    rho = rho.astype(t.dtype)
+    near = rho >= 0.5  # there 1 − ρ is exact
+    log_rho = jnp.log1p(-(1 - jnp.where(near, rho, 0.5)))
+    return jnp.where(near, -jnp.expm1(t * log_rho), 1 - jnp.where(near, 0.5, rho) ** t)

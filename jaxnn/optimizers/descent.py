@@ -5,16 +5,13 @@ Letters: θ parameters, g gradient, η learning rate, v velocity, μ momentum.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, yes_or_no
+from jaxnn.checks import number, setting, yes_or_no
 from jaxnn.optimizers.parts import (
-    build,
     check_fit,
     first_rate,
     first_step,
@@ -26,6 +23,7 @@ from jaxnn.optimizers.parts import (
     wide,
     zeros,
 )
+from jaxnn.records import is_array
 from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Schedule
 
@@ -64,7 +62,7 @@ def gradient_descent(learning_rate: float | Schedule) -> Optimizer:
     return sgd(learning_rate)
 
 
-def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:
+class sgd(Optimizer):
     """Stochastic gradient descent with momentum μ.
 
         v ← μv + g;    θ ← θ − ηv,    or with Nesterov's    θ ← θ − η(g + μv)
@@ -74,13 +72,13 @@ def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool =
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
-        momentum: 0 ≤ μ < 1.
+        momentum: 0 ≤ μ < 1. A JAX scalar has a velocity, even if it is 0.
         nesterov: look ahead along v; needs μ > 0.
 
     Raises:
         ValueError: if η or μ is out of range, or nesterov is asked for without momentum; from `update`, if
             the gradients and the parameters differ in structure or shape.
-        TypeError: if η is an array (set it in the state instead), or parameters are not real floats.
+        TypeError: if η is no number and no schedule, or parameters are not real floats.
 
     Source: Polyak (1964); Sutskever, Martens, Dahl & Hinton (2013), "On the importance of initialization and
     momentum in deep learning".
@@ -91,39 +89,33 @@ def sgd(learning_rate: float | Schedule, momentum: float = 0.0, nesterov: bool =
     >>> print(updates, opt_state.velocity)
     [-0.15] [1.5]
     """
-    momentum = number("sgd: momentum", momentum, least=0.0, below=1.0)
-    nesterov = yes_or_no("sgd: nesterov", nesterov)
-    if nesterov and not momentum:
-        raise ValueError("sgd: nesterov needs momentum above 0, got momentum=0: pass momentum=0.9, say")
-    rate = valid_rate("sgd", learning_rate)
-    init = build(_sgd_init, rate, momentum > 0)
-    return Optimizer(init, build(_sgd_update, schedule_of(rate), momentum, bool(nesterov)))
 
+    learning_rate: float | Schedule
+    momentum: float = 0.0
+    nesterov: bool = False
 
-# ---------------------------------------------------------------- the rule
+    def __post_init__(self) -> None:
+        momentum = number("sgd: momentum", self.momentum, least=0.0, below=1.0)
+        nesterov = yes_or_no("sgd: nesterov", self.nesterov)
+        if nesterov and not _moves_on(momentum):
+            raise ValueError("sgd: nesterov needs momentum above 0, got momentum=0: pass momentum=0.9, say")
+        self._set(learning_rate=valid_rate("sgd", self.learning_rate), momentum=momentum, nesterov=nesterov)
 
+    def init(self, params: Params) -> SgdState:
+        rate, memory = self.learning_rate, zeros("sgd", params)
+        return SgdState(first_step(), first_rate(rate), given_rate(rate), memory if _moves_on(self.momentum) else ())
 
-@functools.lru_cache
-def _sgd_init(rate: float | Schedule, has_velocity: bool) -> Callable[[Params], SgdState]:
-    def init(params: Params) -> SgdState:
-        memory = zeros("sgd", params)
-        return SgdState(first_step(), first_rate(rate), given_rate(rate), memory if has_velocity else ())
-
-    return init
-
-
-@functools.lru_cache
-def _sgd_update(schedule: Schedule | None, momentum: float, nesterov: bool) -> Callable[..., Any]:
-    def update(grads: Params, opt_state: SgdState, params: Params = None) -> tuple[Params, SgdState]:
-        check_fit("sgd", grads, params, opt_state.velocity if momentum else None)
-        shown, rate = rate_of(schedule, opt_state)
+    def update(self, grads: Params, opt_state: SgdState, params: Params = None) -> tuple[Params, SgdState]:
+        has_velocity = _moves_on(self.momentum)
+        check_fit("sgd", grads, params, opt_state.velocity if has_velocity else None)
+        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
 
         def pushed(g: Array, v: Array) -> Array:
-            return jnp.asarray(g, v.dtype) + momentum * v
+            return jnp.asarray(g, v.dtype) + setting(self.momentum, v.dtype) * v
 
-        velocity = jax.tree.map(pushed, grads, opt_state.velocity) if momentum else ()
-        direction = velocity if momentum else grads
-        if nesterov:
+        velocity = jax.tree.map(pushed, grads, opt_state.velocity) if has_velocity else ()
+        direction = velocity if has_velocity else grads
+        if self.nesterov:
             direction = jax.tree.map(pushed, grads, velocity)
 
         def downhill(like: Array, direction: Array) -> Array:
@@ -133,4 +125,7 @@ def _sgd_update(schedule: Schedule | None, momentum: float, nesterov: bool) -> C
         updates = jax.tree.map(downhill, grads if params is None else params, direction)
         return updates, SgdState(next_step(opt_state.step), shown, opt_state.given, velocity)
 
-    return update
+
+def _moves_on(momentum: Any) -> bool:
+    """Whether there is a velocity; of a momentum that a program is given nobody knows."""
+    return is_array(momentum) or momentum > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes, seen
-from jaxnn.mistakes import array_leaves, factory_hint, is_factory, is_function
+from jaxnn.mistakes import array_leaves, factory_hint, is_function
 from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 
 ADVICE = "were they made from the same network?"
@@ -40,31 +39,19 @@ def apply_updates(params: Params, updates: Params) -> Params:
     return jax.tree.map(add, params, updates)
 
 
-def build(builder: Any, *parts: Any) -> Any:
-    """What builder makes of the parts, the same thing for equal ones; anew where one is unhashable."""
-    try:
-        hash(parts)
-    except TypeError:
-        return builder.__wrapped__(*parts)
-    return builder(*parts)
-
-
 # ---------------------------------------------------------------- learning rates and steps
 
 
 def valid_rate(name: str, learning_rate: float | Schedule) -> float | Schedule:
     """The schedule, or the number ≥ 0."""
-    if is_function(learning_rate) and not isinstance(learning_rate, type):
-        if is_factory(learning_rate):
-            raise TypeError(
-                f"{name}: learning_rate must be a number or a schedule step -> rate, got "
-                f"{seen(learning_rate)}{factory_hint(learning_rate)}"
-            )
+    hint = factory_hint(learning_rate)
+    if is_function(learning_rate) and not isinstance(learning_rate, type) and not hint:
         return learning_rate
-    if isinstance(learning_rate, jax.Array):
+    if getattr(learning_rate, "shape", ()):
+        hint = "; for one rate each, jax.vmap a function of a rate, or set them in the state: opt_state._replace(…)"
+    if hint:
         raise TypeError(
-            f"{name}: learning_rate must be a number or a schedule step -> rate, got an array {learning_rate}"
-            "; set it in the state: opt_state._replace(learning_rate=...)"
+            f"{name}: learning_rate must be a number or a schedule step -> rate, got {seen(learning_rate)}{hint}"
         )
     return number(f"{name}: learning_rate", learning_rate, least=0.0)
 
@@ -126,7 +113,8 @@ def with_rate_of(optimizer: Optimizer, opt_state: Any, params: Params) -> Any:
     """
     if not shows_rate(opt_state):
         return opt_state
-    learning_rate, given = _rate_given_by(optimizer.init)(params)
+    rule = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer.init, optimizer.update)
+    learning_rate, given = _rate_given_by(rule, params)
     if learning_rate is None or given is None:
         return opt_state
     was = jnp.asarray(opt_state.given)
@@ -136,21 +124,16 @@ def with_rate_of(optimizer: Optimizer, opt_state: Any, params: Params) -> Any:
     return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate.astype(rate.dtype)), given=now)
 
 
-@functools.lru_cache(maxsize=256)
-def _rate_given_by(init: Callable[[Params], Any]) -> Callable[[Params], tuple[Array | None, Array | None]]:
+@jax.jit
+def _rate_given_by(optimizer: Optimizer, params: Params) -> tuple[Array | None, Array | None]:
     """The rate and the number in a fresh state; compiled, so that nothing else of that state is made."""
-
-    def fresh_rate(params: Params) -> tuple[Array | None, Array | None]:
-        fresh = init(params)
-        return (fresh.learning_rate, fresh.given) if shows_rate(fresh) else (None, None)
-
-    return jax.jit(fresh_rate)
+    fresh = optimizer.init(params)
+    return (fresh.learning_rate, fresh.given) if shows_rate(fresh) else (None, None)
 
 
 # ---------------------------------------------------------------- what an update may be given beside gradients
 
 
-@functools.lru_cache(maxsize=256)
 def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
     """The names in EXTRAS that an update function takes, as optax's with extra arguments do."""
     try:

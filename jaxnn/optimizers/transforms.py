@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, whole_number
+from jaxnn.checks import number, setting, whole_number
 from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
     RATE,
     as_rate,
-    build,
     check_fit,
     first_step,
     next_step,
@@ -28,7 +27,7 @@ from jaxnn.optimizers.parts import (
     zeros,
 )
 from jaxnn.showing import shown
-from jaxnn.types import Array, Optimizer, Params
+from jaxnn.types import Array, DType, Optimizer, Params
 
 
 @shown()
@@ -75,7 +74,7 @@ class AccumulateState(NamedTuple):
     state: Any
 
 
-def clip_by_global_norm(max_norm: float) -> Optimizer:
+class clip_by_global_norm(Optimizer):
     """Clips gradients to g · min(1, c/‖g‖), where ‖g‖ is the norm of all of them together.
 
     The direction is kept; gradients within the bound are left as they are, to the bit. Norms are taken in at least
@@ -99,11 +98,36 @@ def clip_by_global_norm(max_norm: float) -> Optimizer:
     >>> print(rule.update(grads, rule.init(grads))[0])
     {'b': Array([1.], dtype=float32), 'w': Array([7.5e-31, 0.0e+00], dtype=float32)}
     """
-    max_norm = number("clip_by_global_norm: max_norm", max_norm, above=0.0)
-    return Optimizer(_nothing("clip_by_global_norm"), _clip_by_global_norm(max_norm))
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        self._set(max_norm=number("clip_by_global_norm: max_norm", self.max_norm, above=0.0))
+
+    def init(self, params: Params) -> tuple[()]:
+        real_floats("clip_by_global_norm", params)
+        return ()
+
+    def update(self, grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
+        check_fit("clip_by_global_norm", grads, params, None)
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(grads)]
+        work = max(map(wide, leaves), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
+        sizes = [jnp.abs(leaf).max(initial=0).astype(work) for leaf in leaves]
+        # ‖g‖ = m √Σ(g/m)² whatever m is, so its derivative by m is 0; and at g = 0 no root of 0 is differentiated.
+        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sizes, jnp.zeros((), work)))
+        m = jnp.where(largest == 0, 1, largest)
+        squares = sum((jnp.square(leaf.astype(work) / m).sum() for leaf in leaves), start=jnp.zeros((), work))
+        root = jnp.sqrt(jnp.where(squares == 0, 1, squares))
+        bound = _at_most_finite(self.max_norm, work)  # ∞ would leave an ‖g‖ beyond the range as it is
+        within = largest * root <= bound  # False of NaN
+
+        def clipped(g: Array) -> Array:
+            return jnp.where(within, g, (g.astype(work) / m * (bound / root)).astype(g.dtype))
+
+        return jax.tree.map(lambda g: clipped(jnp.asarray(g)), grads), opt_state
 
 
-def clip_by_value(limit: float) -> Optimizer:
+class clip_by_value(Optimizer):
     """min(max(g, −c), c) of every entry; NaN stays NaN.
 
     The direction may change, which `clip_by_global_norm` avoids.
@@ -120,11 +144,35 @@ def clip_by_value(limit: float) -> Optimizer:
     >>> print(rule.update(jnp.array([0.5, -3.0]), ())[0])
     [ 0.5 -1. ]
     """
-    limit = number("clip_by_value: limit", limit, above=0.0)
-    return Optimizer(_nothing("clip_by_value"), _clip_by_value(limit))
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        self._set(limit=number("clip_by_value: limit", self.limit, above=0.0))
+
+    def init(self, params: Params) -> tuple[()]:
+        real_floats("clip_by_value", params)
+        return ()
+
+    def update(self, grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
+        check_fit("clip_by_value", grads, params, None)
+
+        def clipped(g: Array) -> Array:
+            g = jnp.asarray(g)
+            bound = _at_most_finite(self.limit, g.dtype)
+            inside = g if isinstance(bound, float) else jnp.where(jnp.isnan(bound), bound, g)
+            return jnp.where(g > bound, bound, jnp.where(g < -bound, -bound, inside))  # NaN stays NaN
+
+        return jax.tree.map(clipped, grads), opt_state
 
 
-def chain(*parts: Optimizer) -> Optimizer:
+def _at_most_finite(bound: Any, dtype: DType) -> Any:
+    """The bound, or the largest number of the dtype."""
+    largest = float(jnp.finfo(dtype).max)
+    return min(bound, largest) if isinstance(bound, float) else jnp.minimum(setting(bound, dtype), largest)
+
+
+class chain(Optimizer):
     """One rule after another: each is given what the one before returns.
 
     At most one part may have a learning rate. The state then shows its `step` and `learning_rate`, and a rate that is
@@ -143,15 +191,57 @@ def chain(*parts: Optimizer) -> Optimizer:
     >>> print(updates, opt_state.step, opt_state.learning_rate)
     [-0.05  0.1 ] 1 0.1
     """
-    if not parts:
-        raise ValueError("chain: give at least one part, as in chain(clip_by_global_norm(1.0), adam(1e-3))")
-    for i, part in enumerate(parts):
-        _check_part(f"chain: part {i}", part)
-    inits, updates = tuple(part.init for part in parts), tuple(part.update for part in parts)
-    return Optimizer(build(_chain_init, inits), build(_chain_update, updates))
+
+    spread = True
+
+    parts: tuple[Any, ...]
+
+    def __init__(self, *args: Any, parts: tuple[Any, ...] = ()) -> None:  # `dataclasses.replace` gives fields by name
+        self._set(parts=args or tuple(parts))
+        if not self.parts:
+            raise ValueError("chain: give at least one part, as in chain(clip_by_global_norm(1.0), adam(1e-3))")
+        for i, part in enumerate(self.parts):
+            optimizer_record(f"chain: part {i}", part)
+
+    def init(self, params: Params) -> Any:
+        states = tuple(part.init(params) for part in self.parts)
+        rated = [i for i, state in enumerate(states) if shows_rate(state)]
+        if len(rated) > 1:
+            raise ValueError(f"chain: parts {' and '.join(map(str, rated))} have a learning rate: keep one of them")
+        if not rated:
+            return states
+        (i,) = rated
+        return ChainState(states=_replaced(states, i, _without_rate(states[i])), **_rate_in(states[i]))
+
+    def update(
+        self,
+        grads: Params,
+        opt_state: Any,
+        params: Params = None,
+        *,
+        weight: Array | float | None = None,
+        value: Array | None = None,
+        grad: Params = None,
+        value_fn: Callable[..., Array] | None = None,
+    ) -> tuple[Params, Any]:
+        extras = {"weight": weight, "value": value, "grad": grad, "value_fn": value_fn}
+        states, rated = opt_state, None
+        if isinstance(opt_state, ChainState):
+            states = opt_state.states
+            rated = next(
+                i for i, state in enumerate(states) if isinstance(getattr(state, "learning_rate", None), tuple)
+            )
+            states = _replaced(states, rated, states[rated]._replace(**_rate_in(opt_state)))
+        for i, (part, state) in enumerate(zip(self.parts, states, strict=True)):
+            grads, state = part.update(grads, state, params, **taken(part.update, extras))
+            states = _replaced(states, i, state)
+        if rated is None:
+            return grads, states
+        own = states[rated]
+        return grads, ChainState(states=_replaced(states, rated, _without_rate(own)), **_rate_in(own))
 
 
-def accumulate(optimizer: Optimizer, steps: int) -> Optimizer:
+class accumulate(Optimizer):
     """One update for k batches: their mean gradient, as if they had been one batch.
 
         g ← Σ wᵢgᵢ / Σ wᵢ,    i = 1 … k
@@ -181,131 +271,16 @@ def accumulate(optimizer: Optimizer, steps: int) -> Optimizer:
     [0.] 0
     [-0.15] 1
     """
-    _check_part("accumulate: optimizer", optimizer)
-    steps = whole_number("accumulate: steps", steps, least=1)
-    return Optimizer(build(_accumulate_init, optimizer.init), build(_accumulate_update, optimizer.update, steps))
 
+    optimizer: Any
+    steps: int
 
-# ---------------------------------------------------------------- clipping
+    def __post_init__(self) -> None:
+        optimizer_record("accumulate: optimizer", self.optimizer)
+        self._set(steps=whole_number("accumulate: steps", self.steps, least=1))
 
-
-@functools.cache
-def _nothing(name: str) -> Callable[[Params], tuple[()]]:
-    def init(params: Params) -> tuple[()]:
-        real_floats(name, params)
-        return ()
-
-    return init
-
-
-@functools.cache
-def _clip_by_global_norm(max_norm: float) -> Callable[..., Any]:
-    def update(grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
-        check_fit("clip_by_global_norm", grads, params, None)
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(grads)]
-        work = max(map(wide, leaves), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
-        sizes = [jnp.abs(leaf).max(initial=0).astype(work) for leaf in leaves]
-        # ‖g‖ = m √Σ(g/m)² whatever m is, so its derivative by m is 0; and at g = 0 no root of 0 is differentiated.
-        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sizes, jnp.zeros((), work)))
-        m = jnp.where(largest == 0, 1, largest)
-        squares = sum((jnp.square(leaf.astype(work) / m).sum() for leaf in leaves), start=jnp.zeros((), work))
-        root = jnp.sqrt(jnp.where(squares == 0, 1, squares))
-        bound = min(max_norm, float(jnp.finfo(work).max))  # ∞ would leave an ‖g‖ beyond the range as it is
-        within = largest * root <= bound  # False of NaN
-
-        def clipped(g: Array) -> Array:
-            return jnp.where(within, g, (g.astype(work) / m * (bound / root)).astype(g.dtype))
-
-        return jax.tree.map(lambda g: clipped(jnp.asarray(g)), grads), opt_state
-
-    return update
-
-
-@functools.cache
-def _clip_by_value(limit: float) -> Callable[..., Any]:
-    def clipped(g: Array) -> Array:
-        g = jnp.asarray(g)
-        bound = min(limit, float(jnp.finfo(g.dtype).max))
-        return jnp.where(g > bound, bound, jnp.where(g < -bound, -bound, g))  # NaN stays NaN
-
-    def update(grads: Params, opt_state: tuple[()], params: Params = None) -> tuple[Params, tuple[()]]:
-        check_fit("clip_by_value", grads, params, None)
-        return jax.tree.map(clipped, grads), opt_state
-
-    return update
-
-
-# ---------------------------------------------------------------- what holds other optimizers
-
-
-def _check_part(what: str, part: Any) -> None:
-    optimizer_record(what, part)
-
-
-def _without_rate(state: Any) -> Any:
-    """The state with () for what its holder shows: it stands in one place, and no buffer is donated twice."""
-    return state._replace(**dict.fromkeys(RATE, ()))
-
-
-def _rate_in(state: Any) -> dict[str, Any]:
-    """What a holder shows of the state of the optimizer within."""
-    return {name: getattr(state, name) for name in RATE}
-
-
-@functools.lru_cache
-def _chain_init(inits: tuple[Callable[[Params], Any], ...]) -> Callable[[Params], Any]:
-    def init(params: Params) -> Any:
-        states = tuple(init(params) for init in inits)
-        rated = [i for i, state in enumerate(states) if shows_rate(state)]
-        if len(rated) > 1:
-            raise ValueError(f"chain: parts {' and '.join(map(str, rated))} have a learning rate: keep one of them")
-        if not rated:
-            return states
-        (i,) = rated
-        return ChainState(states=_replaced(states, i, _without_rate(states[i])), **_rate_in(states[i]))
-
-    return init
-
-
-@functools.lru_cache
-def _chain_update(parts: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
-    def update(
-        grads: Params,
-        opt_state: Any,
-        params: Params = None,
-        *,
-        weight: Array | float | None = None,
-        value: Array | None = None,
-        grad: Params = None,
-        value_fn: Callable[..., Array] | None = None,
-    ) -> tuple[Params, Any]:
-        extras = {"weight": weight, "value": value, "grad": grad, "value_fn": value_fn}
-        states, rated = opt_state, None
-        if isinstance(opt_state, ChainState):
-            states = opt_state.states
-            rated = next(
-                i for i, state in enumerate(states) if isinstance(getattr(state, "learning_rate", None), tuple)
-            )
-            states = _replaced(states, rated, states[rated]._replace(**_rate_in(opt_state)))
-        for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-            grads, state = part(grads, state, params, **taken(part, extras))
-            states = _replaced(states, i, state)
-        if rated is None:
-            return grads, states
-        own = states[rated]
-        return grads, ChainState(states=_replaced(states, rated, _without_rate(own)), **_rate_in(own))
-
-    return update
-
-
-def _replaced(states: tuple[Any, ...], i: int, state: Any) -> tuple[Any, ...]:
-    return (*states[:i], state, *states[i + 1 :])
-
-
-@functools.lru_cache
-def _accumulate_init(inner: Callable[[Params], Any]) -> Callable[[Params], AccumulateState]:
-    def init(params: Params) -> AccumulateState:
-        total, state = zeros("accumulate", params), inner(params)
+    def init(self, params: Params) -> AccumulateState:
+        total, state = zeros("accumulate", params), self.optimizer.init(params)
         shown: dict[str, Any] = {"step": first_step(), "learning_rate": None, "given": None}
         within = state
         if shows_rate(state):
@@ -315,12 +290,8 @@ def _accumulate_init(inner: Callable[[Params], Any]) -> Callable[[Params], Accum
             batches=first_step(), unit=unit, weight=weight, total=total, value=value, state=within, **shown
         )
 
-    return init
-
-
-@functools.lru_cache
-def _accumulate_update(inner: Callable[..., Any], steps: int) -> Callable[..., Any]:
     def update(
+        self,
         grads: Params,
         opt_state: AccumulateState,
         params: Params = None,
@@ -352,14 +323,14 @@ def _accumulate_update(inner: Callable[..., Any], steps: int) -> Callable[..., A
             if not rated:  # optax's memories have the gradients' dtype
                 mean = jax.tree.map(lambda g, s: s.astype(jnp.result_type(g)), grads, mean)
             extras = {"weight": unit * units, "grad": mean, "value": None if value is None else total_value / units}
-            updates, state = inner(mean, state, params, **taken(inner, extras))
+            updates, state = self.optimizer.update(mean, state, params, **taken(self.optimizer.update, extras))
             updates = jax.tree.map(lambda leaf, u: u.astype(jnp.result_type(leaf)), like, updates)
             return updates, state, jax.tree.map(jnp.zeros_like, carried)
 
         def rest(carried: tuple[Params, Array, Array, Array], state: Any) -> tuple[Params, Any, Any]:
             return jax.tree.map(lambda leaf: jnp.zeros_like(leaf), like), state, carried
 
-        last = opt_state.batches + 1 >= steps
+        last = opt_state.batches + 1 >= self.steps
         updates, state, (total, total_value, unit, units) = jax.lax.cond(last, move, rest, carried, state)
         shown: dict[str, Any] = {"step": jnp.where(last, next_step(opt_state.step), opt_state.step)}
         shown |= {"learning_rate": None, "given": None}
@@ -370,7 +341,22 @@ def _accumulate_update(inner: Callable[..., Any], steps: int) -> Callable[..., A
             batches=batches, unit=unit, weight=units, total=total, value=total_value, state=state, **shown
         )
 
-    return update
+
+# ---------------------------------------------------------------- what holds other optimizers
+
+
+def _without_rate(state: Any) -> Any:
+    """The state with () for what its holder shows: it stands in one place, and no buffer is donated twice."""
+    return state._replace(**dict.fromkeys(RATE, ()))
+
+
+def _rate_in(state: Any) -> dict[str, Any]:
+    """What a holder shows of the state of the optimizer within."""
+    return {name: getattr(state, name) for name in RATE}
+
+
+def _replaced(states: tuple[Any, ...], i: int, state: Any) -> tuple[Any, ...]:
+    return (*states[:i], state, *states[i + 1 :])
 
 
 def _weighed(weight: Array | float, opt_state: AccumulateState) -> tuple[Array, Array, Array]:
