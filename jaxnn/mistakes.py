@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxnn.checks import path_name, seen
+from jaxnn.records import Record
 from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 CHANNELS = (1, 3)  # of grey and of coloured images
@@ -31,10 +32,10 @@ def is_function(value: Any) -> bool:
 
 
 def is_factory(value: Any) -> bool:
-    """True for a function of this library, such as `leaky_relu`, which makes a record."""
+    """True for what of this library makes a record: a class such as `dense`, or a function such as `mlp`."""
     module = getattr(value, "__module__", None) or ""
-    home = sys.modules.get(module)
-    return module.startswith("jaxnn.") and inspect.isfunction(value) and getattr(home, value.__name__, None) is value
+    makes = inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, Record))
+    return module.startswith("jaxnn.") and makes and getattr(sys.modules.get(module), value.__name__, None) is value
 
 
 def factory_hint(value: Any) -> str:
