@@ -62,7 +62,10 @@ class dropout(Layer):
         if rng is None:
             raise LayerError("dropout", "needs a key in training: pass rng=jax.random.key(seed), another in every step")
         # as float32, for one mask whether or not 64-bit types are enabled
-        kept = jax.random.bernoulli(as_key(rng), jnp.float32(1 - self.drop_rate), x.shape)
+        chance = jnp.float32(1 - self.drop_rate)
+        if is_array(self.drop_rate):
+            chance = jnp.where(jnp.isnan(chance), 1, chance)  # then all is kept, and NaN
+        kept = jax.random.bernoulli(as_key(rng), chance, x.shape)
         return self._thinned(x, kept), state, kept
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
