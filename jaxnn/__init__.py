@@ -49,9 +49,11 @@ from jaxnn.layers import (
     flatten,
     global_avg_pool,
     global_max_pool,
+    group_norm,
     layer_norm,
     max_pool,
     reshape,
+    rms_norm,
     softmax,
     upsample,
 )
@@ -82,8 +84,8 @@ __all__ = [
     # records
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "EpochResult",
     # layers
-    "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "dropout",
-    "conv", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "upsample", "embedding",
+    "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "group_norm", "rms_norm",
+    "dropout", "conv", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "upsample", "embedding",
     "rnn", "gru", "lstm", "rnn_step", "gru_step", "lstm_step", "Sequences", "bidirectional",
     # activations
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",

@@ -231,8 +231,8 @@ def one_array(kind: str, x: Any, *, at_least: int = 1) -> Shape:
         if hasattr(x, "values") and hasattr(x, "mask"):  # Sequences, of which this floor knows nothing
             advice = (
                 ": what a mask hides would count as data. Layers that work on each step alone take Sequences (dense, "
-                "embedding, activations, softmax, dropout, layer_norm), as recurrent ones do; let one that returns "
-                "'values' or 'last' come before this layer"
+                "embedding, activations, softmax, dropout, layer_norm, rms_norm), as recurrent ones do; let one that "
+                "returns 'values' or 'last' come before this layer"
             )
         raise LayerError(kind, f"expects one array, got {type(x).__name__}{advice}")
     if x.ndim < at_least:

@@ -1,13 +1,19 @@
-"""A layer's parameters: drawn by its initializers, and looked at before they are used; errors say which is meant."""
+"""A layer's parameters: drawn by its initializers, and looked at before they are used; errors say which is meant.
+
+And the numbers among its settings, which may be inputs of a program.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError
-from jaxnn.types import DType, Initializer, Key, Params, Shape
+from jaxnn.checks import LayerError, widest
+from jaxnn.records import is_array
+from jaxnn.types import DType, Initializer, InShape, Key, Params, Shape, State
 
 
 def drawn(kind: str, dtype: DType, **leaves: tuple[Initializer, Key, Shape]) -> Params:
@@ -24,18 +30,62 @@ def drawn(kind: str, dtype: DType, **leaves: tuple[Initializer, Key, Shape]) -> 
     return params
 
 
-def check_names(kind: str, params: Any, names: tuple[str, ...]) -> None:
-    """Raises LayerError unless the parameters have these names."""
-    if set(params) != set(names):
-        raise LayerError(kind, f"expects parameters {' and '.join(names)}, got {sorted(params)}", about_params=True)
+def drawn_by_gates(kind: str, dtype: DType, width: int, **leaves: tuple[Initializer, Key, Shape]) -> Params:
+    """As `drawn`, the last axis in parts of this width, each gate's by itself: it has fans of its own.
+
+    Raises:
+        LayerError: where an initializer gives another shape.
+    """
+    params = {}
+    for name, (initializer, key, shape) in leaves.items():
+        keys, each = jax.random.split(key, shape[-1] // width), (*shape[:-1], width)
+        gates = [initializer(gate_key, each, dtype) for gate_key in keys]
+        wrong = [jnp.shape(gate) for gate in gates if jnp.shape(gate) != each]
+        if wrong:
+            option = f"{name}_init" if name.startswith("w") else "b_init"
+            raise LayerError(kind, f"expects {option} to give {each} for each gate, got {wrong[0]}")
+        params[name] = jnp.concatenate(gates, axis=-1)
+    return params
 
 
-def check_shape(kind: str, params: Params, name: str, shape: Shape) -> None:
-    """Raises LayerError unless the parameter has this shape."""
+def nothing(layer: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    """The `init` of a layer without parameters and state."""
+    return {}, ()
+
+
+def check_names(kind: str, got: Any, names: tuple[str, ...], what: str = "parameters") -> None:
+    """Raises LayerError unless the parameters, or the state, have these names."""
+    if not isinstance(got, Mapping) or set(got) != set(names):
+        shown = sorted(got) if isinstance(got, Mapping) else repr(got)
+        raise LayerError(kind, f"expects {what} {' and '.join(names)}, got {shown}", about_params=what == "parameters")
+
+
+def check_shape(kind: str, params: Params, name: str, shape: Shape, what: str = "parameters") -> None:
+    """Raises LayerError unless the parameter, or the part of the state, has this shape."""
     if jnp.shape(params[name]) != shape:
-        raise LayerError(kind, f"expects {name} of shape {shape}, got {jnp.shape(params[name])}", about_params=True)
+        complaint = f"expects {name} of shape {shape}, got {jnp.shape(params[name])}"
+        raise LayerError(kind, complaint, about_params=what == "parameters")
+
+
+def check_vectors(kind: str, got: Any, names: tuple[str, ...], x: Any, what: str = "parameters") -> None:
+    """Raises LayerError unless each has an entry for each feature of x."""
+    check_names(kind, got, names, what)
+    for name in names:
+        if got[name].ndim == 1 and got[name].shape[0] != x.shape[-1]:
+            raise LayerError(kind, f"expects {got[name].shape[0]} features, got x of shape {x.shape}")
+        check_shape(kind, got, name, x.shape[-1:], what)
 
 
 def as_given(params: Params, grads: Params) -> Params:
     """The gradients in the precision of their parameters."""
     return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
+
+
+def constant(value: Any, dtype: DType, f: Callable[[Any], Any] = lambda value: value) -> Any:
+    """What f makes of a number among the settings: of a Python number another, of a JAX scalar one of this dtype.
+
+    Of a scalar it is taken in the wider of both precisions.
+    """
+    if not is_array(value):
+        return f(value)
+    return f(jnp.asarray(value, widest(value.dtype, dtype))).astype(dtype)

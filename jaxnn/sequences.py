@@ -1,6 +1,6 @@
 """What a recurrent layer reads: sequences, a mask where their lengths differ, a state to begin with.
 
-Layers that work on each step alone take such a record as well, and hand mask and state on: `over_values`.
+Layers that work on each step alone take such a record as well, and hand mask and state on: `over_steps`.
 
 N batch, T time, D features in, H width of the state.
 """
@@ -24,9 +24,9 @@ class Sequences(NamedTuple):
 
     Attributes:
         values: [N, T, D], or tokens [N, T] for `embedding`. It hands the mask on, as `dense`, `dropout`, `layer_norm`,
-            `softmax` and activations do; `residual` adds values and `parallel` joins them. Where the mask is False,
-            recurrent layers and `embedding` do not look: NaN and indices out of range do no harm there; losses and
-            metrics do not count what a network gives there.
+            `rms_norm`, `softmax` and activations do; `residual` adds values and `parallel` joins them. Where the mask
+            is False, recurrent layers and `embedding` do not look: NaN and indices out of range do no harm there;
+            losses and metrics do not count what a network gives there.
         mask: [N, T] of booleans, True where there is something to read; all of it without a mask. A step that is
             masked leaves the state as it was, wherever it stands.
         initial: the state before the first step, zeros without one: [N, H] of `rnn` and `gru`, a pair (h, c) of such
@@ -121,38 +121,6 @@ class _OfSequences(NamedTuple):
 
     of_values: Tree
     others: tuple[Tree, Tree]  # the outlines of the mask and of the initial state
-
-
-def over_values(layer: Layer, *, hide: bool = False) -> Layer:
-    """A layer that works on each step alone, and now takes `Sequences` too: f of their values, with the mask they had.
-
-    With `hide` it sees 0 where the mask is False.
-    """
-
-    def seen(x: Sequences) -> Any:
-        return tokens_seen(layer.kind, x) if hide else x.values
-
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return layer.init(key, in_shape.values if isinstance(in_shape, Sequences) else in_shape, dtype)
-
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
-        if not isinstance(x, Sequences):
-            return layer.forward(params, state, x, train=train, rng=rng)
-        y, state, tape = layer.forward(params, state, seen(x), train=train, rng=rng)
-        return x._replace(values=y), state, _OfSequences(tape, outline((x.mask, x.initial)))
-
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        if not isinstance(tape, _OfSequences):
-            return layer.backward(params, tape, delta)
-        if not isinstance(delta, Sequences):
-            raise LayerError(layer.kind, f"expects δ like its output, Sequences, got {type(delta).__name__}")
-        check_delta(layer.kind, delta[1:], tape.others)
-        delta_in, grads = layer.backward(params, tape.of_values, delta.values)
-        return delta._replace(values=delta_in), grads
-
-    return layer._replace(init=init, forward=forward, backward=backward)
 
 
 L = TypeVar("L", bound=Layer)

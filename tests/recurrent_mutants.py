@@ -1,13 +1,8 @@
 """Wrong rules of recurrent layers, as (what is wrong, the row of `cases`, rule): `test_mutants.py` has them caught."""
 
-import importlib
-
 import jax.numpy as jnp
 
-from jaxnn.layers.recurrent.through_time import Cell, Settings, recurrent
-
-PLAIN = Settings("last", None, False, None, None, None)
-lstm, gru = (importlib.import_module(f"jaxnn.layers.recurrent.{name}") for name in ("lstm", "gru"))
+from jaxnn import lstm
 
 
 def on_tape(change):
@@ -39,24 +34,19 @@ def on_back(change):
     return lambda layer, params, tape, delta: change(*layer.backward(params, tape, delta))
 
 
-def stepwise(module, kind, parts, gates, more, wrong):
-    """The rule of `framed(layer)` with another backward of one step."""
+def lstm_step(wrong):
+    """The rule of `framed(lstm(…))` with another backward of one step."""
 
     def backward(layer, params, tape, delta):
-        step = lambda *args: wrong(*module._backward(*args))
-        cell = Cell(kind, parts, gates, module._forward, step, more)
-        inner = recurrent(cell, tape.initial[0].shape[-1], PLAIN)
+        inner = lstm(tape.initial[0].shape[-1], returns="last")
+        inner._set(step_back=lambda *args: wrong(*lstm.step_back(*args)))
         delta_in, grads = inner.backward(params, tape, delta)
         right, _ = layer.backward(params, tape, delta)
-        states = jnp.concatenate(delta_in.initial if len(parts) > 1 else [delta_in.initial], axis=-1)
+        states = jnp.concatenate(delta_in.initial, axis=-1)
         right = right.at[..., :2].set(delta_in.values).at[:, 0, 2 : 2 + states.shape[-1]].set(states)
         return right, grads
 
     return backward
-
-
-def lstm_step(wrong):
-    return stepwise(lstm, "lstm", ("h", "c"), 4, (), wrong)
 
 
 MUTANTS = (

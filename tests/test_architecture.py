@@ -1,6 +1,7 @@
 """The house has floors: a module imports only from lower ones, and everything public is in one place and documented."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -169,16 +170,19 @@ def test_public_names_are_documented(name):
     thing = getattr(jaxnn, name)
     doc = inspect.getdoc(thing)
     assert doc
-    if inspect.isfunction(inspect.unwrap(thing)):
+    if inspect.isfunction(inspect.unwrap(thing)) or (inspect.isclass(thing) and name.islower()):
         assert ">>>" in doc, f"{name} has no example"
 
 
 def test_public_annotations_are_complete():
     for name in PUBLIC:
         thing = inspect.unwrap(getattr(jaxnn, name))
+        if inspect.isclass(thing) and name.islower():  # a record: its fields are its arguments
+            assert {field.name for field in dataclasses.fields(thing)} <= set(inspect.get_annotations(thing)), name
+            thing = thing.__init__
         if inspect.isfunction(thing):
             parameters = inspect.signature(thing).parameters
-            assert set(parameters) | {"return"} == set(thing.__annotations__), name
+            assert set(parameters) - {"self"} | {"return"} == set(thing.__annotations__), name
 
 
 def test_the_package_says_it_is_typed():

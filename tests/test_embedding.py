@@ -24,6 +24,7 @@ from jaxnn import (
     losses,
     lstm,
     parallel,
+    rms_norm,
     serial,
     sgd,
     tanh,
@@ -133,7 +134,7 @@ def test_masks_pass_through_layers_that_work_on_each_step():
         close(whole.grads, mean, FLOAT64, "gradients of each alone")
 
 
-@pytest.mark.parametrize("layer", [dense(2), layer_norm(), dropout(0.5), serial(tanh), embedding(V, 2)])
+@pytest.mark.parametrize("layer", [dense(2), layer_norm(), rms_norm(), dropout(0.5), serial(tanh), embedding(V, 2)])
 def test_a_layer_hands_on_mask_and_state(layer):
     values = TOKENS if layer.kind == "embedding" else normal(3, 3, 4)
     x = Sequences(values, MASK, np.ones((3, 5), np.float32))

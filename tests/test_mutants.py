@@ -141,6 +141,29 @@ def layer_norm_rule(rule):
     return backward
 
 
+def group_norm_rule(rule):
+    """group_norm with another δ_in, rule(g, x̂, mean over the axes, mean of what the group alone has)."""
+
+    def backward(layer, params, tape, delta):
+        x_hat, r = tape
+        mean = lambda a: a.mean((*range(1, a.ndim - 2), a.ndim - 1), keepdims=True)
+        g = (with_rank(params["scale"], delta.ndim) * delta).reshape(x_hat.shape)
+        return (r * rule(g, x_hat, mean)).reshape(delta.shape), layer.backward(params, tape, delta)[1]
+
+    return backward
+
+
+def rms_norm_rule(rule):
+    """rms_norm with another δ_in."""
+
+    def backward(layer, params, tape, delta):
+        x_hat, r = tape
+        g = with_rank(params["scale"], delta.ndim) * delta
+        return rule(g, x_hat, r, lambda a: a.mean(-1, keepdims=True)), layer.backward(params, tape, delta)[1]
+
+    return backward
+
+
 def on(name, change):
     return on_grads(lambda grads: {**grads, name: change(grads[name])})
 
@@ -200,6 +223,24 @@ MUTANTS = (
         layer.backward(p, t, d)[1])),
     Mutant("layer_norm: γ's gradient without its sum", "layer_norm", lambda layer, p, t, d: (
         layer.backward(p, t, d)[0], {"scale": (d * t[0])[0], "shift": d.sum(0)})),
+    Mutant("group_norm: without its mean term", "group_norm", group_norm_rule(lambda g, x, mean: g - x * mean(g * x))),
+    Mutant("group_norm: without its variance term", "group_norm", group_norm_rule(lambda g, x, mean: g - mean(g))),
+    Mutant("group_norm: means over the group of each time", "group_norm over time", group_norm_rule(lambda g, x, mean: (
+        g - g.mean(-1, keepdims=True) - x * (g * x).mean(-1, keepdims=True)))),
+    Mutant("group_norm: means over all features", "group_norm", group_norm_rule(lambda g, x, mean: (
+        g - g.mean((-2, -1), keepdims=True) - x * (g * x).mean((-2, -1), keepdims=True)))),
+    Mutant("group_norm: γ forgotten in δ_in", "group_norm over time", lambda layer, p, t, d: (
+        layer.backward({**p, "scale": jnp.ones_like(p["scale"])}, t, d)[0], layer.backward(p, t, d)[1])),
+    Mutant("group_norm: β's gradient of one time", "group_norm over time", lambda layer, p, t, d: (
+        layer.backward(p, t, d)[0], {**layer.backward(p, t, d)[1], "shift": d[:, 0].sum(0)})),
+    Mutant("rms_norm: layer norm's mean term", "rms_norm", rms_norm_rule(lambda g, x, r, mean: (
+        r * (g - mean(g) - x * mean(g * x))))),
+    Mutant("rms_norm: the root taken as fixed", "rms_norm", rms_norm_rule(lambda g, x, r, mean: r * g)),
+    Mutant("rms_norm: r forgotten", "rms_norm", rms_norm_rule(lambda g, x, r, mean: g - x * mean(g * x))),
+    Mutant("rms_norm: γ forgotten in δ_in", "rms_norm", lambda layer, p, t, d: (
+        layer.backward({"scale": jnp.ones_like(p["scale"])}, t, d)[0], layer.backward(p, t, d)[1])),
+    Mutant("rms_norm: γ's gradient of δ alone", "rms_norm over time", lambda layer, p, t, d: (
+        layer.backward(p, t, d)[0], {"scale": d.sum((0, 1))})),
     Mutant("dropout: without its scale", "dropout", lambda layer, p, kept, d: (jnp.where(kept, d, 0), {})),
     Mutant("dropout: scaled by 1/p", "dropout", lambda layer, p, kept, d: (jnp.where(kept, d, 0) / 0.4, {})),
     Mutant("dropout: another mask", "dropout", lambda layer, p, kept, d: layer.backward(p, kept[::-1], d)),

@@ -1,11 +1,14 @@
 """The norms against flax, at large means against NumPy, and batch norm's running statistics, in combinators too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn import batch_norm, dense, layer_norm, parallel, repeat, residual, serial, share
+import jaxnn
+from jaxnn import batch_norm, dense, group_norm, layer_norm, parallel, repeat, residual, rms_norm, serial, share
 
 PARAMS = {"scale": jnp.array([0.5, 2.0, -1.0]), "shift": jnp.array([0.1, -0.2, 0.3])}
 X = jax.random.normal(jax.random.key(0), (5, 4, 3)) * 2 + 1
@@ -21,12 +24,13 @@ def flax_layer(name, **how):
     return getattr(linen, name)(epsilon=1e-5, use_fast_variance=False, **how)
 
 
-def compare(layer, apply, train=False):
+def compare(layer, apply, train=False, params=PARAMS, x=X):
     """Value and gradients against apply(params, x), differentiated by jax.grad."""
-    y, state, tape = layer.forward(PARAMS, given_state(), X, train=train)
-    delta_in, grads = layer.backward(PARAMS, tape, DELTA)
-    expected, pull = jax.vjp(apply, PARAMS, X)
-    expected_grads, expected_in = pull(DELTA)
+    delta = jax.random.normal(jax.random.key(1), x.shape)
+    y, state, tape = layer.forward(params, given_state(), x, train=train)
+    delta_in, grads = layer.backward(params, tape, delta)
+    expected, pull = jax.vjp(apply, params, x)
+    expected_grads, expected_in = pull(delta)
     pairs = zip(*map(jax.tree.leaves, ((y, delta_in, grads), (expected, expected_in, expected_grads))), strict=True)
     for got, wanted in pairs:
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
@@ -59,6 +63,109 @@ def test_layer_norm_is_flaxs():
     compare(layer_norm(), lambda params, x: theirs.apply({"params": as_flax(params)}, x))
 
 
+SIX = {"scale": jnp.array([0.5, 2.0, -1.0, 1.5, 1.0, -0.3]), "shift": jnp.array([0.1, -0.2, 0.3, 0.0, 1.0, -1.0])}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("space", [(), (4,), (2, 3)], ids=["no space", "time", "images"])
+def test_group_norm_is_flaxs(groups, space):
+    theirs = flax_layer("GroupNorm", num_groups=groups)
+    x = 1 + 2 * jax.random.normal(jax.random.key(4), (5, *space, 6))
+    compare(group_norm(groups), lambda params, x: theirs.apply({"params": as_flax(params)}, x), params=SIX, x=x)
+
+
+def test_rms_norm_is_flaxs():
+    linen = pytest.importorskip("flax.linen", reason="flax is the oracle")
+    theirs, scale = linen.RMSNorm(epsilon=1e-5), {"scale": PARAMS["scale"]}
+    compare(rms_norm(), lambda params, x: theirs.apply({"params": params}, x), params=scale)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_is_pytorchs(groups):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    x = np.asarray(1 + 2 * jax.random.normal(jax.random.key(4), (5, 4, 6)))
+    scale, shift = (torch.tensor(np.asarray(SIX[name])) for name in ("scale", "shift"))
+    wanted = torch.nn.functional.group_norm(torch.tensor(x).transpose(1, 2), groups, scale, shift).transpose(1, 2)
+    np.testing.assert_allclose(group_norm(groups).forward(SIX, (), x)[0], wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def in_numpy(layer, x, delta, params):
+    """y, δ_in and the gradients in 80 bits: the forward formula in loops, backward as the Jacobian's product with δ."""
+    wide = lambda a: np.asarray(a, np.float64).astype(np.longdouble)
+    x, delta = wide(x), wide(delta)
+    gamma, beta = (wide(params.get(name, np.zeros(x.shape[-1]))) for name in ("scale", "shift"))
+    width = x.shape[-1] // getattr(layer, "groups", 1)
+    x_hat, delta_in = np.zeros_like(x), np.zeros_like(x)
+    along_axes = layer.kind == "group_norm"
+    for n in range(len(x)):
+        places = [()] if along_axes else list(np.ndindex(x.shape[1:-1]))
+        for place in places:
+            for first in range(0, x.shape[-1], width):
+                part = (n, *place, ..., slice(first, first + width))
+                v = x[part].ravel()
+                eye, centred = np.eye(len(v), dtype=v.dtype), layer.kind != "rms_norm"
+                project = eye - np.ones_like(eye) / len(v) * centred
+                u = v - v.mean() * centred
+                q = np.mean(u * u) + 1e-5
+                jacobian = (eye / np.sqrt(q) - np.outer(u, u) / (len(v) * q**1.5)) @ project
+                x_hat[part] = (u / np.sqrt(q)).reshape(x[part].shape)
+                delta_in[part] = (jacobian.T @ (delta * gamma)[part].ravel()).reshape(x[part].shape)
+    axes = tuple(range(x.ndim - 1))
+    return gamma * x_hat + beta, delta_in, {"scale": (delta * x_hat).sum(axes), "shift": delta.sum(axes)}
+
+
+NEW = {
+    "group_norm(1)": group_norm(1),
+    "group_norm(3)": group_norm(3),
+    "rms_norm": rms_norm(),
+    "layer_norm": layer_norm(),
+}
+
+
+@functools.cache
+def both_ways(layer):
+    def run(params, x, delta):
+        y, _, tape = layer.forward(params, (), x)
+        return y, *layer.backward(params, tape, delta)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("mean", [0, 1e4])
+@pytest.mark.parametrize("name", NEW)
+def test_the_formulas_in_numpy(name, mean, dtype):
+    """Of large means, of rows that are constant, and of halves, whose statistics are taken in float32."""
+    layer, epsilon = NEW[name], float(jnp.finfo(dtype).eps)
+    with jax.enable_x64(dtype == "float64"):
+        drawn = mean + np.random.default_rng(5).normal(size=(4, 2, 6))
+        drawn[1] = mean + 0.1  # a constant example
+        x, delta = jnp.asarray(drawn, dtype), jnp.asarray(np.cos(drawn), dtype)
+        params = {name: SIX[name].astype(dtype) for name in layer.init(0, (2, 6))[0]}
+        y, delta_in, grads = both_ways(layer)(params, x, delta)
+    assert {y.dtype, delta_in.dtype, *(grad.dtype for grad in grads.values())} == {jnp.dtype(dtype)}
+    wanted = in_numpy(layer, x, delta, params)
+    # float32 holds what is left of 1e4 to 1e4 ε: the digits that its mean takes from the features
+    wide = max(float(jnp.finfo("float32").eps), epsilon) if dtype != "float64" else epsilon
+    lost = max(1, mean) * 30 * (float(jnp.finfo("float32").eps) if dtype != "float64" else epsilon)
+    for got, expected in ((y, wanted[0]), (delta_in, wanted[1]), *((grads[k], wanted[2][k]) for k in grads)):
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=0, atol=(lost + 2 * wide) * size)
+    if name != "rms_norm":
+        assert (np.asarray(y)[1] == np.asarray(params["shift"])).all()  # exactly
+
+
+def test_groups_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"group_norm: groups must be .*1"):
+        group_norm(0)
+    with pytest.raises(ValueError, match=r"layer 'group_norm_0' expects features in 4 equal groups, got x of shape"):
+        serial(group_norm(4)).init(0, (6,))
+    with pytest.raises(ValueError, match="group_norm expects one array, got Sequences"):
+        group_norm(1).forward(SIX, (), jaxnn.Sequences(jnp.ones((2, 3, 6)), jnp.ones((2, 3), bool)))
+    with pytest.raises(ValueError, match=r"rms_norm expects parameters scale, got \['scale', 'shift'\]"):
+        rms_norm().forward(PARAMS, (), X)
+
+
 @pytest.mark.parametrize("mean", [1e4, 1e5])
 def test_large_means_lose_no_digits(mean):
     """mean(x²) − mean(x)² would be wrong in the first digit."""
@@ -75,7 +182,7 @@ def test_large_means_lose_no_digits(mean):
 
 def test_what_is_constant_gives_the_shift():
     x = jnp.full((5, 3), 100000.1)
-    for layer in (batch_norm(), layer_norm()):
+    for layer in (batch_norm(), layer_norm(), group_norm(1), group_norm(3)):
         y, _, tape = layer.forward(PARAMS, given_state(), x, train=True)
         assert (np.asarray(y) == np.asarray(PARAMS["shift"])).all()
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layer.backward(PARAMS, tape, DELTA[:, 0])))
@@ -218,7 +325,7 @@ def test_refused():
     for momentum in (-0.1, 1):
         with pytest.raises(ValueError, match="batch_norm: momentum must be at least 0 and below 1"):
             batch_norm(momentum=momentum)
-    for factory in (batch_norm, layer_norm):
+    for factory in (batch_norm, layer_norm, lambda **eps: group_norm(1, **eps), rms_norm):
         with pytest.raises(ValueError, match="eps must be above 0"):
             factory(eps=0)
         net = serial(factory())

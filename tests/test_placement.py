@@ -28,6 +28,7 @@ from jaxnn import (
     evaluate,
     fit,
     flatten,
+    group_norm,
     gru,
     init_train_state,
     layer_norm,
@@ -42,6 +43,7 @@ from jaxnn import (
     repeat,
     reshape,
     residual,
+    rms_norm,
     serial,
     sgd,
     share,
@@ -154,7 +156,8 @@ def images():
     """Conv, norms, pools, reshaping, dense, with parameters stacked and shared."""
     return serial(
         conv(2, (3, 3), bias=False), batch_norm(), relu, max_pool((2, 2)), upsample((2, 1)), reshape(2, 8), flatten(),
-        dense(4), residual(share(serial(dense(4), tanh), 2)), repeat(serial(dense(4), layer_norm()), 2), dropout(0.3),
+        dense(4), residual(share(serial(dense(4), tanh), 2)), repeat(serial(dense(4), layer_norm()), 2),
+        group_norm(2), rms_norm(), dropout(0.3),
     )  # fmt: skip
 
 

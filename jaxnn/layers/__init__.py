@@ -5,7 +5,7 @@ from jaxnn.layers.conv import conv
 from jaxnn.layers.dense import dense
 from jaxnn.layers.dropout import dropout
 from jaxnn.layers.embedding import embedding
-from jaxnn.layers.norm import batch_norm, layer_norm
+from jaxnn.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
 from jaxnn.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool, upsample
 from jaxnn.layers.recurrent import Sequences, gru, gru_step, lstm, lstm_step, rnn, rnn_step
 from jaxnn.layers.reshape import flatten, reshape
@@ -23,6 +23,7 @@ __all__ = [
     "flatten",
     "global_avg_pool",
     "global_max_pool",
+    "group_norm",
     "gru",
     "gru_step",
     "layer_norm",
@@ -30,6 +31,7 @@ __all__ = [
     "lstm_step",
     "max_pool",
     "reshape",
+    "rms_norm",
     "rnn",
     "rnn_step",
     "softmax",

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, accumulator, as_key, check_delta, features, is_floating, number, outline
-from jaxnn.sequences import over_values
-from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.parameters import constant, nothing
+from jaxnn.records import is_array
+from jaxnn.sequences import over_steps
+from jaxnn.types import Array, Key, Layer, Outline, Params, State, Tree
 
 
-def dropout(drop_rate: float) -> Layer:
+@over_steps()
+class dropout(Layer):
     """Inverted dropout: what is kept is scaled up in training, so that evaluation changes nothing.
 
     Forward, x [N, …] → h [N, …], with mᵢ 1 by chance 1 − p and 0 by chance p, each value by itself:
@@ -29,7 +32,8 @@ def dropout(drop_rate: float) -> Layer:
     would cost more than the layer itself.
 
     Args:
-        drop_rate: p, the share that is left out, 0 ≤ p < 1. With 0 the layer is the identity and needs no key.
+        drop_rate: p, the share that is left out, 0 ≤ p < 1. With 0 the layer is the identity and needs no key
+            (but for a JAX scalar, which may be any).
 
     Raises:
         ValueError: if x is not a float array with a batch axis, or no key is given in training.
@@ -41,34 +45,39 @@ def dropout(drop_rate: float) -> Layer:
     >>> sorted(set(h[0].tolist()))
     [0.0, 2.0]
     """
-    drop_rate = number("dropout: drop_rate", drop_rate, least=0, below=1)
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return {}, ()
+    drop_rate: float
+
+    def __post_init__(self) -> None:
+        self._set(drop_rate=number("dropout: drop_rate", self.drop_rate, least=0, below=1))
+
+    init = nothing
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         features("dropout", x, at_least=1)
-        if not train or drop_rate == 0:
+        if not train or (not is_array(self.drop_rate) and self.drop_rate == 0):
             return x, state, outline(x)
         if rng is None:
             raise LayerError("dropout", "needs a key in training: pass rng=jax.random.key(seed), another in every step")
         # as float32, for one mask whether or not 64-bit types are enabled
-        kept = jax.random.bernoulli(as_key(rng), jnp.float32(1 - drop_rate), x.shape)
-        return thinned(x, kept), state, kept
+        chance = jnp.float32(1 - self.drop_rate)
+        if is_array(self.drop_rate):
+            chance = jnp.where(jnp.isnan(chance), 1, chance)  # then all is kept, and NaN
+        kept = jax.random.bernoulli(as_key(rng), chance, x.shape)
+        return self._thinned(x, kept), state, kept
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         if isinstance(tape, Outline):  # no mask, no training
             check_delta("dropout", delta, tape)
             return delta, {}
         # A mask does not say x's precision: any will do.
         dtype = delta.dtype if hasattr(delta, "dtype") and is_floating(delta) else jnp.float32
         check_delta("dropout", delta, Outline(tape.shape, dtype))
-        return thinned(delta, tape), {}
+        return self._thinned(delta, tape), {}
 
-    def thinned(values: Array, kept: Array) -> Array:
+    def _thinned(self, values: Array, kept: Array) -> Array:
         wide = accumulator(values.dtype)  # in bfloat16 1/0.9 would be off by 0.3 % in every value
-        return (values.astype(wide) * (kept.astype(wide) / (1 - drop_rate))).astype(values.dtype)
-
-    return over_values(Layer("dropout", init, forward, backward))
+        share = constant(self.drop_rate, wide, lambda drop_rate: 1 - drop_rate)
+        return (values.astype(wide) * (kept.astype(wide) / share)).astype(values.dtype)

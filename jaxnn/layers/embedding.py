@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,12 +21,14 @@ from jaxnn.checks import (
     whole_number,
 )
 from jaxnn.mistakes import initializer
+from jaxnn.parameters import as_given, drawn
 from jaxnn.placement import axes_of, placed
-from jaxnn.sequences import as_sequences, over_values, tokens_seen
+from jaxnn.sequences import as_sequences, over_steps, tokens_seen
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
-def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None) -> Layer:
+@over_steps(hide=True)
+class embedding(Layer):
     """A table with a row for each index: a dense layer on one-hot vectors that are never formed.
 
     Forward, x [N, …] of whole numbers 0 … V − 1, or `Sequences` of such [N, T] → y [N, …, H], with their mask:
@@ -59,27 +62,40 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
     >>> grads["w"][:, 0].tolist(), delta_in
     ([1.0, 0.0, 0.0, 0.0, 2.0], ())
     """
-    vocabulary = whole_number("embedding: vocabulary", vocabulary, least=1)
-    width = whole_number("embedding: width", width, least=1)
-    w_init = initializer("embedding: w_init", w_init) or initializers.normal(width**-0.5)
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    vocabulary: int
+    width: int
+    _: KW_ONLY
+    w_init: Initializer | None = None
+
+    def __post_init__(self) -> None:
+        self._set(vocabulary=whole_number("embedding: vocabulary", self.vocabulary, least=1))
+        self._set(width=whole_number("embedding: width", self.width, least=1))
+        initializer("embedding: w_init", self.w_init)
+
+    @property
+    def rules(self) -> Any:
+        def look(x: Any) -> None:
+            _in_vocabulary(np.asarray(tokens_seen("embedding", as_sequences(x))), self.vocabulary)
+
+        return (("look at inputs", look),)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         _indices(input_spec(in_shape, dtype))
-        w = w_init(key, (vocabulary, width), dtype)
-        if jnp.shape(w) != (vocabulary, width):
-            raise LayerError("embedding", f"expects w_init to give {(vocabulary, width)}, got {jnp.shape(w)}")
-        return {"w": w}, ()
+        w_init = self.w_init or initializers.normal(self.width**-0.5)
+        return drawn("embedding", dtype, w=(w_init, key, (self.vocabulary, self.width))), ()
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         _indices(x)
-        if set(params) != {"w"} or params["w"].shape != (vocabulary, width):
+        shape = self.vocabulary, self.width
+        if set(params) != {"w"} or params["w"].shape != shape:
             got = {name: jnp.shape(param) for name, param in params.items()}
-            raise LayerError("embedding", f"expects w of shape {(vocabulary, width)}, got {got}", about_params=True)
+            raise LayerError("embedding", f"expects w of shape {shape}, got {got}", about_params=True)
         if is_concrete(x):
-            _in_vocabulary(np.asarray(x), vocabulary)
-        index, _ = labels_and_wrong(x, vocabulary)
+            _in_vocabulary(np.asarray(x), self.vocabulary)
+        index, _ = labels_and_wrong(x, self.vocabulary)
 
         def rows(w: Array, index: Array) -> Array:
             return w.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -87,22 +103,17 @@ def embedding(vocabulary: int, width: int, *, w_init: Initializer | None = None)
         w = jnp.asarray(params["w"])
         return placed(rows, w, index, axes=(*axes_of(index), axes_of(w)[-1])), state, x
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        check_delta("embedding", delta, Outline((*tape.shape, width), params["w"].dtype))
-        index, _ = labels_and_wrong(tape, vocabulary)
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        check_delta("embedding", delta, Outline((*tape.shape, self.width), params["w"].dtype))
+        index, _ = labels_and_wrong(tape, self.vocabulary)
         wide = accumulator(delta.dtype)  # in bfloat16 a word that is common would stop adding up
 
         def total(index: Array, delta: Array) -> Array:
-            grad = jnp.zeros((vocabulary, width), wide)
+            grad = jnp.zeros((self.vocabulary, self.width), wide)
             return grad.at[index].add(delta, mode="drop", wrap_negative_indices=False)
 
         grad = placed(total, index, delta.astype(wide), axes=axes_of(params["w"]))
-        return (), {"w": grad.astype(params["w"].dtype)}
-
-    def look(x: Any) -> None:
-        _in_vocabulary(np.asarray(tokens_seen("embedding", as_sequences(x))), vocabulary)
-
-    return over_values(Layer("embedding", init, forward, backward, rules=(("look at inputs", look),)), hide=True)
+        return (), as_given(params, {"w": grad})
 
 
 def _indices(x: Any) -> Shape:

@@ -1,22 +1,36 @@
 """Normalisation: features of mean 0 and variance 1, then of a scale γ and a shift β that are learnt.
 
 N batch, D features (the last axis); further axes between N and D are kept. `batch_norm` takes its statistics of one
-feature over all examples, `layer_norm` those of one example over all features. Both take them in at least float32.
+feature over all examples, `layer_norm` those of one example over all features, `group_norm` over a group of them and
+all axes between; `rms_norm` divides by the root of the mean square alone. All take them in at least float32.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, check_delta, features, input_spec, is_floating, is_symbolic, number
-from jaxnn.placement import axes_of, placed
+from jaxnn.checks import (
+    LayerError,
+    accumulator,
+    check_delta,
+    features,
+    input_spec,
+    is_floating,
+    is_symbolic,
+    number,
+    whole_number,
+)
+from jaxnn.parameters import as_given, check_vectors, constant
+from jaxnn.placement import axes_of, placed, reshaped
 from jaxnn.ranks import with_rank
-from jaxnn.sequences import over_values
+from jaxnn.sequences import over_steps
 from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
 
+NAMES = ("scale", "shift")
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
 
 
@@ -37,7 +51,7 @@ class _ByRunning(NamedTuple):
     r: Array
 
 
-def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
+class batch_norm(Layer):
     """Batch normalisation of every feature, over all axes but the last.
 
     Forward, x [N, …, D] → y [N, …, D], with n values of each feature, N times the axes between:
@@ -73,36 +87,44 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
     >>> y.round(3).tolist(), state["mean"].tolist(), state["var"].tolist()
     ([[-1.0], [1.0]], [1.0], [1.5])
     """
-    momentum = number("batch_norm: momentum", momentum, least=0, below=1)
-    eps = number("batch_norm: eps", eps, above=0)
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    _: KW_ONLY
+    momentum: float = 0.9
+    eps: float = EPS
+
+    couples_batch = cast(Any, True)
+
+    def __post_init__(self) -> None:
+        momentum = number("batch_norm: momentum", self.momentum, least=0, below=1)
+        self._set(momentum=momentum, eps=number("batch_norm: eps", self.eps, above=0))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params = _ones_and_zeros("batch_norm", in_shape, dtype)
         wide = accumulator(dtype)
         # Arrays of their own: a buffer that stood in the parameters too could not be donated with them.
-        return params, {
-            name: jnp.array(params[of], wide, copy=True) for name, of in (("mean", "shift"), ("var", "scale"))
-        }
+        copied = lambda array: jnp.array(array, wide, copy=True)  # noqa: E731
+        return params, {"mean": copied(params["shift"]), "var": copied(params["scale"])}
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         wide, gamma, beta = _in_wide("batch_norm", params, x)
-        _check_vectors("batch_norm", "state", state, ("mean", "var"), x)
+        check_vectors("batch_norm", state, ("mean", "var"), x, "state")
         running = {name: state[name].astype(wide.dtype) for name in ("mean", "var")}
         if train:
-            x_hat, r, mean, var = _normalised(wide, tuple(range(x.ndim - 1)), eps)
+            x_hat, r, mean, var = _normalised(wide, tuple(range(x.ndim - 1)), self.eps)
             batch = {"mean": mean.reshape(-1), "var": _unbiased(var.reshape(-1), running["var"], x.size // x.shape[-1])}
-            step = {name: (1 - momentum) * (batch[name] - running[name]) for name in running}
+            share = constant(self.momentum, wide.dtype, lambda momentum: 1 - momentum)
+            step = {name: share * (batch[name] - running[name]) for name in running}
             state = {name: (running[name] + step[name]).astype(state[name].dtype) for name in running}
             tape: Tree = _ByBatch(x_hat, r.reshape(-1))
         else:
-            r = jax.lax.rsqrt(running["var"] + eps)
+            r = jax.lax.rsqrt(running["var"] + constant(self.eps, wide.dtype))
             x_hat = (wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim)
             tape = _ByRunning(x_hat, r)
         return _scaled(gamma, x_hat, beta).astype(x.dtype), state, tape
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x_hat, r = tape
         check_delta("batch_norm", delta, Outline(x_hat.shape, _precision(delta, x_hat)))
         wide, gamma, _ = _in_wide("batch_norm", params, delta)
@@ -112,15 +134,14 @@ def batch_norm(*, momentum: float = 0.9, eps: float = EPS) -> Layer:
             n = _count(wide.size // wide.shape[-1], wide.dtype)
             along, mean = (with_rank(grads[name] / n, wide.ndim) for name in ("scale", "shift"))
             delta_in = wide - x_hat * along - mean
-        return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), _like(params, grads)
-
-    return Layer("batch_norm", init, forward, backward, couples_batch=True)
+        return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), as_given(params, grads)
 
 
 # ---------------------------------------------------------------- over the features
 
 
-def layer_norm(*, eps: float = EPS) -> Layer:
+@over_steps()
+class layer_norm(Layer):
     """Normalisation of every example over its features, the last axis; the same in training and evaluation.
 
     Forward, x [N, …, D] → y [N, …, D]:
@@ -149,35 +170,171 @@ def layer_norm(*, eps: float = EPS) -> Layer:
     >>> y.round(3).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
     """
-    eps = number("layer_norm: eps", eps, above=0)
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    _: KW_ONLY
+    eps: float = EPS
+
+    def __post_init__(self) -> None:
+        self._set(eps=number("layer_norm: eps", self.eps, above=0))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return _ones_and_zeros("layer_norm", in_shape, dtype), ()
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         wide, gamma, beta = _in_wide("layer_norm", params, x)
-        x_hat, r, _, _ = _normalised(wide, (-1,), eps)
+        x_hat, r, _, _ = _normalised(wide, (-1,), self.eps)
         return _scaled(gamma, x_hat, beta).astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         x_hat, r = tape
         check_delta("layer_norm", delta, tape)
         wide, gamma, _ = _in_wide("layer_norm", params, delta)
         grads = _scale_and_shift(wide, x_hat)
+        delta_in = _through_statistics(with_rank(gamma, wide.ndim) * wide, x_hat, r, (-1,))
+        return delta_in.astype(delta.dtype), as_given(params, grads)
+
+
+class group_norm(Layer):
+    """Normalisation of every example over each of G groups of its features and over all axes between.
+
+    Forward, x [N, …, D] → y [N, …, D]; feature d is in group ⌊d G/D⌋, of D/G features:
+
+        μ = mean x,  v = mean (x − μ)²   over a group's features and the axes between   [N, G]
+        x̂ = (x − μ) r,  r = 1/√(v + ε);   y = γ x̂ + β
+
+    Backward, δ = ∂C/∂y, with g = γ δ; means run over what μ runs over:
+
+        ∂C/∂γ = Σ δ x̂,   ∂C/∂β = Σ δ   [D]      (summed over all axes but the last)
+        ∂C/∂x = r (g − mean g − x̂ mean(g x̂))
+
+    Parameters: `{"scale": γ, "shift": β}`, [D], ones and zeros at first. With G = D it is instance normalisation.
+
+    Args:
+        groups: G, which divides D.
+        eps: ε > 0, added to the variance.
+
+    Raises:
+        ValueError: if x is not float [N, …, D] with D a multiple of G, or parameters have another number of features.
+
+    Source: Wu & He (2018), "Group normalization", equations 1, 2 and 7.
+
+    >>> layer = group_norm(2)
+    >>> y, _, _ = layer.forward(*layer.init(0, (4,)), jnp.array([[1.0, 3.0, 5.0, 5.0]]))
+    >>> y.round(3).tolist()
+    [[-1.0, 1.0, 0.0, 0.0]]
+    """
+
+    groups: int
+    _: KW_ONLY
+    eps: float = EPS
+
+    def __post_init__(self) -> None:
+        groups = whole_number("group_norm: groups", self.groups, least=1)
+        self._set(groups=groups, eps=number("group_norm: eps", self.eps, above=0))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        _in_groups(self.groups, input_spec(in_shape, dtype))
+        return _ones_and_zeros("group_norm", in_shape, dtype), ()
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        wide, gamma, beta = _in_wide("group_norm", params, x)
+        x_hat, r, _, _ = _normalised(reshaped(wide, _in_groups(self.groups, x)), _within_groups(x), self.eps)
+        y = _scaled(gamma, reshaped(x_hat, x.shape), beta)
+        return y.astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        x_hat, r = tape
+        check_delta("group_norm", delta, tape)
+        wide, gamma, _ = _in_wide("group_norm", params, delta)
+        grads = _scale_and_shift(wide, reshaped(x_hat, wide.shape))
+        g = reshaped(with_rank(gamma, wide.ndim) * wide, x_hat.shape)
+        delta_in = reshaped(_through_statistics(g, x_hat, r, _within_groups(delta)), delta.shape)
+        return delta_in.astype(delta.dtype), as_given(params, grads)
+
+
+@over_steps()
+class rms_norm(Layer):
+    """Division of every example by the root of the mean square of its features, the last axis.
+
+    Forward, x [N, …, D] → y [N, …, D]:
+
+        x̂ = x r,  r = 1/√(mean x² + ε)   over the D features;   y = γ x̂
+
+    Backward, δ = ∂C/∂y, with g = γ δ; means run over the D features:
+
+        ∂C/∂γ = Σ δ x̂   [D]      (summed over all axes but the last)
+        ∂C/∂x = r (g − x̂ mean(g x̂))
+
+    Parameters: `{"scale": γ}`, [D], ones at first.
+
+    Args:
+        eps: ε > 0, added to the mean square.
+
+    Raises:
+        ValueError: if x is not float [N, …, D], or parameters have another number of features.
+
+    Source: Zhang & Sennrich (2019), "Root mean square layer normalization", equation 4; ε is not in it.
+
+    >>> layer = rms_norm()
+    >>> y, _, _ = layer.forward(*layer.init(0, (2,)), jnp.array([[1.0, 7.0], [0.0, 0.0]]))
+    >>> (5 * y).round(2).tolist()  # of root mean square 5, and 0
+    [[1.0, 7.0], [0.0, 0.0]]
+    """
+
+    _: KW_ONLY
+    eps: float = EPS
+
+    def __post_init__(self) -> None:
+        self._set(eps=number("rms_norm: eps", self.eps, above=0))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return _ones_and_zeros("rms_norm", in_shape, dtype, ("scale",)), ()
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        wide, gamma = _in_wide("rms_norm", params, x, ("scale",))
+        r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + constant(self.eps, wide.dtype))
+        x_hat = wide * r
+        y = (with_rank(gamma, x.ndim) * x_hat).astype(x.dtype)
+        return y, state, Outline(x.shape, x.dtype, x_hat, r)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        x_hat, r = tape
+        check_delta("rms_norm", delta, tape)
+        wide, gamma = _in_wide("rms_norm", params, delta, ("scale",))
         g = with_rank(gamma, wide.ndim) * wide
-        along = (g * x_hat).mean(-1, keepdims=True)
-        delta_in = r * (g - g.mean(-1, keepdims=True) - x_hat * along)
-        return delta_in.astype(delta.dtype), _like(params, grads)
-
-    return over_values(Layer("layer_norm", init, forward, backward))
+        delta_in = r * (g - x_hat * (g * x_hat).mean(-1, keepdims=True))
+        return delta_in.astype(delta.dtype), as_given(params, {"scale": _scale_and_shift(wide, x_hat)["scale"]})
 
 
-# ---------------------------------------------------------------- what both do
+# ---------------------------------------------------------------- what they share
 
 
-def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
+def _in_groups(groups: int, x: Any) -> tuple[int, ...]:
+    """The shape [N, …, G, D/G] of x."""
+    *others, D = features("group_norm", x)
+    if D % groups:
+        raise LayerError("group_norm", f"expects features in {groups} equal groups, got x of shape {x.shape}")
+    return *others, groups, D // groups
+
+
+def _within_groups(x: Array) -> tuple[int, ...]:
+    """The axes of [N, …, G, D/G] that statistics run over, x [N, …, D]: all but N and G."""
+    return *range(1, x.ndim - 1), x.ndim
+
+
+def _through_statistics(g: Array, x_hat: Array, r: Array, axes: tuple[int, ...]) -> Array:
+    """∂C/∂x from g = ∂C/∂x̂, as μ and v depend on x."""
+    along = (g * x_hat).mean(axes, keepdims=True)
+    return r * (g - g.mean(axes, keepdims=True) - x_hat * along)
+
+
+def _normalised(x: Array, axes: tuple[int, ...], eps: Any) -> tuple[Array, Array, Array, Array]:
     """x̂, r, μ and v, the last three with axes of size 1.
 
     The mean is that of the distances from a first value, which is no part of the derivative. Large means lose no
@@ -192,7 +349,7 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Arr
     mean = offset.mean(axes, keepdims=True)
     centred = offset - mean
     var = jnp.square(centred).mean(axes, keepdims=True)
-    r = jax.lax.rsqrt(var + eps)
+    r = jax.lax.rsqrt(var + constant(eps, var.dtype))
     return centred * r, r, first + mean, var
 
 
@@ -226,31 +383,14 @@ def _scale_and_shift(delta: Array, x_hat: Array) -> Params:
     return {"scale": (delta * x_hat).sum(axes), "shift": delta.sum(axes)}
 
 
-def _ones_and_zeros(kind: str, in_shape: InShape, dtype: DType) -> Params:
+def _ones_and_zeros(kind: str, in_shape: InShape, dtype: DType, names: tuple[str, ...] = NAMES) -> Params:
     width = features(kind, input_spec(in_shape, dtype))[-1]
-    return {"scale": jnp.ones(width, dtype), "shift": jnp.zeros(width, dtype)}
+    return {name: (jnp.ones if name == "scale" else jnp.zeros)(width, dtype) for name in names}
 
 
-def _in_wide(kind: str, params: Params, x: Any) -> tuple[Array, Array, Array]:
-    """x, γ and β in at least float32, once it is known that they fit."""
+def _in_wide(kind: str, params: Params, x: Any, names: tuple[str, ...] = NAMES) -> tuple[Array, ...]:
+    """Input and parameters in at least float32, once it is known that they fit."""
     features(kind, x)
-    _check_vectors(kind, "parameters", params, ("scale", "shift"), x)
+    check_vectors(kind, params, names, x)
     wide = accumulator(x.dtype)
-    return x.astype(wide), params["scale"].astype(wide), params["shift"].astype(wide)
-
-
-def _check_vectors(kind: str, what: str, got: Any, names: tuple[str, str], x: Any) -> None:
-    about_params = what == "parameters"
-    if not isinstance(got, dict) or set(got) != set(names):
-        shown = sorted(got) if isinstance(got, dict) else repr(got)
-        raise LayerError(kind, f"expects {what} {' and '.join(names)}, got {shown}", about_params=about_params)
-    for name in names:
-        if got[name].ndim == 1 and got[name].shape[0] != x.shape[-1]:
-            raise LayerError(kind, f"expects {got[name].shape[0]} features, got x of shape {x.shape}")
-        if got[name].shape != x.shape[-1:]:
-            complaint = f"expects {name} of shape {x.shape[-1:]}, got {got[name].shape}"
-            raise LayerError(kind, complaint, about_params=about_params)
-
-
-def _like(params: Params, grads: Params) -> Params:
-    return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
+    return x.astype(wide), *(params[name].astype(wide) for name in names)

@@ -7,6 +7,7 @@ N batch, C channels (the last axis, each pooled by itself); spatial indices p (p
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY
 from functools import reduce
 from typing import Any
 
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import LayerError, accumulator, check_delta, features, outline, yes_or_no
+from jaxnn.parameters import nothing
 from jaxnn.ranks import with_rank
-from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Array, DType, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.windows import (
     Padding,
     Windows,
@@ -32,9 +34,7 @@ from jaxnn.windows import (
 )
 
 
-def max_pool(
-    window: tuple[int, ...], *, stride: int | tuple[int, ...] | None = None, padding: Padding = "valid"
-) -> Layer:
+class max_pool(Layer):
     """The largest value of every window.
 
     Forward, x [N, *D, C] → y [N, *P, C], with stride s and padding a before the input:
@@ -65,13 +65,22 @@ def max_pool(
     >>> y.ravel().tolist(), delta_in.ravel().tolist()
     ([3.0, 2.0], [0.0, 1.0, 1.0, 0.0])
     """
-    size, strides, pads = _settings("max_pool", window, stride, padding)
-    index = jnp.uint8 if math.prod(size) <= 256 else jnp.int32
+
+    window: tuple[int, ...]
+    _: KW_ONLY
+    stride: int | tuple[int, ...] | None = None
+    padding: Padding = "valid"
+
+    def __post_init__(self) -> None:
+        self._set(**_settings("max_pool", self.window, self.stride, self.padding))
+
+    init = nothing
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        windows = _place("max_pool", spatial_shape("max_pool", x, len(size)), size, strides, pads)
+        windows = _place(self, spatial_shape("max_pool", x, len(self.window)))
+        index = _index(windows)
         y, *others = views(x, windows)
         winner = jnp.zeros(y.shape, index)
         there = on_the_input(windows)
@@ -84,28 +93,20 @@ def max_pool(
             winner = jnp.where(wins, jnp.asarray(k, index), winner)
         return y, state, (winner, outline(x))
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         winner, x = tape
         check_delta("max_pool", delta, Outline(winner.shape, x.dtype))
-        windows = _place("max_pool", x.shape[1:-1], size, strides, pads)
-        zero = jnp.zeros((), delta.dtype)
+        windows = _place(self, x.shape[1:-1])
+        taps, zero = math.prod(self.window), jnp.zeros((), delta.dtype)
         if windows.tiles:
             # [1, K₁, 1, K₂, 1], laid out as the tiles are but for the positions, which are 1
-            k = jnp.arange(math.prod(size), dtype=index).reshape(1, *(n for taps in size for n in (1, taps)), 1)
+            k = jnp.arange(taps, dtype=_index(windows)).reshape(1, *(n for size in self.window for n in (1, size)), 1)
             return from_tiles(jnp.where(as_tiles(winner) == k, as_tiles(delta), zero), windows), {}
-        parts = [jnp.where(winner == k, delta, zero) for k in range(math.prod(size))]
+        parts = [jnp.where(winner == k, delta, zero) for k in range(taps)]
         return added_back(parts, windows), {}
 
-    return Layer("max_pool", _nothing, forward, backward)
 
-
-def avg_pool(
-    window: tuple[int, ...],
-    *,
-    stride: int | tuple[int, ...] | None = None,
-    padding: Padding = "valid",
-    count_include_pad: bool = True,
-) -> Layer:
+class avg_pool(Layer):
     """The mean of every window.
 
     Forward, x [N, *D, C] → y [N, *P, C], with stride s and padding a before the input:
@@ -134,37 +135,45 @@ def avg_pool(
     >>> avg_pool((2,)).forward({}, (), x)[0].ravel().tolist()
     [2.0, 2.0]
     """
-    size, strides, pads = _settings("avg_pool", window, stride, padding)
-    count_include_pad = yes_or_no("avg_pool: count_include_pad", count_include_pad)
 
-    def shares(windows: Windows, dtype: DType) -> Array:
+    window: tuple[int, ...]
+    _: KW_ONLY
+    stride: int | tuple[int, ...] | None = None
+    padding: Padding = "valid"
+    count_include_pad: bool = True
+
+    def __post_init__(self) -> None:
+        self._set(**_settings("avg_pool", self.window, self.stride, self.padding))
+        self._set(count_include_pad=yes_or_no("avg_pool: count_include_pad", self.count_include_pad))
+
+    init = nothing
+
+    def _shares(self, windows: Windows, dtype: DType) -> Array:
         """1/mₚ, [*P, 1]."""
-        count = np.full((1,), math.prod(size)) if count_include_pad else on_the_input(windows).sum(0)
+        count = np.full((1,), math.prod(self.window)) if self.count_include_pad else on_the_input(windows).sum(0)
         return jnp.asarray(1 / count, dtype)
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        windows = _place("avg_pool", spatial_shape("avg_pool", x, len(size)), size, strides, pads)
+        windows = _place(self, spatial_shape("avg_pool", x, len(self.window)))
         wide = accumulator(x.dtype)
         total = reduce(jnp.add, views(x.astype(wide), windows))
-        return (total * with_rank(shares(windows, wide), total.ndim)).astype(x.dtype), state, outline(x)
+        return (total * with_rank(self._shares(windows, wide), total.ndim)).astype(x.dtype), state, outline(x)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        windows = _place("avg_pool", tape.shape[1:-1], size, strides, pads)
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        windows = _place(self, tape.shape[1:-1])
         check_delta("avg_pool", delta, Outline((tape.shape[0], *windows.positions, tape.shape[-1]), tape.dtype))
         wide = accumulator(delta.dtype)
-        share = delta.astype(wide) * with_rank(shares(windows, wide), delta.ndim)
+        share = delta.astype(wide) * with_rank(self._shares(windows, wide), delta.ndim)
         if windows.tiles:
-            delta_in = from_tiles(as_tiles(share, size), windows)
+            delta_in = from_tiles(as_tiles(share, self.window), windows)
         else:
-            delta_in = added_back([share] * math.prod(size), windows)
+            delta_in = added_back([share] * math.prod(self.window), windows)
         return delta_in.astype(delta.dtype), {}
 
-    return Layer("avg_pool", _nothing, forward, backward)
 
-
-def global_max_pool() -> Layer:
+class global_max_pool(Layer):
     """The largest value of every channel, over all of space: x [N, *D, C] → y [N, C].
 
     Forward:  yₙ꜀ = max_q xₙq꜀,   q* = the first q, in row-major order, at which it is reached.
@@ -179,24 +188,26 @@ def global_max_pool() -> Layer:
     [[6.0, 7.0]]
     """
 
+    def __init__(self) -> None: ...
+
+    init = nothing
+
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         flat = _over_space("global_max_pool", x)
         winner = flat.argmax(1, keepdims=True)  # the first, and a NaN before all others
         return jnp.take_along_axis(flat, winner, 1)[:, 0], state, (winner, outline(x))
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         winner, x = tape
         check_delta("global_max_pool", delta, Outline((x.shape[0], x.shape[-1]), x.dtype))
         q = jnp.arange(math.prod(x.shape[1:-1]), dtype=winner.dtype)[None, :, None]
         delta_in = jnp.where(winner == q, delta[:, None], jnp.zeros((), delta.dtype))
         return delta_in.reshape(delta.shape[0], *x.shape[1:]), {}
 
-    return Layer("global_max_pool", _nothing, forward, backward)
 
-
-def global_avg_pool() -> Layer:
+class global_avg_pool(Layer):
     """The mean of every channel, over all of space: x [N, *D, C] → y [N, C].
 
     Forward:  yₙ꜀ = (Σ_q xₙq꜀) / m,   m = ∏ D.    Backward, δ = ∂C/∂y:  ∂C/∂xₙq꜀ = δₙ꜀ / m.
@@ -210,23 +221,25 @@ def global_avg_pool() -> Layer:
     [[3.0, 4.0]]
     """
 
+    def __init__(self) -> None: ...
+
+    init = nothing
+
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         flat = _over_space("global_avg_pool", x)
         return flat.astype(accumulator(x.dtype)).mean(1).astype(x.dtype), state, outline(x)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         n, *space, channels = tape.shape
         check_delta("global_avg_pool", delta, Outline((n, channels), tape.dtype))
         share = (delta.astype(accumulator(delta.dtype)) / math.prod(space)).astype(delta.dtype)
         share = share.reshape(-1, *(1,) * len(space), channels)
         return jnp.broadcast_to(share, (delta.shape[0], *space, channels)), {}
 
-    return Layer("global_avg_pool", _nothing, forward, backward)
 
-
-def upsample(factor: tuple[int, ...]) -> Layer:
+class upsample(Layer):
     """Every value f times along each axis (nearest neighbour).
 
     Forward, x [N, *D, C] → y [N, *(f D), C]:  yₙq꜀ = xₙ,⌊q/f⌋,꜀.
@@ -243,41 +256,53 @@ def upsample(factor: tuple[int, ...]) -> Layer:
     >>> upsample((2,)).forward({}, (), jnp.array([[[1.0], [5.0]]]))[0].ravel().tolist()
     [1.0, 1.0, 5.0, 5.0]
     """
-    factors = window_size("upsample: factor", factor)
 
-    def tiling(spatial: Shape) -> Windows:
-        larger = tuple(f * n for f, n in zip(factors, spatial, strict=True))
-        return place("upsample", larger, factors, factors, (1,) * len(factors), "valid")
+    factor: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._set(factor=window_size("upsample: factor", self.factor))
+
+    init = nothing
+
+    def _tiling(self, spatial: Shape) -> Windows:
+        larger = tuple(f * n for f, n in zip(self.factor, spatial, strict=True))
+        return place("upsample", larger, self.factor, self.factor, (1,) * len(self.factor), "valid")
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        windows = tiling(spatial_shape("upsample", x, len(factors)))
-        return from_tiles(as_tiles(x, factors), windows), state, outline(x)
+        windows = self._tiling(spatial_shape("upsample", x, len(self.factor)))
+        return from_tiles(as_tiles(x, self.factor), windows), state, outline(x)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        windows = tiling(tape.shape[1:-1])
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        windows = self._tiling(tape.shape[1:-1])
         check_delta("upsample", delta, Outline((tape.shape[0], *windows.inputs, tape.shape[-1]), tape.dtype))
         copies = views(delta.astype(accumulator(delta.dtype)), windows)
         return reduce(jnp.add, copies).astype(delta.dtype), {}
-
-    return Layer("upsample", _nothing, forward, backward)
 
 
 # ---------------------------------------------------------------- what they share
 
 
-def _settings(kind: str, window: Any, stride: Any, padding: Any) -> tuple[Shape, Shape, Padding]:
+def _settings(kind: str, window: Any, stride: Any, padding: Any) -> dict[str, Any]:
+    """The settings in their normal form; a stride of None stays."""
     size = window_size(f"{kind}: window", window)
-    strides = size if stride is None else for_each_axis(f"{kind}: stride", stride, len(size))
+    strides = None if stride is None else for_each_axis(f"{kind}: stride", stride, len(size))
     pads = padding_of(f"{kind}: padding", padding, len(size))
     if not isinstance(pads, str) and any(max(pair) >= taps for pair, taps in zip(pads, size, strict=True)):
         raise ValueError(f"{kind}: padding must be less than the window {size}, or a window would see nothing else")
-    return size, strides, pads
+    return {"window": size, "stride": strides, "padding": pads}
 
 
-def _place(kind: str, spatial: Shape, size: Shape, strides: Shape, pads: Padding) -> Windows:
-    return place(kind, spatial, size, strides, (1,) * len(size), pads)
+def _place(pool: Any, spatial: Shape) -> Windows:
+    """The windows of `max_pool` or `avg_pool` on an input."""
+    size = pool.window
+    return place(pool.kind, spatial, size, pool.stride or size, (1,) * len(size), pool.padding)
+
+
+def _index(windows: Windows) -> DType:
+    """The dtype of k*."""
+    return jnp.uint8 if math.prod(windows.size) <= 256 else jnp.int32
 
 
 def _over_space(kind: str, x: Any) -> Array:
@@ -286,7 +311,3 @@ def _over_space(kind: str, x: Any) -> Array:
     if len(shape) < 3 or 0 in shape[1:-1]:
         raise LayerError(kind, f"expects x [N, *D, C] with something to pool between N and C, got x of shape {shape}")
     return x.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
-
-
-def _nothing(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-    return {}, ()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
+from jaxnn.parameters import nothing
 from jaxnn.placement import reshaped
-from jaxnn.types import DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Key, Layer, Outline, Params, Shape, State, Tree
 
 
-def reshape(*sizes: int) -> Layer:
+class reshape(Layer):
     """A layer that gives every example the shape `sizes`, in row-major order.
 
     Forward, x [N, …] → [N, *sizes].    Backward: δ takes x's shape again.
@@ -24,24 +22,40 @@ def reshape(*sizes: int) -> Layer:
     Raises:
         ValueError: if more than one size is −1, a size is zero, or an example's elements do not fit.
 
+    >>> import jax.numpy as jnp
     >>> reshape(4, 4).forward({}, (), jnp.ones((2, 16)))[0].shape
     (2, 4, 4)
     """
-    sizes = tuple(size if size == -1 else whole_number("reshape: size", size, least=1) for size in sizes)
-    if sizes.count(-1) > 1:
-        raise ValueError(f"reshape: at most one size may be -1, got {sizes}")
-    known = math.prod(size for size in sizes if size != -1)
 
-    def rearranged(shape: Shape) -> Shape:
+    spread = True
+
+    sizes: tuple[int, ...]
+
+    def __init__(self, *given: int, sizes: tuple[int, ...] = ()) -> None:
+        sizes = tuple(size if size == -1 else whole_number("reshape: size", size, least=1) for size in (*given, *sizes))
+        if sizes.count(-1) > 1:
+            raise ValueError(f"reshape: at most one size may be -1, got {sizes}")
+        self._set(sizes=sizes)
+
+    def _rearranged(self, shape: Shape) -> Shape:
+        known = math.prod(size for size in self.sizes if size != -1)
         elements = math.prod(shape[1:])
-        if elements % known or (-1 not in sizes and elements != known):
-            raise LayerError("reshape", f"to {sizes} does not fit x of shape {shape}")
-        return shape[0], *(elements // known if size == -1 else size for size in sizes)
+        if elements % known or (-1 not in self.sizes and elements != known):
+            raise LayerError("reshape", f"to {self.sizes} does not fit x of shape {shape}")
+        return shape[0], *(elements // known if size == -1 else size for size in self.sizes)
 
-    return _rearranging("reshape", rearranged)
+    init = nothing
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+    ) -> tuple[Any, State, Tree]:
+        return reshaped(x, self._rearranged(one_array("reshape", x))), state, outline(x)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return _as_before("reshape", self._rearranged(tape.shape), tape, delta), {}
 
 
-def flatten() -> Layer:
+class flatten(Layer):
     """A layer that makes one feature axis of all axes but the first, x [N, …] → [N, D].
 
     Backward: δ takes x's shape again.
@@ -49,26 +63,29 @@ def flatten() -> Layer:
     Raises:
         ValueError: if x has no batch axis.
 
+    >>> import jax.numpy as jnp
     >>> flatten().forward({}, (), jnp.ones((2, 28, 28, 1)))[0].shape
     (2, 784)
     """
-    return _rearranging("flatten", lambda shape: (shape[0], math.prod(shape[1:])))
 
+    def __init__(self) -> None: ...
 
-def _rearranging(kind: str, rearranged: Callable[[Shape], Shape]) -> Layer:
-    """The layer that gives x another shape, a function of the one it has."""
-
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return {}, ()
+    init = nothing
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
-        shape = rearranged(one_array(kind, x))
-        return reshaped(x, shape), state, outline(x)
+        return reshaped(x, _flat(one_array("flatten", x))), state, outline(x)
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        check_delta(kind, delta, Outline(rearranged(tape.shape), tape.dtype))
-        return (reshaped(delta, tape.shape) if is_floating(tape) else ()), {}  # whole numbers have no δ
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return _as_before("flatten", _flat(tape.shape), tape, delta), {}
 
-    return Layer(kind, init, forward, backward)
+
+def _flat(shape: Shape) -> Shape:
+    return shape[0], math.prod(shape[1:])
+
+
+def _as_before(kind: str, shape: Shape, x: Outline, delta: Any) -> Any:
+    """δ of an output of that shape, in the shape of x."""
+    check_delta(kind, delta, Outline(shape, x.dtype))
+    return reshaped(delta, x.shape) if is_floating(x) else ()  # whole numbers have no δ

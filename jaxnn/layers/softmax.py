@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxnn.checks import check_delta, features
-from jaxnn.sequences import over_values
-from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.parameters import nothing
+from jaxnn.sequences import over_steps
+from jaxnn.types import Key, Layer, Params, State, Tree
 
 
-def softmax() -> Layer:
+@over_steps()
+class softmax(Layer):
     """A layer that turns logits into probabilities over the last axis.
 
     Forward, z [N, …, K] → y [N, …, K]:
@@ -31,24 +32,24 @@ def softmax() -> Layer:
 
     Source: Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs".
 
+    >>> import jax.numpy as jnp
     >>> y, _, _ = softmax().forward({}, (), jnp.array([[0.0, 0.0, 200.0]]))
     >>> y.tolist()
     [[0.0, 0.0, 1.0]]
     """
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        return {}, ()
+    def __init__(self) -> None: ...
+
+    init = nothing
 
     def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
     ) -> tuple[Any, State, Tree]:
         features("softmax", x)
         y = jax.nn.softmax(x, axis=-1)
         return y, state, y
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         y = tape
         check_delta("softmax", delta, y)
         return y * (delta - (delta * y).sum(-1, keepdims=True)), {}
-
-    return over_values(Layer("softmax", init, forward, backward))

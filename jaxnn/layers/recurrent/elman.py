@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
+from typing import Any, cast
+
 from jaxnn.activations import tanh
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
-    Settings,
-    initializers_of,
+    backwards,
+    check_settings,
+    forwards,
+    initialised,
     over_examples,
-    recurrent,
+    rules_of,
     total_over_examples,
     weighted,
 )
 from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
 
 
-def rnn(
-    width: int,
-    activation: Activation = tanh,
-    *,
-    returns: str = "sequence",
-    truncate: int | None = None,
-    recompute: bool = False,
-    w_init: Initializer | None = None,
-    w_h_init: Initializer | None = None,
-    b_init: Initializer | None = None,
-) -> Layer:
+class rnn(Layer):
     """Elman's recurrent layer: the state is a function of the input and of the state before.
 
     Forward, x [N, T, D] → h [N, T, H], t = 1 … T:
@@ -77,24 +72,37 @@ def rnn(
     >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
     (2, 4)
     """
-    if not isinstance(activation, Activation):
-        raise TypeError(f"rnn: expected an Activation record such as jaxnn.tanh, got {activation!r}")
 
-    def forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
+    width: int
+    activation: Activation = tanh
+    _: KW_ONLY
+    returns: str = "sequence"
+    truncate: int | None = None
+    recompute: bool = False
+    w_init: Initializer | None = None
+    w_h_init: Initializer | None = None
+    b_init: Initializer | None = None
+
+    cell = Cell(("h",), 1, unroll=4)
+    init, forward, backward = initialised, forwards, backwards
+    rules = cast(Any, property(rules_of))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.activation, Activation):
+            raise TypeError(f"rnn: expected an Activation record such as jaxnn.tanh, got {self.activation!r}")
+        check_settings(self)
+
+    def step(self, params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
         (h,) = state
         z = weighted(params, x, h)
-        new = activation.value(z)
+        new = self.activation.value(z)
         return (new,), (h, z, new)
 
-    def backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+    def step_back(self, params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
         h, z, new = kept
-        zeta = delta[0] * activation.slope(z, new)
+        zeta = delta[0] * self.activation.slope(z, new)
         grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
         return (zeta @ params["w_h"].T,), zeta @ params["w"].T, grads
-
-    cell = Cell("rnn", ("h",), 1, forward, backward, unroll=4)
-    settings = Settings(returns, truncate, recompute, *initializers_of("rnn", w_init, w_h_init, b_init))
-    return recurrent(cell, width, settings)
 
 
 def rnn_step(params: Params, h: Array, x: Array, activation: Activation = tanh) -> Array:

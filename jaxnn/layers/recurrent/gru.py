@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
-    Settings,
-    initializers_of,
+    backwards,
+    check_settings,
+    forwards,
+    initialised,
     over_examples,
-    recurrent,
+    rules_of,
     total_over_examples,
 )
 from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
 
 
-def gru(
-    width: int,
-    *,
-    returns: str = "sequence",
-    truncate: int | None = None,
-    recompute: bool = False,
-    w_init: Initializer | None = None,
-    w_h_init: Initializer | None = None,
-    b_init: Initializer | None = None,
-) -> Layer:
+class gru(Layer):
     """The gated recurrent unit, with the reset gate after the product, as in cuDNN, PyTorch, flax and Keras.
 
     Forward, x [N, T, D] → h [N, T, H], t = 1 … T; a, m [N, 3H] are cut into three parts in the order r, u, n:
@@ -77,36 +73,49 @@ def gru(
     >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
     (2, 4)
     """
-    cell = Cell("gru", ("h",), 3, _forward, _backward, more=("b_h",), unroll=4)
-    settings = Settings(returns, truncate, recompute, *initializers_of("gru", w_init, w_h_init, b_init))
-    return recurrent(cell, width, settings)
 
+    width: int
+    _: KW_ONLY
+    returns: str = "sequence"
+    truncate: int | None = None
+    recompute: bool = False
+    w_init: Initializer | None = None
+    w_h_init: Initializer | None = None
+    b_init: Initializer | None = None
 
-def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
-    (h,) = state
-    a_r, a_u, a_n = jnp.split(x @ params["w"] + with_rank(params["b"], x.ndim), 3, axis=-1)
-    m_r, m_u, m_n = jnp.split(h @ params["w_h"], 3, axis=-1)
-    m_n = m_n + with_rank(params["b_h"], h.ndim)
-    r, u = jax.lax.logistic(a_r + m_r), jax.lax.logistic(a_u + m_u)
-    n = jnp.tanh(a_n + r * m_n)
-    return ((1 - u) * n + u * h,), (h, r, u, n, m_n)
+    cell = Cell(("h",), 3, more=("b_h",), unroll=4)
+    init, forward, backward = initialised, forwards, backwards
+    rules = cast(Any, property(rules_of))
 
+    def __post_init__(self) -> None:
+        check_settings(self)
 
-def _backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
-    (h, r, u, n, m_n), (delta_h,) = kept, delta
-    alpha_n = delta_h * (1 - u) * (1 - n) * (1 + n)
-    alpha_u = delta_h * (h - n) * u * (1 - u)
-    alpha_r = alpha_n * m_n * r * (1 - r)
-    mu_n = alpha_n * r
-    alpha = jnp.concatenate([alpha_r, alpha_u, alpha_n], axis=-1)
-    mu = jnp.concatenate([alpha_r, alpha_u, mu_n], axis=-1)
-    grads = {
-        "w": over_examples(x, alpha),
-        "w_h": over_examples(h, mu),
-        "b": total_over_examples(alpha),
-        "b_h": total_over_examples(mu_n),
-    }
-    return (delta_h * u + mu @ params["w_h"].T,), alpha @ params["w"].T, grads
+    @staticmethod
+    def step(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
+        (h,) = state
+        a_r, a_u, a_n = jnp.split(x @ params["w"] + with_rank(params["b"], x.ndim), 3, axis=-1)
+        m_r, m_u, m_n = jnp.split(h @ params["w_h"], 3, axis=-1)
+        m_n = m_n + with_rank(params["b_h"], h.ndim)
+        r, u = jax.lax.logistic(a_r + m_r), jax.lax.logistic(a_u + m_u)
+        n = jnp.tanh(a_n + r * m_n)
+        return ((1 - u) * n + u * h,), (h, r, u, n, m_n)
+
+    @staticmethod
+    def step_back(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+        (h, r, u, n, m_n), (delta_h,) = kept, delta
+        alpha_n = delta_h * (1 - u) * (1 - n) * (1 + n)
+        alpha_u = delta_h * (h - n) * u * (1 - u)
+        alpha_r = alpha_n * m_n * r * (1 - r)
+        mu_n = alpha_n * r
+        alpha = jnp.concatenate([alpha_r, alpha_u, alpha_n], axis=-1)
+        mu = jnp.concatenate([alpha_r, alpha_u, mu_n], axis=-1)
+        grads = {
+            "w": over_examples(x, alpha),
+            "w_h": over_examples(h, mu),
+            "b": total_over_examples(alpha),
+            "b_h": total_over_examples(mu_n),
+        }
+        return (delta_h * u + mu @ params["w_h"].T,), alpha @ params["w"].T, grads
 
 
 def gru_step(params: Params, h: Array, x: Array) -> Array:
@@ -119,5 +128,5 @@ def gru_step(params: Params, h: Array, x: Array) -> Array:
     >>> gru_step(params, jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
     [[1.0]]
     """
-    ((new,), _) = _forward(params, x, (h,))
+    ((new,), _) = gru.step(params, x, (h,))
     return new

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 
@@ -9,28 +12,21 @@ from jaxnn.checks import number
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
-    Settings,
+    backwards,
     beside,
-    initializers_of,
+    check_settings,
+    forwards,
+    initialised,
     over_examples,
-    recurrent,
+    rules_of,
     total_over_examples,
     weighted,
 )
-from jaxnn.types import Array, Initializer, Layer, Params, Tree
+from jaxnn.parameters import constant
+from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
 
 
-def lstm(
-    width: int,
-    *,
-    returns: str = "sequence",
-    truncate: int | None = None,
-    recompute: bool = False,
-    forget_bias: float = 1.0,
-    w_init: Initializer | None = None,
-    w_h_init: Initializer | None = None,
-    b_init: Initializer | None = None,
-) -> Layer:
+class lstm(Layer):
     """Long short-term memory: a cell c that gates write to, erase and read.
 
     Forward, x [N, T, D] → h [N, T, H], t = 1 … T; z [N, 4H] is cut into four parts in the order i, f, g, o:
@@ -83,34 +79,49 @@ def lstm(
     >>> layer.forward(params, state, jnp.ones((2, 5, 3)))[0].shape
     (2, 5, 4)
     """
-    forget_bias = number("lstm: forget_bias", forget_bias)
 
-    def on_forget_gate(width: int) -> Array:
-        return jnp.repeat(jnp.array([0.0, forget_bias, 0.0, 0.0]), width)
+    width: int
+    _: KW_ONLY
+    returns: str = "sequence"
+    truncate: int | None = None
+    recompute: bool = False
+    forget_bias: float = 1.0
+    w_init: Initializer | None = None
+    w_h_init: Initializer | None = None
+    b_init: Initializer | None = None
 
-    cell = Cell("lstm", ("h", "c"), 4, _forward, _backward, offset=on_forget_gate)
-    settings = Settings(returns, truncate, recompute, *initializers_of("lstm", w_init, w_h_init, b_init))
-    return recurrent(cell, width, settings)
+    cell = Cell(("h", "c"), 4)
+    forward, backward = forwards, backwards
+    rules = cast(Any, property(rules_of))
 
+    def __post_init__(self) -> None:
+        self._set(forget_bias=number("lstm: forget_bias", self.forget_bias))
+        check_settings(self)
 
-def _forward(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
-    h, c = state
-    z_i, z_f, z_g, z_o = jnp.split(weighted(params, x, h), 4, axis=-1)
-    i, f, g, o = jax.lax.logistic(z_i), jax.lax.logistic(z_f), jnp.tanh(z_g), jax.lax.logistic(z_o)
-    new = f * c + i * g
-    return (o * jnp.tanh(new), new), (h, c, i, f, g, o)
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params, state = initialised(self, key, in_shape, dtype)
+        offset = jnp.repeat(jnp.array([0.0, constant(self.forget_bias, dtype), 0.0, 0.0]), self.width)
+        return {**params, "b": params["b"] + offset.astype(dtype)}, state
 
+    @staticmethod
+    def step(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
+        h, c = state
+        z_i, z_f, z_g, z_o = jnp.split(weighted(params, x, h), 4, axis=-1)
+        i, f, g, o = jax.lax.logistic(z_i), jax.lax.logistic(z_f), jnp.tanh(z_g), jax.lax.logistic(z_o)
+        new = f * c + i * g
+        return (o * jnp.tanh(new), new), (h, c, i, f, g, o)
 
-def _backward(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
-    (h, c, i, f, g, o), (delta_h, gamma) = kept, delta
-    squashed = jnp.tanh(f * c + i * g)
-    gamma = gamma + delta_h * o * (1 - squashed) * (1 + squashed)
-    zeta_i, zeta_f = gamma * g * i * (1 - i), gamma * c * f * (1 - f)
-    zeta_g, zeta_o = gamma * i * (1 - g) * (1 + g), delta_h * squashed * o * (1 - o)
-    zeta = jnp.concatenate([zeta_i, zeta_f, zeta_g, zeta_o], axis=-1)
-    both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
-    grads = {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
-    return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, grads
+    @staticmethod
+    def step_back(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+        (h, c, i, f, g, o), (delta_h, gamma) = kept, delta
+        squashed = jnp.tanh(f * c + i * g)
+        gamma = gamma + delta_h * o * (1 - squashed) * (1 + squashed)
+        zeta_i, zeta_f = gamma * g * i * (1 - i), gamma * c * f * (1 - f)
+        zeta_g, zeta_o = gamma * i * (1 - g) * (1 + g), delta_h * squashed * o * (1 - o)
+        zeta = jnp.concatenate([zeta_i, zeta_f, zeta_g, zeta_o], axis=-1)
+        both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
+        grads = {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
+        return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, grads
 
 
 def lstm_step(params: Params, state: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
@@ -123,5 +134,5 @@ def lstm_step(params: Params, state: tuple[Array, Array], x: Array) -> tuple[Arr
     >>> c.tolist()  # nothing is forgotten
     [[1.0]]
     """
-    (h, c), _ = _forward(params, x, state)
+    (h, c), _ = lstm.step(params, x, state)
     return h, c

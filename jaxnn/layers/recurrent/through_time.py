@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,10 +28,11 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, as_key, check_delta, input_spec, whole_number, widest
 from jaxnn.mistakes import initializer
+from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.placement import axes_of, placed, scan
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
-from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.types import Array, DType, InShape, Key, Outline, Params, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")
 
@@ -38,38 +40,19 @@ Carried = tuple[Array, ...]  # a cell's state, h first
 
 
 class Cell(NamedTuple):
-    """One step of a recurrence, and its backward.
+    """What the cells of a class have in common.
 
     Attributes:
-        kind: the layer's.
         parts: the arrays of the state by name, h first.
         gates: G; w is [D, GH], w_h [H, GH], b [GH].
-        forward: (params, x [N, D], state) -> (state, kept).
-        backward: (params, x, kept, δ of the state after the step) -> (δ of the state before it, δ of x, grads).
         more: names of further biases [H].
-        offset: H -> what is added to b [GH] at first.
         unroll: how many steps the body of a loop holds.
     """
 
-    kind: str
     parts: tuple[str, ...]
     gates: int
-    forward: Callable[[Params, Array, Carried], tuple[Carried, Tree]]
-    backward: Callable[[Params, Array, Tree, Carried], tuple[Carried, Array, Params]]
     more: tuple[str, ...] = ()
-    offset: Callable[[int], Array] | None = None
     unroll: int = 1
-
-
-class Settings(NamedTuple):
-    """What all recurrent layers let one choose."""
-
-    returns: str
-    truncate: int | None
-    recompute: bool
-    w_init: Initializer | None
-    w_h_init: Initializer | None
-    b_init: Initializer | None
 
 
 class _Steps(NamedTuple):
@@ -88,85 +71,107 @@ class _Tape(NamedTuple):
 
 
 # ---------------------------------------------------------------- the layer
+# A recurrent layer has these functions for methods, a `cell`, and one step of it:
+#     step(params, x [N, D], state) -> (state, kept)
+#     step_back(params, x, kept, δ of the state after the step) -> (δ of the state before it, δ of x, grads)
 
 
-def recurrent(cell: Cell, width: int, settings: Settings) -> Layer:
-    """The layer that runs a cell over time."""
-    kind, returns = cell.kind, settings.returns
-    width = whole_number(f"{kind}: width", width, least=1)
-    if returns not in RETURNS:
-        raise ValueError(f"{kind}: returns must be one of {', '.join(map(repr, RETURNS))}, got {returns!r}")
-    if settings.truncate is not None:
-        whole_number(f"{kind}: truncate", settings.truncate, least=1)
-    if not isinstance(settings.recompute, bool):
-        raise TypeError(f"{kind}: recompute must be True or False, got {settings.recompute!r}")
-    every_step = returns != "last"
-    run, run_back = (_pieces, _pieces_back) if settings.recompute else (_steps, _steps_back)
+def check_settings(layer: Any) -> None:
+    """Raises TypeError or ValueError where a setting that all recurrent layers have cannot be."""
+    kind = layer.kind
+    for name in ("w_init", "w_h_init", "b_init"):
+        initializer(f"{kind}: {name}", getattr(layer, name))
+    layer._set(width=whole_number(f"{kind}: width", layer.width, least=1))
+    if layer.returns not in RETURNS:
+        raise ValueError(f"{kind}: returns must be one of {', '.join(map(repr, RETURNS))}, got {layer.returns!r}")
+    if layer.truncate is not None:
+        layer._set(truncate=whole_number(f"{kind}: truncate", layer.truncate, least=1))
+    if not isinstance(layer.recompute, bool):
+        raise TypeError(f"{kind}: recompute must be True or False, got {layer.recompute!r}")
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        x = read_sequences(kind, input_spec(in_shape, dtype), cell.parts, width)
-        return _initialised(cell, as_key(key), x.values.shape[-1], width, settings, dtype), ()
 
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
-        given = read_sequences(kind, x, cell.parts, width)
-        _check_params(cell, params, given.values.shape, width)
-        steps, initial = _read(cell, params, given, width, settings.truncate)
-        final, h, kept = run(cell, _in(steps.x.dtype, params), steps, initial, every_step)
-        tape = _Tape(steps, kept, initial, jax.tree.map(lambda leaf: leaf[:0], x))
-        if h is None:  # only the last is wanted
-            return final[0], state, tape
-        values = jnp.swapaxes(h, 0, 1)
-        if returns == "both":
-            return (values, final if len(cell.parts) > 1 else final[0]), state, tape
-        masked = returns == "sequence" and is_given(given.mask)
-        return (Sequences(values, given.mask) if masked else values), state, tape
+def initialised(layer: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+    """The `init` of a recurrent layer."""
+    spec = read_sequences(layer.kind, input_spec(in_shape, dtype), layer.cell.parts, layer.width)
+    b_init = layer.b_init or initializers.zeros()
+    inits = {
+        "w": layer.w_init or initializers.glorot_uniform(),
+        "w_h": layer.w_h_init or initializers.orthogonal(),
+        **dict.fromkeys(("b", *layer.cell.more), b_init),
+    }
+    key, shapes = as_key(key), _shapes(layer, spec.values.shape[-1])
+    leaves = {name: (inits[name], jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())}
+    return drawn_by_gates(layer.kind, dtype, layer.width, **leaves), ()
 
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        steps, kept, initial, like = tape
-        check_delta(kind, delta, _output(steps, initial, returns))
-        nothing = tuple(jnp.zeros_like(s) for s in initial)
-        at_output, at_final = None, nothing
-        if returns == "last":
-            at_final = (delta, *nothing[1:])
-        elif returns == "both":
-            at_output, at_final = delta[0], delta[1] if len(cell.parts) > 1 else (delta[1],)
-        else:
-            at_output = as_sequences(delta).values
-        if at_output is not None:
-            at_output = jnp.swapaxes(at_output, 0, 1)
-        total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), params)
-        wide = _in(steps.x.dtype, params)
-        (before, total), delta_x = run_back(cell, wide, steps, kept, initial, at_output, (at_final, total))
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
-        return _like(like, jnp.swapaxes(delta_x, 0, 1), before, cell), grads
 
-    return Layer(kind, init, forward, backward, rules=(("short", _short(cell, settings)),))
+def forwards(
+    layer: Any, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+) -> tuple[Any, State, Tree]:
+    """The `forward` of a recurrent layer."""
+    given = read_sequences(layer.kind, x, layer.cell.parts, layer.width)
+    _check_params(layer, params, given.values.shape)
+    steps, initial = _read(layer, params, given)
+    run = _pieces if layer.recompute else _steps
+    final, h, kept = run(layer, _in(steps.x.dtype, params), steps, initial, layer.returns != "last")
+    tape = _Tape(steps, kept, initial, jax.tree.map(lambda leaf: leaf[:0], x))
+    if h is None:  # only the last is wanted
+        return final[0], state, tape
+    values = jnp.swapaxes(h, 0, 1)
+    if layer.returns == "both":
+        return (values, final if len(final) > 1 else final[0]), state, tape
+    masked = layer.returns == "sequence" and is_given(given.mask)
+    return (Sequences(values, given.mask) if masked else values), state, tape
+
+
+def backwards(layer: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    """The `backward` of a recurrent layer."""
+    steps, kept, initial, like = tape
+    check_delta(layer.kind, delta, _output(steps, initial, layer.returns))
+    nothing = tuple(jnp.zeros_like(s) for s in initial)
+    at_output, at_final = None, nothing
+    if layer.returns == "last":
+        at_final = (delta, *nothing[1:])
+    elif layer.returns == "both":
+        at_output, at_final = delta[0], delta[1] if len(initial) > 1 else (delta[1],)
+    else:
+        at_output = as_sequences(delta).values
+    if at_output is not None:
+        at_output = jnp.swapaxes(at_output, 0, 1)
+    total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), params)
+    run_back = _pieces_back if layer.recompute else _steps_back
+    wide = _in(steps.x.dtype, params)
+    (before, total), delta_x = run_back(layer, wide, steps, kept, initial, at_output, (at_final, total))
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
+    return _like(like, jnp.swapaxes(delta_x, 0, 1), before), grads
+
+
+def rules_of(layer: Any) -> tuple[tuple[str, Callable[[Any], tuple[int, Any]]], ...]:
+    """The `rules` of a recurrent layer."""
+    return (("short", partial(_short, layer)),)
 
 
 # ---------------------------------------------------------------- all steps kept
 
 
 def _steps(
-    cell: Cell, params: Params, steps: _Steps, state: Carried, every_step: bool
+    layer: Any, params: Params, steps: _Steps, state: Carried, every_step: bool
 ) -> tuple[Carried, Array | None, Tree]:
     """The state after the last step, h of every step if it is wanted, and what backward needs."""
 
     def step(state: Carried, at: _Steps) -> tuple[Carried, tuple[Array | None, Tree]]:
         if at.cut is not None:  # for jax.grad, which must stop where the hand-derived rule does
             state = tuple(jnp.where(at.cut, jax.lax.stop_gradient(s), s) for s in state)
-        new, kept = cell.forward(params, at.x, state)
+        new, kept = layer.step(params, at.x, state)
         if at.mask is not None:
             new = _where(at.mask, new, state)
         return new, (new[0] if every_step else None, kept)
 
-    final, (h, kept) = scan(step, state, steps, unroll=_unroll(cell, steps))
+    final, (h, kept) = scan(step, state, steps, unroll=_unroll(layer, steps))
     return final, h, kept
 
 
 def _steps_back(
-    cell: Cell, params: Params, steps: _Steps, kept: Tree, initial: Carried, at_output: Array | None, carry: Any
+    layer: Any, params: Params, steps: _Steps, kept: Tree, initial: Carried, at_output: Array | None, carry: Any
 ) -> tuple[Any, Array]:
     """(δ₀, ∂C/∂θ) and ∂C/∂x of every step from (δ_T, the sum so far)."""
 
@@ -177,18 +182,19 @@ def _steps_back(
             delta = (delta[0] + epsilon, *delta[1:])
         nothing = tuple(jnp.zeros_like(d) for d in delta)
         through = delta if mask is None else _where(mask, delta, nothing)
-        before, delta_x, grads = cell.backward(params, x, kept, through)
+        before, delta_x, grads = layer.step_back(params, x, kept, through)
         if mask is not None:  # a masked step hands δ on as it is
             before = tuple(b + p for b, p in zip(before, _where(mask, nothing, delta), strict=True))
         if cut is not None:
             before = tuple(jnp.where(cut, 0, b) for b in before)
         return (before, jax.tree.map(jnp.add, total, grads)), delta_x
 
-    return scan(step, carry, (steps, kept, at_output), reverse=True, unroll=_unroll(cell, steps))
+    return scan(step, carry, (steps, kept, at_output), reverse=True, unroll=_unroll(layer, steps))
 
 
-def _unroll(cell: Cell, steps: _Steps) -> int:
-    return cell.unroll if steps.x.shape[0] > cell.unroll else 1
+def _unroll(layer: Any, steps: _Steps) -> int:
+    unroll: int = layer.cell.unroll
+    return unroll if steps.x.shape[0] > unroll else 1
 
 
 def _where(mask: Array, there: Carried, elsewhere: Carried) -> Carried:
@@ -218,16 +224,16 @@ def _put_together(head: Array, pieces: Array) -> Array:
 
 
 def _pieces(
-    cell: Cell, params: Params, steps: _Steps, state: Carried, every_step: bool
+    layer: Any, params: Params, steps: _Steps, state: Carried, every_step: bool
 ) -> tuple[Carried, Array | None, Tree]:
     """As `_steps`; what backward needs are the states before each piece."""
     head, pieces = _cut_up(steps)
 
     def piece(state: Carried, at: _Steps) -> tuple[Carried, tuple[Carried, Array | None]]:
-        after, h, _ = _steps(cell, params, at, state, every_step)
+        after, h, _ = _steps(layer, params, at, state, every_step)
         return after, (state, h)
 
-    state, first, _ = _steps(cell, params, head, state, every_step)
+    state, first, _ = _steps(layer, params, head, state, every_step)
     final, (starts, h) = scan(piece, state, pieces)
     if h is not None and first is not None:
         h = _put_together(first, h)
@@ -235,15 +241,15 @@ def _pieces(
 
 
 def _pieces_back(
-    cell: Cell, params: Params, steps: _Steps, starts: Tree, initial: Carried, at_output: Array | None, carry: Any
+    layer: Any, params: Params, steps: _Steps, starts: Tree, initial: Carried, at_output: Array | None, carry: Any
 ) -> tuple[Any, Array]:
     """As `_steps_back`."""
     head, pieces = _cut_up((steps, at_output))
 
     def piece(carry: Any, at: tuple[tuple[_Steps, Array | None], Carried]) -> tuple[Any, Array]:
         (steps, at_output), start = at
-        _, _, kept = _steps(cell, params, steps, start, False)
-        return _steps_back(cell, params, steps, kept, start, at_output, carry)
+        _, _, kept = _steps(layer, params, steps, start, False)
+        return _steps_back(layer, params, steps, kept, start, at_output, carry)
 
     carry, delta_x = scan(piece, carry, (pieces, starts), reverse=True)
     carry, first = piece(carry, (head, initial))
@@ -253,31 +259,26 @@ def _pieces_back(
 # ---------------------------------------------------------------- in and out
 
 
-def _short(cell: Cell, settings: Settings) -> Callable[[Any], tuple[int, Any]]:
-    """Of x: how many of its steps XLA's count of FLOPs leaves out, and x with two steps, of which it counts one.
+def _short(layer: Any, x: Any) -> tuple[int, Any]:
+    """How many of x's steps XLA's count of FLOPs leaves out, and x with two steps, of which it counts one.
 
     Of a loop it counts the body, once (see `summary`).
     """
-
-    def counted(length: int) -> int:
-        return cell.unroll + length % cell.unroll if length > cell.unroll else min(length, 1)
-
-    def short(x: Any) -> tuple[int, Any]:
-        values = as_sequences(x).values
-        length = values.shape[1]
-        parts = _sizes(length) if settings.recompute else (length,)
-        cut = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], 2, *leaf.shape[2:]), leaf.dtype)  # noqa: E731
-        left_out = length - sum(map(counted, parts))
-        if not isinstance(x, Sequences):
-            return left_out, cut(values)
-        return left_out, Sequences(cut(values), cut(x.mask) if is_given(x.mask) else (), x.initial)
-
-    return short
+    unroll = layer.cell.unroll
+    counted = lambda length: unroll + length % unroll if length > unroll else min(length, 1)  # noqa: E731
+    values = as_sequences(x).values
+    length = values.shape[1]
+    parts = _sizes(length) if layer.recompute else (length,)
+    cut = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], 2, *leaf.shape[2:]), leaf.dtype)  # noqa: E731
+    left_out = length - sum(map(counted, parts))
+    if not isinstance(x, Sequences):
+        return left_out, cut(values)
+    return left_out, Sequences(cut(values), cut(x.mask) if is_given(x.mask) else (), x.initial)
 
 
-def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | None) -> tuple[_Steps, Carried]:
+def _read(layer: Any, params: Params, x: Sequences) -> tuple[_Steps, Carried]:
     """What is read at each step, and the state before the first."""
-    n, length, _ = x.values.shape
+    (n, length, _), parts, truncate = x.values.shape, layer.cell.parts, layer.truncate
     dtype = widest(params["w"].dtype, x.values.dtype)
     values = hidden(x.values, x.mask) if is_given(x.mask) else x.values
     mask = jnp.swapaxes(x.mask, 0, 1) if is_given(x.mask) else None
@@ -285,11 +286,11 @@ def _read(cell: Cell, params: Params, x: Sequences, width: int, truncate: int | 
     if truncate is not None and truncate < length:
         cut = jnp.array([t > 0 and (length - t) % truncate == 0 for t in range(length)])
     if is_given(x.initial):
-        initial = x.initial if len(cell.parts) > 1 else (x.initial,)
+        initial = x.initial if len(parts) > 1 else (x.initial,)
         initial = tuple(s.astype(dtype) for s in initial)
     else:
-        nothing = lambda values: jnp.zeros((n, width), dtype)  # noqa: E731
-        initial = tuple(placed(nothing, values, axes=(axes_of(values)[0], None)) for _ in cell.parts)
+        nothing = lambda values: jnp.zeros((n, layer.width), dtype)  # noqa: E731
+        initial = tuple(placed(nothing, values, axes=(axes_of(values)[0], None)) for _ in parts)
     return _Steps(jnp.swapaxes(values, 0, 1).astype(dtype), mask, cut), initial
 
 
@@ -311,7 +312,7 @@ def _in(dtype: DType, params: Params) -> Params:
     return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
-def _like(like: Tree, delta_x: Array, before: Carried, cell: Cell) -> Any:
+def _like(like: Tree, delta_x: Array, before: Carried) -> Any:
     """δ_in in the form that x had."""
     given = as_sequences(like)
     delta_x = delta_x.astype(given.values.dtype)
@@ -319,57 +320,28 @@ def _like(like: Tree, delta_x: Array, before: Carried, cell: Cell) -> Any:
         return delta_x
     if not is_given(given.initial):
         return Sequences(delta_x)
-    state = before if len(cell.parts) > 1 else before[0]
+    state = before if len(before) > 1 else before[0]
     return Sequences(delta_x, (), jax.tree.map(lambda d, s: d.astype(s.dtype), state, given.initial))
 
 
 # ---------------------------------------------------------------- parameters
 
 
-def _shapes(cell: Cell, in_features: int, width: int) -> dict[str, tuple[int, ...]]:
-    wide = cell.gates * width
-    return {"w": (in_features, wide), "w_h": (width, wide), "b": (wide,), **dict.fromkeys(cell.more, (width,))}
+def _shapes(layer: Any, in_features: int) -> dict[str, tuple[int, ...]]:
+    width, wide = layer.width, layer.cell.gates * layer.width
+    return {"w": (in_features, wide), "w_h": (width, wide), "b": (wide,), **dict.fromkeys(layer.cell.more, (width,))}
 
 
-def initializers_of(kind: str, *given: Initializer | None) -> tuple[Initializer | None, ...]:
-    """The initializers that a cell was given, if they are such."""
-    names = ("w_init", "w_h_init", "b_init")
-    return tuple(initializer(f"{kind}: {name}", value) for name, value in zip(names, given, strict=True))
-
-
-def _initialised(cell: Cell, key: Key, in_features: int, width: int, settings: Settings, dtype: DType) -> Params:
-    """Each gate drawn by itself: its fans are D and H, and its own w_h is orthogonal."""
-    inits = {
-        "w": settings.w_init or initializers.glorot_uniform(),
-        "w_h": settings.w_h_init or initializers.orthogonal(),
-        **dict.fromkeys(("b", *cell.more), settings.b_init or initializers.zeros()),
-    }
-    params = {}
-    for i, (name, shape) in enumerate(_shapes(cell, in_features, width).items()):
-        keys = jax.random.split(jax.random.fold_in(key, i), shape[-1] // width)
-        each = (*shape[:-1], width)
-        gates = [inits[name](gate_key, each, dtype) for gate_key in keys]
-        wrong = [jnp.shape(gate) for gate in gates if jnp.shape(gate) != each]
-        if wrong:
-            option = f"{name}_init" if name.startswith("w") else "b_init"
-            raise LayerError(cell.kind, f"expects {option} to give {each} for each gate, got {wrong[0]}")
-        params[name] = jnp.concatenate(gates, axis=-1)
-    if cell.offset is not None:
-        params["b"] = params["b"] + cell.offset(width).astype(dtype)
-    return params
-
-
-def _check_params(cell: Cell, params: Params, x_shape: tuple[int, ...], width: int) -> None:
-    expected = _shapes(cell, x_shape[-1], width)
+def _check_params(layer: Any, params: Params, x_shape: tuple[int, ...]) -> None:
+    expected = _shapes(layer, x_shape[-1])
     if set(params) != set(expected):
         complaint = f"expects parameters {', '.join(expected)}, got {sorted(params)}"
-        raise LayerError(cell.kind, complaint, about_params=True)
-    got = {name: tuple(jnp.shape(params[name])) for name in expected}
-    if got["w"] != expected["w"] and got["w"][1:] == expected["w"][1:]:
-        raise LayerError(cell.kind, f"expects {got['w'][0]} features, got x of shape {tuple(x_shape)}")
+        raise LayerError(layer.kind, complaint, about_params=True)
+    got = jnp.shape(params["w"])
+    if got != expected["w"] and got[1:] == expected["w"][1:]:
+        raise LayerError(layer.kind, f"expects {got[0]} features, got x of shape {tuple(x_shape)}")
     for name, shape in expected.items():
-        if got[name] != shape:
-            raise LayerError(cell.kind, f"expects {name} of shape {shape}, got {got[name]}", about_params=True)
+        check_shape(layer.kind, params, name, shape)
 
 
 def weighted(params: Params, x: Array, h: Array) -> Array:
