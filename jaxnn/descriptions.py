@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 from functools import cache
 from types import MappingProxyType
@@ -28,14 +29,14 @@ ARRAY, FLOAT = "array", "float"  # kinds of what is no record: an array, a float
 
 @cache
 def kinds() -> MappingProxyType[str, Any]:
-    """What may stand in a description, by kind: the public classes of records, and the records that are names."""
+    """What may stand in a description, by kind: public classes of records, and public records and functions."""
     table: dict[str, Any] = {}
     for home in ("", *HOMES):
         module = importlib.import_module(f"jaxnn.{home}" if home else "jaxnn")
         for name in module.__all__:
             value = getattr(module, name)
             is_class = isinstance(value, type) and issubclass(value, Record) and "made_as" not in vars(value)
-            if is_class or isinstance(value, Record):
+            if is_class or isinstance(value, Record) or inspect.isfunction(value):
                 table[f"{home}.{name}" if home else name] = value
     return MappingProxyType(table)
 
@@ -67,6 +68,8 @@ def _described(value: Any, place: str) -> Any:
         return {"kind": ARRAY, "dtype": str(value.dtype), "value": np.asarray(value, np.float64).tolist()}
     if isinstance(value, float) and not math.isfinite(value):
         return {"kind": FLOAT, "value": repr(value)}
+    if inspect.isfunction(value) and _name(value):
+        return {"kind": _name(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"describe: {place} is {seen(value)}, which no description can hold")
@@ -76,8 +79,8 @@ def _fields(record: Record) -> dict[str, Any]:
     return {} if kinds().get(_name(record)) is record else fields_of(record)
 
 
-def _name(record: Record) -> str:
-    return next((kind for kind, known in kinds().items() if known is record or known is type(record)), "")
+def _name(value: Any) -> str:
+    return next((kind for kind, known in kinds().items() if known is value or known is type(value)), "")
 
 
 def _kind_of(record: Record, place: str) -> str:
@@ -117,7 +120,7 @@ def _made(value: Any) -> Any:
         close = difflib.get_close_matches(str(kind), kinds(), 1)
         hint = f"; {close[0]!r} is meant?" if close else ""
         raise ValueError(f"from_description: unknown kind {kind!r}{hint}")
-    if isinstance(known, Record):
+    if not isinstance(known, type):
         return known
     unknown = sorted(set(fields) - set(known.__dataclass_fields__))
     if unknown:

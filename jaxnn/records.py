@@ -27,7 +27,7 @@ HIDDEN = "_parts"  # the attribute that keeps how a record flattens
 
 def is_function(value: Any) -> bool:
     """True for what may be called, False for records that only say how they are used when they are called."""
-    return callable(value) and not isinstance(value, tuple) and not getattr(value, "is_no_function", False)
+    return callable(value) and not isinstance(value, tuple) and not getattr(type(value), "is_no_function", False)
 
 
 def is_array(value: Any) -> bool:
