@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -122,7 +123,7 @@ def _made(value: Any) -> Any:
         raise ValueError(f"from_description: unknown kind {kind!r}{hint}")
     if not isinstance(known, type):
         return known
-    unknown = sorted(set(fields) - set(known.__dataclass_fields__))
+    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(known)})
     if unknown:
         raise ValueError(f"from_description: {kind} has no field {', '.join(map(repr, unknown))}")
     return known(**fields)

@@ -110,6 +110,10 @@ class Record:
             return shown_as
         return f"{shown_as or type(self).__name__}({', '.join(arguments_of(self))})"
 
+    def as_argument(self) -> str:
+        """How it is written in the call that makes another record."""
+        return repr(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return fields_of(self)
 
@@ -271,7 +275,7 @@ def default_of(field: Any) -> Any:
 def written(value: Any) -> str:
     """A value of a field as it is written in a call."""
     if isinstance(value, Record):
-        return repr(value)
+        return value.as_argument()
     if isinstance(value, tuple):
         named = type(value) is not tuple
         return (

@@ -101,7 +101,7 @@ UNEQUAL = [
 @pytest.mark.parametrize(("a", "b"), EQUAL)
 def test_equal_fields_make_equal_records(a, b):
     assert a == b
-    assert not a != b
+    assert (a != b) is False
     if not jax.tree.leaves((a, b)):
         assert hash(a) == hash(b)
 
@@ -202,7 +202,7 @@ OTHERS = [
     schedules.piecewise((0.1, 0.2), (5,)),
     with_rules(dense(3)),
 ]
-ROWS = {case.name: case.make for case in CASES}
+ROWS = {case.name: case.make for case in CASES if "framed" not in repr(case.make())}  # a layer of the tests' own
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -42,7 +42,7 @@ class activation(Layer):
             got = f"{seen(self.function)}{_hint(self.function)}"
             raise TypeError(f"activation: expected an Activation record such as jaxnn.relu, got {got}")
 
-    def __repr__(self) -> str:
+    def as_argument(self) -> str:  # serial(dense(3), relu)
         return repr(self.function)
 
     @property
