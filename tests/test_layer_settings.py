@@ -39,13 +39,14 @@ def passed(make):
     return run
 
 
-# the layer of a number, numbers that it may be, and ones that it may not
+# the layer of a number, numbers that it may be, and ones that it may not; differences are taken at the first, where
+# rounding does not outweigh them (an ε of 1e-5 moves a cost by less than its digits hold)
 NUMBERS = {
     "batch_norm: momentum": (lambda value: batch_norm(momentum=value), (0.9, 0.0, 0.999), (1.0, -0.1)),
-    "batch_norm: eps": (lambda value: batch_norm(eps=value), (1e-5, 0.1, 1e-12), (0.0, -1e-5)),
-    "layer_norm: eps": (lambda value: layer_norm(eps=value), (1e-5, 0.1, 1e-12), (0.0, -1e-5)),
-    "group_norm: eps": (lambda value: group_norm(2, eps=value), (1e-5, 0.1, 1e-12), (0.0, -1e-5)),
-    "rms_norm: eps": (lambda value: rms_norm(eps=value), (1e-5, 0.1, 1e-12), (0.0, -1e-5)),
+    "batch_norm: eps": (lambda value: batch_norm(eps=value), (0.1, 1e-5, 1e-12), (0.0, -1e-5)),
+    "layer_norm: eps": (lambda value: layer_norm(eps=value), (0.1, 1e-5, 1e-12), (0.0, -1e-5)),
+    "group_norm: eps": (lambda value: group_norm(2, eps=value), (0.1, 1e-5, 1e-12), (0.0, -1e-5)),
+    "rms_norm: eps": (lambda value: rms_norm(eps=value), (0.1, 1e-5, 1e-12), (0.0, -1e-5)),
     "dropout: drop_rate": (lambda value: dropout(value), (0.5, 0.0, 0.9), (1.0, -0.1)),
     "lstm: forget_bias": (lambda value: lstm(4, forget_bias=value), (1.0, 0.0, -2.5), (np.inf, np.nan)),
 }
