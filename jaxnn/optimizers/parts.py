@@ -54,12 +54,12 @@ def build(builder: Any, *parts: Any) -> Any:
 
 def valid_rate(name: str, learning_rate: float | Schedule) -> float | Schedule:
     """The schedule, or the number ≥ 0."""
+    if is_factory(learning_rate):
+        raise TypeError(
+            f"{name}: learning_rate must be a number or a schedule step -> rate, got "
+            f"{seen(learning_rate)}{factory_hint(learning_rate)}"
+        )
     if is_function(learning_rate) and not isinstance(learning_rate, type):
-        if is_factory(learning_rate):
-            raise TypeError(
-                f"{name}: learning_rate must be a number or a schedule step -> rate, got "
-                f"{seen(learning_rate)}{factory_hint(learning_rate)}"
-            )
         return learning_rate
     if isinstance(learning_rate, jax.Array):
         raise TypeError(
