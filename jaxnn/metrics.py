@@ -145,12 +145,14 @@ accuracy = Accuracy()
 
 
 class top_k(_OfClasses):
-    """1 where the label is among the k classes with the largest scores; arguments as those of `accuracy`.
+    """1 where the label is among the k classes with the largest scores, else 0.
 
-    `top_k(1)` counts what `accuracy` counts. It is named top_<k>.
+    Arguments are as those of `accuracy`, and so is the result, [N] float32; `top_k(1)` counts what `accuracy` counts.
+    It is named top_<k>.
 
     Raises:
-        TypeError, ValueError: if k is not a whole number ≥ 1; ValueError when used on fewer than k classes.
+        TypeError, ValueError: if k is not a whole number ≥ 1.
+        ValueError: for shapes and dtypes that do not fit, fewer than k classes among them, under jit too.
 
     >>> scores, labels = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6]]), jnp.array([1, 1])
     >>> print(top_k(2)(scores, labels))
@@ -211,10 +213,13 @@ binary_accuracy = BinaryAccuracy()
 
 
 class binary_accuracy_at(_OfEntries):
-    """`binary_accuracy` with the prediction compared to threshold instead of 0: 0.5 for probabilities.
+    """`binary_accuracy`, [N] float32, with the prediction compared to threshold instead of 0: 0.5 for probabilities.
+
+    The threshold may be a JAX scalar.
 
     Raises:
         TypeError, ValueError: if the threshold is not a finite number.
+        ValueError: for shapes that do not fit, under jit too.
 
     >>> print(binary_accuracy_at(0.5)(jnp.array([0.9, 0.4]), jnp.array([1, 1])))
     [1. 0.]

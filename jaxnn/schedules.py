@@ -282,8 +282,10 @@ class warmup(_Schedule):
     def __call__(self, step: Any) -> Array:
         t, (initial,), then = as_time(step), as_rates(self.initial), self.then
         peak = as_rate(then(jnp.zeros_like(t)))
-        up = jnp.where(peak < initial, left_of(t, self.steps), gone_of(t, self.steps))
-        line = between(t, self.steps, initial, peak, up, traced=holds_arrays(self))
+        traced = holds_arrays(self)
+        falls = peak <= initial if traced else peak < initial  # `between` differentiates a level line as one that falls
+        up = jnp.where(falls, left_of(t, self.steps), gone_of(t, self.steps))
+        line = between(t, self.steps, initial, peak, up, traced=traced)
         return poisoned(jnp.where(past(t, self.steps), as_rate(then(since(t, self.steps))), line), initial)
 
 

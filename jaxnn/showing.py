@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-__all__ = ["brief", "figure", "fit_line", "fit_table", "line", "optimizer_line", "shown", "state_line", "state_table"]
+__all__ = ["brief", "figure", "fit_line", "fit_table", "line", "shown", "state_line", "state_table"]
 
 Record = TypeVar("Record")
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, headings, rows
@@ -135,52 +135,10 @@ def line(record: Any) -> str:
     return f"{type(record).__name__}({', '.join(f'{name} {brief(getattr(record, name))}' for name in record._fields)})"
 
 
-def layer_line(layer: Any) -> str:
-    """`<Layer serial: dense_0, relu_0, dense_1>`."""
-    names = [name or getattr(child, "kind", "") for name, child in zip(layer.child_names, layer.children, strict=False)]
-    inside = _some([str(name) for name in names])
-    name = f" {layer.name!r}" if layer.name is not None else ""
-    return f"<Layer {layer.kind}{name}{': ' + inside if inside else ''}>"
-
-
 def named_line(record: Any) -> str:
-    """`<Penalty l2: ½λ Σ w², λ = 0.1>`: the name, and the first line of what its value says of itself."""
+    """`<Reading deltas>`: the name, and the first line of what its value says of itself."""
     text = (getattr(getattr(record, "value", None), "__doc__", None) or "").strip().partition("\n")[0].rstrip(".")
     return f"<{type(record).__name__} {': '.join(filter(None, (str(record.name), text)))}>"
-
-
-def optimizer_line(record: Any) -> str:
-    """`<Optimizer adam: rate 0.001, b1 0.9, …>`: the factory's name and the numbers that its functions hold."""
-    held = {**_held(record.init), **_held(record.update)}
-    name = held.pop("name", None) or _factory(record.update)
-    settings = [f"{key} {brief(value)}" for key, value in held.items() if _is_setting(key, value)]
-    return f"<{type(record).__name__} {name}{': ' if settings else ''}{', '.join(settings)}>"
-
-
-def _held(function: Any) -> dict[str, Any]:
-    """What a function holds of the call that made it, by name."""
-    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
-    held = {}
-    for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False):
-        try:
-            held[name] = cell.cell_contents
-        except ValueError:  # not yet filled
-            continue
-    return held
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    if name == "rate":
-        return True
-    if value is False or (name in ("weight_decay", "momentum") and value == 0):
-        return False
-    return isinstance(value, (bool, int, float, str)) and not name.startswith(("_", "log_", "has_"))
-
-
-def _factory(function: Any) -> str:
-    """`sgd` of the function `_sgd_update.<locals>.update`."""
-    name = getattr(function, "__qualname__", type(function).__name__).partition(".")[0].strip("_")
-    return name.removesuffix("_update") or "of one's own"
 
 
 def pass_line(record: Any) -> str:

@@ -73,7 +73,7 @@ def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
         if monitors is not None:
             raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or best as before")
         return None
-    fresh = _first(together(watch.stopping, watch.plateau, watch.best))
+    fresh = first_watch(together(watch.stopping, watch.plateau, watch.best))
     given = monitors or Monitors()
     return Monitors(
         None if fresh.stopping is None else given.stopping or fresh.stopping,
@@ -86,22 +86,21 @@ def look(watch: Watch, monitors: Monitors, figure: float, train_state: TrainStat
     """The machines after another epoch; its state is copied if it is the best so far."""
     kept = monitors.best
     bare = monitors if kept is None else monitors._replace(best=Best(kept.metric, ()))
-    new, decision = _next(together(watch.stopping, watch.plateau, watch.best), bare, figure)
+    new, decision = watching(together(watch.stopping, watch.plateau, watch.best), bare, figure)
     if kept is None or new.best is None:
         return new
     return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else kept.params))
 
 
-# `together`, without the parameters, which the host keeps.
-
-
 @jax.jit
-def _first(machine: Monitor) -> Monitors:
+def first_watch(machine: Monitor) -> Monitors:
+    """What `together` remembers at first, without the parameters, which the host keeps."""
     return cast(Monitors, machine.init(()))
 
 
 @jax.jit
-def _next(machine: Monitor, monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
+def watching(machine: Monitor, monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
+    """What `together` makes of another figure, likewise."""
     return machine.update(monitors, figure, ())
 
 

@@ -148,4 +148,4 @@ def test_what_is_refused():
         ValueError, match=r"(?s)ema: the parameters do not fit the average.*w: expected \[2\], got \[3\]"
     ):
         ema().update(ema().init({"w": jnp.ones(2)}), {"w": jnp.ones(3)})
-    assert ema(0.999) is ema(decay=0.999)
+    assert ema(0.999) == ema(decay=0.999)

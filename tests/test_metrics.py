@@ -123,9 +123,10 @@ def test_half_precision_counts_in_float32() -> None:
     assert jax.jit(metrics.binary_accuracy)(scores[..., 0], labels)[0] == np.float32(200 / 300)
 
 
-def test_equal_factories_give_one_function_with_a_name() -> None:
-    assert metrics.top_k(3) is metrics.top_k(3)
-    assert metrics.binary_accuracy_at(0.5) is metrics.binary_accuracy_at(0.5)
+def test_equal_factories_give_equal_metrics_with_a_name() -> None:
+    assert metrics.top_k(3) == metrics.top_k(3)
+    assert metrics.top_k(1) != metrics.accuracy
+    assert metrics.binary_accuracy_at(0.5) == metrics.binary_accuracy_at(0.5)
     names = [
         metric.__name__
         for metric in (metrics.accuracy, metrics.top_k(3), metrics.binary_accuracy, metrics.binary_accuracy_at(0.5))
@@ -177,9 +178,13 @@ def test_shapes_and_dtypes_that_do_not_fit(
 def test_help_shows_what_a_metric_counts() -> None:
     for metric, says in (
         (metrics.accuracy, "1 where the largest entry"),
-        (metrics.top_k(3), "among the 3 classes"),
+        (metrics.top_k(3), "among the k classes"),
         (metrics.binary_accuracy, "the logit is above 0"),
-        (metrics.binary_accuracy_at(0.25), "the prediction is above 0.25"),
+        (metrics.binary_accuracy_at(0.25), "compared to threshold"),
     ):
         text = pydoc.render_doc(metric, renderer=pydoc.plaintext)
-        assert all(part in text for part in (metric.__name__, says, "[N] float32", "ValueError: for shapes"))
+        name = repr(metric).partition("(")[0]
+        assert all(part in text for part in (name, says, "[N] float32", "ValueError: for shapes"))
+    assert [repr(metric) for metric in (metrics.accuracy, metrics.top_k(3), metrics.binary_accuracy_at(0.25))] == [
+        *("accuracy", "top_k(3)", "binary_accuracy_at(0.25)")
+    ]

@@ -743,7 +743,7 @@ def test_patterns_choose_what_decays():
     assert np.array_equal(updates["dense_1"]["w"], np.full((2, 2), -0.25))
     assert not any(np.any(leaf) for leaf in (updates["dense_1"]["b"], *updates["dense_10"].values()))
     assert adamw(0.1, decay="a") == adamw(0.1, decay="a")
-    assert penalties.l2(0.1, on="a") is penalties.l2(0.1, on="a")
+    assert penalties.l2(0.1, on="a") == penalties.l2(0.1, on="a")
 
 
 def test_patterns_that_choose_nothing():

@@ -139,13 +139,17 @@ def test_far_out_a_rate_vanishes_and_does_not_become_nan():
     assert float(schedules.step(0.1, 0.1, 1)(2**31 - 1)) == 0.0
 
 
-def test_equal_calls_give_the_same_schedule():
-    assert schedules.constant(1) is schedules.constant(value=1.0)
-    assert schedules.step(0.1, 0.5, 10) is schedules.step(initial=0.1, factor=0.5, every=10)
-    assert schedules.piecewise([1, 0.5], [3]) is schedules.piecewise((1.0, 0.5), (3,))
+def test_equal_calls_give_equal_schedules():
     warm = schedules.warmup(3, schedules.cosine(0.1, 10))
-    assert warm is schedules.warmup(3, schedules.cosine(0.1, 10), initial=0.0)
-    assert schedules.scaled(warm, 0.5) is schedules.scaled(warm, 0.5)
+    for one, other in (
+        (schedules.constant(1), schedules.constant(value=1.0)),
+        (schedules.step(0.1, 0.5, 10), schedules.step(initial=0.1, factor=0.5, every=10)),
+        (schedules.piecewise([1, 0.5], [3]), schedules.piecewise((1.0, 0.5), (3,))),
+        (warm, schedules.warmup(3, schedules.cosine(0.1, 10), initial=0.0)),
+        (schedules.scaled(warm, 0.5), schedules.scaled(warm, 0.5)),
+    ):
+        assert one == other
+        assert hash(one) == hash(other)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,9 @@ def test_what_stands_in_the_lines(state):
     assert shown["Report"] == "<gradcheck of mine: WRONG: a (1 wrong)>"
     assert shown["Diagnosis"] == "<dead at step 3: all of them>"
     assert shown["Summary"] == "<summary: 3 layers, 26 parameters, 104 B>"
-    assert shown["Penalty"] == "<Penalty l2: ½λ Σ w², λ = 0.1>"
+    assert shown["l2"] == "l2(0.1)"
+    assert shown["ema"] == "ema(decay=0.9)"
+    assert shown["together"] == "together(stopping=early_stopping(3), best=keep_best())"
     assert shown["Progress"] == "Progress(best inf, waited 0, cooling 0, scale 1, stopped False)"
 
 

@@ -163,4 +163,4 @@ def test_what_is_refused():
         early_stopping(0)
     with pytest.raises(ValueError, match="reduce_on_plateau: factor"):
         reduce_on_plateau(1.0)
-    assert early_stopping(3) is early_stopping(patience=3, min_improvement=0.0)
+    assert early_stopping(3) == early_stopping(patience=3, min_improvement=0.0)

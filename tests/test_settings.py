@@ -1,0 +1,320 @@
+"""The settings of records: their numbers traced, and what follows from the fields (equality, pickling, repr)."""
+
+import dataclasses
+import math
+import pickle
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnn
+from jaxnn import ema, initializers, metrics, penalties, schedules, stopping
+from jaxnn.stopping import early_stopping, reduce_on_plateau
+
+FLOAT64 = 1e-12
+STEP = 1e-6  # of central differences
+KEY_SEED, SHAPE = 3, (4, 6)
+WEIGHTS = {"w": np.array([[1.0, -2.0], [0.5, 0.25]]), "b": np.array([3.0, 4.0])}
+SIGNAL = np.sin(np.arange(12.0)).reshape(6, 2)
+LOSSES = np.array([5.0, 4.0, 3.9, 3.85, 3.0, 3.1, 3.2, 2.9, 2.9, 2.9, 2.8, 2.8])
+
+
+def rates(schedule):
+    return jax.vmap(schedule)(jnp.arange(30, dtype=jnp.int32))
+
+
+def draws(initializer):
+    return initializer(jax.random.key(KEY_SEED), SHAPE, jnp.float64)
+
+
+def costs(penalty):
+    params = jax.tree.map(jnp.asarray, WEIGHTS)
+    return penalty.value(params), penalty.grad(params)
+
+
+def means(average):
+    step = lambda state, theta: (average.update(state, theta), state.average)
+    state, seen = jax.lax.scan(step, average.init(jnp.asarray(SIGNAL[0])), jnp.asarray(SIGNAL))
+    return state.average, seen
+
+
+def decisions(monitor):
+    return jax.lax.scan(monitor.update, monitor.init(), jnp.asarray(LOSSES))
+
+
+def scales(monitor):
+    return decisions(monitor)[1].scale
+
+
+def best_scale(machine):
+    step = lambda state, metric: machine.update(state, metric, ())
+    return jax.lax.scan(step, machine.init(()), jnp.asarray(LOSSES))[1].scale
+
+
+def counted(metric):
+    return metric(jnp.asarray(SIGNAL), jnp.asarray(SIGNAL > 0.1)), metric.entries(jnp.asarray(SIGNAL), SIGNAL > 0.1)
+
+
+init, S, P = initializers, schedules, penalties
+ROWS = {  # name: what is built of the number, what is computed with it, numbers, whether that is smooth in the number
+    "initializers.constant: value": (init.constant, draws, (-0.5, 0.0, 2.0), True),
+    "initializers.normal: std": (init.normal, draws, (0.1, 0.5, 2.0), True),
+    "initializers.uniform: limit": (init.uniform, draws, (0.1, 0.5, 2.0), True),
+    "initializers.he_uniform: negative_slope": (init.he_uniform, draws, (0.0, 0.1, 0.5), True),
+    "initializers.he_normal: negative_slope": (init.he_normal, draws, (0.0, 0.1, 0.5), True),
+    "initializers.orthogonal: gain": (init.orthogonal, draws, (0.1, 1.0, 2.0), True),
+    "schedules.constant: value": (S.constant, rates, (0.0, 0.1, 2.0), True),
+    "schedules.step: initial": (lambda v: S.step(v, 0.5, 7), rates, (0.0, 0.1, 2.0), True),
+    "schedules.step: factor": (lambda v: S.step(0.1, v, 7), rates, (0.3, 1.0, 1.5), True),
+    "schedules.piecewise: values": (lambda v: S.piecewise([0.3, v, 0.1], [7, 20]), rates, (0.0, 0.1, 2.0), True),
+    "schedules.exponential: initial": (lambda v: S.exponential(v, 0.5, 7), rates, (0.0, 0.1, 2.0), True),
+    "schedules.exponential: factor": (lambda v: S.exponential(0.1, v, 7), rates, (0.3, 1.0, 1.5), True),
+    "schedules.inverse_time: initial": (lambda v: S.inverse_time(v, 0.5, 7), rates, (0.0, 0.1, 2.0), True),
+    "schedules.inverse_time: rate": (lambda v: S.inverse_time(0.1, v, 7), rates, (0.0, 0.5, 2.0), True),
+    "schedules.polynomial: initial": (lambda v: S.polynomial(v, 0.2, 20, 1.7), rates, (0.1, 0.2, 0.5), False),
+    "schedules.polynomial: final": (lambda v: S.polynomial(0.2, v, 20, 1.7), rates, (0.1, 0.2, 0.5), False),
+    "schedules.polynomial: initial of a line": (lambda v: S.polynomial(v, 0.2, 20), rates, (0.1, 0.2, 0.5), True),
+    "schedules.polynomial: power": (lambda v: S.polynomial(0.3, 0.1, 20, v), rates, (0.5, 1.0, 2.0), True),
+    "schedules.polynomial: power, rising": (lambda v: S.polynomial(0.1, 0.3, 20, v), rates, (0.5, 1.0, 2.0), True),
+    "schedules.cosine: initial": (lambda v: S.cosine(v, 20, 0.2), rates, (0.1, 0.2, 0.5), True),
+    "schedules.cosine: final": (lambda v: S.cosine(0.2, 20, v), rates, (0.1, 0.2, 0.5), True),
+    "schedules.warmup: initial": (lambda v: S.warmup(5, S.constant(0.1), v), rates, (0.05, 0.1, 0.3), True),
+    "schedules.warmup: then": (lambda v: S.warmup(5, S.cosine(v, 9), 0.1), rates, (0.05, 0.1, 0.3), True),
+    "schedules.joined: schedules": (
+        lambda v: S.joined([S.constant(v), S.step(v, 0.5, 3)], [9]), rates, (0.1, 1.0), True,
+    ),
+    "schedules.scaled: factor": (lambda v: S.scaled(S.cosine(0.3, 20), v), rates, (0.0, 0.5, 2.0), True),
+    "schedules.scaled: schedule": (lambda v: S.scaled(S.cosine(v, 20), 0.5), rates, (0.1, 0.5, 2.0), True),
+    "penalties.l2: strength": (P.l2, costs, (0.0, 0.1, 2.0), True),
+    "penalties.l1: strength": (lambda v: P.l1(v, on="w"), costs, (0.0, 0.1, 2.0), True),
+    "penalties.elastic_net: l1_strength": (lambda v: P.elastic_net(v, 0.3), costs, (0.0, 0.1, 2.0), True),
+    "penalties.elastic_net: l2_strength": (
+        lambda v: P.elastic_net(0.3, v, on=P.everything), costs, (0.0, 0.1, 2.0), True,
+    ),
+    "metrics.binary_accuracy_at: threshold": (metrics.binary_accuracy_at, counted, (-0.5, 0.15, 0.7), False),
+    "stopping.early_stopping: min_improvement": (lambda v: early_stopping(3, v), decisions, (0.0, 0.07, 0.5), False),
+    "stopping.early_stopping: min_improvement, relative": (
+        lambda v: early_stopping(3, v, relative=True), decisions, (0.0, 0.07, 0.5), False,
+    ),
+    "stopping.reduce_on_plateau: factor": (lambda v: reduce_on_plateau(v, 2), scales, (0.1, 0.5, 0.9), True),
+    "stopping.reduce_on_plateau: min_improvement": (
+        lambda v: reduce_on_plateau(0.5, 2, v), decisions, (0.0, 0.07, 0.5), False,
+    ),
+    "stopping.reduce_on_plateau: least": (lambda v: reduce_on_plateau(0.5, 1, least=v), scales, (0.0, 0.3, 0.6), True),
+    "stopping.together: plateau": (
+        lambda v: stopping.together(early_stopping(9), reduce_on_plateau(v, 2)), best_scale, (0.1, 0.5, 0.9), True,
+    ),
+    "ema: decay": (ema, means, (0.0, 0.3, 0.9, 0.999), True),
+}  # fmt: skip
+every_setting = pytest.mark.parametrize("name", ROWS)
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    with jax.enable_x64(True):
+        yield
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float64) for leaf in jax.tree.leaves(tree)])
+
+
+def test_every_factory_with_a_real_number_is_in_the_table():
+    rows = {name.partition(":")[0].replace("schedules.joined", "") for name in ROWS}
+    for module in (initializers, schedules, penalties, metrics, stopping):
+        for name in module.__all__:
+            made = getattr(module, name)
+            if isinstance(made, type) and dataclasses.is_dataclass(made):
+                of_numbers = {field.name for field in dataclasses.fields(made) if field.type in ("float", float)}
+                short = module.__name__.partition(".")[2]
+                there = {row.partition(": ")[2].partition(",")[0] for row in ROWS if row.startswith(f"{short}.{name}:")}
+                assert of_numbers <= there, name
+    assert "ema" in rows
+
+
+@every_setting
+def test_vmap_over_a_setting_is_a_loop_of_python_numbers_in_one_trace(name):
+    build, probe, values, _ = ROWS[name]
+    traces = []
+
+    @jax.jit
+    @jax.vmap
+    def together(value):
+        traces.append(value)
+        return flat(probe(build(value)))
+
+    expected = [np.asarray(flat(probe(build(value)))) for value in values]
+    np.testing.assert_allclose(together(jnp.array(values)), expected, rtol=FLOAT64, atol=FLOAT64)
+    np.testing.assert_allclose(together(jnp.array(values[::-1])), expected[::-1], rtol=FLOAT64, atol=FLOAT64)
+    assert len(traces) == 1
+
+
+@every_setting
+def test_a_record_that_holds_the_number_is_an_argument(name):
+    build, probe, values, _ = ROWS[name]
+    records = [build(jnp.float64(value)) for value in values]
+    (leaf,) = set(map(len, map(jax.tree.leaves, records)))
+    assert leaf >= 1
+    run = jax.jit(lambda record: flat(probe(record)))
+    for record, value in zip(records, values, strict=True):
+        np.testing.assert_allclose(run(record), flat(probe(build(value))), rtol=FLOAT64, atol=FLOAT64)
+    assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row[3]])
+def test_the_gradient_by_a_setting_is_that_of_central_differences(name):
+    build, probe, values, _ = ROWS[name]
+    function = lambda value: flat(probe(build(value)))
+    jacobian = jax.jit(jax.vmap(jax.jacrev(function)))(jnp.array(values))
+    forward = jax.jit(jax.vmap(jax.jacfwd(function)))(jnp.array(values))
+    for i, value in enumerate(values):
+        low, high = max(value - STEP, 0.0) if value == 0 else value - STEP, value + STEP
+        if name.startswith("initializers.constant"):
+            low = value - STEP
+        slope = (np.asarray(function(high)) - np.asarray(function(low))) / (high - low)
+        bound = 1e-4 if low == value else 1e-7  # one-sided where the number cannot be smaller
+        np.testing.assert_allclose(jacobian[i], slope, rtol=bound, atol=bound)
+        np.testing.assert_allclose(forward[i], jacobian[i], rtol=1e-9, atol=1e-12)
+
+
+@every_setting
+def test_a_traced_number_that_cannot_be_right_is_nan_from_the_first(name):
+    build, probe, _, _ = ROWS[name]
+    for wrong in (math.nan, math.inf) if "constant: value" in name or "threshold" in name else (math.nan, -3.0):
+        result = np.asarray(jax.jit(lambda value: flat(probe(build(value))))(wrong))
+        assert np.isnan(result).any()
+        if probe is rates:
+            assert np.isnan(result[{"piecewise": 7, "joined": 0}.get(name.split(".")[1].partition(":")[0], 0) :]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@every_setting
+def test_a_number_of_another_dtype_changes_no_dtype(name, dtype):
+    build, probe, values, _ = ROWS[name]
+    plain = jax.eval_shape(lambda: probe(build(values[1])))
+    traced = jax.eval_shape(lambda value: probe(build(value)), jax.ShapeDtypeStruct((), dtype))
+    assert jax.tree.map(lambda leaf: leaf.dtype, traced) == jax.tree.map(lambda leaf: leaf.dtype, plain)
+
+
+# ---------------------------------------------------------------- what follows from the fields
+
+NAMES = {  # names that stand in two modules
+    "schedules": SimpleNamespace(**{name: getattr(schedules, name) for name in schedules.__all__}),
+    "initializers": SimpleNamespace(**{name: getattr(initializers, name) for name in initializers.__all__}),
+}
+OF = {
+    **{name: getattr(module, name) for module in (penalties, metrics, stopping) for name in module.__all__},
+    "ema": ema,
+}
+FACTORIES = {  # name: what is made, the same with another setting, the repr, a change that is refused
+    "zeros": (init.zeros(), init.constant(0.0), "zeros()", {}),
+    "constant": (init.constant(0.5), init.constant(0.25), "constant(0.5)", {"value": math.inf}),
+    "normal": (init.normal(), init.normal(0.5), "normal()", {"std": -1.0}),
+    "uniform": (init.uniform(0.5), init.uniform(), "uniform(limit=0.5)", {"limit": -1.0}),
+    "glorot_uniform": (init.glorot_uniform(), init.glorot_normal(), "glorot_uniform()", {}),
+    "glorot_normal": (init.glorot_normal(), init.lecun_normal(), "glorot_normal()", {}),
+    "he_uniform": (init.he_uniform(), init.he_uniform(0.1), "he_uniform()", {"negative_slope": -1.0}),
+    "he_normal": (init.he_normal(0.1), init.he_normal(), "he_normal(negative_slope=0.1)", {"negative_slope": -1.0}),
+    "lecun_uniform": (init.lecun_uniform(), init.lecun_normal(), "lecun_uniform()", {}),
+    "lecun_normal": (init.lecun_normal(), init.lecun_uniform(), "lecun_normal()", {}),
+    "orthogonal": (init.orthogonal(2), init.orthogonal(), "orthogonal(gain=2.0)", {"gain": 0.0}),
+    "schedules.constant": (S.constant(0.5), S.constant(0.25), "constant(0.5)", {"value": -1.0}),
+    "step": (S.step(0.1, 0.5, 7), S.step(0.1, 0.5, 8), "step(0.1, 0.5, 7)", {"every": 0}),
+    "piecewise": (
+        S.piecewise([0.1, 0.2], [5]), S.piecewise([0.1, 0.2], [6]), "piecewise((0.1, 0.2), (5,))", {"boundaries": ()},
+    ),
+    "exponential": (S.exponential(0.1, 0.5), S.exponential(0.1, 0.5, 2), "exponential(0.1, 0.5)", {"factor": 0.0}),
+    "inverse_time": (S.inverse_time(0.1, 1), S.inverse_time(0.1, 2), "inverse_time(0.1, 1.0)", {"rate": -1.0}),
+    "polynomial": (S.polynomial(0.1, 0, 9), S.polynomial(0.1, 0, 9, 2), "polynomial(0.1, 0.0, 9)", {"power": 0.0}),
+    "cosine": (S.cosine(0.1, 9, 0.01), S.cosine(0.1, 9), "cosine(0.1, 9, final=0.01)", {"steps": 0}),
+    "warmup": (
+        S.warmup(5, S.constant(0.1)), S.warmup(5, S.constant(0.2)), "warmup(5, constant(0.1))", {"then": 0.1},
+    ),
+    "joined": (
+        S.joined([S.constant(0.1), S.cosine(0.1, 9)], [5]), S.joined([S.constant(0.1), S.cosine(0.1, 8)], [5]),
+        "joined((constant(0.1), cosine(0.1, 9)), (5,))", {"boundaries": (5, 5)},
+    ),
+    "scaled": (
+        S.scaled(S.constant(0.1), 2), S.scaled(S.constant(0.1), 3), "scaled(constant(0.1), 2.0)", {"factor": -1.0},
+    ),
+    "l2": (P.l2(0.1), P.l2(0.2), "l2(0.1)", {"strength": -1.0}),
+    "l1": (P.l1(0.1, "a/w"), P.l1(0.1), "l1(0.1, on='a/w')", {"on": 3}),
+    "elastic_net": (
+        P.elastic_net(0.1, 0.2, P.everything), P.elastic_net(0.1, 0.2), "elastic_net(0.1, 0.2, on=everything)",
+        {"l2_strength": math.nan},
+    ),
+    "accuracy": (metrics.accuracy, metrics.binary_accuracy, "accuracy", {}),
+    "top_k": (metrics.top_k(3), metrics.top_k(2), "top_k(3)", {"k": 0}),
+    "binary_accuracy": (metrics.binary_accuracy, metrics.binary_accuracy_at(0.0), "binary_accuracy", {}),
+    "binary_accuracy_at": (
+        metrics.binary_accuracy_at(0.5), metrics.binary_accuracy_at(0.4), "binary_accuracy_at(0.5)",
+        {"threshold": math.nan},
+    ),
+    "early_stopping": (early_stopping(3), early_stopping(3, maximise=True), "early_stopping(3)", {"patience": 0}),
+    "reduce_on_plateau": (
+        reduce_on_plateau(cooldown=2), reduce_on_plateau(), "reduce_on_plateau(cooldown=2)", {"factor": 1.0},
+    ),
+    "keep_best": (stopping.keep_best(), stopping.keep_best(True), "keep_best()", {"maximise": None}),
+    "together": (
+        stopping.together(early_stopping(3), best=stopping.keep_best()), stopping.together(early_stopping(3)),
+        "together(stopping=early_stopping(3), best=keep_best())", {"best": stopping.keep_best(True)},
+    ),
+    "ema": (ema(0.9), ema(), "ema(decay=0.9)", {"decay": 1.0}),
+}  # fmt: skip
+every_factory = pytest.mark.parametrize("name", FACTORIES)
+
+
+def test_every_factory_is_in_the_table():
+    for module in (initializers, schedules, penalties, metrics, stopping):
+        for name in module.__all__:
+            made = getattr(module, name)
+            if name[0].islower() and (isinstance(made, type) or module is metrics):
+                assert name in FACTORIES, name
+
+
+def public_names(record):
+    """What the record's module exports, and what stands in its fields."""
+    here = SimpleNamespace(**OF)
+    if type(record).__module__ == schedules.__name__:
+        here = NAMES["schedules"]
+    elif type(record).__module__ == initializers.__name__:
+        here = NAMES["initializers"]
+    return vars(here)
+
+
+@every_factory
+def test_what_follows_from_the_fields(name):
+    record, other, shown, wrong = FACTORIES[name]
+    assert isinstance(record, jaxnn.records.Record)
+    assert repr(record) == shown
+    for again in (pickle.loads(pickle.dumps(record)), eval(shown, public_names(record)), dataclasses.replace(record)):
+        assert again == record
+        assert hash(again) == hash(record)
+        assert repr(again) == shown
+    assert record != other
+    assert not jax.tree.leaves(record)  # constants of a program
+    if wrong:
+        with pytest.raises((TypeError, ValueError)):
+            dataclasses.replace(record, **wrong)
+
+
+def test_a_number_of_jax_is_another_setting_than_the_python_number():
+    assert S.constant(jnp.float64(0.5)) == S.constant(jnp.float64(0.5))
+    assert S.constant(jnp.float64(0.5)) != S.constant(0.5)
+    assert repr(S.constant(jnp.float64(0.5))) == "constant(float64(0.5))"
+    with pytest.raises(ValueError, match="constant: value must be at least 0"):
+        S.constant(jnp.float64(-0.5))
+
+
+def test_functions_of_ones_own_serve_as_well():
+    mine = lambda step: 0.1 + 0 * step
+    assert S.warmup(5, mine) == S.warmup(5, mine)
+    assert S.warmup(5, mine)(9) == pytest.approx(0.1)
+    assert P.l2(0.1, on=jaxnn.penalties.everything) == P.l2(0.1, on=P.everything)
+    machine = stopping.Monitor(lambda: 0, lambda state, metric: (state + 1, metric))
+    assert (machine.update(machine.init(), 2.0), machine.maximise) == ((1, 2.0), False)
+    assert isinstance(machine, stopping.Monitor)
+    assert repr(machine).startswith("Monitor(")
