@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, setting
+from jaxnn.checks import in_dtype, number
 from jaxnn.types import Activation, Array
 
 __all__ = ["sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity"]
@@ -170,7 +170,7 @@ class leaky_relu(Activation):
         return ((0.0, self.leak),)
 
     def value(self, z: Array) -> Array:
-        return jnp.where(z <= 0, setting(self.leak, jnp.result_type(z)) * z, z)
+        return jnp.where(z <= 0, in_dtype(self.leak, jnp.result_type(z)) * z, z)
 
     def slope(self, z: Array, h: Array) -> Array:
         return jnp.where(h <= 0, jnp.full_like(h, self.leak), jnp.ones_like(h))

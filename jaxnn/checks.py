@@ -145,11 +145,6 @@ def poisoned(value: Any, *settings: Any) -> Any:
     return value
 
 
-def setting(value: Any, dtype: DType) -> Any:
-    """A number of a record as it enters arithmetic: a Python number as it is, a JAX scalar in this dtype."""
-    return value.astype(dtype) if is_array(value) else value
-
-
 def as_key(key: Any) -> Key:
     """A PRNG key from a typed key, a raw `PRNGKey`, or an integer seed, which may be a traced scalar."""
     if isinstance(key, Integral) and not isinstance(key, bool):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, setting
+from jaxnn.checks import in_dtype, number
 from jaxnn.optimizers.parts import (
     check_fit,
     first_rate,
@@ -247,7 +247,7 @@ class adam(Optimizer):
         t = step.astype(jnp.result_type(float))
         c1, c2 = _one_less_power(self.b1, t), _one_less_power(self.b2, t)
         root_c2 = jnp.sqrt(c2)
-        size, floor = rate.astype(t.dtype) * root_c2 / c1, setting(self.eps, t.dtype) * root_c2
+        size, floor = rate.astype(t.dtype) * root_c2 / c1, in_dtype(self.eps, t.dtype) * root_c2
         steps = self._decayed(rate, params, jax.tree.map(functools.partial(_step_of, size, floor), first, second))
         return _rounded(steps, grads, params), AdamState(step, shown, opt_state.given, first, second)
 
@@ -309,7 +309,7 @@ class adamw(adam):
     def _decayed(self, rate: Array, params: Params, steps: Params) -> Params:
         if params is None:
             raise ValueError("adamw: weights decay, so update needs them: update(grads, opt_state, params)")
-        part = rate * setting(self.weight_decay, rate.dtype)
+        part = rate * in_dtype(self.weight_decay, rate.dtype)
 
         def decayed(theta: Array, step: Array, decays: bool) -> Array:
             return step - part.astype(step.dtype) * jnp.asarray(theta, step.dtype) if decays else step
@@ -333,7 +333,7 @@ def _nearer(memory: Array, value: Array, rho: float) -> Array:
     ρ rounded to float32 is then no other ρ, as it would be in ρr + (1 − ρ)g², where r of a constant g² ends up at
     g²(1 − ρ)/(1 − round(ρ)).
     """
-    return memory + setting(1 - rho, memory.dtype) * (value - memory)
+    return memory + in_dtype(1 - rho, memory.dtype) * (value - memory)
 
 
 def _square(g: Array, r: Array) -> Array:

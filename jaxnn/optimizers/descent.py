@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, setting, yes_or_no
+from jaxnn.checks import in_dtype, number, yes_or_no
 from jaxnn.optimizers.parts import (
     check_fit,
     first_rate,
@@ -111,7 +111,7 @@ class sgd(Optimizer):
         shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
 
         def pushed(g: Array, v: Array) -> Array:
-            return jnp.asarray(g, v.dtype) + setting(self.momentum, v.dtype) * v
+            return jnp.asarray(g, v.dtype) + in_dtype(self.momentum, v.dtype) * v
 
         velocity = jax.tree.map(pushed, grads, opt_state.velocity) if has_velocity else ()
         direction = velocity if has_velocity else grads

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, setting, whole_number
+from jaxnn.checks import in_dtype, number, whole_number
 from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
     RATE,
@@ -169,7 +169,7 @@ class clip_by_value(Optimizer):
 def _at_most_finite(bound: Any, dtype: DType) -> Any:
     """The bound, or the largest number of the dtype."""
     largest = float(jnp.finfo(dtype).max)
-    return min(bound, largest) if isinstance(bound, float) else jnp.minimum(setting(bound, dtype), largest)
+    return min(bound, largest) if isinstance(bound, float) else jnp.minimum(in_dtype(bound, dtype), largest)
 
 
 class chain(Optimizer):
