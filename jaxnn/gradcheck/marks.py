@@ -215,7 +215,7 @@ def undisturbed() -> Iterator[None]:
             setting = getattr(jax, name, None)
             if setting is not None:
                 with contextlib.suppress(TypeError):
-                    stack.enter_context(in_dtype(value))
+                    stack.enter_context(setting(value))
         yield
 
 

@@ -198,7 +198,7 @@ class label_smoothing(Classwise):
 
     def smoothed(self, t: Array, total: Array | float) -> Array:
         """The target t′."""
-        alpha = checks.setting(self.smoothing, t.dtype)
+        alpha = checks.in_dtype(self.smoothing, t.dtype)
         return (1 - alpha) * t + alpha / t.shape[-1] * total
 
     def cost(self, z: Array, t: Array, total: Array | float) -> Array:

@@ -170,7 +170,7 @@ class huber(Entrywise):
 
     def q(self, y: Array, t: Array) -> Array:
         """The error e, cut off at ±d; NaN stays NaN, of e or of d."""
-        e, d = y - t, checks.setting(self.d, y.dtype)
+        e, d = y - t, checks.in_dtype(self.d, y.dtype)
         if isinstance(self.d, float):
             return jnp.where(e > d, d, jnp.where(e < -d, -d, e))
         return jnp.where(e > d, d, jnp.where(e < -d, -d, jnp.where(jnp.isnan(d), d, e)))
