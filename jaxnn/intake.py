@@ -234,10 +234,8 @@ def _wider(x: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _look_at_inputs(layer: Layer, x: Tree) -> None:
-    """Every layer that reads the network's own input looks at its values, if it has a rule for that."""
-    look = dict(layer.rules).get("look at inputs")
-    if look is not None:
-        look(x)
+    """Every layer that reads the network's own input looks at its values."""
+    layer.look(x)
     first = 1 if layer.kind == "serial" else None
     for name, child in zip(layer.child_names[:first], layer.children[:first], strict=True):
         with inside(name) if name else nullcontext():

@@ -53,12 +53,16 @@ class Layer(Shown):
             and dtype, delta_in like x; `()` stands for the δ of what is not float, whole numbers and masks. The
             library's layers refuse another delta.
         couples_batch: True where one example's output depends on another's (batch norm).
-        rules: further rules of this layer as (name, function) pairs.
         name: a name given by the user (`named`), or None.
         children: the layers that a combinator is made of; () for a leaf.
         child_names: the key of each child within params, state and readings; "" where a combinator adds
             no level of its own (residual, repeat, share).
         rebuild: `(children) -> Layer`, the same combinator of other children; None for a leaf.
+        activation: the Activation that a layer applies; None where it is another layer.
+        plain: the same layer by its formula, where it computes in a faster form whose FLOPs are others.
+        uncounted: `(x) -> (n, shorter)`, of a loop over time: how many of its steps XLA's count of FLOPs leaves out,
+            and an x of which it counts one; None where there is no such loop.
+        look: `look(x)` raises LayerError if *values* of the network's input, a concrete array, cannot be right.
         passes: how often a loop (`repeat`, `share`) runs its child; None where there is none.
         stacks: True where each of these passes has parameters of its own, on a leading axis.
 
@@ -75,7 +79,6 @@ class Layer(Shown):
             forward: Any,
             backward: Any,
             couples_batch: bool = False,
-            rules: tuple[tuple[str, Callable[..., Tree]], ...] = (),
             name: str | None = None,
             children: tuple[Layer, ...] = (),
             child_names: tuple[str, ...] = (),
@@ -91,10 +94,6 @@ class Layer(Shown):
         return None
 
     @cached_property
-    def rules(self) -> tuple[tuple[str, Callable[..., Tree]], ...]:
-        return ()
-
-    @cached_property
     def children(self) -> tuple[Layer, ...]:
         return ()
 
@@ -107,8 +106,17 @@ class Layer(Shown):
         return any(child.couples_batch for child in self.children)
 
     rebuild = cast(Any, None)
+    activation = cast(Any, None)
+    uncounted = cast(Any, None)
     passes = cast(Any, None)
     stacks = cast(Any, False)
+
+    @property
+    def plain(self) -> Layer:
+        return self
+
+    def look(self, x: Any) -> None:
+        return None
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         raise NotImplementedError(f"{self.kind} has no init(key, in_shape, dtype)")
@@ -143,7 +151,6 @@ class OwnLayer(Layer):
     forward: Any = field()
     backward: Any = field()
     couples_batch: bool = False
-    rules: tuple[tuple[str, Callable[..., Tree]], ...] = ()
     name: str | None = None
     children: tuple[Layer, ...] = ()
     child_names: tuple[str, ...] = ()

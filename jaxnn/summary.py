@@ -236,7 +236,7 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
 
     def further(loop: Layer, place: Place) -> float:
         if not loop.children:
-            left_out, x = dict(loop.rules)["short"](seen[place].x)
+            left_out, x = loop.uncounted(seen[place].x)
             return left_out * _xla_flops(loop, x, n, dtype, train, not _is_first(net, place))
         child, below = loop.children[0], (*place, 0)
         each = whole(child, below, inner=True)
@@ -250,7 +250,7 @@ def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, 
 
 def _loops(layer: Layer, place: Place) -> Iterator[tuple[Layer, Place]]:
     """The outermost loops in a network, over layers or over time."""
-    if layer.passes is not None or "short" in dict(layer.rules):
+    if layer.passes is not None or layer.uncounted is not None:
         yield layer, place
         return
     for i, child in enumerate(layer.children):
@@ -303,8 +303,7 @@ def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bo
 
 def _plain(layer: Layer) -> Layer:
     """The leaf by its formula: a faster form may multiply with zeros, or work in chunks, of which XLA counts one."""
-    rules = dict(layer.rules)
-    return with_rules(layer, forward=rules.get("plain forward"), backward=rules.get("plain"))
+    return layer.plain
 
 
 def _counted(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

@@ -120,7 +120,7 @@ def test_any_settings(seed):
         def every(params, x):
             z, pull = jax.vjp(lambda params, x: layer.forward(params, state, x)[0], params, x)
             delta = jnp.asarray(normal(*z.shape, seed=2, dtype="float64"))
-            rules = layer.backward, dict(layer.rules)["plain"]
+            rules = layer.backward, layer.plain.backward
             return [rule(params, layer.forward(params, state, x)[2], delta) for rule in rules], pull(delta)
 
         by_hand, by_jax = evaluated(every)(params, x)
@@ -288,7 +288,7 @@ def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
     called.clear()
     delta_in, grads = run(layer.backward)(params, tape, delta)
     assert (first, *(which for which in called if which != "correlate")) == expected  # they call it in their turn
-    plain_in, plain = run(dict(layer.rules)["plain"])(params, tape, delta)
+    plain_in, plain = run(layer.plain.backward)(params, tape, delta)
     windows = place("conv", inputs, kernel, (stride,) * len(kernel), (1,) * len(kernel), padding)
     plain_z = run(lambda x, w: rules.PLAIN.forward(x, w, windows, groups))(x, params["w"])
     close(z, plain_z, FLOAT32, "forward")

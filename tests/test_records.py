@@ -143,7 +143,7 @@ def test_python_values_are_static_and_jax_scalars_are_leaves():
     assert jax.tree.leaves(pair(1.0, relu, (2, "a"))) == []
 
 
-@pytest.mark.parametrize("put", [None, "text", 7, object(), jax.ShapeDtypeStruct((3,), np.float32)], ids=str)
+@pytest.mark.parametrize("put", [None, "text", 7, object(), jax.ShapeDtypeStruct((3,), np.float32)], ids=range(5))
 def test_whatever_a_tree_map_puts_there_stays_a_leaf(put):
     record = pair(jnp.float32(3), 2.0, (pair(jnp.int32(7)),))
     strange = jax.tree.map(lambda leaf: put, record)

@@ -39,8 +39,19 @@ class named(Layer):
         return self.layer.kind
 
     @cached_property
-    def rules(self) -> Any:
-        return self.layer.rules
+    def activation(self) -> Any:
+        return self.layer.activation
+
+    @property
+    def plain(self) -> Layer:
+        return self.layer.plain
+
+    @cached_property
+    def uncounted(self) -> Any:
+        return self.layer.uncounted
+
+    def look(self, x: Any) -> None:
+        self.layer.look(x)
 
     @cached_property
     def children(self) -> tuple[Layer, ...]:

@@ -69,9 +69,8 @@ def _instrumented(layer: Layer) -> Layer:
         notes = _size("output", y)
         if any(leaf.ndim > 1 for leaf in jax.tree.leaves(params)):
             notes |= _size("input", x)
-        rules: dict[str, Any] = dict(layer.rules)
-        if "activation" in rules:
-            notes |= _idle(rules["activation"](), x, y)
+        if layer.activation is not None:
+            notes |= _idle(layer.activation, x, y)
         return y, state, _Noted(tape, notes)
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:

@@ -50,8 +50,8 @@ class activation(Layer):
         return self.function.name
 
     @property
-    def rules(self) -> Any:
-        return (("activation", lambda: self.function),)
+    def activation(self) -> Activation:
+        return self.function
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return {}, ()

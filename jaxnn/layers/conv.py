@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
+from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
@@ -110,8 +111,8 @@ class conv(Layer):
         initializer("conv: b_init", self.b_init)
 
     @property
-    def rules(self) -> Any:
-        return ("plain forward", partial(self._forward, PLAIN)), ("plain", partial(self._backward, PLAIN))
+    def plain(self) -> Layer:
+        return with_rules(self, forward=partial(self._forward, PLAIN), backward=partial(self._backward, PLAIN))
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         spec = input_spec(in_shape, dtype)

@@ -73,12 +73,8 @@ class embedding(Layer):
         self._set(width=whole_number("embedding: width", self.width, least=1))
         initializer("embedding: w_init", self.w_init)
 
-    @property
-    def rules(self) -> Any:
-        def look(x: Any) -> None:
-            _in_vocabulary(np.asarray(tokens_seen("embedding", as_sequences(x))), self.vocabulary)
-
-        return (("look at inputs", look),)
+    def look(self, x: Any) -> None:
+        _in_vocabulary(np.asarray(tokens_seen("embedding", as_sequences(x))), self.vocabulary)
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         _indices(input_spec(in_shape, dtype))

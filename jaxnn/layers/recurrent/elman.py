@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any, cast
 
 from jaxnn.activations import tanh
 from jaxnn.layers.recurrent.through_time import (
@@ -14,8 +13,8 @@ from jaxnn.layers.recurrent.through_time import (
     forwards,
     initialised,
     over_examples,
-    rules_of,
     total_over_examples,
+    uncounted,
     weighted,
 )
 from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
@@ -85,7 +84,7 @@ class rnn(Layer):
 
     cell = Cell(("h",), 1, unroll=4)
     init, forward, backward = initialised, forwards, backwards
-    rules = cast(Any, property(rules_of))
+    uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
         if not isinstance(self.activation, Activation):

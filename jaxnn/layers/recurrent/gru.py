@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,8 @@ from jaxnn.layers.recurrent.through_time import (
     forwards,
     initialised,
     over_examples,
-    rules_of,
     total_over_examples,
+    uncounted,
 )
 from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
@@ -85,7 +84,7 @@ class gru(Layer):
 
     cell = Cell(("h",), 3, more=("b_h",), unroll=4)
     init, forward, backward = initialised, forwards, backwards
-    rules = cast(Any, property(rules_of))
+    uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
         check_settings(self)

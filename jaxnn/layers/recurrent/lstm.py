@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ from jaxnn.layers.recurrent.through_time import (
     forwards,
     initialised,
     over_examples,
-    rules_of,
     total_over_examples,
+    uncounted,
     weighted,
 )
 from jaxnn.parameters import constant
@@ -92,7 +91,7 @@ class lstm(Layer):
 
     cell = Cell(("h", "c"), 4)
     forward, backward = forwards, backwards
-    rules = cast(Any, property(rules_of))
+    uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
         self._set(forget_bias=number("lstm: forget_bias", self.forget_bias))

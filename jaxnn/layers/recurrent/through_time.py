@@ -18,8 +18,6 @@ Source: Werbos (1990), "Backpropagation through time: what it does and how to do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -145,11 +143,6 @@ def backwards(layer: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, 
     return _like(like, jnp.swapaxes(delta_x, 0, 1), before), grads
 
 
-def rules_of(layer: Any) -> tuple[tuple[str, Callable[[Any], tuple[int, Any]]], ...]:
-    """The `rules` of a recurrent layer."""
-    return (("short", partial(_short, layer)),)
-
-
 # ---------------------------------------------------------------- all steps kept
 
 
@@ -259,7 +252,7 @@ def _pieces_back(
 # ---------------------------------------------------------------- in and out
 
 
-def _short(layer: Any, x: Any) -> tuple[int, Any]:
+def uncounted(layer: Any, x: Any) -> tuple[int, Any]:
     """How many of x's steps XLA's count of FLOPs leaves out, and x with two steps, of which it counts one.
 
     Of a loop it counts the body, once (see `summary`).
