@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
