@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+from typing import Any, cast
 
 from jaxnn.activations import tanh
 from jaxnn.layers.recurrent.through_time import (
