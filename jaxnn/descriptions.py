@@ -53,6 +53,10 @@ def describe(record: Any) -> dict[str, Any]:
     Raises:
         TypeError: for what is no record of this library, with its place: a function of one's own, and a layer or loss
             that is made of such, is nothing that a file can hold.
+
+    >>> from jaxnn import leaky_relu
+    >>> describe(leaky_relu(0.5))
+    {'kind': 'leaky_relu', 'negative_slope': 0.5}
     """
     if not isinstance(record, Record):
         raise TypeError(f"describe: expected a record, such as a network, got {seen(record)}")
@@ -99,6 +103,9 @@ def from_description(description: Any) -> Any:
     Raises:
         ValueError: for a kind or a field that is unknown, or a setting that is out of range.
         TypeError: for what is no description.
+
+    >>> from_description({"kind": "serial", "layers": [{"kind": "dense", "width": 3}]})
+    serial(dense(3))
     """
     if not isinstance(description, dict) or "kind" not in description:
         raise TypeError(f"from_description: expected a dict with a 'kind', as describe gives, got {seen(description)}")

@@ -174,11 +174,15 @@ def test_public_names_are_documented(name):
         assert ">>>" in doc, f"{name} has no example"
 
 
+def annotated(record):
+    return {name for base in record.__mro__ for name in inspect.get_annotations(base)}
+
+
 def test_public_annotations_are_complete():
     for name in PUBLIC:
         thing = inspect.unwrap(getattr(jaxnn, name))
         if inspect.isclass(thing) and name.islower():  # a record: its fields are its arguments
-            assert {field.name for field in dataclasses.fields(thing)} <= set(inspect.get_annotations(thing)), name
+            assert {field.name for field in dataclasses.fields(thing)} <= annotated(thing), name
             thing = thing.__init__
         if inspect.isfunction(thing):
             parameters = inspect.signature(thing).parameters
