@@ -18,7 +18,7 @@ import numpy as np
 from jaxnn.checks import path_name, seen
 from jaxnn.records import Record
 from jaxnn.records import is_function as is_function
-from jaxnn.types import Activation, Layer, Loss, Penalty, TrainState, Tree
+from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 CHANNELS = (1, 3)  # of grey and of coloured images
 LEAST_SIDE = 5  # of an image that is taken for one
@@ -73,6 +73,9 @@ def loss_record(where: str, loss: Any) -> None:
 def optimizer_record(where: str, optimizer: Any) -> None:
     """Raises TypeError unless optimizer has init and update, as jaxnn's and optax's have."""
     is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
+    is_one = is_one and (
+        isinstance(optimizer, Optimizer) or not isinstance(optimizer, Record)
+    )  # a Monitor has them too
     if not is_one or inspect.isclass(optimizer) or (isinstance(optimizer, tuple) and len(optimizer) != 2):
         hint = "; a factory needs its parentheses, adam(1e-3)" if is_function(optimizer) else ""
         if isinstance(optimizer, (int, float, str)):

@@ -169,7 +169,7 @@ def test_nets_and_optimizers():
         ):
             with refused(*says, error=TypeError):
                 call()
-    for optimizer in (adam, 0.1, None, stopping.early_stopping(3), SCORES, (jaxnn.ema(0.9).init,)):
+    for optimizer in (adam, 0.1, None, stopping.early_stopping(3), SCORES, jaxnn.ema(0.9)):
         with refused("init_train_state: optimizer must have init and update", error=TypeError):
             init_train_state(SCORES, optimizer, 0, (D,))
         with refused("chain: part 0 must have init and update", error=TypeError):
