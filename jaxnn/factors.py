@@ -32,6 +32,10 @@ from jaxnn.records import Record
 __all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "beside", "generic"]
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 class Factor(Record):
     """What the gradient of one parameter θ is made of.
 
