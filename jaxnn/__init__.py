@@ -11,10 +11,12 @@ from jaxnn import (
     augment,
     data,
     diagnostics,
+    factors,
     initializers,
     losses,
     metrics,
     networks,
+    passes,
     penalties,
     plots,
     schedules,
@@ -102,8 +104,8 @@ __all__ = [
     # seeing
     "summary", "describe", "from_description",
     # modules
-    "augment", "data", "diagnostics", "gradcheck", "graph", "initializers", "losses", "metrics", "networks",
-    "penalties", "plots", "schedules", "stopping",
+    "augment", "data", "diagnostics", "factors", "gradcheck", "graph", "initializers", "losses", "metrics", "networks",
+    "passes", "penalties", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms

@@ -1,7 +1,7 @@
 """One forward and backward pass, derived twice: `backprop` by hand, `autodiff` by `jax.grad`.
 
 Both build a function `(params, state, x, target, *, rng=None, weights=None) -> Pass` and agree to rounding. The
-hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward`: the recursion is the
+hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward` (`passes`): the recursion is the
 composition of the layers' backward functions and stands in `combinators`.
 
 Scale: the loss is C = Σₙ wₙ Cₙ / Σₙ wₙ, with wₙ and Cₙ as in `weighting` where entries of an example (steps, pixels)
@@ -12,48 +12,36 @@ which without weights and without batch coupling is the textbook's δₙ = ∂C�
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import (
-    LayerError,
     batch_size,
     check_delta,
-    example_shape,
     example_weights,
     is_concrete,
     is_floating,
     outline,
     plain_data,
     same_shapes,
-    spec_tree,
-    static_spec,
     weight_values,
-    widest,
 )
 from jaxnn.combinators import map_layers
-from jaxnn.compiled import Structure, structure_of
 from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import (
-    ONE_OF_SEVERAL,
     alive,
-    array_leaves,
-    channels_first,
     loss_record,
     net_record,
     penalty_record,
-    stacked,
 )
 from jaxnn.optimizers.parts import real_floats
+from jaxnn.passes import check_params, costs, forward_pass, recursion, seed
 from jaxnn.placement import made_varying, on_mesh, over_devices, varying
-from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, watch, with_slots
-from jaxnn.sequences import Sequences
+from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, with_slots
 from jaxnn.types import (
     Array,
     Key,
@@ -67,7 +55,6 @@ from jaxnn.types import (
     TrainState,
     Tree,
 )
-from jaxnn.weighting import figures_of, shares, weigh, weighted
 
 
 class PassFunction(Protocol):
@@ -151,27 +138,17 @@ def backprop(
         rng: Key | None = None,
         weights: Array | None = None,
     ) -> Pass:
-        _check_arguments("backprop", net, params, x, target, weights)
-        output, new_state, tape = net.forward(params, state, x, train=train, rng=rng)
-        found = costs(loss, output, target, weights)
-        total, mean = found.total, found.mean
-        delta = _seed(loss, found, output)
-        watched = map_layers(lambda layer: watch(layer, readings, total), net) if readings else net
-        _, noted = watched.backward(params, tape, delta)
-        grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
-        same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
-        grads = jax.tree.map(over_devices, grads, params)
+        _check_arguments("backprop", params, x, target, weights)
+        output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng)
+        mean, weight, delta = seed(loss, output, target, weights)
+        _, grads, noted = recursion(net, params, tapes, delta, readings, weight=weight)
         if penalty is not None:
             mean = mean + penalty_value(penalty, params).astype(mean.dtype)
             slopes = penalty.grad(params)
             same_shapes(f"penalty {penalty.name!r}: its grad is not like the parameters", slopes, params, ZEROS)
             slopes = jax.tree.map(over_devices, made_varying(slopes, varying(mean)), params)
             grads = jax.tree.map(lambda g, p: g + jnp.asarray(p, g.dtype), grads, slopes)
-
-        def noted_by(i: int) -> Tree:
-            return untag(noted, lambda tagged: tagged.own[i])
-
-        return Pass(mean, grads, new_state, output, {r.name: noted_by(i) for i, r in enumerate(readings)}, total)
+        return Pass(mean, grads, new_state, output, noted, weight)
 
     return run
 
@@ -221,7 +198,8 @@ def autodiff(
         rng: Key | None = None,
         weights: Array | None = None,
     ) -> Pass:
-        _check_arguments("autodiff", net, params, x, target, weights)
+        _check_arguments("autodiff", params, x, target, weights)
+        check_params(net, params, x)
 
         def objective(slotted: Params) -> tuple[Array, tuple[State, Any, Array]]:
             output, new_state, _ = perturbed.forward(slotted, state, x, train=train, rng=rng)
@@ -333,53 +311,6 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 # ---------------------------------------------------------------- arguments and scale
 
 
-class Costs(NamedTuple):
-    """What a batch costs.
-
-    Attributes:
-        value: the cost of each example, [N], or, where entries are weighted, of each entry, [N, …].
-        share: of each value in the mean, like value; a scalar without weights.
-        total: Σ wₙ.
-        prediction: what the loss was given: arrays without a mask.
-        target: likewise.
-    """
-
-    value: Array
-    share: Array
-    total: Array
-    prediction: Any
-    target: Any
-
-    @property
-    def mean(self) -> Array:
-        """Σ wₙCₙ / Σ wₙ, a scalar in at least float32."""
-        weighed = weigh(self.share, self.value.astype(self.share.dtype))
-        return jnp.sum(weighed if weighed.ndim < 2 else weighed.sum(axis=tuple(range(1, weighed.ndim))))
-
-
-def costs(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -> Costs:
-    """The loss on a network's output; raises ValueError where value, entries, weights and masks do not fit."""
-    what = f"loss {loss.name!r}"
-    case = weighted(what, loss.entries, output, target, weights)
-    value = figures_of(f"{what}: value must give one cost", loss.value, loss.entries, case)
-    return Costs(value, *shares(value, case), case.prediction, case.target)
-
-
-def _seed(loss: Loss, found: Costs, output: Any) -> Any:
-    """δ at the output: the share of each example, or of each entry, times the loss's own δ; `()` for a mask.
-
-    The loss's δ is that of Cₙ, the mean over P entries, and so 1/P of what an entry's own cost would give.
-    """
-    delta = loss.delta(found.prediction, found.target)
-    same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, found.prediction, "δₙ = ∂Cₙ/∂yₙ:")
-    share = found.share * math.prod(found.share.shape[1:]) if found.share.ndim > 1 else found.share
-    delta = jax.tree.map(lambda d: weigh(share, d), delta)
-    if not isinstance(output, Sequences):
-        return delta
-    unread = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if is_floating(leaf) else (), output.initial)
-    return Sequences(delta, (), unread)
-
-
 def _input_cotangent(x: Tree, delta_in: Any, n: int) -> Any:
     """δ_in as JAX wants it: float0 zeros for integer leaves, where the library has ()."""
 
@@ -408,8 +339,8 @@ def check_records(where: str, net: Any, loss: Any) -> None:
     loss_record(where, loss)
 
 
-def _check_arguments(where: str, net: Layer, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
-    """Batch sizes that agree, and parameters that are this network's; static, so it costs nothing under jit."""
+def _check_arguments(where: str, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
+    """Batch sizes that agree, and arrays in the right places; static, so it costs nothing under jit."""
     if isinstance(params, TrainState):
         raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
     real_floats(where, params)
@@ -427,58 +358,3 @@ def _check_arguments(where: str, net: Layer, params: Params, x: Tree, target: Tr
         example_weights("weights", weights, n)
         if is_concrete(weights):
             weight_values("weights", weights)
-    check_params(net, params, x)
-
-
-def check_params(net: Layer, params: Params, x: Tree) -> None:
-    """Raises ValueError if params are not those of net on inputs like x: the first differing paths, both shapes.
-
-    An input with a wrong number of features is blamed itself. Looks at shapes alone, once for each set of shapes.
-    """
-    array_leaves("params", params)
-    alive("params", params)
-    try:
-        _check_shapes(structure_of(net), static_spec(params), static_spec(x))
-    except ValueError as error:
-        shape = getattr(x, "shape", ())
-        advice = channels_first(shape)
-        if advice and advice not in str(error):
-            error.args = (f"{error}{advice}",)
-        raise
-
-
-@lru_cache(maxsize=1024)
-def _check_shapes(of: Structure, params_spec: Any, x_spec: Any) -> None:
-    net, params, x = of.record, spec_tree(params_spec), spec_tree(x_spec)
-    in_shape = example_shape(x)
-    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)]
-    dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape have theirs, and are not promoted
-    several = None
-    try:
-        expected, state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype), net, jax.random.key(0))
-        several = stacked(params, expected)
-        if several is not None:
-            raise ValueError(
-                f"the parameters are those of {several} networks, on a leading axis of their own: {ONE_OF_SEVERAL}"
-            )
-        same_shapes(
-            f"the parameters are not those of this network on inputs of shape {in_shape}",
-            params,
-            expected,
-            "expected what net.init gives:",
-        )
-    except ValueError as differs:
-        if several is not None:
-            raise
-        try:
-            state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype)[1], net, jax.random.key(0))
-        except (ValueError, TypeError):
-            state = ()  # init has refused this input, in the shape of a batch of one; forward may say more
-        try:
-            jax.eval_shape(lambda net, *args: net.forward(*args)[0], net, params, state, x)
-        except LayerError as error:
-            if not error.about_params:
-                raise error from None
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            pass
-        raise differs

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.errors import LayerError as LayerError  # the one path to it for layers
 from jaxnn.records import is_array
 from jaxnn.types import DType, InShape, Key, Outline, Shape, Tree
 
@@ -26,14 +27,6 @@ MAX_REPORTED = 5  # mismatches listed before "and n more"
 
 
 # ---------------------------------------------------------------- errors that know where they happened
-
-
-class LayerError(ValueError):
-    """A layer's complaint about its input or parameters. Layers do not know their names: combinators add the path."""
-
-    def __init__(self, kind: str, complaint: str, *, about_params: bool = False) -> None:
-        super().__init__(f"{kind} {complaint}")
-        self.complaint, self.about_params = complaint, about_params
 
 
 class _Unquoted(str):

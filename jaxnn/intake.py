@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.backprop import check_params, costs
 from jaxnn.checks import (
     describe,
     example_shape,
@@ -36,6 +35,7 @@ from jaxnn.compiled import Structure, structure_of
 from jaxnn.figures import DataSet, NamedMetrics, metric_value
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
+from jaxnn.passes import check_params, costs
 from jaxnn.placement import spread
 from jaxnn.sequences import Sequences, is_given
 from jaxnn.steps import PARTS, check_sizes

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.aliases import Array, DType, InShape, Key, Params, State, Tree
+from jaxnn.factors import generic
 from jaxnn.records import Record, written
 
 __all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty", "with_rules"]
@@ -52,6 +53,9 @@ class Layer(Shown):
         backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta is like y in structure, shape
             and dtype, delta_in like x; `()` stands for the δ of what is not float, whole numbers and masks. The
             library's layers refuse another delta.
+        factors: `(params, tape, delta) -> ` like params, a `factors.Factor` for each: what ∂Cₙ/∂θ of every example n is
+            made of. Without a rule of its own a layer finds it by `backward`, one example at a time, unless it
+            couples the batch.
         couples_batch: True where one example's output depends on another's (batch norm).
         name: a name given by the user (`named`), or None.
         children: the layers that a combinator is made of; () for a leaf.
@@ -128,6 +132,9 @@ class Layer(Shown):
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         raise NotImplementedError(f"{self.kind} has no backward(params, tape, delta)")
+
+    def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
+        return generic(self, params, tape, delta)
 
     def _replace(self, **changes: Any) -> Layer:
         """The same with other functions."""

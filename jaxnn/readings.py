@@ -48,12 +48,12 @@ def readings_of(read: Sequence[str | Reading]) -> tuple[Reading, ...]:
     return readings
 
 
-def watch(layer: Layer, readings: tuple[Reading, ...], total: Array) -> Layer:
-    """The layer, its gradients tagged with what the readings note."""
+def watch(layer: Layer, readings: tuple[Reading, ...], total: Array | None) -> Layer:
+    """The layer, its gradients tagged with what the readings note of δ times total."""
 
     def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         delta_in, grads = layer.backward(params, tape, delta)
-        whole = jax.tree.map(lambda d: unscaled(d, total), delta)
+        whole = delta if total is None else jax.tree.map(lambda d: unscaled(d, total), delta)
         return delta_in, Tagged(grads, tuple(r.read(layer, params, tape, whole, grads) for r in readings))
 
     return with_rules(layer, backward=backward)

@@ -133,7 +133,7 @@ def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
     """
 
     def decorate(cls: type[L]) -> type[L]:
-        init_of, forward_of, backward_of = cls.init, cls.forward, cls.backward
+        init_of, forward_of, backward_of, factors_of = cls.init, cls.forward, cls.backward, cls.factors
 
         @wraps(init_of)
         def init(self: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
@@ -159,7 +159,14 @@ def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
             delta_in, grads = backward_of(self, params, tape.of_values, delta.values)
             return delta._replace(values=delta_in), grads
 
+        @wraps(factors_of)
+        def factors(self: Any, params: Params, tape: Tree, delta: Any) -> Tree:
+            if not isinstance(tape, _OfSequences):
+                return factors_of(self, params, tape, delta)
+            return factors_of(self, params, tape.of_values, delta.values)
+
         cls.init, cls.forward, cls.backward = init, forward, backward  # type: ignore[method-assign]
+        cls.factors = factors  # type: ignore[method-assign]
         return cls
 
     return decorate

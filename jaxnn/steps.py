@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import checks, placement
-from jaxnn.backprop import PassFunction, backprop, costs, penalty_value
+from jaxnn.backprop import PassFunction, backprop, penalty_value
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
 from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
@@ -30,6 +30,7 @@ from jaxnn.mistakes import (
 )
 from jaxnn.optimizers import apply_updates
 from jaxnn.optimizers.parts import extras_of, next_step, taken, with_rate_of
+from jaxnn.passes import costs
 from jaxnn.readings import readings_of
 from jaxnn.showing import epoch_line, shown
 from jaxnn.types import (

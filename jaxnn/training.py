@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import backprop, costs
+from jaxnn.backprop import backprop
 from jaxnn.checks import (
     as_key,
     batch_size,
@@ -34,6 +34,7 @@ from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, dive
 from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.intake import check_fit_arguments, check_train_state, check_values, on_device, with_counters
 from jaxnn.mistakes import is_traced, loss_record
+from jaxnn.passes import costs
 from jaxnn.placement import Home, beside, home_of, placed, rows
 from jaxnn.records import Record
 from jaxnn.steps import (

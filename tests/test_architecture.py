@@ -16,9 +16,10 @@ import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
-    {"records"},
+    {"errors", "records"},
     {"showing"},
     {"aliases"},
+    {"factors"},
     {"compiled", "interfaces"},
     {"types"},
     {"checks", "placement", "ranks"},
@@ -26,9 +27,11 @@ FLOORS = (
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"parameters", "sequences", "windows"},
     {"convolutions", "weighting"},
+    {"windowed"},
     {"layers"},
     {"combinators", "optimizers"},
     {"figures", "networks", "readings"},
+    {"passes"},
     {"backprop"},
     {"diagnostics"},
     {"gradcheck", "graph", "steps"},

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import Costs, autodiff, autodiff_twin, backprop, check_params, check_records, costs
+from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_records
 from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, plain_data, same_shapes, widest
 from jaxnn.combinators import ordered_leaves
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
@@ -23,6 +23,7 @@ from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import first_difference
 from jaxnn.mistakes import alive, array_leaves
+from jaxnn.passes import Costs, check_params, costs
 from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
 
 WHOLE = "the whole pass"

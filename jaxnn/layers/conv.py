@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
 from jaxnn.convolutions import FASTEST, PLAIN, Forms
+from jaxnn.factors import Outer, by_position
 from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
@@ -34,6 +35,7 @@ from jaxnn.types import (
     State,
     Tree,
 )
+from jaxnn.windowed import Windowed
 from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
 
 
@@ -132,6 +134,11 @@ class conv(Layer):
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         return self._backward(FASTEST, params, tape, delta)
+
+    def factors(self, params: Params, tape: Tree, delta: Any) -> Params:
+        windows = self._windows(tape.shape[1:-1])
+        factors: Params = {"w": Windowed(tape[:, None], delta[:, None], windows, self.groups)}
+        return {**factors, "b": Outer(None, by_position(delta))} if self.bias else factors
 
     def _windows(self, spatial: Shape) -> Windows:
         rank = len(self.kernel)

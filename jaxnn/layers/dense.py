@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, features, input_spec, whole_number, yes_or_no
+from jaxnn.factors import Outer, by_position
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
@@ -108,3 +109,8 @@ class dense(Layer):
         delta_in = placed(lambda delta, W: delta @ W.T, delta, W, axes=axes_of(x))
         # Where x and W differ in precision, δ has the higher one; what goes out fits what came in.
         return delta_in.astype(x.dtype), as_given(params, grads)
+
+    def factors(self, params: Params, tape: Tree, delta: Any) -> Params:
+        d = by_position(delta)
+        factors = {"w": Outer(by_position(tape), d)}
+        return {**factors, "b": Outer(None, d)} if self.bias else factors

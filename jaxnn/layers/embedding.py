@@ -20,6 +20,7 @@ from jaxnn.checks import (
     plain_data,
     whole_number,
 )
+from jaxnn.factors import Rows, by_position
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, drawn
 from jaxnn.placement import axes_of, placed
@@ -110,6 +111,10 @@ class embedding(Layer):
 
         grad = placed(total, index, delta.astype(wide), axes=axes_of(params["w"]))
         return (), as_given(params, {"w": grad})
+
+    def factors(self, params: Params, tape: Tree, delta: Any) -> Params:
+        index, _ = labels_and_wrong(tape, self.vocabulary)
+        return {"w": Rows(index.reshape(index.shape[0], -1), by_position(delta), self.vocabulary)}
 
 
 def _indices(x: Any) -> Shape:

@@ -24,6 +24,7 @@ from jaxnn.checks import (
     number,
     whole_number,
 )
+from jaxnn.factors import Outer, by_position
 from jaxnn.parameters import as_given, check_vectors, constant
 from jaxnn.placement import axes_of, placed, reshaped
 from jaxnn.ranks import with_rank
@@ -32,6 +33,17 @@ from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Stat
 
 NAMES = ("scale", "shift")
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
+
+
+def _factors(layer: Any, params: Params, tape: Tree, delta: Any) -> Params:
+    """The `factors` of a norm: ∂Cₙ/∂γ = Σₚ x̂ₙₚ ⊙ δₙₚ and ∂Cₙ/∂β = Σₚ δₙₚ.
+
+    Where batch norm couples the examples, δₙ is that of all costs, ∂(Σₘ Cₘ)/∂yₙ, and so are these.
+    """
+    x_hat = reshaped(tape[0], delta.shape)
+    delta = delta.astype(x_hat.dtype)
+    of = {"scale": x_hat * delta, "shift": delta}
+    return {name: Outer(None, by_position(of[name])) for name in params}
 
 
 # ---------------------------------------------------------------- over the examples
@@ -91,6 +103,8 @@ class batch_norm(Layer):
     _: KW_ONLY
     momentum: float = 0.9
     eps: float = EPS
+
+    factors = _factors
 
     couples_batch = cast(Any, True)
 
@@ -174,6 +188,8 @@ class layer_norm(Layer):
     _: KW_ONLY
     eps: float = EPS
 
+    factors = _factors
+
     def __post_init__(self) -> None:
         self._set(eps=number("layer_norm: eps", self.eps, above=0))
 
@@ -229,6 +245,8 @@ class group_norm(Layer):
     groups: int
     _: KW_ONLY
     eps: float = EPS
+
+    factors = _factors
 
     def __post_init__(self) -> None:
         groups = whole_number("group_norm: groups", self.groups, least=1)
@@ -287,6 +305,8 @@ class rms_norm(Layer):
 
     _: KW_ONLY
     eps: float = EPS
+
+    factors = _factors
 
     def __post_init__(self) -> None:
         self._set(eps=number("rms_norm: eps", self.eps, above=0))

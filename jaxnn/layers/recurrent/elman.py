@@ -9,8 +9,10 @@ from jaxnn.activations import tanh
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
+    Sums,
     backwards,
     check_settings,
+    factors_in_time,
     forwards,
     initialised,
     over_examples,
@@ -19,6 +21,10 @@ from jaxnn.layers.recurrent.through_time import (
     weighted,
 )
 from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
+
+
+def _sums(x: Array, h: Array, zeta: Array) -> Params:
+    return {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
 
 
 class rnn(Layer):
@@ -84,7 +90,7 @@ class rnn(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 1, unroll=4)
-    init, forward, backward = initialised, forwards, backwards
+    init, forward, backward, factors = initialised, forwards, backwards, factors_in_time
     uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
@@ -98,10 +104,12 @@ class rnn(Layer):
         new = self.activation.value(z)
         return (new,), (h, z, new)
 
-    def step_back(self, params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+    def step_back(
+        self, params: Params, x: Array, kept: Tree, delta: Carried, sums: Sums = _sums
+    ) -> tuple[Carried, Array, Params]:
         h, z, new = kept
         zeta = delta[0] * self.activation.slope(z, new)
-        grads = {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
+        grads = sums(x, h, zeta)
         return (zeta @ params["w_h"].T,), zeta @ params["w"].T, grads
 
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
+    Sums,
     backwards,
     check_settings,
+    factors_in_time,
     forwards,
     initialised,
     over_examples,
@@ -21,6 +23,15 @@ from jaxnn.layers.recurrent.through_time import (
 )
 from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
+
+
+def _sums(x: Array, h: Array, alpha: Array, mu: Array, mu_n: Array) -> Params:
+    return {
+        "w": over_examples(x, alpha),
+        "w_h": over_examples(h, mu),
+        "b": total_over_examples(alpha),
+        "b_h": total_over_examples(mu_n),
+    }
 
 
 class gru(Layer):
@@ -83,8 +94,8 @@ class gru(Layer):
     w_h_init: Initializer | None = None
     b_init: Initializer | None = None
 
-    cell = Cell(("h",), 3, more=("b_h",), unroll=4)
-    init, forward, backward = initialised, forwards, backwards
+    cell = Cell(("h",), 3, more=("b_h",), unroll=4, of={"w": 0, "w_h": 1, "b": 0, "b_h": 2})
+    init, forward, backward, factors = initialised, forwards, backwards, factors_in_time
     uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
@@ -101,7 +112,9 @@ class gru(Layer):
         return ((1 - u) * n + u * h,), (h, r, u, n, m_n)
 
     @staticmethod
-    def step_back(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+    def step_back(
+        params: Params, x: Array, kept: Tree, delta: Carried, sums: Sums = _sums
+    ) -> tuple[Carried, Array, Params]:
         (h, r, u, n, m_n), (delta_h,) = kept, delta
         alpha_n = delta_h * (1 - u) * (1 - n) * (1 + n)
         alpha_u = delta_h * (h - n) * u * (1 - u)
@@ -109,12 +122,7 @@ class gru(Layer):
         mu_n = alpha_n * r
         alpha = jnp.concatenate([alpha_r, alpha_u, alpha_n], axis=-1)
         mu = jnp.concatenate([alpha_r, alpha_u, mu_n], axis=-1)
-        grads = {
-            "w": over_examples(x, alpha),
-            "w_h": over_examples(h, mu),
-            "b": total_over_examples(alpha),
-            "b_h": total_over_examples(mu_n),
-        }
+        grads = sums(x, h, alpha, mu, mu_n)
         return (delta_h * u + mu @ params["w_h"].T,), alpha @ params["w"].T, grads
 
 

@@ -12,9 +12,11 @@ from jaxnn.checks import number
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
+    Sums,
     backwards,
     beside,
     check_settings,
+    factors_in_time,
     forwards,
     initialised,
     over_examples,
@@ -24,6 +26,11 @@ from jaxnn.layers.recurrent.through_time import (
 )
 from jaxnn.parameters import constant
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
+
+
+def _sums(x: Array, h: Array, zeta: Array) -> Params:
+    both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
+    return {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
 
 
 class lstm(Layer):
@@ -91,7 +98,7 @@ class lstm(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h", "c"), 4)
-    forward, backward = forwards, backwards
+    forward, backward, factors = forwards, backwards, factors_in_time
     uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
@@ -112,15 +119,16 @@ class lstm(Layer):
         return (o * jnp.tanh(new), new), (h, c, i, f, g, o)
 
     @staticmethod
-    def step_back(params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
+    def step_back(
+        params: Params, x: Array, kept: Tree, delta: Carried, sums: Sums = _sums
+    ) -> tuple[Carried, Array, Params]:
         (h, c, i, f, g, o), (delta_h, gamma) = kept, delta
         squashed = jnp.tanh(f * c + i * g)
         gamma = gamma + delta_h * o * (1 - squashed) * (1 + squashed)
         zeta_i, zeta_f = gamma * g * i * (1 - i), gamma * c * f * (1 - f)
         zeta_g, zeta_o = gamma * i * (1 - g) * (1 + g), delta_h * squashed * o * (1 - o)
         zeta = jnp.concatenate([zeta_i, zeta_f, zeta_g, zeta_o], axis=-1)
-        both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
-        grads = {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
+        grads = sums(x, h, zeta)
         return (zeta @ params["w_h"].T, gamma * f), zeta @ params["w"].T, grads
 
 

@@ -18,13 +18,15 @@ Source: Werbos (1990), "Backpropagation through time: what it does and how to do
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, accumulator, as_key, check_delta, input_spec, whole_number, widest
+from jaxnn.factors import Outer
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.placement import axes_of, placed, scan
@@ -35,6 +37,7 @@ from jaxnn.types import Array, DType, InShape, Key, Outline, Params, State, Tree
 RETURNS = ("sequence", "values", "last", "both")
 
 Carried = tuple[Array, ...]  # a cell's state, h first
+Sums: TypeAlias = Callable[..., Params]  # (x, h before the step, *ζ) -> the step's gradients; ζ is ∂C/∂z, or α, μ, …
 
 
 class Cell(NamedTuple):
@@ -45,12 +48,14 @@ class Cell(NamedTuple):
         gates: G; w is [D, GH], w_h [H, GH], b [GH].
         more: names of further biases [H].
         unroll: how many steps the body of a loop holds.
+        of: which of a step's ζs each parameter's gradient is made of.
     """
 
     parts: tuple[str, ...]
     gates: int
     more: tuple[str, ...] = ()
     unroll: int = 1
+    of: Mapping[str, int] = {"w": 0, "w_h": 0, "b": 0}
 
 
 class _Steps(NamedTuple):
@@ -71,7 +76,8 @@ class _Tape(NamedTuple):
 # ---------------------------------------------------------------- the layer
 # A recurrent layer has these functions for methods, a `cell`, and one step of it:
 #     step(params, x [N, D], state) -> (state, kept)
-#     step_back(params, x, kept, δ of the state after the step) -> (δ of the state before it, δ of x, grads)
+#     step_back(params, x, kept, δ of the state after the step, sums) -> (δ of the state before it, δ of x, grads)
+# where kept begins with h before the step, and grads are sums(x, h, *ζ).
 
 
 def check_settings(layer: Any) -> None:
@@ -123,7 +129,39 @@ def forwards(
 
 def backwards(layer: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
     """The `backward` of a recurrent layer."""
-    steps, kept, initial, like = tape
+    (before, total), delta_x = _run_back(layer, layer, params, tape, delta, params)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
+    return _like(tape.like, jnp.swapaxes(delta_x, 0, 1), before), grads
+
+
+def factors_in_time(layer: Any, params: Params, tape: Tree, delta: Any) -> Params:
+    """The `factors` of a recurrent layer: xₜ, hₜ₋₁ or 1 beside the ζ of each step, found by one way back."""
+    _, (h, zetas) = _run_back(layer, _Noting(layer), params, tape, delta, {})
+    found = jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), (tape.steps.x, h, zetas))
+    sides = {"w": found[0], "w_h": found[1]}
+    return {name: Outer(sides.get(name), found[2][i]) for name, i in layer.cell.of.items()}
+
+
+class _Noting:
+    """A cell whose way back gives h and the ζs of each step where another gives ∂C/∂x, and sums nothing."""
+
+    def __init__(self, layer: Any) -> None:
+        self.cell, self.step, self.layer = layer.cell, layer.step, layer
+
+    def step_back(self, params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Any, Params]:
+        noted: list[Array] = []
+
+        def note(x: Array, *h_and_zetas: Array) -> Params:
+            noted.extend(h_and_zetas)
+            return {}
+
+        before, _, grads = self.layer.step_back(params, x, kept, delta, note)
+        return before, (noted[0], tuple(noted[1:])), grads
+
+
+def _run_back(layer: Any, cell: Any, params: Params, tape: _Tape, delta: Any, summed: Params) -> tuple[Any, Any]:
+    """The way back through time from δ at the output: (δ₀, ∂C/∂θ of those summed), and ∂C/∂x of each step."""
+    steps, kept, initial, _ = tape
     check_delta(layer.kind, delta, _output(steps, initial, layer.returns))
     nothing = tuple(jnp.zeros_like(s) for s in initial)
     at_output, at_final = None, nothing
@@ -135,12 +173,9 @@ def backwards(layer: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, 
         at_output = as_sequences(delta).values
     if at_output is not None:
         at_output = jnp.swapaxes(at_output, 0, 1)
-    total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), params)
+    total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), summed)
     run_back = _pieces_back if layer.recompute else _steps_back
-    wide = _in(steps.x.dtype, params)
-    (before, total), delta_x = run_back(layer, wide, steps, kept, initial, at_output, (at_final, total))
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
-    return _like(like, jnp.swapaxes(delta_x, 0, 1), before), grads
+    return run_back(cell, _in(steps.x.dtype, params), steps, kept, initial, at_output, (at_final, total))
 
 
 # ---------------------------------------------------------------- all steps kept
@@ -246,7 +281,7 @@ def _pieces_back(
 
     carry, delta_x = scan(piece, carry, (pieces, starts), reverse=True)
     carry, first = piece(carry, (head, initial))
-    return carry, _put_together(first, delta_x)
+    return carry, jax.tree.map(_put_together, first, delta_x)
 
 
 # ---------------------------------------------------------------- in and out

@@ -1,0 +1,322 @@
+"""A pass in parts that can be had by themselves: forward, the δ that begins the recursion, the recursion.
+
+    forward_pass    (net, params, state, x)           → output, state, tapes
+    seed            (loss, output, target, weights)   → the cost, and δᴸ
+    recursion       (net, params, tapes, δ)           → δ_in, ∂C/∂θ, what readings noted
+    factors_of      (net, params, tapes, δ)           → what each ∂C/∂θ is made of, example by example
+    products        (factors, v)                      → Σₙ vₙ ∂Cₙ/∂θ
+
+`backprop` composes the first three. δ may come from elsewhere than a loss: a column of a root of the Hessian, another
+network, a user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import (
+    LayerError,
+    example_shape,
+    is_floating,
+    same_shapes,
+    spec_tree,
+    static_spec,
+    widest,
+)
+from jaxnn.combinators import map_layers
+from jaxnn.compiled import Structure, structure_of
+from jaxnn.factors import Factor, Stacked
+from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, loss_record, net_record, stacked
+from jaxnn.placement import over_devices
+from jaxnn.readings import entries_like, readings_of, unscaled, untag, watch
+from jaxnn.sequences import Sequences
+from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree
+from jaxnn.weighting import figures_of, shares, weigh, weighted
+
+__all__ = ["Seed", "factors_of", "forward_pass", "products", "recursion", "seed"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+def forward_pass(
+    net: Layer, params: Params, state: State, x: Tree, *, train: bool = True, rng: Key | None = None
+) -> tuple[Any, State, Tree]:
+    """Output, new state and tapes: what the recursion needs of every layer.
+
+    Raises:
+        ValueError: if the parameters are another network's.
+    """
+    net_record("forward_pass", net)
+    check_params(net, params, x)
+    return net.forward(params, state, x, train=train, rng=rng)
+
+
+class Seed(NamedTuple):
+    """Where a recursion begins.
+
+    Attributes:
+        loss: C = Σₙ wₙCₙ / Σₙ wₙ, a scalar.
+        weight: Σₙ wₙ.
+        of_mean: ∂C/∂y at the output: the recursion of `backprop`, in which half precisions do not overflow.
+    """
+
+    loss: Array
+    weight: Array
+    of_mean: Any
+
+    @property
+    def delta(self) -> Any:
+        """δᴸ = ∂(Σ wₙCₙ)/∂y, the textbook's δₙ = ∂Cₙ/∂yₙ without weights."""
+        return jax.tree.map(lambda d: unscaled(d, self.weight), self.of_mean)
+
+
+def seed(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -> Seed:
+    """The cost of an output, and δ at the output.
+
+    Args:
+        loss: a Loss record.
+        output: the network's, [N, …], or `Sequences`, whose mask says what counts.
+        target: as the loss wants it.
+        weights: of examples, [N], or of entries, [N, …]; 1 by default.
+
+    >>> from jaxnn import losses
+    >>> seed(losses.half_squared_error, jnp.array([[3.0], [5.0]]), jnp.ones((2, 1))).delta.tolist()
+    [[2.0], [4.0]]
+    """
+    loss_record("seed", loss)
+    found = costs(loss, output, target, weights)
+    mean = found.mean
+    return Seed(mean, found.total, _output_delta(loss, found, output))
+
+
+def recursion(
+    net: Layer,
+    params: Params,
+    tapes: Tree,
+    delta: Any,
+    read: Sequence[str | Reading] = (),
+    *,
+    weight: Array | None = None,
+) -> tuple[Any, Params, dict[str, Tree]]:
+    """δ carried from the output to the input: δˡ⁻¹, ∂C/∂θˡ = backwardˡ(δˡ) for l = L … 1.
+
+    Args:
+        net: the network.
+        params: its parameters.
+        tapes: of `forward_pass`.
+        delta: ∂C/∂y, whatever C is, like the output; `()` for what is not float, such as a mask.
+        read: names of readings, or Reading records, as for `backprop`.
+        weight: what readings see δ multiplied by: Σw where δ is of a mean. 1 by default.
+
+    Returns:
+        δ_in = ∂C/∂x, ∂C/∂θ like params, and what each reading noted, by name.
+
+    Raises:
+        ValueError: if δ is not like the output, or a backward rule gives gradients of another shape.
+
+    >>> from jaxnn import dense
+    >>> net, params = dense(1), {"w": jnp.array([[2.0]]), "b": jnp.zeros(1)}
+    >>> y, _, tapes = forward_pass(net, params, (), jnp.array([[3.0]]))
+    >>> delta_in, grads, _ = recursion(net, params, tapes, jnp.ones_like(y))
+    >>> delta_in.tolist(), grads["w"].tolist()
+    ([[2.0]], [[3.0]])
+    """
+    readings = readings_of(read)
+    watched = map_layers(lambda layer: watch(layer, readings, weight), net) if readings else net
+    delta_in, noted = watched.backward(params, tapes, delta)
+    grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
+    same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
+    grads = jax.tree.map(over_devices, grads, params)
+
+    def noted_by(i: int) -> Tree:
+        return untag(noted, lambda tagged: tagged.own[i])
+
+    return delta_in, grads, {reading.name: noted_by(i) for i, reading in enumerate(readings)}
+
+
+# ---------------------------------------------------------------- factors
+
+
+def _read_factors(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Tree:
+    return layer.factors(params, tape, delta)
+
+
+FACTORS = Reading("factors", _read_factors)
+
+
+def factors_of(net: Layer, params: Params, tapes: Tree, delta: Any) -> Tree:
+    """What the gradient of every parameter is made of, a tree like params with a `factors.Factor` for each.
+
+        ∂C/∂θ = Σₙ ∂Cₙ/∂θ,    ∂Cₙ/∂θ = Σₚ aₙₚ ⊗ dₙₚ
+
+    The uses of a parameter by `share` are among its positions p; those of `repeat`, which have parameters of their own,
+    are on the leading axis of θ. With δ of the costs' sum (`Seed.delta`) Cₙ is an example's cost. Where a layer couples
+    the batch, as batch norm does in training, δₙ before it is that of all costs, and so are the summands.
+
+    Raises:
+        LayerError: if a layer couples the batch and has no rule for its factors.
+
+    >>> from jaxnn import losses, mlp
+    >>> net = mlp([3, 2])
+    >>> params, state = net.init(jax.random.key(0), (4,))
+    >>> y, _, tapes = forward_pass(net, params, state, jnp.ones((5, 4)))
+    >>> factors = factors_of(net, params, tapes, seed(losses.mse, y, jnp.zeros((5, 2))).delta)
+    >>> factors["dense_0"]["w"].squared_norms().shape
+    (5,)
+    """
+    _, _, noted = recursion(net, params, tapes, delta, (FACTORS,))
+    return _at_owners(net, entries_like(params, noted[FACTORS.name]), ())
+
+
+def products(factors: Tree, v: Array | None = None) -> Params:
+    """Σₙ vₙ ∂Cₙ/∂θ of every parameter, in at least float32; v [N], ones by default: one gradient for any weights."""
+    return jax.tree.map(lambda factor: factor.gradient(v), factors, is_leaf=_is_factor)
+
+
+def _is_factor(part: Any) -> bool:
+    return isinstance(part, Factor)
+
+
+def _at_owners(net: Layer, tree: Tree, loops: tuple[bool, ...]) -> Tree:
+    """Factors with an axis for each loop around the layer as those of the parameters; a loop is True if it stacks."""
+    if net.rebuild is None:
+        return jax.tree.map(lambda factor: _at_owner(factor, loops), tree, is_leaf=_is_factor)
+    loops = loops if net.passes is None else (*loops, bool(net.stacks))
+    for name, child in zip(net.child_names, net.children, strict=True):
+        if not name:
+            tree = _at_owners(child, tree, loops)
+        elif name in tree:
+            tree = {**tree, name: _at_owners(child, tree[name], loops)}
+    return tree
+
+
+def _at_owner(factor: Factor, loops: tuple[bool, ...]) -> Factor:
+    stacks = sum(loops)
+    if stacks < len(loops):  # all uses on one axis, behind those of the parameter
+
+        def uses_last(array: Array) -> Array:
+            array = jnp.moveaxis(array, [i for i, stacked in enumerate(loops) if stacked], range(stacks))
+            return array.reshape(*array.shape[:stacks], -1, *array.shape[len(loops) :])
+
+        join = Factor.joined
+        for _ in range(stacks):
+            join = jax.vmap(join)
+        factor = join(jax.tree.map(uses_last, factor))
+    for _ in range(stacks):
+        factor = Stacked(factor)
+    return factor
+
+
+# ---------------------------------------------------------------- what a batch costs
+
+
+class Costs(NamedTuple):
+    """What a batch costs.
+
+    Attributes:
+        value: the cost of each example, [N], or, where entries are weighted, of each entry, [N, …].
+        share: of each value in the mean, like value; a scalar without weights.
+        total: Σ wₙ.
+        prediction: what the loss was given: arrays without a mask.
+        target: likewise.
+    """
+
+    value: Array
+    share: Array
+    total: Array
+    prediction: Any
+    target: Any
+
+    @property
+    def mean(self) -> Array:
+        """Σ wₙCₙ / Σ wₙ, a scalar in at least float32."""
+        weighed = weigh(self.share, self.value.astype(self.share.dtype))
+        return jnp.sum(weighed if weighed.ndim < 2 else weighed.sum(axis=tuple(range(1, weighed.ndim))))
+
+
+def costs(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -> Costs:
+    """The loss on a network's output; raises ValueError where value, entries, weights and masks do not fit."""
+    what = f"loss {loss.name!r}"
+    case = weighted(what, loss.entries, output, target, weights)
+    value = figures_of(f"{what}: value must give one cost", loss.value, loss.entries, case)
+    return Costs(value, *shares(value, case), case.prediction, case.target)
+
+
+def _output_delta(loss: Loss, found: Costs, output: Any) -> Any:
+    """δ at the output: the share of each example, or of each entry, times the loss's own δ; `()` for a mask.
+
+    The loss's δ is that of Cₙ, the mean over P entries, and so 1/P of what an entry's own cost would give.
+    """
+    delta = loss.delta(found.prediction, found.target)
+    same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, found.prediction, "δₙ = ∂Cₙ/∂yₙ:")
+    share = found.share * math.prod(found.share.shape[1:]) if found.share.ndim > 1 else found.share
+    delta = jax.tree.map(lambda d: weigh(share, d), delta)
+    if not isinstance(output, Sequences):
+        return delta
+    unread = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if is_floating(leaf) else (), output.initial)
+    return Sequences(delta, (), unread)
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def check_params(net: Layer, params: Params, x: Tree) -> None:
+    """Raises ValueError if params are not those of net on inputs like x: the first differing paths, both shapes.
+
+    An input with a wrong number of features is blamed itself. Looks at shapes alone, once for each set of shapes.
+    """
+    array_leaves("params", params)
+    alive("params", params)
+    try:
+        _check_shapes(structure_of(net), static_spec(params), static_spec(x))
+    except ValueError as error:
+        shape = getattr(x, "shape", ())
+        advice = channels_first(shape)
+        if advice and advice not in str(error):
+            error.args = (f"{error}{advice}",)
+        raise
+
+
+@lru_cache(maxsize=1024)
+def _check_shapes(of: Structure, params_spec: Any, x_spec: Any) -> None:
+    net, params, x = of.record, spec_tree(params_spec), spec_tree(x_spec)
+    in_shape = example_shape(x)
+    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)]
+    dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape have theirs, and are not promoted
+    several = None
+    try:
+        expected, state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype), net, jax.random.key(0))
+        several = stacked(params, expected)
+        if several is not None:
+            raise ValueError(
+                f"the parameters are those of {several} networks, on a leading axis of their own: {ONE_OF_SEVERAL}"
+            )
+        same_shapes(
+            f"the parameters are not those of this network on inputs of shape {in_shape}",
+            params,
+            expected,
+            "expected what net.init gives:",
+        )
+    except ValueError as differs:
+        if several is not None:
+            raise
+        try:
+            state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype)[1], net, jax.random.key(0))
+        except (ValueError, TypeError):
+            state = ()  # init has refused this input, in the shape of a batch of one; forward may say more
+        try:
+            jax.eval_shape(lambda net, *args: net.forward(*args)[0], net, params, state, x)
+        except LayerError as error:
+            if not error.about_params:
+                raise error from None
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            pass
+        raise differs
