@@ -220,9 +220,8 @@ def _within_rounding(evidence: Evidence, i: int, m: Measured, row: Row) -> Row |
         if rms(bound) <= DROWNED * rms(m.auto64):
             return row._replace(verdict=RIGHT, why="they agree to the rounding of the terms that each of them sums")
         return row._replace(verdict=CANNOT_TELL, why=ILL_CONDITIONED)
-    if (
-        zero and evidence.problem.has_differences
-    ):  # without them jax.grad is what is meant, and this is more than rounding
+    # Without differences jax.grad is what is meant, and what is left here is more than rounding.
+    if zero and evidence.problem.has_differences:
         why = f"jax.grad is 0 to rounding, {bound.max():.1e}; the rule gives more, and less than differences resolve"
         return row._replace(verdict=CANNOT_TELL, why=why)
     return None
