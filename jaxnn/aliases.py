@@ -13,7 +13,7 @@ import jax
 
 __all__ = [
     "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
-    "InitRule", "ForwardRule", "BackwardRule",
+    "Forward", "InitRule", "ForwardRule", "BackwardRule",
 ]  # fmt: skip
 
 Array: TypeAlias = jax.Array
@@ -21,6 +21,7 @@ Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(0)`
 Tree: TypeAlias = Any  # any pytree of arrays
 Params: TypeAlias = Any  # a pytree of arrays: {"dense_0": {"w": [D, H], "b": [H]}, …}
 State: TypeAlias = Any  # a pytree of arrays; () where there is none
+Forward: TypeAlias = tuple[Any, State, Tree]  # y, state, tape
 Shape: TypeAlias = tuple[int, ...]
 InShape: TypeAlias = Any  # a tuple of ints, or a pytree of jax.ShapeDtypeStruct; never with the batch axis
 DType: TypeAlias = chex.ArrayDType
@@ -40,7 +41,7 @@ class ForwardRule(Protocol):
 
     def __call__(
         self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]: ...
+    ) -> Forward: ...
 
 
 class BackwardRule(Protocol):

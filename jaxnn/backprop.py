@@ -44,6 +44,7 @@ from jaxnn.placement import made_varying, on_mesh, over_devices, varying
 from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, with_slots
 from jaxnn.types import (
     Array,
+    Forward,
     Key,
     Layer,
     Loss,
@@ -235,9 +236,7 @@ def autodiff_twin(layer: Layer) -> Layer:
     """
     net_record("autodiff_twin", layer)
 
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         y, new_state, _ = layer.forward(params, state, x, train=train, rng=rng)
         mode = jnp.zeros((0, int(train)))  # a tape holds arrays only: the flag travels as an empty array's shape
         return y, new_state, (state, x, rng, mode, outline(y))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnn.aliases import Array, DType, InShape, Key, Params, State, Tree
+from jaxnn.aliases import Array, DType, Forward, InShape, Key, Params, State, Tree
 from jaxnn.factors import generic
 from jaxnn.records import Record, written
 
@@ -125,9 +125,7 @@ class Layer(Shown):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         raise NotImplementedError(f"{self.kind} has no init(key, in_shape, dtype)")
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         raise NotImplementedError(f"{self.kind} has no forward(params, state, x, *, train, rng)")
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -224,9 +222,7 @@ class with_rules(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self._rule("init")(key, in_shape, dtype)
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return self._rule("forward")(params, state, x, train=train, rng=rng)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:

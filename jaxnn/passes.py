@@ -36,7 +36,7 @@ from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, 
 from jaxnn.placement import over_devices
 from jaxnn.readings import entries_like, readings_of, unscaled, untag, watch
 from jaxnn.sequences import Sequences
-from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree
+from jaxnn.types import Array, Forward, Key, Layer, Loss, Params, Reading, State, Tree
 from jaxnn.weighting import figures_of, shares, weigh, weighted
 
 __all__ = ["Seed", "factors_of", "forward_pass", "products", "recursion", "seed"]
@@ -48,7 +48,7 @@ def __dir__() -> list[str]:
 
 def forward_pass(
     net: Layer, params: Params, state: State, x: Tree, *, train: bool = True, rng: Key | None = None
-) -> tuple[Any, State, Tree]:
+) -> Forward:
     """Output, new state and tapes: what the recursion needs of every layer.
 
     Raises:

@@ -17,7 +17,7 @@ from jaxnn.checks import accumulator, batch_size, example_shape, input_spec, is_
 from jaxnn.combinators.parts import is_tagged
 from jaxnn.interfaces import with_rules
 from jaxnn.placement import axes_of, made_varying, placed, varying
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, Reading, State, Tagged, Tree
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, State, Tagged, Tree
 
 
 def _read_delta(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Any:
@@ -69,9 +69,7 @@ def perturb(layer: Layer) -> Layer:
         empty = jax.tree.map(slot, y)  # integers have no δ
         return Tagged(params, empty), state
 
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         if not isinstance(params, Tagged):
             raise TypeError("autodiff: a layer was given no slot")
         y, state, tape = layer.forward(params.tied, state, x, train=train, rng=rng)

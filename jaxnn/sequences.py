@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, features, is_floating, outline
 from jaxnn.showing import shown
-from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 @shown()
@@ -142,7 +142,7 @@ def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
         @wraps(forward_of)
         def forward(
             self: Any, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-        ) -> tuple[Any, State, Tree]:
+        ) -> Forward:
             if not isinstance(x, Sequences):
                 return forward_of(self, params, state, x, train=train, rng=rng)
             values = tokens_seen(self.kind, x) if hide else x.values

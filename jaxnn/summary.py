@@ -18,7 +18,7 @@ from jaxnn.combinators import map_layers
 from jaxnn.combinators.walking import with_name
 from jaxnn.interfaces import with_rules
 from jaxnn.showing import shown
-from jaxnn.types import Activation, Array, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 __all__ = ["Cost", "Row", "Summary", "summary"]
 
@@ -171,9 +171,7 @@ def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Place, _S
             children = tuple(spied(child, (*place, i)) for i, child in enumerate(layer.children))
             layer = layer.rebuild(children)
 
-        def forward(
-            params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-        ) -> tuple[Any, State, Tree]:
+        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, state, tape = layer.forward(params, state, x, train=train, rng=rng)
             seen[place] = jax.tree.map(_spec, _Seen(x, y))
             return y, state, tape

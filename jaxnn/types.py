@@ -14,6 +14,7 @@ from jaxnn.aliases import (
     Array,
     BackwardRule,
     DType,
+    Forward,
     ForwardRule,
     Initializer,
     InitRule,
@@ -32,7 +33,7 @@ from jaxnn.showing import fit_line, fit_table, named_line, pass_line, pass_table
 __all__ = [
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "Tagged",
     "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
-    "InitRule", "ForwardRule", "BackwardRule",
+    "Forward", "InitRule", "ForwardRule", "BackwardRule",
 ]  # fmt: skip
 
 

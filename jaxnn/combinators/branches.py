@@ -32,7 +32,7 @@ from jaxnn.combinators.parts import (
     with_values,
 )
 from jaxnn.sequences import Sequences, is_given
-from jaxnn.types import Activation, DType, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 
 
 class residual(Layer):
@@ -85,9 +85,7 @@ class residual(Layer):
         jax.eval_shape(self.forward, params, state, input_spec(in_shape, dtype))  # raises where it does not fit
         return params, state
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         if self.skip is not None:
             return _forward_beside(self, "sum", params, state, x, train, rng)
         y, state, tape = self.layer.forward(params, state, x, train=train, rng=rng)
@@ -160,9 +158,7 @@ class parallel(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return _init_beside(self, key, in_shape, dtype)
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return _forward_beside(self, self.join, params, state, x, train, rng)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -185,7 +181,7 @@ def _init_beside(of: Layer, key: Key, in_shape: InShape, dtype: DType) -> tuple[
 
 def _forward_beside(
     of: Layer, join: str, params: Params, state: State, x: Any, train: bool, rng: Key | None
-) -> tuple[Any, State, Tree]:
+) -> Forward:
     outputs, states, tape = {}, {}, {}
     for name, layer in _branches(of):
         with inside(name), jax.named_scope(name):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxnn.checks import LayerError, check_delta, check_input_deltas, inside, layer_key, outline
 from jaxnn.combinators.parts import as_layers, child_key, entries, entry, values_of
 from jaxnn.sequences import Sequences
-from jaxnn.types import Array, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 NAMES = ("forward", "backward")
 
@@ -66,9 +66,7 @@ class bidirectional(Layer):
                 params[name], state[name] = layer.init(child_key(key, name), part, dtype)
         return entries(params) or {}, entries(state)
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         there, back = _initial_of_each(x)
         outputs, states, tape = {}, {}, {}
         for name, layer, part in zip(NAMES, self.children, (there, _turned(back)), strict=True):

@@ -28,7 +28,7 @@ from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.layers.dense import dense
 from jaxnn.mistakes import several
 from jaxnn.placement import scan
-from jaxnn.types import Activation, DType, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
+from jaxnn.types import Activation, DType, Forward, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
 class serial(Layer):
@@ -84,9 +84,7 @@ class serial(Layer):
                 spec = output_spec(layer, params[name], state[name], spec)
         return entries(params) or {}, entries(state)
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         states, tape = {}, {}
         for name, layer in zip(self.child_names, self.layers, strict=True):
             with inside(name), jax.named_scope(name):
@@ -194,9 +192,7 @@ class repeat(Layer):
         )
         return params, state
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         def once(x: Any, args: tuple[Params, State, Any]) -> tuple[Any, tuple[State, Tree]]:
             params, state, i = args
             y, state, tape = self.layer.forward(params, state, x, train=train, rng=pass_key(rng, i))
@@ -256,9 +252,7 @@ class share(Layer):
         tied, own, join = _split(params)
         return join(tied, [jax.tree.map(lambda leaf: jnp.stack([leaf] * self.n), part) for part in own]), state
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         tied, own, join = _split(params)
 
         def once(carry: tuple[Any, State], args: tuple[Tree, Any]) -> tuple[tuple[Any, State], Tree]:

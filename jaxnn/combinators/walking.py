@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxnn.checks import named_leaves, seen
 from jaxnn.combinators.parts import as_layers, entry
 from jaxnn.mistakes import is_function, net_record
-from jaxnn.types import DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 
 class named(Layer):
@@ -82,9 +82,7 @@ class named(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self.layer.init(key, in_shape, dtype)
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return self.layer.forward(params, state, x, train=train, rng=rng)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:

@@ -20,7 +20,7 @@ from jaxnn.combinators import map_layers
 from jaxnn.interfaces import with_rules
 from jaxnn.sequences import as_sequences
 from jaxnn.showing import shown
-from jaxnn.types import Activation, Array, Key, Layer, Params, Reading, State, Tree
+from jaxnn.types import Activation, Array, Forward, Key, Layer, Params, Reading, State, Tree
 
 NAME = "diagnostics"  # in Pass.readings
 SATURATED = (
@@ -62,9 +62,7 @@ def instrumented(net: Layer) -> Layer:
 
 
 def _instrumented(layer: Layer) -> Layer:
-    def forward(
-        params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         y, state, tape = layer.forward(params, state, x, train=train, rng=rng)
         notes = _size("output", y)
         if any(leaf.ndim > 1 for leaf in jax.tree.leaves(params)):

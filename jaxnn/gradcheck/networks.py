@@ -24,7 +24,7 @@ from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Re
 from jaxnn.jaxprs import first_difference
 from jaxnn.mistakes import alive, array_leaves
 from jaxnn.passes import Costs, check_params, costs
-from jaxnn.types import DType, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
+from jaxnn.types import DType, Forward, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
 
 WHOLE = "the whole pass"
 INNER, SPOT = "inner", "spot"  # keys of an instrumented layer's parameters
@@ -278,9 +278,7 @@ def _noting(net: Layer) -> tuple[Layer, dict[tuple[int, ...], Spot]]:
             params, state = inner.init(key, in_shape, dtype)
             return {SPOT: Tagged({}, jnp.zeros(())), INNER: params}, state
 
-        def forward(
-            params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-        ) -> tuple[Any, State, Tree]:
+        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, new_state, tape = inner.forward(params[INNER], state, x, train=train, rng=rng)
             kept = Spot(_plain(layer, params[INNER]), state, x, rng, jax.tree.map(jnp.zeros_like, _floats(y)))
             seen[place] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)

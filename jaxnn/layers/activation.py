@@ -10,7 +10,7 @@ from jaxnn import activations
 from jaxnn.checks import LayerError, check_delta, features, seen
 from jaxnn.mistakes import factory_hint, is_factory
 from jaxnn.sequences import over_steps
-from jaxnn.types import Activation, DType, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 
 @over_steps()
@@ -56,9 +56,7 @@ class activation(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return {}, ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         features(self.kind, x, at_least=1)
         h = self.function.value(x)
         if h.shape != x.shape:

@@ -25,6 +25,7 @@ from jaxnn.ranks import with_rank
 from jaxnn.types import (
     Array,
     DType,
+    Forward,
     Initializer,
     InShape,
     Key,
@@ -127,9 +128,7 @@ class conv(Layer):
         b = (self.b_init or initializers.zeros(), b_key, (H,))
         return drawn("conv", dtype, **{"w": w, "b": b} if self.bias else {"w": w}), ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return self._forward(FASTEST, params, state, x)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -147,7 +146,7 @@ class conv(Layer):
 
     def _forward(
         self, forms: Forms, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    ) -> Forward:
         check_names("conv", params, ("w", "b") if self.bias else ("w",))
         w, rank, G = params["w"], len(self.kernel), self.groups
         windows = self._windows(spatial_shape("conv", x, rank))

@@ -16,7 +16,7 @@ from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_steps
-from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
 
 NARROW = 32  # up to this width XLA's CPU backend is faster at (δᵀ x)ᵀ than at xᵀ δ: 10 against 25 µs for [128, 10]
 
@@ -82,9 +82,7 @@ class dense(Layer):
         b = (self.b_init or initializers.zeros(), b_key, (H,))
         return drawn("dense", dtype, **{"w": w, "b": b} if self.bias else {"w": w}), ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         check_names("dense", params, ("w", "b") if self.bias else ("w",))
         shape = features("dense", x)
         if shape[-1] != params["w"].shape[0]:

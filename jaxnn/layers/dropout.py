@@ -11,7 +11,7 @@ from jaxnn.checks import LayerError, accumulator, as_key, check_delta, features,
 from jaxnn.parameters import constant, nothing
 from jaxnn.records import is_array
 from jaxnn.sequences import over_steps
-from jaxnn.types import Array, Key, Layer, Outline, Params, State, Tree
+from jaxnn.types import Array, Forward, Key, Layer, Outline, Params, State, Tree
 
 
 @over_steps()
@@ -53,9 +53,7 @@ class dropout(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         features("dropout", x, at_least=1)
         if not train or (not is_array(self.drop_rate) and self.drop_rate == 0):
             return x, state, outline(x)

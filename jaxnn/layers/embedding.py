@@ -25,7 +25,7 @@ from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.sequences import as_sequences, over_steps, tokens_seen
-from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 @over_steps(hide=True)
@@ -82,9 +82,7 @@ class embedding(Layer):
         w_init = self.w_init or initializers.normal(self.width**-0.5)
         return drawn("embedding", dtype, w=(w_init, key, (self.vocabulary, self.width))), ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         _indices(x)
         shape = self.vocabulary, self.width
         if set(params) != {"w"} or params["w"].shape != shape:

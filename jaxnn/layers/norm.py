@@ -29,7 +29,7 @@ from jaxnn.parameters import as_given, check_vectors, constant
 from jaxnn.placement import axes_of, placed, reshaped
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_steps
-from jaxnn.types import Array, DType, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 
 NAMES = ("scale", "shift")
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
@@ -119,9 +119,7 @@ class batch_norm(Layer):
         copied = lambda array: jnp.array(array, wide, copy=True)  # noqa: E731
         return params, {"mean": copied(params["shift"]), "var": copied(params["scale"])}
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma, beta = _in_wide("batch_norm", params, x)
         check_vectors("batch_norm", state, ("mean", "var"), x, "state")
         running = {name: state[name].astype(wide.dtype) for name in ("mean", "var")}
@@ -196,9 +194,7 @@ class layer_norm(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return _ones_and_zeros("layer_norm", in_shape, dtype), ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma, beta = _in_wide("layer_norm", params, x)
         x_hat, r, _, _ = _normalised(wide, (-1,), self.eps)
         return _scaled(gamma, x_hat, beta).astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
@@ -256,9 +252,7 @@ class group_norm(Layer):
         _in_groups(self.groups, input_spec(in_shape, dtype))
         return _ones_and_zeros("group_norm", in_shape, dtype), ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma, beta = _in_wide("group_norm", params, x)
         x_hat, r, _, _ = _normalised(reshaped(wide, _in_groups(self.groups, x)), _within_groups(x), self.eps)
         y = _scaled(gamma, reshaped(x_hat, x.shape), beta)
@@ -314,9 +308,7 @@ class rms_norm(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return _ones_and_zeros("rms_norm", in_shape, dtype, ("scale",)), ()
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma = _in_wide("rms_norm", params, x, ("scale",))
         r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + constant(self.eps, wide.dtype))
         x_hat = wide * r

@@ -17,7 +17,7 @@ import numpy as np
 from jaxnn.checks import LayerError, accumulator, check_delta, features, outline, yes_or_no
 from jaxnn.parameters import nothing
 from jaxnn.ranks import with_rank
-from jaxnn.types import Array, DType, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Array, DType, Forward, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.windows import (
     Padding,
     Windows,
@@ -76,9 +76,7 @@ class max_pool(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         windows = _place(self, spatial_shape("max_pool", x, len(self.window)))
         index = _index(windows)
         y, *others = views(x, windows)
@@ -153,9 +151,7 @@ class avg_pool(Layer):
         count = np.full((1,), math.prod(self.window)) if self.count_include_pad else on_the_input(windows).sum(0)
         return jnp.asarray(1 / count, dtype)
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         windows = _place(self, spatial_shape("avg_pool", x, len(self.window)))
         wide = accumulator(x.dtype)
         total = reduce(jnp.add, views(x.astype(wide), windows))
@@ -192,9 +188,7 @@ class global_max_pool(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         flat = _over_space("global_max_pool", x)
         winner = flat.argmax(1, keepdims=True)  # the first, and a NaN before all others
         return jnp.take_along_axis(flat, winner, 1)[:, 0], state, (winner, outline(x))
@@ -225,9 +219,7 @@ class global_avg_pool(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         flat = _over_space("global_avg_pool", x)
         return flat.astype(accumulator(x.dtype)).mean(1).astype(x.dtype), state, outline(x)
 
@@ -268,9 +260,7 @@ class upsample(Layer):
         larger = tuple(f * n for f, n in zip(self.factor, spatial, strict=True))
         return place("upsample", larger, self.factor, self.factor, (1,) * len(self.factor), "valid")
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         windows = self._tiling(spatial_shape("upsample", x, len(self.factor)))
         return from_tiles(as_tiles(x, self.factor), windows), state, outline(x)
 

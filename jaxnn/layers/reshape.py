@@ -8,7 +8,7 @@ from typing import Any
 from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
 from jaxnn.parameters import nothing
 from jaxnn.placement import reshaped
-from jaxnn.types import Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Forward, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 class reshape(Layer):
@@ -46,9 +46,7 @@ class reshape(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, self._rearranged(one_array("reshape", x))), state, outline(x)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
@@ -72,9 +70,7 @@ class flatten(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, _flat(one_array("flatten", x))), state, outline(x)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:

@@ -9,7 +9,7 @@ import jax
 from jaxnn.checks import check_delta, features
 from jaxnn.parameters import nothing
 from jaxnn.sequences import over_steps
-from jaxnn.types import Key, Layer, Params, State, Tree
+from jaxnn.types import Forward, Key, Layer, Params, State, Tree
 
 
 @over_steps()
@@ -42,9 +42,7 @@ class softmax(Layer):
 
     init = nothing
 
-    def forward(
-        self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State, Tree]:
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         features("softmax", x)
         y = jax.nn.softmax(x, axis=-1)
         return y, state, y

@@ -32,7 +32,7 @@ from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.placement import axes_of, placed, scan
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
-from jaxnn.types import Array, DType, InShape, Key, Outline, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, InShape, Key, Outline, Params, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")
 
@@ -110,7 +110,7 @@ def initialised(layer: Any, key: Key, in_shape: InShape, dtype: DType = jnp.floa
 
 def forwards(
     layer: Any, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-) -> tuple[Any, State, Tree]:
+) -> Forward:
     """The `forward` of a recurrent layer."""
     given = read_sequences(layer.kind, x, layer.cell.parts, layer.width)
     _check_params(layer, params, given.values.shape)
