@@ -518,7 +518,7 @@ def test_learning_rate_in_the_state_out_of_range(rate):
 
 
 def test_arguments_that_are_traced():
-    """Under jit a number is not known: what must be known before compiling says so; a rate may stand in the state."""
+    """Under jit a number is not known: what must be known before compiling says so; a rate is a float."""
     for name, build in {
         "mlp: widths[0] must be a whole number": lambda n: mlp([n]),
         "dense: width must be a whole number": lambda n: dense(n),
@@ -526,7 +526,7 @@ def test_arguments_that_are_traced():
         "batch_size must be a whole number": lambda n: train_epoch(SCORES, losses.mse, OPTIMIZER, batch_size=n),
         "adam: b1 must be a number": lambda n: adam(0.1, b1=n),
         "huber: delta must be a number": losses.huber,
-        "set it in the state: opt_state._replace(learning_rate=...)": sgd,
+        "sgd: learning_rate must be a number": sgd,
     }.items():
         with refused(name, error=TypeError):
             jax.eval_shape(lambda n, build=build: build(n) and n, jnp.int32(2))
@@ -535,8 +535,9 @@ def test_arguments_that_are_traced():
 def test_learning_rate_that_is_no_number():
     with refused("adam: learning_rate must be a number", "'0.1'", error=TypeError):
         adam("0.1")
-    with refused("set it in the state", "opt_state._replace(learning_rate=...)", error=TypeError):
-        sgd(jnp.float32(0.1))
+    with refused("sgd: learning_rate must be a number", "int32", error=TypeError):
+        sgd(jnp.int32(1))
+    assert jax.tree.leaves(sgd(jnp.float32(0.1))) == [jnp.float32(0.1)]
 
 
 # ---------------------------------------------------------------- parameters of another network

@@ -28,7 +28,7 @@ from jaxnn import (
     train_epoch,
 )
 from jaxnn.stopping import Monitors, early_stopping, keep_best, reduce_on_plateau, together
-from jaxnn.training import _compiled_epoch
+from jaxnn.training import _Epoch, _train
 
 N, D, K, BATCH, EPOCHS = 12, 4, 3, 5, 14
 RNG = np.random.default_rng(3)
@@ -382,9 +382,9 @@ def test_one_program_each_and_none_again():
 
 
 def test_what_is_not_asked_for_is_not_in_the_program():
-    plain = _compiled_epoch(NET, LOSS, RATE, BATCH, (), backprop, None, True, None, 0)
+    epoch = _Epoch((NET, LOSS, RATE, BATCH, (), backprop, None, True, None, 0))
     data = jax.device_put(DATA)
-    cost = lambda scale: plain.lower(start(0), start(1), data, scale).compile().cost_analysis()["flops"]
+    cost = lambda scale: _train.lower(epoch, start(0), start(1), data, scale).compile().cost_analysis()["flops"]
     bare = jax.jit(ONE_EPOCH).lower(start(1), *data).compile().cost_analysis()["flops"]
     assert cost(None) == bare
     assert cost(jnp.float32(1)) > bare

@@ -57,6 +57,7 @@ def diagnose(
 
     Source: Hochreiter (1991); Bengio, Simard & Frasconi (1994); Glorot & Bengio (2010).
 
+    >>> import jax
     >>> from jaxnn import losses, mlp, sigmoid
     >>> net = mlp([30] * 10 + [10], sigmoid)
     >>> params, state = net.init(jax.random.key(0), (784,))
