@@ -30,7 +30,6 @@ from jaxnn.checks import (
     same_shapes,
     weight_values,
 )
-from jaxnn.combinators import map_layers
 from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import (
     alive,
@@ -41,7 +40,7 @@ from jaxnn.mistakes import (
 from jaxnn.optimizers.parts import real_floats
 from jaxnn.passes import check_params, costs, forward_pass, recursion, seed
 from jaxnn.placement import made_varying, on_mesh, over_devices, varying
-from jaxnn.readings import READINGS, entries_like, perturb, readings_of, unscaled, untag, with_slots
+from jaxnn.readings import DELTAS, entries_like, readings_of, slotted, unscaled, untag
 from jaxnn.types import (
     Array,
     Forward,
@@ -140,7 +139,7 @@ def backprop(
         weights: Array | None = None,
     ) -> Pass:
         _check_arguments("backprop", params, x, target, weights)
-        output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng)
+        output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng, read=readings)
         mean, weight, delta = seed(loss, output, target, weights)
         _, grads, noted = recursion(net, params, tapes, delta, readings, weight=weight)
         if penalty is not None:
@@ -164,9 +163,9 @@ def autodiff(
 ) -> PassFunction:
     """The same pass with the gradient by `jax.value_and_grad` through forward functions and loss value alone.
 
-    Signature and result are `backprop`'s; no hand-derived rule is used. It reads "deltas" only: each leaf layer's
-    output gets a perturbation of zero, and the gradient with respect to that is the layer's δ (one slot for every
-    use of a shared layer).
+    Signature and result are `backprop`'s; no hand-derived rule is used. It reads "deltas" only: each leaf layer has a
+    slot of zeros, as if for a perturbation of its output, and the gradient with respect to that is the layer's δ (one
+    slot for every use of a shared layer).
 
     Raises:
         ValueError: as `backprop`, and for readings other than "deltas".
@@ -185,10 +184,10 @@ def autodiff(
     check_records("autodiff", net, loss)
     penalty_record("autodiff", penalty)
     readings = readings_of(read)
-    if any(reading != READINGS["deltas"] for reading in readings):
-        names = [reading.name for reading in readings if reading != READINGS["deltas"]]
+    if any(reading != DELTAS for reading in readings):
+        names = [reading.name for reading in readings if reading != DELTAS]
         raise ValueError(f"autodiff: reads 'deltas' only, not {names}: jax.grad has no tape to read from; use backprop")
-    perturbed = map_layers(perturb, net) if readings else net
+    slots = slotted(net, DELTAS) if readings else None
 
     def run(
         params: Params,
@@ -201,20 +200,21 @@ def autodiff(
     ) -> Pass:
         _check_arguments("autodiff", params, x, target, weights)
         check_params(net, params, x)
+        instrumented = net if slots is None else slots.net
 
-        def objective(slotted: Params) -> tuple[Array, tuple[State, Any, Array]]:
-            output, new_state, _ = perturbed.forward(slotted, state, x, train=train, rng=rng)
+        def objective(given: Params) -> tuple[Array, tuple[State, Any, Array]]:
+            output, new_state, _ = instrumented.forward(given, state, x, train=train, rng=rng)
             found = costs(loss, output, target, weights)
             mean = found.mean
             if penalty is not None:
-                plain = entries_like(params, untag(slotted, lambda tagged: tagged.tied))
+                plain = entries_like(params, untag(given, lambda tagged: tagged.tied))
                 mean = mean + penalty_value(penalty, plain).astype(mean.dtype)
             return mean, (new_state, output, found.total)
 
-        slotted = with_slots(perturbed, params, x) if readings else params
         with on_mesh(params, x):
-            (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(slotted)
-        deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own))
+            given = params if slots is None else slots.fill(params, state, x, train, rng)
+            (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(given)
+        deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own.value))
         grads = entries_like(params, untag(grads, lambda tagged: tagged.tied))
         return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings}, total)
 

@@ -31,6 +31,7 @@ from jaxnn.checks import (
     weight_values,
     whole_number,
 )
+from jaxnn.combinators.walk import places
 from jaxnn.compiled import Structure, structure_of
 from jaxnn.figures import DataSet, NamedMetrics, metric_value
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
@@ -233,13 +234,12 @@ def _wider(x: np.ndarray, rank: int) -> np.ndarray:
     return x.reshape(x.shape + (1,) * (rank - x.ndim))
 
 
-def _look_at_inputs(layer: Layer, x: Tree) -> None:
+def _look_at_inputs(net: Layer, x: Tree) -> None:
     """Every layer that reads the network's own input looks at its values."""
-    layer.look(x)
-    first = 1 if layer.kind == "serial" else None
-    for name, child in zip(layer.child_names[:first], layer.children[:first], strict=True):
-        with inside(name) if name else nullcontext():
-            _look_at_inputs(child, x)
+    for place in places(net):
+        if place.reads_x:
+            with inside("/".join(place.path)) if place.path else nullcontext():
+                place.layer.look(x)
 
 
 @contextmanager

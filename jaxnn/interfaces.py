@@ -69,6 +69,8 @@ class Layer(Shown):
         look: `look(x)` raises LayerError if *values* of the network's input, a concrete array, cannot be right.
         passes: how often a loop (`repeat`, `share`) runs its child; None where there is none.
         stacks: True where each of these passes has parameters of its own, on a leading axis.
+        in_sequence: True where each child reads what the one before it gives, the first one the layer's input; where
+            it is False they all read that.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
     Foundations of Gradient-Based Learning".
@@ -114,6 +116,7 @@ class Layer(Shown):
     uncounted = cast(Any, None)
     passes = cast(Any, None)
     stacks = cast(Any, False)
+    in_sequence = cast(Any, False)
 
     @property
     def plain(self) -> Layer:

@@ -29,14 +29,14 @@ from jaxnn.checks import (
     static_spec,
     widest,
 )
-from jaxnn.combinators import map_layers
+from jaxnn.combinators.walk import leaves_of
 from jaxnn.compiled import Structure, structure_of
 from jaxnn.factors import Factor, Stacked
 from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, loss_record, net_record, stacked
 from jaxnn.placement import over_devices
-from jaxnn.readings import entries_like, readings_of, unscaled, untag, watch
+from jaxnn.readings import entries_like, finished, readings_of, unscaled, untag, watched
 from jaxnn.sequences import Sequences
-from jaxnn.types import Array, Forward, Key, Layer, Loss, Params, Reading, State, Tree
+from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree, Use
 from jaxnn.weighting import figures_of, shares, weigh, weighted
 
 __all__ = ["Seed", "factors_of", "forward_pass", "products", "recursion", "seed"]
@@ -47,16 +47,32 @@ def __dir__() -> list[str]:
 
 
 def forward_pass(
-    net: Layer, params: Params, state: State, x: Tree, *, train: bool = True, rng: Key | None = None
-) -> Forward:
+    net: Layer,
+    params: Params,
+    state: State,
+    x: Tree,
+    *,
+    train: bool = True,
+    rng: Key | None = None,
+    read: Sequence[str | Reading] = (),
+) -> tuple[Any, State, Tree]:
     """Output, new state and tapes: what the recursion needs of every layer.
+
+    Args:
+        net: the network.
+        params: its parameters.
+        state: its state.
+        x: a batch [N, …], or a tree of such.
+        train: whether layers behave as in training.
+        rng: a key, for layers that are random in training.
+        read: what the recursion will read, where any of it keeps something on the way forward.
 
     Raises:
         ValueError: if the parameters are another network's.
     """
     net_record("forward_pass", net)
     check_params(net, params, x)
-    return net.forward(params, state, x, train=train, rng=rng)
+    return watched(net, readings_of(read)).forward(params, state, x, train=train, rng=rng)
 
 
 class Seed(NamedTuple):
@@ -114,7 +130,7 @@ def recursion(
         tapes: of `forward_pass`.
         delta: ∂C/∂y, whatever C is, like the output; `()` for what is not float, such as a mask.
         read: names of readings, or Reading records, as for `backprop`.
-        weight: what readings see δ multiplied by: Σw where δ is of a mean. 1 by default.
+        weight: what readings see δ and gradients multiplied by: Σw where δ is of a mean. 1 by default.
 
     Returns:
         δ_in = ∂C/∂x, ∂C/∂θ like params, and what each reading noted, by name.
@@ -130,8 +146,7 @@ def recursion(
     ([[2.0]], [[3.0]])
     """
     readings = readings_of(read)
-    watched = map_layers(lambda layer: watch(layer, readings, weight), net) if readings else net
-    delta_in, noted = watched.backward(params, tapes, delta)
+    delta_in, noted = watched(net, readings, weight).backward(params, tapes, delta)
     grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
     same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
     grads = jax.tree.map(over_devices, grads, params)
@@ -139,17 +154,21 @@ def recursion(
     def noted_by(i: int) -> Tree:
         return untag(noted, lambda tagged: tagged.own[i])
 
-    return delta_in, grads, {reading.name: noted_by(i) for i, reading in enumerate(readings)}
+    return delta_in, grads, {r.name: finished(net, r, noted_by(i)) for i, r in enumerate(readings)}
 
 
 # ---------------------------------------------------------------- factors
 
 
-def _read_factors(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Tree:
-    return layer.factors(params, tape, delta)
+def _factors(use: Use) -> Tree:
+    return use.layer.factors(use.params, use.tape, use.delta)
 
 
-FACTORS = Reading("factors", _read_factors)
+def _joined(factors: Tree) -> Tree:
+    return jax.tree.map(Factor.joined, factors, is_leaf=_is_factor)
+
+
+FACTORS = Reading("factors", _factors, finish=_joined)
 
 
 def factors_of(net: Layer, params: Params, tapes: Tree, delta: Any) -> Tree:
@@ -173,7 +192,11 @@ def factors_of(net: Layer, params: Params, tapes: Tree, delta: Any) -> Tree:
     (5,)
     """
     _, _, noted = recursion(net, params, tapes, delta, (FACTORS,))
-    return _at_owners(net, entries_like(params, noted[FACTORS.name]), ())
+    factors = noted[FACTORS.name]
+    for place in leaves_of(net):
+        for _ in range(sum(loop.stacks for loop in place.loops)):
+            factors = place.put(factors, jax.tree.map(Stacked, place.of(factors), is_leaf=_is_factor))
+    return entries_like(params, factors)
 
 
 def products(factors: Tree, v: Array | None = None) -> Params:
@@ -183,36 +206,6 @@ def products(factors: Tree, v: Array | None = None) -> Params:
 
 def _is_factor(part: Any) -> bool:
     return isinstance(part, Factor)
-
-
-def _at_owners(net: Layer, tree: Tree, loops: tuple[bool, ...]) -> Tree:
-    """Factors with an axis for each loop around the layer as those of the parameters; a loop is True if it stacks."""
-    if net.rebuild is None:
-        return jax.tree.map(lambda factor: _at_owner(factor, loops), tree, is_leaf=_is_factor)
-    loops = loops if net.passes is None else (*loops, bool(net.stacks))
-    for name, child in zip(net.child_names, net.children, strict=True):
-        if not name:
-            tree = _at_owners(child, tree, loops)
-        elif name in tree:
-            tree = {**tree, name: _at_owners(child, tree[name], loops)}
-    return tree
-
-
-def _at_owner(factor: Factor, loops: tuple[bool, ...]) -> Factor:
-    stacks = sum(loops)
-    if stacks < len(loops):  # all uses on one axis, behind those of the parameter
-
-        def uses_last(array: Array) -> Array:
-            array = jnp.moveaxis(array, [i for i, stacked in enumerate(loops) if stacked], range(stacks))
-            return array.reshape(*array.shape[:stacks], -1, *array.shape[len(loops) :])
-
-        join = Factor.joined
-        for _ in range(stacks):
-            join = jax.vmap(join)
-        factor = join(jax.tree.map(uses_last, factor))
-    for _ in range(stacks):
-        factor = Stacked(factor)
-    return factor
 
 
 # ---------------------------------------------------------------- what a batch costs

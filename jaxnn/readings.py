@@ -1,42 +1,54 @@
-"""Readings: what is noted at every leaf layer while δ passes, and the instruments that note it.
+"""Readings: what is noted at the layers of a network while δ passes, and the instrument that notes it.
 
-`backprop` reads by wrapping the backward of each leaf layer (`watch`), `autodiff` by adding a slot of zeros to the
-output of each (`perturb`), whose gradient is the layer's δ. What such a layer carries beside its parameters or
-gradients is a `Tagged(tied, own)`; combinators take it where it belongs.
+By hand (`watched`) the gradients of a leaf layer carry its notes out of the backward pass. By `jax.grad` (`slotted`) a
+layer has a slot beside its parameters, and the gradient with respect to it *is* the note. Either way what a layer
+carries beside its own tree is a `Tagged(tied, own)`, which combinators take where it belongs: `share` adds the tied
+parts of its uses and stacks the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, batch_size, example_shape, input_spec, is_floating
+from jaxnn.checks import LayerError, accumulator, example_shape, is_floating, widest
 from jaxnn.combinators.parts import is_tagged
+from jaxnn.combinators.walk import Loop, Place, leaves_of, map_layers, rebuilt
 from jaxnn.interfaces import with_rules
 from jaxnn.placement import axes_of, made_varying, placed, varying
-from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, State, Tagged, Tree
+from jaxnn.records import Record
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, State, Tagged, Tree, Use
+
+__all__ = ["Reading", "Use"]
 
 
-def _read_delta(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Any:
-    return delta
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
-def _read_delta_norms(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Any:
-    return jax.tree.map(lambda d: jnp.sqrt(jnp.square(d.astype(accumulator(d.dtype))).sum()), delta)
+def _delta(use: Use) -> Any:
+    return use.delta
 
 
+def _delta_norm(use: Use) -> Any:
+    return jax.tree.map(lambda d: jnp.sqrt(jnp.square(d.astype(accumulator(d.dtype))).sum()), use.delta)
+
+
+DELTAS = Reading("deltas", _delta)  # δ at the layer's output, [N, …]
 READINGS = {  # by name
-    "deltas": Reading("deltas", _read_delta),  # δ at the layer's output, [N, …]
-    "delta_norms": Reading("delta_norms", _read_delta_norms),  # ‖δ‖₂ over the whole batch, a scalar
+    "deltas": DELTAS,
+    "delta_norms": Reading("delta_norms", _delta_norm),  # ‖δ‖₂ over the whole batch, a scalar
 }
 
 
 def readings_of(read: Sequence[str | Reading]) -> tuple[Reading, ...]:
     """The readings asked for by name or record."""
-    if isinstance(read, str):
+    if isinstance(read, (str, Reading)):
         raise TypeError(f"read must be a sequence of readings, as in read=({read!r},)")
     for item in read:
         if not isinstance(item, Reading) and item not in READINGS:
@@ -48,62 +60,248 @@ def readings_of(read: Sequence[str | Reading]) -> tuple[Reading, ...]:
     return readings
 
 
-def watch(layer: Layer, readings: tuple[Reading, ...], total: Array | None) -> Layer:
-    """The layer, its gradients tagged with what the readings note of δ times total."""
-
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        delta_in, grads = layer.backward(params, tape, delta)
-        whole = delta if total is None else jax.tree.map(lambda d: unscaled(d, total), delta)
-        return delta_in, Tagged(grads, tuple(r.read(layer, params, tape, whole, grads) for r in readings))
-
-    return with_rules(layer, backward=backward)
+# ---------------------------------------------------------------- by hand
 
 
-def perturb(layer: Layer) -> Layer:
-    """The layer, its parameters tagged with a slot that is added to its output."""
+class Kept(NamedTuple):
+    """A layer's own tape, and what each reading keeps beside it."""
 
-    def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        params, state = layer.init(key, in_shape, dtype)
-        y = jax.eval_shape(lambda p, s, x: layer.forward(p, s, x)[0], params, state, input_spec(in_shape, dtype))
-        slot = lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype) if is_floating(leaf) else ()  # noqa: E731
-        empty = jax.tree.map(slot, y)  # integers have no δ
-        return Tagged(params, empty), state
-
-    def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-        if not isinstance(params, Tagged):
-            raise TypeError("autodiff: a layer was given no slot")
-        y, state, tape = layer.forward(params.tied, state, x, train=train, rng=rng)
-        add = lambda y, slot: y + slot.astype(y.dtype) if is_floating(y) and slot.size else y  # noqa: E731
-        return jax.tree.map(add, y, params.own), state, tape
-
-    return with_rules(layer, init=init, forward=forward)
+    tape: Tree
+    of_each: tuple[Tree, ...]
 
 
-def with_slots(perturbed: Layer, params: Params, x: Tree) -> Params:
-    """The parameters, tagged at every leaf layer with zeros shaped like the layer's output."""
-    n = batch_size("x", x)
-    dtype = max((leaf.dtype for leaf in jax.tree.leaves((params, x)) if is_floating(leaf)), key=_bits)
-    shapes, _ = jax.eval_shape(lambda key: perturbed.init(key, example_shape(x), dtype), jax.random.key(0))
+def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = None) -> Layer:
+    """The network, whose leaves keep on the way forward, and tag on the way back, what the readings ask for.
 
-    examples = jax.tree.leaves(x)[0]
-    devices = varying(params, x)  # each of which has δs of its own
+    δ and gradients are shown to them times weight.
+    """
+    keeps = any(reading.keep is not None for reading in readings)
 
-    def fill(slot: Any) -> Array:  # the batch axis is the empty one, wherever repeat and share have moved it
-        zeros = lambda _: jnp.zeros(tuple(size or n for size in slot.shape), slot.dtype)  # noqa: E731
-        lies = tuple(None if size else axes_of(examples)[0] for size in slot.shape)
-        return made_varying(placed(zeros, examples, axes=lies), devices)
+    def at(layer: Layer) -> Layer:
+        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+            y, new, tape = layer.forward(params, state, x, train=train, rng=rng)
+            use = Use(layer, params, tape, x=x, y=y, state=state, rng=rng)
+            return y, new, Kept(tape, tuple(() if r.keep is None else r.keep(use) for r in readings))
 
-    def tag(path: tuple[Any, ...], spec: Tagged) -> Tagged:
-        tied = params
-        for entry in path:
-            tied = tied.get(entry.key, {}) if isinstance(tied, dict) else tied[entry.idx]
-        return Tagged(tied, jax.tree.map(fill, spec.own))
+        def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+            if isinstance(tape, Kept) != keeps:
+                advice = "forward_pass and recursion take the same readings, read=…"
+                raise LayerError(
+                    layer.kind, f"has a tape {'without' if keeps else 'with'} what readings keep: {advice}"
+                )
+            tape, kept = tape if keeps else (tape, ((),) * len(readings))
+            delta_in, grads = layer.backward(params, tape, delta)
+            of_sum = (delta, grads) if weight is None else jax.tree.map(lambda d: unscaled(d, weight), (delta, grads))
+            use = Use(layer, params, tape, *of_sum)
+            notes = (r.note(use._replace(kept=own)) for r, own in zip(readings, kept, strict=True))
+            return delta_in, Tagged(grads, tuple(notes))
 
-    return jax.tree_util.tree_map_with_path(tag, shapes, is_leaf=is_tagged)
+        return with_rules(layer, forward=forward if keeps else None, backward=backward)
+
+    return map_layers(at, net) if readings else net
 
 
-def _bits(dtype: Any) -> int:
-    return int(jnp.finfo(dtype).bits)
+def finished(net: Layer, reading: Reading, noted: Tree) -> Any:
+    """What the reading makes of all that it noted."""
+    if reading.finish is not None:
+        for place in leaves_of(net):
+            part = place.of(noted)
+            if jax.tree.leaves(part):
+                noted = place.put(noted, at_owner(reading.finish, part, place.loops))
+    return noted if reading.total is None else reading.total(noted)
+
+
+def at_owner(finish: Callable[[Tree], Tree], noted: Tree, loops: tuple[Loop, ...]) -> Tree:
+    """`finish` of notes with an axis for each loop: the uses on one leading axis, those that stack apart."""
+    stacking = [i for i, loop in enumerate(loops) if loop.stacks]
+    uses = math.prod(loop.n for loop in loops if not loop.stacks)
+
+    def uses_behind(array: Array) -> Array:
+        array = jnp.moveaxis(array, stacking, range(len(stacking)))
+        sizes = array.shape[: len(stacking)]
+        return array.reshape(*sizes, uses, *array.shape[len(loops) :])
+
+    for _ in stacking:
+        finish = jax.vmap(finish)
+    return finish(jax.tree.map(uses_behind, noted))
+
+
+# ---------------------------------------------------------------- by jax.grad
+
+
+class Slot(Record):
+    """What a layer carries beside its parameters when jax.grad is to note something there."""
+
+    index: tuple[int, ...]
+    value: Any
+
+
+class Blank(NamedTuple):
+    """The value of a slot before it is known what is noted: an array with an axis for each loop around the layer."""
+
+    axes: Array
+
+
+class Type(NamedTuple):
+    """What is known of an array in a trace."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    axes: tuple[Any, ...]
+
+
+class Slotted(NamedTuple):
+    """A network whose layers have slots.
+
+    Attributes:
+        net: the network; its parameters are `Tagged`.
+        seen: the types of what the last trace saw to be noted at each index, of one use.
+        around: for each index the sizes of the axes of its uses, one for each loop around it.
+    """
+
+    net: Layer
+    seen: dict[tuple[int, ...], Tree]
+    around: dict[tuple[int, ...], tuple[int, ...]]
+
+    def fill(self, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> Params:
+        """The parameters, a slot of zeros beside those of each layer."""
+        dtype = widest(*(leaf.dtype for leaf in jax.tree.leaves((params, x)) if is_floating(leaf)), default="float32")
+        tagged = jax.eval_shape(lambda key: self.net.init(key, example_shape(x), dtype)[0], jax.random.key(0))
+        blank = _with_slots(tagged, params, lambda slot: Slot(slot.index, Blank(jnp.zeros(slot.value.axes.shape))))
+        forward = lambda params, state, x, rng: self.net.forward(params, state, x, train=train, rng=rng)[0]  # noqa: E731
+        jax.eval_shape(forward, blank, state, x, rng)
+        devices, examples = varying(params, x), jax.tree.leaves(x)[0]
+
+        def zeros(slot: Slot) -> Slot:
+            around = self.around[slot.index] = slot.value.axes.shape
+
+            def one(type_: Type) -> Array:
+                code = jax.eval_shape(_coded, jax.ShapeDtypeStruct((*around, *type_.shape), type_.dtype))
+                axes = (*(None,) * len(around), *type_.axes)
+                axes = (*axes, *(None,) * (len(code.shape) - len(axes)))
+                return made_varying(placed(lambda _: jnp.zeros(code.shape, code.dtype), examples, axes=axes), devices)
+
+            return Slot(slot.index, jax.tree.map(one, self.seen[slot.index], is_leaf=_is_type))
+
+        return _with_slots(tagged, params, zeros)
+
+    def noted(self, grads: Params) -> dict[tuple[int, ...], Tree]:
+        """What was noted at each index, from the gradients of parameters with slots."""
+        decoded = lambda type_, leaf: _decoded(type_.dtype, leaf)  # noqa: E731
+        slots = _slots_in(grads)
+        return {at: jax.tree.map(decoded, self.seen[at], slots[at], is_leaf=_is_type) for at in slots}
+
+
+def slotted(net: Layer, reading: Reading, *, everywhere: bool = False) -> Slotted:
+    """The network with a slot at each leaf, or at each layer, combinators too.
+
+    The reading sees of δ what is float, () for the rest, and what it keeps; it finds no tape and no gradients.
+    """
+    seen: dict[tuple[int, ...], Tree] = {}
+
+    def note(kept: Tree, delta: Any) -> Tree:
+        return reading.note(Use(None, None, delta=delta, kept=kept))
+
+    def at(layer: Layer, place: Place) -> Layer:
+        def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+            params, state = layer.init(key, in_shape, dtype)
+            return Tagged(params, Slot(place.index, Blank(jnp.zeros(())))), state
+
+        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+            if not is_tagged(params):
+                raise TypeError("a layer was given no slot")
+            y, new, tape = layer.forward(params.tied, state, x, train=train, rng=rng)
+            use = Use(place.layer, without_slots(params.tied), x=x, y=y, state=state, rng=rng)
+            kept = () if reading.keep is None else reading.keep(use)
+            delta = jax.tree.map(lambda leaf: leaf if is_floating(leaf) else (), y)
+            slot = params.own.value
+            if isinstance(slot, Blank):
+                seen[place.index] = jax.tree.map(_type_of, note(kept, delta))
+                return y, new, tape
+            return _mark(note, slot, y, kept), new, tape
+
+        return with_rules(layer, init=init, forward=forward)
+
+    return Slotted(
+        rebuilt(lambda layer, place: at(layer, place) if everywhere or place.is_leaf else layer, net), seen, {}
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mark(note: Callable[[Tree, Any], Tree], slot: Tree, y: Any, kept: Tree) -> Any:
+    """Gives y, unchanged; the gradient with respect to slot is `note(kept, δ)`, δ being that of y."""
+    return y
+
+
+def _mark_forward(note: Callable[[Tree, Any], Tree], slot: Tree, y: Any, kept: Tree) -> tuple[Any, Tree]:
+    return y, kept
+
+
+def _mark_backward(note: Callable[[Tree, Any], Tree], kept: Tree, delta: Any) -> tuple[Tree, Any, None]:
+    floats = jax.tree.map(lambda d: () if d.dtype == jax.dtypes.float0 else d, delta)
+    return jax.tree.map(_coded, note(kept, floats)), delta, None
+
+
+_mark.defvjp(_mark_forward, _mark_backward)
+
+
+def _type_of(leaf: Any) -> Type:
+    axes = () if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else axes_of(leaf)
+    return Type(leaf.shape, leaf.dtype, axes)
+
+
+def _is_type(part: Any) -> bool:
+    return isinstance(part, Type)
+
+
+def _with_slots(tagged: Tree, params: Params, slot: Callable[[Slot], Slot]) -> Params:
+    """The parameters, tagged where `tagged` is: a tree like that of an instrumented network's init."""
+    if is_tagged(tagged):
+        return Tagged(_with_slots(tagged.tied, params, slot), slot(tagged.own))
+    if isinstance(tagged, dict):
+        return {name: _with_slots(part, params.get(name, {}), slot) for name, part in tagged.items()}
+    return params
+
+
+def _slots_in(tree: Tree) -> dict[tuple[int, ...], Tree]:
+    """The value of each slot in a tree."""
+    is_slot = lambda part: isinstance(part, Slot)  # noqa: E731
+    return {part.index: part.value for part in jax.tree.leaves(tree, is_leaf=is_slot) if is_slot(part)}
+
+
+def without_slots(tree: Tree) -> Tree:
+    """The parameters themselves, as they are without an instrument."""
+    if is_tagged(tree):
+        return without_slots(tree.tied)
+    if isinstance(tree, dict):
+        plain = {name: without_slots(part) for name, part in tree.items()}
+        return {name: part for name, part in plain.items() if not is_tagged(tree[name]) or jax.tree.leaves(part)}
+    return tree
+
+
+# Notes may be of any dtype, and what jax.grad gives is float: other numbers travel by their bits.
+
+
+def _coded(leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if is_floating(leaf):
+        return leaf
+    if leaf.dtype == bool or leaf.dtype.itemsize < 4:
+        leaf = leaf.astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"float{8 * leaf.dtype.itemsize}"))
+
+
+def _decoded(dtype: DType, leaf: Any) -> Any:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jax.lax.bitcast_convert_type(leaf, jnp.uint32))
+    if jnp.issubdtype(dtype, jnp.floating):
+        return leaf
+    wide = jnp.dtype(dtype).itemsize >= 4 and not jnp.issubdtype(dtype, jnp.bool_)
+    return jax.lax.bitcast_convert_type(leaf, dtype if wide else jnp.int32).astype(dtype)
+
+
+# ---------------------------------------------------------------- trees
 
 
 def unscaled(delta: Array, total: Array) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxnn import checks, placement
 from jaxnn.backprop import PassFunction, backprop, penalty_value
 from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
-from jaxnn.diagnostics.measures import HEALTH, Measures, beside, instrumented, measures
+from jaxnn.diagnostics.measures import HEALTH, Measures, measures
 from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.mistakes import (
     accepts,
@@ -179,9 +179,9 @@ def step_program(
     by_hand: bool = False,
 ) -> Callable[..., tuple[TrainState, Pass]]:
     """`train_step`; unless it is called by hand, of a state that was looked at and has the call's learning rate."""
-    watched = instrumented(net) if diagnose else net
-    noted = (*map(beside, readings_of(read)), HEALTH) if diagnose else read
-    differentiate = gradient(watched, loss, read=noted, penalty=penalty, train=True)
+    differentiate = gradient(
+        net, loss, read=(*readings_of(read), HEALTH) if diagnose else read, penalty=penalty, train=True
+    )
     wanted = extras_of(optimizer.update)
     plain = gradient(net, loss, penalty=penalty, train=True) if "value_fn" in wanted else None
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from jaxnn.checks import input_spec, is_floating, whole_number
 from jaxnn.combinators import map_layers
-from jaxnn.combinators.walking import with_name
+from jaxnn.combinators.naming import with_name
+from jaxnn.combinators.walk import Place, places, rebuilt
 from jaxnn.interfaces import with_rules
 from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
@@ -151,7 +152,7 @@ class _Seen(NamedTuple):
     y: Tree
 
 
-Place = tuple[int, ...]  # which child of which child, from the network down
+Index = tuple[int, ...]  # which child of which child, from the network down
 
 
 def _variables(net: Layer, in_shape: InShape, dtype: DType) -> tuple[Params, State]:
@@ -162,23 +163,19 @@ def _size(tree: Tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Place, _Seen]:
+def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Index, _Seen]:
     """Input and output of the network and of everything in it."""
-    seen: dict[Place, _Seen] = {}
+    seen: dict[Index, _Seen] = {}
 
     def spied(layer: Layer, place: Place) -> Layer:
-        if layer.rebuild is not None:
-            children = tuple(spied(child, (*place, i)) for i, child in enumerate(layer.children))
-            layer = layer.rebuild(children)
-
         def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, state, tape = layer.forward(params, state, x, train=train, rng=rng)
-            seen[place] = jax.tree.map(_spec, _Seen(x, y))
+            seen[place.index] = jax.tree.map(_spec, _Seen(x, y))
             return y, state, tape
 
         return with_rules(layer, forward=forward)
 
-    jax.eval_shape(spied(net, ()).forward, params, state, x)
+    jax.eval_shape(rebuilt(spied, net).forward, params, state, x)
     return seen
 
 
@@ -193,27 +190,26 @@ def _in_shape(x: Tree) -> InShape:
 # ---------------------------------------------------------------- rows
 
 
-def _rows(net: Layer, seen: dict[Place, _Seen], params: Params, state: State) -> Iterator[Row]:
-    def walk(layer: Layer, place: Place, path: tuple[str, ...], depth: int, variables: Any) -> Iterator[Row]:
-        output = seen[place].y
-        kind = _kind(layer, seen, place)
-        while layer.child_names == ("",):  # transparent: what it is made of has the same path
-            layer, place = layer.children[0], (*place, 0)
-        shown = bool(path) or kind != "serial"  # a serial network is the table itself
-        if shown:
-            yield Row("/".join(path), depth, kind, output, *map(_size, variables))
-        for i, (name, child) in enumerate(zip(layer.child_names, layer.children, strict=True)):
-            parts = tuple(part.get(name, ()) if isinstance(part, dict) else () for part in variables)
-            yield from walk(child, (*place, i), (*path, name), depth + shown, parts)
+def _rows(net: Layer, seen: dict[Index, _Seen], params: Params, state: State) -> Iterator[Row]:
+    kinds: dict[Index, str] = {}
+    for place in places(net, inner_first=True):
+        kinds[place.index] = _kind(place.layer, kinds.get((*place.index, 0), ""))
+    depth: dict[Index, int] = {(): 0}  # of what is below each layer that has a row
+    for place in places(net):
+        index, kind = place.index, kinds[place.index]
+        above = depth[index[:-1]]
+        depth[index] = above
+        if index and not place.names[-1]:  # it has the path, and so the row, of the layer around it
+            continue
+        if place.path or kind != "serial":  # a serial network is the table itself
+            yield Row("/".join(place.path), above, kind, seen[index].y, _size(place.of(params)), _size(place.of(state)))
+            depth[index] += 1
 
-    return walk(net, (), (), 0, (params, state))
 
-
-def _kind(layer: Layer, seen: dict[Place, _Seen], place: Place) -> str:
-    """The kinds of the layers that share a row: "5 × residual"."""
+def _kind(layer: Layer, below: str) -> str:
+    """The kinds of the layers that share a row, below that of a child with the same path: "5 × residual"."""
     if layer.child_names != ("",):
         return layer.kind
-    below = _kind(layer.children[0], seen, (*place, 0))
     if layer.passes is not None:
         return f"{layer.passes} × {'tied ' * (not layer.stacks)}{below}"
     return layer.kind if below == "serial" else f"{layer.kind} of {below}"
@@ -222,57 +218,51 @@ def _kind(layer: Layer, seen: dict[Place, _Seen], place: Place) -> str:
 # ---------------------------------------------------------------- FLOPs
 
 
-def _flops(net: Layer, x: Tree, seen: dict[Place, _Seen], n: int, dtype: DType, train: bool) -> float:
+def _flops(net: Layer, x: Tree, seen: dict[Index, _Seen], n: int, dtype: DType, train: bool) -> float:
     """FLOPs of a network, its loops in full.
 
     With every loop at one pass the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times, a
     recurrent layer one of its steps as often as the count leaves it out.
     """
+    at = {place.index: place for place in places(net)}
 
-    def whole(layer: Layer, place: Place, *, inner: bool) -> float:
-        return once(layer, place, inner=inner) + sum(further(loop, at) for loop, at in _loops(layer, place))
+    def whole(index: Index, *, inner: bool) -> float:
+        return once(index, inner=inner) + sum(map(further, _loops(at, index)))
 
-    def further(loop: Layer, place: Place) -> float:
-        if not loop.children:
-            left_out, x = loop.uncounted(seen[place].x)
-            return left_out * _xla_flops(loop, x, n, dtype, train, not _is_first(net, place))
-        child, below = loop.children[0], (*place, 0)
-        each = whole(child, below, inner=True)
-        return loop.passes * each - once(child, below, inner=True)
+    def further(loop: Place) -> float:
+        layer, index = loop.layer, loop.index
+        if loop.is_leaf:
+            left_out, x = layer.uncounted(seen[index].x)
+            return left_out * _xla_flops(layer, x, n, dtype, train, not loop.reads_x)
+        return layer.passes * whole((*index, 0), inner=True) - once((*index, 0), inner=True)
 
-    def once(layer: Layer, place: Place, *, inner: bool) -> float:
-        return _xla_flops(_unlooped(layer), seen[place].x, n, dtype, train, inner)
+    def once(index: Index, *, inner: bool) -> float:
+        return _xla_flops(_unlooped(at[index].layer), seen[index].x, n, dtype, train, inner)
 
-    return whole(net, (), inner=False)
-
-
-def _loops(layer: Layer, place: Place) -> Iterator[tuple[Layer, Place]]:
-    """The outermost loops in a network, over layers or over time."""
-    if layer.passes is not None or layer.uncounted is not None:
-        yield layer, place
-        return
-    for i, child in enumerate(layer.children):
-        yield from _loops(child, (*place, i))
+    return whole((), inner=False)
 
 
-def _is_first(net: Layer, place: Place) -> bool:
-    """Whether the layer there reads the network's own input, whose δ nobody wants."""
-    for i in place:
-        if net.kind == "serial" and i > 0:
-            return False
-        net = net.children[i]
-    return True
+def _loops(at: dict[Index, Place], index: Index) -> Iterator[Place]:
+    """The outermost loops in the layer at an index, over layers or over time."""
+    found: list[Index] = []
+    for place in at.values():
+        own = place.index
+        within = own[: len(index)] == index and not any(own[: len(loop)] == loop for loop in found)
+        if within and (place.layer.passes is not None or place.layer.uncounted is not None):
+            found.append(own)
+            yield place
 
 
-def _unlooped(layer: Layer) -> Layer:
+def _unlooped(net: Layer) -> Layer:
     """The network with each loop's layer, once, in place of the loop."""
-    if layer.rebuild is None:
-        return layer
-    children = tuple(_unlooped(child) for child in layer.children)
-    if layer.passes is not None:
-        return with_name(layer.name, children[0])
-    named = zip(layer.child_names, children, strict=True)
-    return layer.rebuild(tuple(with_name(name or child.name, child) for name, child in named))
+
+    def once(layer: Layer, place: Place) -> Layer:
+        if layer.passes is None:
+            return layer
+        name = place.names[-1] if place.index else ""  # which layers beside it are told apart by
+        return with_name(name or layer.name, layer.children[0])
+
+    return rebuilt(once, net)
 
 
 def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bool) -> float:

@@ -28,10 +28,11 @@ from jaxnn.aliases import (
     Tree,
 )
 from jaxnn.interfaces import Activation, Layer, Loss, Optimizer, Penalty
-from jaxnn.showing import fit_line, fit_table, named_line, pass_line, pass_table, shown, state_line, state_table
+from jaxnn.records import Record
+from jaxnn.showing import fit_line, fit_table, pass_line, pass_table, shown, state_line, state_table
 
 __all__ = [
-    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "Tagged",
+    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Use", "Pass", "TrainState", "Fit", "Tagged",
     "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
     "Forward", "InitRule", "ForwardRule", "BackwardRule",
 ]  # fmt: skip
@@ -41,18 +42,67 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-@shown(named_line)
-class Reading(NamedTuple):
-    """Something to note at every leaf layer while δ passes.
+class Use(NamedTuple):
+    """A leaf layer in use, as a reading sees it; under `repeat` and `share` once in each pass.
+
+    What is not known yet, or not any more, is None. On the way forward (`Reading.keep`) there are x, y, state, rng and
+    the tape, on the way back (`Reading.note`) the tape, delta, grads and kept.
+
+    Attributes:
+        layer: the layer.
+        params: its parameters.
+        tape: what its forward keeps for its backward.
+        delta: ∂(Σ wₙCₙ)/∂y, the textbook's δ: Σw times what the recursion of `backprop` carries.
+        grads: ∂(Σ wₙCₙ)/∂params, in the same unit.
+        kept: what the reading kept on the way forward; () without.
+        x: the layer's input.
+        y: its output.
+        state: its state before the pass.
+        rng: its key.
+    """
+
+    layer: Any
+    params: Params
+    tape: Tree = None
+    delta: Any = None
+    grads: Params = None
+    kept: Tree = ()
+    x: Any = None
+    y: Any = None
+    state: State = None
+    rng: Any = None
+
+
+class Reading(Record):
+    """Something that is read at every leaf layer while δ passes.
 
     Attributes:
         name: its key in `Pass.readings`.
-        read: `read(layer, params, tape, delta, grads) ->` a pytree of arrays of fixed shape. `delta` is
-            ∂(Σ wₙCₙ)/∂(the layer's output), the textbook's δ; `grads` are those of the mean loss.
+        note: `note(use) ->` a pytree of arrays of fixed shape, at each `Use` of a layer on the way back.
+        keep: `keep(use) ->` a pytree of arrays, on the way forward: what note finds in `use.kept`. None keeps nothing.
+        finish: `finish(noted) ->` a pytree, once for each layer's parameters: noted has a leading axis for the uses
+            that share them, of 1 where there is one. Under `repeat` it is called for each pass, its results stacked.
+            Without it notes stay as they are, with a leading axis for each loop around the layer.
+        total: `total(tree) ->` anything, of what there is by then of the whole network, keyed like params.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnn import backprop, dense, losses, share
+    >>> largest = Reading("largest", lambda use: jnp.abs(use.delta).max(), finish=lambda noted: noted.max(0))
+    >>> net = share(dense(2), 3)
+    >>> params, state = net.init(0, (2,))
+    >>> out = backprop(net, losses.mse, read=(largest,))(params, state, jnp.ones((4, 2)), jnp.zeros((4, 2)))
+    >>> out.readings["largest"].shape
+    ()
     """
 
     name: str
-    read: Callable[[Layer, Params, Tree, Any, Params], Tree]
+    note: Callable[[Use], Tree]
+    keep: Callable[[Use], Tree] | None = None
+    finish: Callable[[Tree], Tree] | None = None
+    total: Callable[[Tree], Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Reading {self.name}>"
 
 
 @shown(pass_line, pass_table)

@@ -47,7 +47,8 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "combinators": (
         {"parts"},
-        {"branches", "directions", "sequence", "walking"},
+        {"branches", "directions", "naming", "sequence"},
+        {"walk"},
         {"__init__"},
     ),
     "optimizers": (

@@ -178,7 +178,7 @@ def test_own_readings_and_shared_layers():
     net = serial(share(serial(dense(3), tanh), 2), repeat(dense(3), 4), dense(2))
     params, state = drawn(net, (3,))
     args = (params, state, ones(5, 3), ones(5, 2))
-    seen = Reading("largest", lambda layer, params, tape, delta, grads: {layer.kind: jnp.abs(delta).max()})
+    seen = Reading("largest", lambda use: {use.layer.kind: jnp.abs(use.delta).max()})
     out = evaluated(backprop(net, losses.mse, read=("delta_norms", seen)))(*args)
     assert jax.tree.map(jnp.shape, out.readings) == {
         "delta_norms": {"share_0": {"dense_0": (2,), "tanh_0": (2,)}, "repeat_0": (4,), "dense_0": ()},

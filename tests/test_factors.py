@@ -25,7 +25,7 @@ from jaxnn import (
     mlp,
     named,
     parallel,
-    passes,
+    readings,
     relu,
     repeat,
     reshape,
@@ -356,8 +356,8 @@ def _misses_a_step(monkeypatch):
 
 def _mixes_up_passes(monkeypatch):
     """The uses within a pass of repeat taken for its passes, which are as many."""
-    order = passes._at_owner
-    monkeypatch.setattr(passes, "_at_owner", lambda factor, loops: order(factor, loops[::-1]))
+    right = readings.at_owner
+    monkeypatch.setattr(readings, "at_owner", lambda finish, noted, loops: right(finish, noted, loops[::-1]))
 
 
 def _weighs_twice(monkeypatch):

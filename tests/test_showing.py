@@ -143,7 +143,7 @@ def everything(state):
     return [
         *(state, fit_of(3, state), out, result, *states, machine.init(params), machine),
         *(stopping.early_stopping(3).init(), Sequences(X[None]), data.standardisation(X), ema(0.9)),
-        *(NET, dense(2), relu, losses.mse, OPTIMIZER, penalties.l2(0.1), jaxnn.Reading("deltas", lambda *a: a[3])),
+        *(NET, dense(2), relu, losses.mse, OPTIMIZER, penalties.l2(0.1), jaxnn.Reading("deltas", lambda use: use.tape)),
         *(traced, traced.nodes[0], traced.leaves[0], graph.page(traced), graph.gradient_flow(lambda x: x * x)(2.0)),
         *(graph.explain_nonfinite(lambda x: x * x)(2.0), summary(NET, (3,), batch_size=None)),
         gradcheck.Report("mine", (gradcheck.Row("a", "gradient", "w", "wrong", "why"),), ("a",)),

@@ -4,14 +4,15 @@
 `repeat` is a reverse `lax.scan` over stacked parameters, `share` adds the gradients of its uses. The δ recursion
 of backpropagation is written down nowhere else.
 
-`map_layers` rebuilds a network with each leaf layer replaced: whatever one wants to know at a layer while δ
-passes is done that way, and never by a second traversal.
+`walk` gives every layer in its place; nothing else goes through the children of a network. `map_layers` is the same
+network of other leaf layers: that is how δ is read at a layer while it passes.
 """
 
 from jaxnn.combinators.branches import parallel, residual
 from jaxnn.combinators.directions import bidirectional
+from jaxnn.combinators.naming import named
 from jaxnn.combinators.sequence import mlp, repeat, serial, share
-from jaxnn.combinators.walking import leaf_layers, map_layers, named, ordered_leaves
+from jaxnn.combinators.walk import leaf_layers, map_layers, ordered_leaves
 
 __all__ = [
     "serial",

@@ -59,6 +59,7 @@ class serial(Layer):
 
     layers: tuple[Layer, ...]
     spread = True
+    in_sequence = True
 
     def __init__(self, *given: Layer | Activation, layers: Sequence[Layer | Activation] = ()) -> None:
         self._set(layers=as_layers("serial", given or layers))
@@ -284,11 +285,14 @@ class share(Layer):
 def _split(tree: Tree) -> tuple[Tree, list[Tree], Callable[[Tree, list[Tree]], Tree]]:
     """What all uses share, what each use has of its own, and how to put the two together again."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_tagged)
-    tied = [leaf.tied if is_tagged(leaf) else leaf for leaf in leaves]
-    own = [leaf.own if is_tagged(leaf) else () for leaf in leaves]
+    within = [_split(leaf.tied) if is_tagged(leaf) else None for leaf in leaves]  # a tagged layer may hold others
+    tied = [leaf if parts is None else parts[0] for leaf, parts in zip(leaves, within, strict=True)]
+    own = [() if parts is None else (leaf.own, parts[1]) for leaf, parts in zip(leaves, within, strict=True)]
 
     def join(tied: Tree, own: list[Tree]) -> Tree:
-        pairs = zip(leaves, tied, own, strict=True)
-        return jax.tree.unflatten(structure, [Tagged(t, o) if is_tagged(leaf) else t for leaf, t, o in pairs])
+        pairs = zip(within, tied, own, strict=True)
+        return jax.tree.unflatten(
+            structure, [t if parts is None else Tagged(parts[2](t, o[1]), o[0]) for parts, t, o in pairs]
+        )
 
     return tied, own, join

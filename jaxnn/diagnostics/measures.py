@@ -1,7 +1,7 @@
 """What is measured at each layer while a step is taken: pure functions, for use under jit, vmap and scan.
 
-δ is noted by a reading, as everything is that one wants to know while δ passes. What a layer gave out is noted on the
-way forward and travels in the tape, since a tape does not hold it. Weights, gradients and updates are compared once
+δ is noted by a reading, as everything is that one wants to know while δ passes; sizes of outputs are what it keeps on
+the way forward, since a tape does not hold them. Weights, gradients and updates are compared once
 the optimizer has spoken.
 
 Letters: N batch, H units; a root mean square is over all entries, so that layers of different sizes compare.
@@ -9,18 +9,16 @@ Letters: N batch, H units; a root mean square is over all entries, so that layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, is_floating, widest
-from jaxnn.combinators import map_layers
-from jaxnn.interfaces import with_rules
+from jaxnn.combinators.walk import leaves_of
 from jaxnn.sequences import as_sequences
 from jaxnn.showing import shown
-from jaxnn.types import Activation, Array, Forward, Key, Layer, Params, Reading, State, Tree
+from jaxnn.types import Activation, Array, Layer, Params, Reading, Tree, Use
 
 NAME = "diagnostics"  # in Pass.readings
 SATURATED = (
@@ -46,35 +44,7 @@ class Measures(NamedTuple):
     params: dict[str, dict[str, Array]]
 
 
-class _Noted(NamedTuple):
-    """A layer's own tape, and what was noted when it was written."""
-
-    tape: Tree
-    notes: dict[str, Array]
-
-
-# ---------------------------------------------------------------- the instruments
-
-
-def instrumented(net: Layer) -> Layer:
-    """The same network, each leaf layer of which notes its output in its tape."""
-    return map_layers(_instrumented, net)
-
-
-def _instrumented(layer: Layer) -> Layer:
-    def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-        y, state, tape = layer.forward(params, state, x, train=train, rng=rng)
-        notes = _size("output", y)
-        if any(leaf.ndim > 1 for leaf in jax.tree.leaves(params)):
-            notes |= _size("input", x)
-        if layer.activation is not None:
-            notes |= _idle(layer.activation, x, y)
-        return y, state, _Noted(tape, notes)
-
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        return layer.backward(params, tape.tape, delta)
-
-    return with_rules(layer, forward=forward, backward=backward)
+# ---------------------------------------------------------------- what is read
 
 
 def _size(name: str, tree: Tree) -> dict[str, Array]:
@@ -94,21 +64,20 @@ def _idle(function: Activation, z: Array, h: Array) -> dict[str, Array]:
     return {"saturated": (slope < flat).mean(dtype=jnp.float32)}
 
 
-def _read(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Tree:
-    return _size("delta", delta) | tape.notes
+def _keep(use: Use) -> dict[str, Array]:
+    kept = _size("output", use.y)
+    if any(leaf.ndim > 1 for leaf in jax.tree.leaves(use.params)):
+        kept |= _size("input", use.x)
+    if use.layer.activation is not None:
+        kept |= _idle(use.layer.activation, use.x, use.y)
+    return kept
 
 
-HEALTH = Reading(NAME, _read)  # for a network that is `instrumented`
+def _note(use: Use) -> dict[str, Array]:
+    return _size("delta", use.delta) | use.kept
 
 
-def beside(reading: Reading) -> Reading:
-    """A reading that sees of an instrumented layer what it would see of the layer."""
-
-    def read(layer: Layer, params: Params, tape: Tree, delta: Any, grads: Params) -> Tree:
-        assert isinstance(layer, with_rules)  # `instrumented` has made it
-        return reading.read(layer.layer, params, tape.tape, delta, grads)
-
-    return Reading(reading.name, read)
+HEALTH = Reading(NAME, _note, _keep)
 
 
 # ---------------------------------------------------------------- what they give
@@ -118,34 +87,17 @@ def measures(net: Layer, noted: Tree, params: Params, grads: Params, updates: Pa
     """The measures of a step: what HEALTH noted, and parameters, gradients and updates layer by layer."""
     by_layer: dict[str, dict[str, Array]] = {}
     by_params: dict[str, dict[str, Array]] = {}
-    for place, _, loops in places(net):
-        path = "/".join(place)
-        by_layer[path] = _at(noted, place)
-        own = [_floats(_at(tree, place)) for tree in (params, grads, updates)]
+    for place in leaves_of(net):
+        path = "/".join(place.path)
+        by_layer[path] = place.of(noted, {})
+        own = [_floats(place.of(tree)) for tree in (params, grads, updates)]
         if own[0]:
-            stacked = sum(loops)  # `repeat` stacks its parameters on a leading axis, `share` has one set
+            stacked = sum(loop.stacks for loop in place.loops)  # of `repeat`; `share` has one set
             weight, gradient = rms(own[0], stacked), rms(own[1], stacked)
             by_params[path] = {"weight": weight, "gradient": gradient}
             if updates is not None:
                 by_params[path]["ratio"] = rms(own[2], stacked) / weight
     return Measures(step, by_layer, by_params)
-
-
-def places(net: Layer, loops: tuple[bool, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer, tuple[bool, ...]]]:
-    """(path, layer, loops) of each leaf: for each loop around it whether parameters are stacked, from the outermost."""
-    if net.rebuild is None:
-        yield (), net, loops
-    inner = loops if net.passes is None else (*loops, net.stacks)
-    for name, child in zip(net.child_names, net.children, strict=True):
-        for path, leaf, around in places(child, inner):
-            yield (name, *path) if name else path, leaf, around
-
-
-def _at(tree: Tree, place: tuple[str, ...]) -> Any:
-    """What a tree keyed like params holds for the layer at a path; {} if nothing."""
-    for name in place:
-        tree = tree.get(name, {}) if isinstance(tree, dict) else {}
-    return tree
 
 
 def _floats(tree: Tree) -> list[Array]:

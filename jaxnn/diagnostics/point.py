@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxnn.backprop import backprop
 from jaxnn.checks import as_key
 from jaxnn.compiled import program
-from jaxnn.diagnostics.measures import HEALTH, Measures, instrumented, measures
+from jaxnn.diagnostics.measures import HEALTH, Measures, measures
 from jaxnn.diagnostics.report import Diagnosis, report
 from jaxnn.mistakes import alive, array_leaves, loss_record, net_record, optimizer_record, penalty_record
 from jaxnn.records import Record
@@ -102,7 +102,7 @@ class _Diagnosis(Record):
         opt_state: Any,
     ) -> Measures:
         net, optimizer = self.net, self.optimizer
-        read = backprop(instrumented(net), self.loss, read=(HEALTH,), penalty=self.penalty, train=self.train)
+        read = backprop(net, self.loss, read=(HEALTH,), penalty=self.penalty, train=self.train)
         out = read(params, state, x, target, rng=rng, weights=weights)
         updates = None
         if optimizer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import shutil
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 
 from jaxnn.checks import seen
-from jaxnn.diagnostics.measures import Measures, places
+from jaxnn.combinators.walk import Place, leaves_of, places
+from jaxnn.diagnostics.measures import Measures
 from jaxnn.mistakes import net_record, several
 from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.showing import shown
@@ -160,8 +162,7 @@ def _check_measures(where: str, measures: Any) -> None:
 
 def _rows(net: Layer, measures: Measures) -> Iterator[LayerRow]:
     """Rows in the order in which the layers run, each pass of a loop apart."""
-    found = {"/".join(path): loops for path, _, loops in places(net)}
-    if set(found) != set(measures.layers):
+    if {"/".join(place.path) for place in leaves_of(net)} != set(measures.layers):
         raise ValueError("diagnostics.report: the measures are those of another network")
     if np.ndim(measures.step):
         raise ValueError(
@@ -169,27 +170,27 @@ def _rows(net: Layer, measures: Measures) -> Iterator[LayerRow]:
             "with jax.tree.map(lambda leaf: leaf[i], measures)"
         )
     host = jax.tree.map(np.asarray, measures)
-    for path, layer, index in _passes(net, host, (), ()):
-        name = "/".join(path)
-        of_params = tuple(i for i, stacked in zip(index, found[name], strict=True) if stacked)
+    for place, index in _passes(net):
+        name = "/".join(place.path)
+        of_params = tuple(i for i, loop in zip(index, place.loops, strict=True) if loop.stacks)
         entry = {key: float(value[index]) for key, value in host.layers[name].items()}
         entry |= {key: float(value[of_params]) for key, value in host.params.get(name, {}).items()}
         gain = entry["output"] / entry["input"] if entry.get("input") and "output" in entry else None
         given = {key: entry.get(key) for key in ("output", "delta", "weight", "gradient", "ratio", "dead", "saturated")}
-        yield LayerRow(name + "".join(f"[{i}]" for i in index), layer.kind, gain=gain, **given)
+        yield LayerRow(name + "".join(f"[{i}]" for i in index), place.layer.kind, gain=gain, **given)
 
 
-def _passes(net: Layer, host: Any, path: tuple[str, ...], index: tuple[int, ...]) -> Iterator[Any]:
-    if net.rebuild is None:
-        yield path, net, index
-    times: Sequence[tuple[int, ...]] = [()]
-    if net.passes is not None:
-        below = ["/".join((*path, *place)) for place, _, _ in places(net)]
-        sizes = [value.shape[len(index)] for name in below for value in host.layers[name].values()]
-        times = [(i,) for i in range(sizes[0] if sizes else 1)]
-    for one in times:
-        for name, child in zip(net.child_names, net.children, strict=True):
-            yield from _passes(child, host, (*path, name) if name else path, (*index, *one))
+def _passes(net: Layer) -> list[tuple[Place, tuple[int, ...]]]:
+    """Each leaf with the number of the pass in every loop around it, in the order in which they run."""
+    times = {place.index: place.layer.passes for place in places(net)}
+    found = []
+    for place in leaves_of(net):
+        around = [times[place.index[:depth]] for depth in range(len(place.index))]
+        for passes in itertools.product(*(range(n or 1) for n in around)):
+            own = tuple(i for i, n in zip(passes, around, strict=True) if n is not None)
+            order = tuple(zip(passes, place.index, strict=True))
+            found.append((order, place, own))
+    return [(place, own) for _, place, own in sorted(found, key=lambda one: one[0])]
 
 
 # ---------------------------------------------------------------- the verdict

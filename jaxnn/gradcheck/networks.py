@@ -8,7 +8,7 @@ inside it is wrong too is judged again with jax.grad's rule in that layer's plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_records
-from jaxnn.checks import as_key, example_shape, is_floating, named_leaves, plain_data, same_shapes, widest
-from jaxnn.combinators import ordered_leaves
+from jaxnn.checks import as_key, is_floating, named_leaves, plain_data, same_shapes
+from jaxnn.combinators.walk import Place, ordered_leaves, places, rebuilt
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import first_difference
 from jaxnn.mistakes import alive, array_leaves
 from jaxnn.passes import Costs, check_params, costs
-from jaxnn.types import DType, Forward, InShape, Key, Layer, Loss, Params, State, Tagged, Tree
+from jaxnn.readings import slotted
+from jaxnn.types import Key, Layer, Loss, Params, Reading, State, Tree
 
 WHOLE = "the whole pass"
-INNER, SPOT = "inner", "spot"  # keys of an instrumented layer's parameters
 
 
 def network(
@@ -85,7 +85,7 @@ def network(
     check_params(net, params, x)
     derive = backprop(net, loss, train=train)
     _deterministic(net, params, state, x, train, rng)
-    nodes = list(_nodes(net))
+    nodes = list(places(net, inner_first=True))
     try:
         jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)
     except Exception as error:
@@ -93,7 +93,7 @@ def network(
         raise _at_its_layer(error, nodes, lambda: find_spots(*noted), train) from None
     spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng, weights)
     seen = costs(loss, output, target, weights)
-    problems = [_at_spot(node, spots[node.key], uses[node.key], train) for node in nodes]
+    problems = [_at_spot(node, spots[node.index], uses[node.index], train) for node in nodes]
     whole = [
         _loss(loss, seen.prediction, seen.target),
         *_whole(net, loss, params, state, x, target, train, rng, weights),
@@ -101,11 +101,11 @@ def network(
     judged = judge([*problems, *whole], seed)
     local, (at_loss, deltas, grads) = judged[: len(nodes)], judged[len(nodes) :]
     local, blamed = _blame(nodes, local, spots, uses, train, seed)
-    wrong = [node.label for node in nodes if node.key in blamed] + [loss.name] * (_worst(at_loss) == WRONG)
+    wrong = [node.label for node in nodes if node.index in blamed] + [loss.name] * (_worst(at_loss) == WRONG)
     rows = [row for node, found in zip(nodes, local, strict=True) for row in _folded(node, found)]
     kinks = [row.place for found in local for row in found if row.verdict == KINK]
-    places = list(ordered_leaves(net, params))  # jax.tree sorts names: dense_10 before dense_2
-    grads = sorted(grads, key=lambda row: places.index(row.leaf))
+    order = list(ordered_leaves(net, params))  # jax.tree sorts names: dense_10 before dense_2
+    grads = sorted(grads, key=lambda row: order.index(row.leaf))
     overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
     broken = _not_finite(_counted(seen), nodes, spots, uses, train)
     return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
@@ -128,14 +128,14 @@ def _deterministic(net: Layer, params: Params, state: State, x: Tree, train: boo
         )
 
 
-def _at_its_layer(error: Exception, nodes: list[Node], find: Callable[[], Any], train: bool) -> Exception:
+def _at_its_layer(error: Exception, nodes: list[Place], find: Callable[[], Any], train: bool) -> Exception:
     """What the backward pass raised, or what the layer raises whose rule does not fit, by its name."""
     try:
         spots, uses, _ = find()
     except Exception:
         return error
     for node in nodes:
-        problem = _at_spot(node, spots[node.key], uses[node.key], train)
+        problem = _at_spot(node, spots[node.index], uses[node.index], train)
         try:
             jax.eval_shape(problem.rule, *problem.arguments)
         except ValueError as found:
@@ -165,35 +165,6 @@ def _explained(row: Row, culprits: list[str], kinks: list[str]) -> Row:
     return row
 
 
-# ---------------------------------------------------------------- the network as a tree
-
-
-class Node(NamedTuple):
-    """A layer in its place.
-
-    Attributes:
-        key: the indices of the children that lead to it, from the root.
-        label: its path of names.
-        layer: the record.
-        children: the keys of what it is made of.
-    """
-
-    key: tuple[int, ...]
-    label: str
-    layer: Layer
-    children: tuple[tuple[int, ...], ...]
-
-
-def _nodes(net: Layer, key: tuple[int, ...] = (), path: tuple[str, ...] = ()) -> Iterator[Node]:
-    """Children before what is made of them, in the network's order."""
-    children = net.children if net.rebuild is not None else ()
-    for i, (name, child) in enumerate(zip(net.child_names, children, strict=False)):
-        deeper = (*path, name) if name else path
-        yield from _nodes(child, (*key, i), deeper)
-    label = "/".join(path) or net.name or net.kind
-    yield Node(key, label, net, tuple((*key, i) for i in range(len(children))))
-
-
 # ---------------------------------------------------------------- spots, by one pass of jax.grad
 
 
@@ -207,14 +178,14 @@ class Spot(NamedTuple):
     delta: Any
 
 
-Spots = dict[tuple[int, ...], Spot]
+Spots = dict[tuple[int, ...], Spot]  # by the index of a layer's place
+Uses = dict[tuple[int, ...], int]  # likewise, how many axes its uses have
 
-
-class _Noting(NamedTuple):
-    """A network whose parameters have a slot at every layer, and what its last trace saw there."""
-
-    net: Layer
-    seen: dict[tuple[int, ...], Spot]  # of jax.ShapeDtypeStruct, one use each
+SPOT = Reading(
+    "spot",
+    lambda use: use.kept._replace(delta=jax.tree.leaves(use.delta)),
+    keep=lambda use: Spot(use.params, use.state, use.x, use.rng, None),
+)
 
 
 def find_spots(
@@ -227,38 +198,24 @@ def find_spots(
     train: bool,
     rng: Key | None,
     weights: Any = None,
-) -> tuple[Spots, dict[tuple[int, ...], int], Any]:
-    """The spot of every node, how many axes of uses it has, and the output.
+) -> tuple[Spots, Uses, Any]:
+    """The spot of every layer, combinators too, the axes of its uses, and the output.
 
-    Every layer has a slot of zeros beside its parameters, and the gradient with respect to it *is* the spot.
+    It is a reading by jax.grad, through forward functions alone.
     """
-    noting = _Noting(*_noting(net))
-    uses = jax.eval_shape(lambda key: noting.net.init(key, example_shape(x), _dtype(params, x)), jax.random.key(0))[0]
-    stacked = dict(_slots_of(net, uses))
-    seen = noting.seen
-
-    def forward(slots: Spots, params: Params, state: State, x: Tree, rng: Key | None) -> Any:
-        return noting.net.forward(_filled(net, slots, params), state, x, train=train, rng=rng)[0]
-
-    seen.clear()
-    jax.eval_shape(forward, {key: jnp.zeros(leaf.shape) for key, leaf in stacked.items()}, params, state, x, rng)
-    blank = {
-        key: jax.tree.map(lambda s, key=key: jnp.zeros((*stacked[key].shape, *_code(s).shape), _code(s).dtype), spot)
-        for key, spot in seen.items()
-    }
-    specs = dict(seen)
+    slots = slotted(net, SPOT, everywhere=True)
+    given = slots.fill(params, state, x, train, rng)
 
     @jax.jit
-    def note(slots: Spots, params: Params, state: State, x: Tree, target: Tree, rng: Key | None) -> tuple[Spots, Any]:
-        def objective(slots: Spots) -> tuple[Any, Any]:
-            y = forward(slots, params, state, x, rng)
+    def note(given: Params, state: State, x: Tree, target: Tree, rng: Key | None) -> tuple[Params, Any]:
+        def objective(given: Params) -> tuple[Any, Any]:
+            y = slots.net.forward(given, state, x, train=train, rng=rng)[0]
             return jnp.sum(_counted(costs(loss, y, target, weights))), y
 
-        return jax.grad(objective, has_aux=True)(slots)
+        return jax.grad(objective, has_aux=True)(given)
 
-    noted, output = note(blank, params, state, x, target, rng)
-    spots = {key: jax.tree.map(_decoded, specs[key], spot) for key, spot in noted.items()}
-    return spots, {key: len(leaf.shape) for key, leaf in stacked.items()}, output
+    grads, output = note(given, state, x, target, rng)
+    return slots.noted(grads), {index: len(sizes) for index, sizes in slots.around.items()}, output
 
 
 def _counted(seen: Costs) -> Any:
@@ -266,118 +223,14 @@ def _counted(seen: Costs) -> Any:
     return jnp.where(seen.share == 0, 0, seen.value) if seen.share.ndim else seen.value
 
 
-def _noting(net: Layer) -> tuple[Layer, dict[tuple[int, ...], Spot]]:
-    seen: dict[tuple[int, ...], Spot] = {}
-
-    def at(layer: Layer, place: tuple[int, ...]) -> Layer:
-        inner = layer
-        if layer.rebuild is not None:
-            inner = layer.rebuild(tuple(at(child, (*place, i)) for i, child in enumerate(layer.children)))
-
-        def init(key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-            params, state = inner.init(key, in_shape, dtype)
-            return {SPOT: Tagged({}, jnp.zeros(())), INNER: params}, state
-
-        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-            y, new_state, tape = inner.forward(params[INNER], state, x, train=train, rng=rng)
-            kept = Spot(_plain(layer, params[INNER]), state, x, rng, jax.tree.map(jnp.zeros_like, _floats(y)))
-            seen[place] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
-            slot = params[SPOT].own
-            return (_mark(slot, y, kept) if isinstance(slot, Spot) else y), new_state, tape
-
-        return Layer(layer.kind, init, forward, inner.backward, layer.couples_batch, name=layer.name)
-
-    return at(net, ()), seen
-
-
-@jax.custom_vjp
-def _mark(slot: Spot, y: Any, kept: Spot) -> Any:
-    """Gives y, unchanged; the gradient with respect to slot is what was kept, and the δ of y."""
-    return y
-
-
-def _mark_forward(slot: Spot, y: Any, kept: Spot) -> tuple[Any, Spot]:
-    return y, kept
-
-
-def _mark_backward(kept: Spot, delta: Any) -> tuple[Spot, Any, None]:
-    floats = [leaf for leaf in jax.tree.leaves(delta) if leaf.dtype != jax.dtypes.float0]
-    return jax.tree.map(_coded, kept._replace(delta=floats)), delta, None
-
-
-_mark.defvjp(_mark_forward, _mark_backward)
-
-
 def _floats(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-
-
-def _plain(layer: Layer, params: Params) -> Params:
-    """A layer's parameters without slots."""
-    if layer.rebuild is None:
-        return params
-    if layer.child_names == ("",):
-        return _plain(layer.children[0], params[INNER])
-    parts = zip(layer.child_names, layer.children, strict=True)
-    plain = {name: _plain(child, params[name][INNER]) for name, child in parts}
-    return {name: part for name, part in plain.items() if jax.tree.leaves(part)}
-
-
-def _filled(layer: Layer, slots: Any, params: Params, key: tuple[int, ...] = ()) -> Params:
-    """The parameters with a slot at every layer."""
-    if layer.rebuild is None:
-        inner = params
-    elif layer.child_names == ("",):
-        inner = _filled(layer.children[0], slots, params, (*key, 0))
-    else:
-        parts = enumerate(zip(layer.child_names, layer.children, strict=True))
-        inner = {name: _filled(child, slots, params.get(name, {}), (*key, i)) for i, (name, child) in parts}
-    return {SPOT: Tagged({}, slots[key]), INNER: inner}
-
-
-def _slots_of(layer: Layer, params: Params, key: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
-    """(key, slot) of every node of parameters with slots."""
-    yield key, params[SPOT].own
-    if layer.rebuild is None:
-        return
-    for i, (name, child) in enumerate(zip(layer.child_names, layer.children, strict=True)):
-        yield from _slots_of(child, params[INNER][name] if name else params[INNER], (*key, i))
-
-
-def _dtype(params: Params, x: Tree) -> DType:
-    floats = _floats((params, x))
-    return widest(*(leaf.dtype for leaf in floats), default=jnp.dtype("float32"))
-
-
-def _code(spec: Any) -> Any:
-    """The float array that carries another through a gradient: its bits, where it is no float."""
-    return jax.eval_shape(_coded, spec)
-
-
-def _coded(leaf: Any) -> Any:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if is_floating(leaf):
-        return leaf
-    if leaf.dtype == bool or leaf.dtype.itemsize < 4:
-        leaf = leaf.astype(jnp.int32)
-    return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"float{8 * leaf.dtype.itemsize}"))
-
-
-def _decoded(spec: Any, leaf: Any) -> Any:
-    if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        return jax.random.wrap_key_data(bits)
-    if jnp.issubdtype(spec.dtype, jnp.floating):
-        return leaf
-    wide = spec.dtype.itemsize >= 4 and spec.dtype != bool
-    return jax.lax.bitcast_convert_type(leaf, spec.dtype if wide else jnp.int32).astype(spec.dtype)
 
 
 # ---------------------------------------------------------------- problems
 
 
-def _at_spot(node: Node, spot: Spot, uses: int, train: bool, rule: Layer | None = None) -> Problem:
+def _at_spot(node: Place, spot: Spot, uses: int, train: bool, rule: Layer | None = None) -> Problem:
     """A layer's rule, or that of another record in its place, at one spot; all uses of it at once."""
     ruled = node.layer if rule is None else rule
     x_leaves, x_tree = jax.tree.flatten(spot.x)
@@ -490,68 +343,59 @@ def _whole(
 
 
 def _blame(
-    nodes: list[Node], judged: list[list[Row]], spots: Spots, uses: dict[tuple[int, ...], int], train: bool, seed: int
+    nodes: list[Place], judged: list[list[Row]], spots: Spots, uses: Uses, train: bool, seed: int
 ) -> tuple[list[list[Row]], set[tuple[int, ...]]]:
-    """Takes from each combinator what a layer inside it has done: the rows, and the nodes whose own rule is wrong."""
+    """Takes from each combinator what a layer inside it has done: the rows, and the layers whose own rule is wrong."""
     blamed: set[tuple[int, ...]] = set()
     rows = list(judged)
     for i, node in enumerate(nodes):
         if _worst(rows[i]) != WRONG:
             continue
-        inside = {key for key in blamed if key[: len(node.key)] == node.key}
+        inside = {index for index in blamed if index[: len(node.index)] == node.index}
         if inside:
-            again = judge(_isolated(node, spots[node.key], uses[node.key], train, inside), seed)
+            again = judge(_isolated(node, spots[node.index], uses[node.index], train, inside), seed)
             failed = [row for found in again for row in found if row.verdict == WRONG]
             if not failed:
-                culprits = ", ".join(other.label for other in nodes if other.key in inside)
+                culprits = ", ".join(other.label for other in nodes if other.index in inside)
                 why = f"its own rule is right; what is off comes from {culprits}"
                 rows[i] = [Row(node.label, node.layer.kind, "δ_in, gradients", RIGHT, why)]
                 continue
             rows[i] = failed
-        blamed.add(node.key)
+        blamed.add(node.index)
     return rows, blamed
 
 
-def _isolated(node: Node, spot: Spot, uses: int, train: bool, inside: set[tuple[int, ...]]) -> list[Problem]:
+def _isolated(node: Place, spot: Spot, uses: int, train: bool, inside: set[tuple[int, ...]]) -> list[Problem]:
     """A combinator's own rule, without those of the wrong layers inside it.
 
     First jax.grad's rule in their places; then its record's rule against that of the same combinator made anew, since
     a rule that was replaced on the record is not in what `rebuild` makes.
     """
-    assert node.layer.rebuild is not None
-    mended = _mended(node.layer, node.key, inside)
+    within = {index[len(node.index) :] for index in inside}
+    mend = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731
     anew = _at_spot(node, spot, uses, train, node.layer.rebuild(node.layer.children))
-    return [_at_spot(node, spot, uses, train, mended), _at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
+    mended = _at_spot(node, spot, uses, train, rebuilt(mend, node.layer))
+    return [mended, _at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
 
 
-def _mended(layer: Layer, key: tuple[int, ...], wrong: set[tuple[int, ...]]) -> Layer:
-    """The layer with jax.grad's rule wherever one is wrong."""
-    if key in wrong:
-        return autodiff_twin(layer)
-    if layer.rebuild is None or not any(other[: len(key)] == key for other in wrong):
-        return layer
-    children = tuple(_mended(child, (*key, i), wrong) for i, child in enumerate(layer.children))
-    return layer.rebuild(children)
-
-
-def _folded(node: Node, rows: list[Row]) -> list[Row]:
+def _folded(node: Place, rows: list[Row]) -> list[Row]:
     """A combinator whose rule is right takes one row."""
-    if not node.children or any(row.verdict != RIGHT for row in rows) or not rows:
+    if node.is_leaf or any(row.verdict != RIGHT for row in rows) or not rows:
         return rows
     furthest = max(rows, key=lambda row: row.excess or 0.0)
     return [Row(node.label, node.layer.kind, "δ_in, gradients", RIGHT, rows[0].why, excess=furthest.excess)]
 
 
-def _not_finite(loss: Any, nodes: list[Node], spots: Spots, uses: dict[tuple[int, ...], int], train: bool) -> list[Row]:
+def _not_finite(loss: Any, nodes: list[Place], spots: Spots, uses: Uses, train: bool) -> list[Row]:
     """Where NaN or infinity comes from, if the loss is not finite: the first layer that makes it of finite numbers."""
     values = np.asarray(loss).astype(np.float64)
     if np.isfinite(values).all():
         return []
     why = f"the loss is not finite for {int((~np.isfinite(values)).sum())} of {values.size} examples"
     for node in nodes:
-        if node.children:
+        if not node.is_leaf:
             continue
-        problem = _at_spot(node, spots[node.key], uses[node.key], train)
+        problem = _at_spot(node, spots[node.index], uses[node.index], train)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in problem.leaves):
             why += f"; what goes into {node.label} is not finite"
             return [Row(node.label, node.layer.kind, "input", CANNOT_TELL, why)]
