@@ -23,7 +23,7 @@ from jaxnn import (
     stopping,
 )
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
-from jaxnn.backprop import as_custom_vjp, autodiff, autodiff_twin, backprop
+from jaxnn.backprop import as_custom_vjp, autodiff, backprop
 from jaxnn.combinators import (
     bidirectional,
     leaf_layers,
@@ -77,6 +77,7 @@ from jaxnn.optimizers import (
 from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.summary import summary
 from jaxnn.training import evaluate, fit, predict
+from jaxnn.twins import autodiff_twin
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
 
 if TYPE_CHECKING:

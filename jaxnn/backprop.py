@@ -21,16 +21,13 @@ import numpy as np
 
 from jaxnn.checks import (
     batch_size,
-    check_delta,
     example_weights,
     is_concrete,
     is_floating,
-    outline,
     plain_data,
     same_shapes,
     weight_values,
 )
-from jaxnn.interfaces import with_rules
 from jaxnn.mistakes import (
     alive,
     loss_record,
@@ -43,7 +40,6 @@ from jaxnn.placement import made_varying, on_mesh, over_devices, varying
 from jaxnn.readings import DELTAS, entries_like, readings_of, slotted, unscaled, untag
 from jaxnn.types import (
     Array,
-    Forward,
     Key,
     Layer,
     Loss,
@@ -219,46 +215,6 @@ def autodiff(
         return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings}, total)
 
     return run
-
-
-def autodiff_twin(layer: Layer) -> Layer:
-    """The same layer with its backward replaced by `jax.vjp` of its forward: the reference for a hand rule.
-
-    A combinator becomes one leaf, its children's hand-derived rules unused. For the twin of every leaf,
-    `map_layers(autodiff_twin, net)`. The twin's tape is its input, and its backward runs the forward again.
-
-    >>> from jaxnn.layers import dense
-    >>> twin = autodiff_twin(dense(2))
-    >>> params, state = twin.init(jax.random.key(0), (3,))
-    >>> y, _, tape = twin.forward(params, state, jnp.ones((4, 3)))
-    >>> twin.backward(params, tape, jnp.ones_like(y))[1]["b"].tolist()
-    [4.0, 4.0]
-    """
-    net_record("autodiff_twin", layer)
-
-    def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-        y, new_state, _ = layer.forward(params, state, x, train=train, rng=rng)
-        mode = jnp.zeros((0, int(train)))  # a tape holds arrays only: the flag travels as an empty array's shape
-        return y, new_state, (state, x, rng, mode, outline(y))
-
-    def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        state, x, rng, mode, given = tape
-        check_delta(layer.kind, delta, given)
-        leaves, structure = jax.tree.flatten(x)
-        floats = [leaf for leaf in leaves if is_floating(leaf)]
-
-        def output(params: Params, floats: list[Array]) -> Any:
-            left = iter(floats)
-            x = jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else leaf for leaf in leaves])
-            y, _, _ = layer.forward(params, state, x, train=bool(mode.shape[-1]), rng=rng)
-            return [leaf for leaf in jax.tree.leaves(y) if is_floating(leaf)]  # δ has () for the others
-
-        with on_mesh(params, x):
-            grads, back = jax.vjp(output, params, floats)[1](jax.tree.leaves(delta))
-        left = iter(back)
-        return jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else () for leaf in leaves]), grads
-
-    return with_rules(layer, forward=forward, backward=backward)
 
 
 def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:

@@ -42,7 +42,7 @@ class Layer(Shown):
     δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ σ′(zˡ) is `dense.backward`, then `activation.backward`.
 
     A layer of one's own is a record of functions, `Layer(kind, init, forward, backward)`, or a class derived from this
-    one whose fields are its settings.
+    one whose fields are its settings. Without a backward it is its own `autodiff_twin`.
 
     Attributes:
         kind: the standard name, `"dense"`. Default parameter names count per kind: dense_0, dense_1, …
@@ -71,6 +71,7 @@ class Layer(Shown):
         stacks: True where each of these passes has parameters of its own, on a leading axis.
         in_sequence: True where each child reads what the one before it gives, the first one the layer's input; where
             it is False they all read that.
+        by_autodiff: True where backward is jax.vjp of forward, and no rule by hand.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
     Foundations of Gradient-Based Learning".
@@ -83,7 +84,7 @@ class Layer(Shown):
             kind: str,
             init: Any,
             forward: Any,
-            backward: Any,
+            backward: Any = None,
             couples_batch: bool = False,
             name: str | None = None,
             children: tuple[Layer, ...] = (),
@@ -117,6 +118,7 @@ class Layer(Shown):
     passes = cast(Any, None)
     stacks = cast(Any, False)
     in_sequence = cast(Any, False)
+    by_autodiff = cast(Any, False)
 
     @property
     def plain(self) -> Layer:
@@ -139,30 +141,13 @@ class Layer(Shown):
 
     def _replace(self, **changes: Any) -> Layer:
         """The same with other functions."""
-        names = [field.name for field in dataclasses.fields(OwnLayer)]
-        return OwnLayer(**{**{name: getattr(self, name) for name in names}, **changes})
+        return _own(Layer.made_as, self, changes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{self.kind} is a layer already, and no function: params, state = net.init(key, in_shape), then "
             "y, state, tape = net.forward(params, state, x); serial(first, second) puts one behind another"
         )
-
-
-class OwnLayer(Layer):
-    """A layer of a user's functions."""
-
-    shown_as = "Layer"
-
-    kind: str = field()
-    init: Any = field()
-    forward: Any = field()
-    backward: Any = field()
-    couples_batch: bool = False
-    name: str | None = None
-    children: tuple[Layer, ...] = ()
-    child_names: tuple[str, ...] = ()
-    rebuild: Any = None
 
 
 class with_rules(Layer):
@@ -218,6 +203,10 @@ class with_rules(Layer):
     @cached_property
     def couples_batch(self) -> bool:
         return self.layer.couples_batch
+
+    @cached_property
+    def by_autodiff(self) -> bool:
+        return self.layer.by_autodiff and "backward" not in dict(self.replaced)
 
     def _rule(self, name: str) -> Callable[..., Any]:
         return dict(self.replaced).get(name) or getattr(self.layer, name)
@@ -318,6 +307,7 @@ class Loss(Shown):
         check: `check(prediction, target)` raises ValueError with advice if the *values* of the target (a
             concrete array) cannot be right; prediction may be a jax.ShapeDtypeStruct. Run once where data
             enters (`fit`, `evaluate`), never under `jit`, where a bad label turns loss and δ into NaN. None without.
+        by_autodiff: True where delta is jax.grad of value, and no rule by hand.
         entries: `entries(prediction, target) -> [N, …]`, the cost of each entry of an example (steps, pixels), of
             which value is the mean, and each of which depends on no other entry's prediction. Weights [N, …] and
             masks need it; without it (None) they are refused.
@@ -336,6 +326,7 @@ class Loss(Shown):
 
     check = cast(Any, None)
     entries = cast(Any, None)
+    by_autodiff = cast(Any, False)
 
     @cached_property
     def name(self) -> str:
@@ -375,6 +366,10 @@ class OwnLoss(Loss):
             self._set(delta=ByAutodiff(self.value))
         if getattr(self.value, "__doc__", None):
             self._set(__doc__=self.value.__doc__)
+
+    @cached_property
+    def by_autodiff(self) -> bool:
+        return isinstance(self.delta, ByAutodiff)
 
 
 class ByAutodiff(Record):
@@ -481,7 +476,7 @@ def _own(cls: Any, record: Any, changes: dict[str, Any]) -> Any:
     return cls(**{**{name: getattr(record, name) for name in names}, **changes})
 
 
-Layer.made_as, Layer.noun = OwnLayer, "Layer"
+Layer.noun = "Layer"  # made_as: `twins`
 Activation.made_as, Activation.noun = OwnActivation, "Activation"
 Loss.made_as, Loss.noun = OwnLoss, "Loss"
 Penalty.made_as, Penalty.noun = OwnPenalty, "Penalty"

@@ -25,7 +25,7 @@ FLOORS = (
     {"checks", "placement", "ranks"},
     {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
-    | {"parameters", "sequences", "windows"},
+    | {"parameters", "sequences", "twins", "windows"},
     {"convolutions", "weighting"},
     {"windowed"},
     {"layers"},

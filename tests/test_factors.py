@@ -38,8 +38,8 @@ from jaxnn import (
 )
 from jaxnn import factors as factors_module
 from jaxnn.factors import Explicit, Factor, Outer, Rows, beside, generic
-from jaxnn.interfaces import OwnLayer
 from jaxnn.passes import factors_of, forward_pass, products, recursion, seed
+from jaxnn.twins import OwnLayer
 from jaxnn.windowed import Windowed
 
 NORMS = 1e-10

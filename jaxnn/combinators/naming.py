@@ -75,6 +75,10 @@ class named(Layer):
         return self.layer.in_sequence
 
     @cached_property
+    def by_autodiff(self) -> bool:
+        return self.layer.by_autodiff
+
+    @cached_property
     def rebuild(self) -> Any:
         if self.layer.rebuild is None:
             return None

@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import autodiff, autodiff_twin, backprop, check_records
+from jaxnn.backprop import autodiff, backprop, check_records
 from jaxnn.checks import as_key, is_floating, named_leaves, plain_data, same_shapes
 from jaxnn.combinators.walk import Place, ordered_leaves, places, rebuilt
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
-from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
+from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import first_difference
 from jaxnn.mistakes import alive, array_leaves
 from jaxnn.passes import Costs, check_params, costs
 from jaxnn.readings import slotted
+from jaxnn.twins import autodiff_twin
 from jaxnn.types import Key, Layer, Loss, Params, Reading, State, Tree
 
 WHOLE = "the whole pass"
@@ -60,7 +61,7 @@ def network(
     Returns:
         A Report. Its rows: each layer in the network's order, with δ_in and every gradient leaf at the layer's own
         spot; the loss; and the whole pass, backprop against jax.grad, with every layer's δ and every gradient leaf.
-        Its `wrong` names the layers whose own rule is wrong.
+        Its `wrong` names the layers whose own rule is wrong. What has no rule by hand is "by autodiff", and not judged.
 
     Raises:
         ValueError, TypeError: as `backprop`, for arguments that do not fit.
@@ -93,13 +94,14 @@ def network(
         raise _at_its_layer(error, nodes, lambda: find_spots(*noted), train) from None
     spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng, weights)
     seen = costs(loss, output, target, weights)
-    problems = [_at_spot(node, spots[node.index], uses[node.index], train) for node in nodes]
-    whole = [
-        _loss(loss, seen.prediction, seen.target),
-        *_whole(net, loss, params, state, x, target, train, rng, weights),
-    ]
-    judged = judge([*problems, *whole], seed)
-    local, (at_loss, deltas, grads) = judged[: len(nodes)], judged[len(nodes) :]
+    by_hand = [node for node in nodes if not node.layer.by_autodiff]
+    problems = {node.index: _at_spot(node, spots[node.index], uses[node.index], train) for node in by_hand}
+    of_loss = [] if loss.by_autodiff else [_loss(loss, seen.prediction, seen.target)]
+    whole = _whole(net, loss, params, state, x, target, train, rng, weights)
+    judged = iter(judge([*problems.values(), *of_loss, *whole], seed))
+    local = [next(judged) if node.index in problems else [_no_rule(node.label, node.layer.kind)] for node in nodes]
+    at_loss = next(judged) if of_loss else [_no_rule(loss.name, "loss")]
+    deltas, grads = judged
     local, blamed = _blame(nodes, local, spots, uses, train, seed)
     wrong = [node.label for node in nodes if node.index in blamed] + [loss.name] * (_worst(at_loss) == WRONG)
     rows = [row for node, found in zip(nodes, local, strict=True) for row in _folded(node, found)]
@@ -109,6 +111,11 @@ def network(
     overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
     broken = _not_finite(_counted(seen), nodes, spots, uses, train)
     return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
+
+
+def _no_rule(place: str, kind: str) -> Row:
+    what = "delta is jax.grad of value" if kind == "loss" else "backward is jax.vjp of forward"
+    return Row(place, kind, "δ" if kind == "loss" else "δ_in, gradients", BY_AUTODIFF, f"there is no rule: its {what}")
 
 
 def _deterministic(net: Layer, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> None:

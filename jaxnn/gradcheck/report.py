@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from jaxnn.showing import shown
 
 RIGHT, WRONG, KINK, CANNOT_TELL, ALLOWED = "right", "wrong", "kink", "cannot tell", "allowed"
-SEVERITY = (ALLOWED, RIGHT, KINK, CANNOT_TELL, WRONG)  # the worst row gives the report its verdict
-MARKS = {RIGHT: "·", KINK: "∧", CANNOT_TELL: "?", WRONG: "✗", ALLOWED: "○"}
+BY_AUTODIFF = "by autodiff"
+SEVERITY = (ALLOWED, BY_AUTODIFF, RIGHT, KINK, CANNOT_TELL, WRONG)  # the worst row gives the report its verdict
+MARKS = {RIGHT: "·", KINK: "∧", CANNOT_TELL: "?", WRONG: "✗", ALLOWED: "○", BY_AUTODIFF: "–"}
 SHOWN = 40  # rows of a table before right ones are folded
 LONGEST = 44  # characters of a place or a leaf in a table
 
@@ -21,7 +22,8 @@ class Row(NamedTuple):
         place: the layer's path in a network, the case of a function: `"residual_2/dense_0"`, `"float32 [4, 3]"`.
         kind: the layer's kind, or what was checked: `"dense"`, `"gradient"`, `"linear in δ"`.
         leaf: the leaf's path: `"w"`, `"δ_in"`, `"args[0]"`.
-        verdict: `"right"`, `"wrong"`, `"kink"`, `"cannot tell"`, or `"allowed"` for what was not judged.
+        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; of what was not judged `"by autodiff"`, where there is
+            no rule by hand, or `"allowed"`.
         why: the evidence in words; "" where there is nothing to say.
         element: the worst element's index, () for a scalar; None where no element is meant.
         hand: the hand-derived gradient there, in float64.
@@ -75,7 +77,7 @@ class Report(NamedTuple):
     @property
     def ok(self) -> bool:
         """True if every row is right, or a kink at which the rule gives an allowed slope, or is not judged."""
-        return self.verdict in (ALLOWED, RIGHT, KINK)
+        return self.verdict in (ALLOWED, BY_AUTODIFF, RIGHT, KINK)
 
     def raise_if_failed(self) -> None:
         """For tests.
@@ -184,7 +186,14 @@ def _wrapped(text: str, width: int = 100) -> list[str]:
 
 # ---------------------------------------------------------------- as HTML
 
-COLOURS = {ALLOWED: "#616161", RIGHT: "#2e7d32", KINK: "#1565c0", CANNOT_TELL: "#b26a00", WRONG: "#c62828"}
+COLOURS = {
+    ALLOWED: "#616161",
+    BY_AUTODIFF: "#616161",
+    RIGHT: "#2e7d32",
+    KINK: "#1565c0",
+    CANNOT_TELL: "#b26a00",
+    WRONG: "#c62828",
+}
 
 
 def _html(report: Report) -> str:
@@ -197,7 +206,7 @@ def _html(report: Report) -> str:
 
 
 def _html_cells(row: Row) -> str:
-    colour = COLOURS[row.verdict]
+    colour = COLOURS.get(row.verdict, NEUTRAL)
     evidence: Any = " ".join(part for part in (row.why, f"at {row.source}" if row.source else "") if part)
     cells = [f"<td style='color:{colour};font-weight:bold'>{row.verdict}</td>"]
     cells += [f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in _cells(row)[1:]]
