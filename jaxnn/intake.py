@@ -38,7 +38,7 @@ from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_re
 from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.passes import check_params, costs
 from jaxnn.placement import spread
-from jaxnn.sequences import Sequences, is_given
+from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.steps import PARTS, check_sizes
 from jaxnn.types import EPOCH_START, Layer, Loss, Optimizer, TrainState, Tree
 
@@ -185,7 +185,7 @@ def check_values(
     if not is_traced(x):
         with _about(f"{what}: x"):
             _look_at_inputs(net, x)
-    prediction = output.values if isinstance(output, Sequences) else output
+    prediction = values_of(output)
     for check in (loss.check, *(getattr(metric, "check", None) for _, metric in metrics)):
         if check is not None and jax.tree.leaves(target) and not is_traced(target):
             with _about(what):
@@ -197,16 +197,14 @@ def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any
 
     Raises ValueError if no entry counts.
     """
-    masks = [target.mask] if isinstance(target, Sequences) and is_given(target.mask) else []
-    if isinstance(output, Sequences) and is_given(output.mask):  # its values are not known: it is handed on from x
+    masks = masks_of(target)
+    if masks_of(output):  # its values are not known: it is handed on from x
         parts = jax.tree.leaves(x, is_leaf=lambda part: isinstance(part, Sequences))
-        same = [part.mask for part in parts if isinstance(part, Sequences) and is_given(part.mask)]
-        same = [mask for mask in same if mask.shape == output.mask.shape]
+        same = [mask for part in parts for mask in masks_of(part) if mask.shape == output.mask.shape]
         if len(same) != 1:
             return ()
         masks += same
-    if isinstance(target, Sequences):
-        target = target.values
+    target = values_of(target)
     if not masks and weights is None:
         return target
     if is_traced(target, masks, weights):

@@ -1,6 +1,8 @@
 """What a recurrent layer reads: sequences, a mask where their lengths differ, a state to begin with.
 
-Layers that work on each step alone take such a record as well, and hand mask and state on: `over_steps`.
+Layers that work on each step alone take such a record as well, and hand mask and state on: `over_steps`. Combinators
+work on its values (`values_of`, `with_values`), put branches together (`joined`, `parted`) and turn time round
+(`turned`): what treats `Sequences` unlike arrays stands here.
 
 N batch, T time, D features in, H width of the state.
 """
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, features, is_floating, outline
@@ -55,6 +58,9 @@ def as_sequences(x: Any) -> Sequences:
 def is_given(part: Tree) -> bool:
     """False for the `()` that stands for a mask or a state left out."""
     return isinstance(part, Outline) or not (isinstance(part, tuple) and not part)
+
+
+# ---------------------------------------------------------------- what is read
 
 
 def read_sequences(kind: str, x: Any, parts: tuple[str, ...], width: int) -> Sequences:
@@ -111,6 +117,9 @@ def _check_initial(kind: str, initial: Any, parts: tuple[str, ...], expected: Sh
             raise LayerError(kind, f"expects an initial {name} of floats, got {state.dtype}")
 
 
+# ---------------------------------------------------------------- layers that work on each step alone
+
+
 def hidden(values: Array, mask: Array) -> Array:
     """The values with 0 where they are masked: what stands there must not reach a product, where 0 · NaN is NaN."""
     return jnp.where(mask[..., None], values, 0)
@@ -126,10 +135,11 @@ class _OfSequences(NamedTuple):
 L = TypeVar("L", bound=Layer)
 
 
-def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
+def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type[L]]:
     """A class of layers that work on each step alone now takes `Sequences` too: f of their values, with their mask.
 
-    With `hide` it sees 0 where the mask is False.
+    With `hide` it sees 0 where the mask is False. Values with a mask have `rank` axes at least: a layer that reads the
+    last axis as features needs 3, or it would mix the steps.
     """
 
     def decorate(cls: type[L]) -> type[L]:
@@ -145,6 +155,8 @@ def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
         ) -> Forward:
             if not isinstance(x, Sequences):
                 return forward_of(self, params, state, x, train=train, rng=rng)
+            if is_given(x.mask) and hasattr(x.values, "shape"):
+                _check_masked(self.kind, x, rank)
             values = tokens_seen(self.kind, x) if hide else x.values
             y, state, tape = forward_of(self, params, state, values, train=train, rng=rng)
             return x._replace(values=y), state, _OfSequences(tape, outline((x.mask, x.initial)))
@@ -172,9 +184,92 @@ def over_steps(*, hide: bool = False) -> Callable[[type[L]], type[L]]:
     return decorate
 
 
+def _check_masked(kind: str, x: Sequences, rank: int) -> None:
+    """There is an entry of the mask for each step, and the axis of time is not that of the features."""
+    shape = tuple(x.values.shape)
+    if len(shape) < rank:
+        expected = "sequences [N, T, D]" if rank == 3 else "sequences [N, T, …]"
+        raise LayerError(kind, f"expects {expected} where there is a mask, got values of shape {shape}")
+    _check_mask(kind, x.mask, shape[:2])
+
+
 def tokens_seen(kind: str, x: Sequences) -> Any:
     """The tokens [N, T], 0 where they are masked."""
     if not is_given(x.mask) or not hasattr(x.values, "shape"):
         return x.values
     _check_mask(kind, x.mask, tuple(x.values.shape))
     return jnp.where(x.mask, x.values, 0)
+
+
+# ---------------------------------------------------------------- combinators
+
+
+def values_of(x: Any) -> Any:
+    """The array, of Sequences their values."""
+    return x.values if isinstance(x, Sequences) else x
+
+
+def with_values(x: Any, values: Any) -> Any:
+    """The same with other values: a mask and an initial state stay."""
+    return x._replace(values=values) if isinstance(x, Sequences) else values
+
+
+def masks_of(x: Any) -> list[Array]:
+    """The mask, where there is one."""
+    return [x.mask] if isinstance(x, Sequences) and is_given(x.mask) else []
+
+
+def _in_one_form(kind: str, outputs: dict[str, Any]) -> bool:
+    """Whether the outputs by name are `Sequences`; raises LayerError where some are and some not: masks would go."""
+    given = {isinstance(y, Sequences) for y in outputs.values()}
+    if len(given) > 1:
+        shown = ", ".join(f"{name}: {type(y).__name__}" for name, y in outputs.items())
+        raise LayerError(kind, f"expects branches that all return Sequences or all arrays, got {shown}")
+    return given == {True}
+
+
+def joined(kind: str, values: Any, outputs: dict[str, Any]) -> Any:
+    """Values made of those of several outputs, with the mask and the state of the first that hands them on."""
+    if not _in_one_form(kind, outputs):
+        return values
+    first = lambda parts: next(filter(is_given, parts), ())  # noqa: E731
+    return Sequences(values, first(y.mask for y in outputs.values()), first(y.initial for y in outputs.values()))
+
+
+def parted(delta: Any, deltas: list[Any], outputs: list[Any]) -> list[Any]:
+    """The δ of each of several outputs: values `deltas`, and that of the state for the first that handed it on."""
+    if not isinstance(delta, Sequences):
+        return deltas
+    nothing = lambda s: jnp.zeros(s.shape, s.dtype)  # noqa: E731
+    states = [jax.tree.map(nothing, y.initial, is_leaf=lambda part: isinstance(part, Outline)) for y in outputs]
+    first = next((i for i, y in enumerate(outputs) if is_given(y.initial)), None)
+    return [
+        Sequences(part, (), delta.initial if i == first else state)
+        for i, (part, state) in enumerate(zip(deltas, states, strict=True))
+    ]
+
+
+def turned(x: Any) -> Any:
+    """The same with time turned round, its second axis; what has none is as it was, such as () for a δ."""
+    if isinstance(x, Sequences):
+        return x._replace(values=turned(x.values), mask=turned(x.mask))
+    return x[:, ::-1] if getattr(x, "ndim", 0) > 1 else x
+
+
+def both_ways(kind: str, x: Any) -> tuple[Any, Any]:
+    """What each direction of time reads: x with its own of the pair of initial states."""
+    if not isinstance(x, Sequences) or not jax.tree.leaves(x.initial):
+        return x, x
+    if not isinstance(x.initial, tuple) or len(x.initial) != 2:
+        raise LayerError(kind, "expects an initial state (forwards, backwards), a pair of states")
+    there, back = x.initial
+    return x._replace(initial=there), x._replace(initial=back)
+
+
+def of_both_ways(kind: str, values: Any, outputs: dict[str, Any]) -> Any:
+    """Values that were made of those of both directions, with the mask of the first and the pair of their states."""
+    if not _in_one_form(kind, outputs):
+        return values
+    there, back = outputs.values()
+    states = there.initial, back.initial
+    return Sequences(values, there.mask, states if any(map(is_given, states)) else ())

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, batch_size, is_concrete, is_floating
-from jaxnn.sequences import Sequences, is_given
+from jaxnn.sequences import masks_of, values_of
 from jaxnn.types import Array, DType, Shape
 
 Rule = Callable[[Any, Any], Array]  # (prediction, target) -> [N], or [N, …]
@@ -106,9 +106,7 @@ def figures_of(demand: str, value: Rule, entries: Rule | None, case: Weighted) -
 
 def _unmasked(x: Any) -> list[Any]:
     """The values, and behind them the mask, where there is one."""
-    if not isinstance(x, Sequences):
-        return [x]
-    return [x.values, x.mask] if is_given(x.mask) else [x.values]
+    return [values_of(x), *masks_of(x)]
 
 
 def _dtype(prediction: Any) -> DType:

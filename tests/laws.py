@@ -7,15 +7,17 @@ Tolerances: each leaf's worst element, normalised by the leaf's own maximum; nev
 """
 
 import os
+import re
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from by_numpy import by_numpy
 
-from jaxnn import as_custom_vjp, autodiff_twin, dense, serial, tanh
+from jaxnn import Sequences, as_custom_vjp, autodiff_twin, dense, serial, tanh
 from jaxnn.checks import is_floating, named_leaves
 
 FLOAT64 = 1e-12  # rounding of a few hundred operations
@@ -455,3 +457,93 @@ LAWS = (
     nan_in_nan_out,
     custom_vjp_is_hand,
 )
+
+
+# ---------------------------------------------------------------- masks
+
+STEPS = 4
+MASK = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]], bool)
+PASSES, CONSUMES, ASKED, REFUSES = "passes it on", "consumes time", "is asked for an array", "refuses it"
+
+
+def in_steps(case):
+    """`in_shape` of the row's examples as steps, [T, D] or tokens [T]; as it is where it has an axis for time."""
+    if isinstance(case.in_shape, jax.ShapeDtypeStruct):
+        return case.in_shape.update(shape=case.in_shape.shape or (STEPS,))
+    return case.in_shape if len(case.in_shape) > 1 else (STEPS, *case.in_shape)
+
+
+def masks_pass_or_are_refused(case, layer, choice, looks):
+    """`Sequences(values, mask)`: the mask is handed on unchanged, or time is consumed, or an error names the layer.
+
+    A recurrent layer may be asked for an array, returns="values": then whoever asks knows of the mask.
+    What stands at masked steps does not reach what is computed where δ is 0 there. `looks` is False for a layer that
+    promises not to look at them: NaN and tokens that are none do no harm either.
+    """
+    case = case._replace(in_shape=in_steps(case))
+    with jax.enable_x64(True):
+        values = case.inputs(1, N, np.float64)
+        mask = MASK[:, np.arange(values.shape[1]) % STEPS]
+        spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), Sequences(values, mask))
+        if choice == REFUSES:
+            _names_itself(case, layer, spec, Sequences(values, mask))
+            return
+        draw = np.random.default_rng(3).normal
+        params, state = jax.eval_shape(lambda: layer.init(jax.random.key(0), spec, np.float64))
+        params = jax.tree.map(lambda leaf: 0.5 * draw(size=leaf.shape), params)
+
+        def run(values):
+            y, _, tape = forward(case, layer, params, state, Sequences(values, mask))
+            handed_on = y.mask if isinstance(y, Sequences) else ()
+            y = y.values if isinstance(y, Sequences) else y
+            delta = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+            if choice == PASSES:
+                delta = Sequences(jnp.where(_wider(mask, y), delta, 0), ())
+            delta_in, grads = layer.backward(params, tape, delta)
+            assert isinstance(delta_in, Sequences) or delta_in == (), "δ_in is not like x"
+            return handed_on, y, getattr(delta_in, "values", ()), grads
+
+        found = [jax.tree.map(np.asarray, evaluated(run)(v)) for v in _with_others(values, mask, looks)]
+    handed_on, y, delta_in, _ = found[0]
+    if choice == PASSES:
+        assert np.shape(handed_on) == mask.shape, "the mask is lost"
+        np.testing.assert_array_equal(handed_on, mask, err_msg="the mask is another")
+        assert y.shape[:2] == mask.shape
+    else:
+        assert np.shape(handed_on) == (0,), "hands on a mask"
+        assert (y.ndim == 3) == (choice == ASKED), "keeps time, and loses the mask"
+    for other in found:
+        if choice == PASSES:
+            np.testing.assert_array_equal(other[1][mask], y[mask], err_msg="masked steps reach the output")
+        else:
+            np.testing.assert_array_equal(other[1], y, err_msg="masked steps reach the output")
+        if jax.tree.leaves(delta_in):
+            np.testing.assert_array_equal(other[2], np.where(_wider(mask, delta_in), delta_in, 0), err_msg="δ_in")
+        close(other[3], found[0][3], FLOAT64, "gradients, whatever stands at masked steps")
+
+
+def _names_itself(case, layer, spec, x):
+    """Both init, where it has parameters, and forward raise an error that begins with a layer's name."""
+    kinds = "|".join(re.escape(kind) for kind in _kinds(layer))
+    params, state = jax.eval_shape(lambda: layer.init(jax.random.key(0), case.in_shape, np.float64))
+    with pytest.raises((ValueError, TypeError), match=rf"^(layer '[^']*|{kinds})\b"):
+        jax.eval_shape(lambda params, state: forward(case, layer, params, state, x), params, state)
+    with pytest.raises((ValueError, TypeError), match=rf"^(layer '[^']*|{kinds})\b"):
+        jax.eval_shape(lambda: serial(layer).init(jax.random.key(0), spec, np.float64))
+
+
+def _kinds(layer):
+    return {layer.kind}.union(*map(_kinds, layer.children))
+
+
+def _wider(mask, like):
+    return mask.reshape(*mask.shape, *[1] * (like.ndim - 2))
+
+
+def _with_others(values, mask, looks):
+    """The values, and the same with others at masked steps: large ones, and what must not be looked at."""
+    whole = not is_floating(values)
+    yield values
+    unseen = [] if looks else [-7, 10**6] if whole else [np.nan, np.inf]
+    for other in [*([0, 1] if whole else [37.5, -1e3]), *unseen]:
+        yield np.where(_wider(mask, values), values, np.asarray(other, values.dtype))

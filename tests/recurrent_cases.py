@@ -42,25 +42,40 @@ def framed(layer, initial=()):
     return layer._replace(init=init, forward=forward, backward=backward, children=(), child_names=(), rebuild=None)
 
 
+MASKED = {  # what is framed, and the widths of its initial state
+    "rnn, masked": (lambda: rnn(3, returns="last"), 3),
+    "gru, masked": (lambda: gru(2, returns="values"), 2),
+    "lstm, masked": (lambda: lstm(2, returns="last"), (2, 2)),
+    "lstm, recomputed": (lambda: lstm(2, returns="values", recompute=True), (2, 2)),
+    "bidirectional, masked": (lambda: serial(bidirectional(rnn(2)), bidirectional(lstm(1, returns="last"))), ()),
+    "masked, by way of layers that work on each step": (
+        lambda: serial(dense(3), tanh, layer_norm(), gru(2, returns="last")),
+        (),
+    ),
+}
+
+
+def of_masked(name):
+    """The row's layer in its frame."""
+    make, initial = MASKED[name]
+    return framed(make(), initial)
+
+
 LAYERS = {
     "rnn": (lambda: rnn(3), (3, 2)),
     "rnn, one step": (lambda: rnn(2, sigmoid, returns="last"), (1, 1)),
-    "rnn, masked": (lambda: framed(rnn(3, returns="last"), 3), (4, 6)),
+    "rnn, masked": (lambda: of_masked("rnn, masked"), (4, 6)),
     "gru": (lambda: gru(3, returns="values"), (3, 2)),
     "gru, one unit": (lambda: gru(1, returns="last"), (2, 1)),
-    "gru, masked": (lambda: framed(gru(2, returns="values"), 2), (3, 5)),
+    "gru, masked": (lambda: of_masked("gru, masked"), (3, 5)),
     "lstm": (lambda: lstm(2), (3, 2)),
-    "lstm, masked": (lambda: framed(lstm(2, returns="last"), (2, 2)), (4, 7)),
-    "lstm, recomputed": (lambda: framed(lstm(2, returns="values", recompute=True), (2, 2)), (5, 7)),
+    "lstm, masked": (lambda: of_masked("lstm, masked"), (4, 7)),
+    "lstm, recomputed": (lambda: of_masked("lstm, recomputed"), (5, 7)),
 }
 COMBINED = {
     "bidirectional": (lambda: bidirectional(gru(2)), (3, 2)),
-    "bidirectional, masked": (
-        lambda: framed(serial(bidirectional(rnn(2)), bidirectional(lstm(1, returns="last")))),
-        (3, 3),
-    ),
-    "masked, by way of layers that work on each step": (
-        lambda: framed(serial(dense(3), tanh, layer_norm(), gru(2, returns="last"))),
-        (3, 3),
-    ),
+    **{
+        name: (lambda name=name: of_masked(name), (3, 3))
+        for name in ("bidirectional, masked", "masked, by way of layers that work on each step")
+    },
 }

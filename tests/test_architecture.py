@@ -56,6 +56,11 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"adaptive", "averages", "descent", "transforms"},
         {"__init__"},
     ),
+    "layers/norm": (
+        {"shared"},
+        {"batch", "features"},
+        {"__init__"},
+    ),
     "layers/recurrent": (
         {"through_time"},
         {"elman", "gru", "lstm"},

@@ -56,7 +56,7 @@ OPTIMIZERS = {  # a setting of each: what makes it of a value, values
     "gradient_descent: rate": (gradient_descent, (0.1, 0.02, 0.0)),
     "sgd: rate": (sgd, (0.1, 0.02, 0.0)),
     "sgd: momentum": (lambda v: sgd(0.1, momentum=v), (0.9, 0.5, 0.01)),
-    "sgd: nesterov's momentum": (lambda v: sgd(0.1, v, True), (0.9, 0.5, 0.01)),
+    "sgd: momentum, nesterov's": (lambda v: sgd(0.1, v, True), (0.9, 0.5, 0.01)),
     "adagrad: rate": (adagrad, (0.1, 0.02, 1.0)),
     "adagrad: eps": (lambda v: adagrad(0.1, eps=v), (1e-6, 1e-2, 0.5)),
     "rmsprop: rate": (rmsprop, (0.1, 0.02, 1.0)),
@@ -78,15 +78,18 @@ OPTIMIZERS = {  # a setting of each: what makes it of a value, values
 }
 RULES = {
     **{name: (lambda v, make=make: descended(make(v)), values) for name, (make, values) in OPTIMIZERS.items()},
-    "leaky_relu: value": (lambda v: leaky_relu(v).value(jnp.asarray(Y)), (0.01, 0.3, 2.0)),
-    "leaky_relu: slope": (lambda v: leaky_relu(v).slope(jnp.asarray(Y), jnp.asarray(Y)), (0.01, 0.3, 2.0)),
-    "huber": (lambda v: costs(huber(v), Y, T), (0.2, 1.0, 4.0)),
-    "label_smoothing": (lambda v: costs(label_smoothing(v), SCORES, LABELS), (0.1, 0.0, 1.0)),
+    "leaky_relu: negative_slope, value": (lambda v: leaky_relu(v).value(jnp.asarray(Y)), (0.01, 0.3, 2.0)),
+    "leaky_relu: negative_slope, slope": (
+        lambda v: leaky_relu(v).slope(jnp.asarray(Y), jnp.asarray(Y)),
+        (0.01, 0.3, 2.0),
+    ),
+    "huber: delta": (lambda v: costs(huber(v), Y, T), (0.2, 1.0, 4.0)),
+    "label_smoothing: smoothing": (lambda v: costs(label_smoothing(v), SCORES, LABELS), (0.1, 0.0, 1.0)),
 }
 OUT_OF_RANGE = {
     "rate": -0.1,
     "momentum": 1.0,
-    "nesterov's momentum": math.inf,
+    "momentum, nesterov's": math.inf,
     "rho": -0.1,
     "b1": 1.0,
     "b2": 1.0,
@@ -94,10 +97,10 @@ OUT_OF_RANGE = {
     "weight_decay": -1.0,
     "max_norm": 0.0,
     "limit": 0.0,
-    "value": -0.1,
-    "slope": math.nan,
-    "huber": 0.0,
-    "label_smoothing": 1.5,
+    "negative_slope, value": -0.1,
+    "negative_slope, slope": math.nan,
+    "delta": 0.0,
+    "smoothing": 1.5,
 }
 every_rule = pytest.mark.parametrize("name", RULES)
 STEP = 1e-5  # of a central difference, relative
@@ -159,7 +162,7 @@ def test_the_derivative_by_a_setting_is_that_of_differences(name):
         for sign in (1, -1)
     ]
     np.testing.assert_allclose(slopes()[name], (ends[0] - ends[1]) / (2 * STEP * value), rtol=1e-6, atol=1e-4)
-    assert slopes()[name] != 0 or name == "leaky_relu: slope"
+    assert slopes()[name] != 0 or name == "leaky_relu: negative_slope, slope"
 
 
 @every_rule

@@ -379,10 +379,10 @@ def test_labels_that_count_are_looked_at():
 # ---------------------------------------------------------------- what is refused
 
 
-def refused(message, loss, prediction, target, weights=None):
+def refused(message, loss, prediction, target, weights=None, net=OUTPUT):
     for gradient in GRADIENTS.values():
         with pytest.raises(ValueError, match=message):
-            gradient(OUTPUT, loss)({}, (), prediction, target, weights=weights)
+            gradient(net, loss)({}, (), prediction, target, weights=weights)
 
 
 def test_what_has_no_entries_takes_no_weights_of_entries():
@@ -406,7 +406,9 @@ def test_weights_and_masks_that_do_not_fit():
     each = r"weights must have shape .* got \(4, 5, 4\); .* prediction and target are \(4, 5, 4, 1\)"
     refused(each, losses.mse, SCORES, SCORES, np.ones(SCORES.shape))
     misfit = r"loss 'mse': a mask of shape \(4, 4\) does not fit entries of shape \(4, 5\)"
-    refused(misfit, losses.mse, Sequences(SCORES, MASK[:, :4]), SCORES)
+    refused(misfit, losses.mse, Sequences(SCORES, MASK[:, :4]), SCORES, net=serial())
+    early = r"layer 'identity_0' expects a mask \[N, T\] of shape \(4, 5\), got \(4, 4\)"
+    refused(early, losses.mse, Sequences(SCORES, MASK[:, :4]), SCORES)
     pixels = SCORES[..., None]  # one value per pixel
     value, _, _ = at_output(backprop, losses.half_squared_error, pixels, 0 * pixels, np.ones(SCORES.shape))
     close(value, (SCORES**2).mean() / 2, FLOAT64, "pixels")

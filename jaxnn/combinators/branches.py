@@ -28,11 +28,9 @@ from jaxnn.combinators.parts import (
     entries,
     entry,
     names_of,
-    values_of,
-    with_values,
 )
-from jaxnn.sequences import Sequences, is_given
-from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.sequences import is_given, joined, parted, values_of, with_values
+from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 
 class residual(Layer):
@@ -216,24 +214,12 @@ def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:
     parts = {name: type(y).__name__ for name, y in outputs.items() if not hasattr(values_of(y), "shape")}
     if parts:
         raise LayerError(kind, f"expects branches that return arrays or Sequences, got {parts}")
-    sequences = [isinstance(y, Sequences) for y in outputs.values()]
-    if any(sequences) and not all(sequences):
-        raise LayerError(
-            kind,
-            "expects branches that all return Sequences or all arrays, got "
-            + ", ".join(f"{name}: {type(y).__name__}" for name, y in outputs.items()),
-        )
     if any(y.shape[:axes] != first.shape[:axes] or y.dtype != first.dtype for y in others):
         shown = ", ".join(f"{name}: {describe(values_of(y))}" for name, y in outputs.items())
         what = "agree in all axes but the last" if join == "concat" else "have one shape"
         raise LayerError(kind, f"expects branches whose outputs {what}, got {shown}")
     values = jnp.concatenate([first, *others], axis=-1) if join == "concat" else sum(others, first)
-    if not all(sequences):
-        return values
-    masks, states = (
-        [getattr(y, of) for y in outputs.values() if is_given(getattr(y, of))] for of in ("mask", "initial")
-    )
-    return Sequences(values, *(found[0] if found else () for found in (masks, states)))
+    return joined(kind, values, outputs)
 
 
 def _parted(join: str, delta: Any, outputs: list[Any]) -> list[Any]:
@@ -242,12 +228,4 @@ def _parted(join: str, delta: Any, outputs: list[Any]) -> list[Any]:
     widths = [values_of(y).shape[-1] for y in outputs]
     if join == "concat" and is_given(values):  # () of whole numbers
         deltas = jnp.split(values, list(itertools.accumulate(widths))[:-1], axis=-1)
-    if not isinstance(delta, Sequences):
-        return deltas
-    nothing = lambda s: jnp.zeros(s.shape, s.dtype)  # noqa: E731
-    states = [jax.tree.map(nothing, y.initial, is_leaf=lambda part: isinstance(part, Outline)) for y in outputs]
-    first = next((i for i, y in enumerate(outputs) if is_given(y.initial)), None)
-    return [
-        Sequences(part, (), delta.initial if i == first else state)
-        for i, (part, state) in enumerate(zip(deltas, states, strict=True))
-    ]
+    return parted(delta, deltas, outputs)

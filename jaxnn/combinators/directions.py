@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, check_input_deltas, inside, layer_key, outline
-from jaxnn.combinators.parts import as_layers, child_key, entries, entry, values_of
-from jaxnn.sequences import Sequences
-from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
+from jaxnn.combinators.parts import as_layers, child_key, entries, entry
+from jaxnn.sequences import both_ways, of_both_ways, turned, values_of, with_values
+from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 NAMES = ("forward", "backward")
 
@@ -61,73 +61,47 @@ class bidirectional(Layer):
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = {}, {}
-        for name, layer, part in zip(NAMES, self.children, _initial_of_each(in_shape), strict=True):
+        for name, layer, part in zip(NAMES, self.children, both_ways("bidirectional", in_shape), strict=True):
             with inside(name):
                 params[name], state[name] = layer.init(child_key(key, name), part, dtype)
         return entries(params) or {}, entries(state)
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-        there, back = _initial_of_each(x)
+        there, back = both_ways("bidirectional", x)
         outputs, states, tape = {}, {}, {}
-        for name, layer, part in zip(NAMES, self.children, (there, _turned(back)), strict=True):
+        for name, layer, part in zip(NAMES, self.children, (there, turned(back)), strict=True):
             with inside(name), jax.named_scope(name):
                 outputs[name], states[name], tape[name] = layer.forward(
                     entry(params, name, {}), entry(state, name, ()), part, train=train, rng=layer_key(rng, name)
                 )
-        y, y_back = (_array(outputs[name]) for name in NAMES)
-        in_time = y.ndim == 3  # [N, T, H], and not [N, H]; x may be tokens [N, T]
-        values = jnp.concatenate([y, _reversed(y_back) if in_time else y_back], axis=-1)
-        mask = outputs[NAMES[0]].mask if isinstance(outputs[NAMES[0]], Sequences) else ()
-        joined = Sequences(values, mask) if not isinstance(mask, tuple) else values
-        return joined, entries(states, state), (tape, outline(joined))
+        values = jnp.concatenate(_in_time(*map(_array, outputs.values())), axis=-1)
+        y = of_both_ways("bidirectional", values, outputs)
+        return y, entries(states, state), (tape, outline(y))
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        tape, joined = tape
-        check_delta("bidirectional", delta, joined)
-        values = _array(delta)
-        in_time = values.ndim == 3
-        deltas = jnp.split(values, 2, axis=-1)
-        deltas[1] = _reversed(deltas[1]) if in_time else deltas[1]
+        tape, y = tape
+        check_delta("bidirectional", delta, y)
+        halves = _in_time(*jnp.split(_array(delta), 2, axis=-1))
+        parts = map(with_values, both_ways("bidirectional", delta), halves)
         delta_in, grads = {}, {}
-        parts = [delta._replace(values=half) if isinstance(delta, Sequences) else half for half in deltas]
         for name, layer, part in zip(NAMES, self.children, parts, strict=True):
             with inside(name), jax.named_scope(name):
                 delta_in[name], grads[name] = layer.backward(entry(params, name, {}), tape[name], part)
-        there, back = delta_in[NAMES[0]], _turned(delta_in[NAMES[1]])
+        there, back = delta_in[NAMES[0]], turned(delta_in[NAMES[1]])
         check_input_deltas("bidirectional", (values_of(there), values_of(back)))
-        total = jax.tree.map(jnp.add, values_of(there), values_of(back))  # of tokens both are ()
-        if isinstance(there, Sequences):
-            given = jax.tree.leaves((there.initial, back.initial))
-            total = Sequences(total, (), (there.initial, back.initial) if given else ())
+        values = jax.tree.map(jnp.add, values_of(there), values_of(back))  # of tokens both are ()
+        total = of_both_ways("bidirectional", values, {NAMES[0]: there, NAMES[1]: back})
         return total, entries(grads, params) or {}
 
 
-def _initial_of_each(x: Any) -> tuple[Any, Any]:
-    """What each direction reads: x with its own initial state."""
-    if not isinstance(x, Sequences) or not jax.tree.leaves(x.initial):
-        return x, x
-    if not isinstance(x.initial, tuple) or len(x.initial) != 2:
-        raise LayerError("bidirectional", "expects an initial state (forwards, backwards), a pair of states")
-    there, back = x.initial
-    return x._replace(initial=there), x._replace(initial=back)
-
-
 def _array(y: Any) -> Any:
-    values = y.values if isinstance(y, Sequences) else y
+    values = values_of(y)
     if not hasattr(values, "ndim"):
         advice = "a layer that returns sequences or the last state"
         raise LayerError("bidirectional", f"expects {advice}, got an output of {len(values)} parts")
     return values
 
 
-def _reversed(values: Array) -> Array:
-    return values[:, ::-1]
-
-
-def _turned(x: Any) -> Any:
-    """The same with time turned round."""
-    if isinstance(x, Sequences):
-        return x._replace(values=_turned(x.values), mask=_turned(x.mask))
-    return (
-        _reversed(x) if getattr(x, "ndim", 0) > 1 else x
-    )  # () has no δ; of one axis the layer says that it is too few
+def _in_time(there: Any, back: Any) -> list[Any]:
+    """Both, the second turned round where they are in time, [N, T, H] and not [N, H]; x may be tokens [N, T]."""
+    return [there, turned(back) if back.ndim == 3 else back]

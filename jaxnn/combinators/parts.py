@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxnn.checks import LayerError, as_key, describe, name_hash, seen
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.mistakes import array_leaves, is_factory, is_function
-from jaxnn.sequences import Sequences
 from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
@@ -109,16 +108,6 @@ def check_same(kind: str, x: Any, y: Any, advice: str = "") -> None:
 def check_kept(kind: str, layer: Layer, variables: tuple[Params, State], spec: Tree) -> None:
     """The layer must keep the shape and dtype of an input like spec."""
     check_same(kind, spec, output_spec(layer, *variables, spec))
-
-
-def values_of(x: Any) -> Any:
-    """The array, of Sequences their values."""
-    return x.values if isinstance(x, Sequences) else x
-
-
-def with_values(x: Any, values: Any) -> Any:
-    """The same with other values: a mask and an initial state stay."""
-    return x._replace(values=values) if isinstance(x, Sequences) else values
 
 
 def is_tagged(tree: Tree) -> bool:

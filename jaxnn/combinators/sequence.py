@@ -149,7 +149,29 @@ def mlp(
     return serial(*layers, dense(out, w_init=w_init, b_init=b_init))
 
 
-class repeat(Layer):
+class _ManyTimes(Layer):
+    """What `repeat` and `share` have in common."""
+
+    layer: Layer
+    n: int
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        self._set(n=whole_number(f"{kind}: n", self.n, least=1), layer=as_layers(kind, (self.layer,))[0])
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return (self.layer,)
+
+    @property
+    def passes(self) -> int:
+        return self.n
+
+    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
+        return type(self)(children[0], self.n)
+
+
+class repeat(_ManyTimes):
     """The same kind of layer n times in sequence, each time with parameters of its own, stacked.
 
     Forward: xᵢ₊₁ = f(θᵢ, xᵢ), a `lax.scan` over θ stacked on a leading axis of n. Backward: the reverse scan.
@@ -167,23 +189,7 @@ class repeat(Layer):
     (5, 8, 8)
     """
 
-    layer: Layer
-    n: int
     stacks = True
-
-    def __post_init__(self) -> None:
-        self._set(n=whole_number("repeat: n", self.n, least=1), layer=as_layers("repeat", (self.layer,))[0])
-
-    @property
-    def children(self) -> tuple[Layer, ...]:
-        return (self.layer,)
-
-    @property
-    def passes(self) -> int:
-        return self.n
-
-    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
-        return repeat(children[0], self.n)
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         keys = jax.vmap(lambda i: jax.random.fold_in(as_key(key), i))(jnp.arange(self.n))
@@ -210,7 +216,7 @@ class repeat(Layer):
         return scan(once, delta, (params, tape), length=self.n, reverse=True)
 
 
-class share(Layer):
+class share(_ManyTimes):
     """One layer n times in sequence, every time with the same parameters (tied weights).
 
     Forward: xᵢ₊₁ = f(θ, xᵢ); the state passes from use to use. Backward: ∂C/∂θ = Σᵢ ∂C/∂θᵢ, the sum over the uses.
@@ -229,23 +235,6 @@ class share(Layer):
     >>> params["dense_0"]["w"].shape
     (8, 8)
     """
-
-    layer: Layer
-    n: int
-
-    def __post_init__(self) -> None:
-        self._set(n=whole_number("share: n", self.n, least=1), layer=as_layers("share", (self.layer,))[0])
-
-    @property
-    def children(self) -> tuple[Layer, ...]:
-        return (self.layer,)
-
-    @property
-    def passes(self) -> int:
-        return self.n
-
-    def rebuild(self, children: tuple[Layer, ...]) -> Layer:
-        return share(children[0], self.n)
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = self.layer.init(key, in_shape, dtype)

@@ -12,7 +12,7 @@ from jaxnn.sequences import over_steps
 from jaxnn.types import Forward, Key, Layer, Params, State, Tree
 
 
-@over_steps()
+@over_steps(rank=3)
 class softmax(Layer):
     """A layer that turns logits into probabilities over the last axis.
 

@@ -1,0 +1,140 @@
+"""Normalisation of one feature over all examples.  N batch, D features (the last axis)."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import (
+    accumulator,
+    check_delta,
+    is_floating,
+    is_symbolic,
+    number,
+)
+from jaxnn.layers.norm.shared import EPS, factors_of_norm, in_wide, normalised, ones_and_zeros, scale_and_shift, scaled
+from jaxnn.parameters import as_given, check_vectors, constant
+from jaxnn.ranks import with_rank
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
+
+
+class _ByBatch(NamedTuple):
+    """Batch norm's tape in training. A tape holds no Python values: its type is what tells backward the rule."""
+
+    x_hat: Array
+    r: Array
+
+
+class _ByRunning(NamedTuple):
+    """Batch norm's tape in evaluation."""
+
+    x_hat: Array
+    r: Array
+
+
+class batch_norm(Layer):
+    """Batch normalisation of every feature, over all axes but the last.
+
+    Forward, x [N, …, D] → y [N, …, D], with n values of each feature, N times the axes between:
+
+        training     μ = mean x,  v = mean (x − μ)²       evaluation   μ, v = the running mean and variance
+        x̂ = (x − μ) r,  r = 1/√(v + ε);   y = γ x̂ + β
+
+    Backward, δ = ∂C/∂y; sums run over the n values:
+
+        ∂C/∂γ = Σ δ x̂,   ∂C/∂β = Σ δ   [D]
+        training     ∂C/∂x = γ r (δ − x̂ (Σ δ x̂)/n − (Σ δ)/n)     since μ and v depend on x
+        evaluation   ∂C/∂x = γ r δ
+
+    Parameters: `{"scale": γ, "shift": β}`, ones and zeros at first. State: `{"mean", "var"}`, [D] in at least
+    float32, zeros and ones at first; in training running ← momentum · running + (1 − momentum) · batch's, as in
+    flax and Keras (PyTorch's momentum is 1 − this one). The running variance is of the unbiased v n/(n − 1), as in the
+    paper and PyTorch: it stands for data, not for a batch. A feature that is constant over the batch gives y = β. So
+    does a batch with n = 1, which has δ_in = 0 and leaves the running variance as it is. Statistics ignore example
+    weights. `share` passes one state from use to use: the running statistics average over its uses, and in
+    evaluation all are normalised by them. Where uses differ, take `layer_norm`, or `repeat` with its own for each.
+
+    Args:
+        momentum: the share of the running statistics that a step keeps, 0 ≤ momentum < 1.
+        eps: ε > 0, added to the variance.
+
+    Raises:
+        ValueError: if x is not float [N, …, D], or parameters or state have another number of features.
+
+    Source: Ioffe & Szegedy (2015), "Batch normalization", algorithms 1 and 2; Cooijmans et al. (2017), on shared uses.
+
+    >>> layer = batch_norm(momentum=0.5)
+    >>> y, state, _ = layer.forward(*layer.init(0, (1,)), jnp.array([[1.0], [3.0]]), train=True)
+    >>> y.round(3).tolist(), state["mean"].tolist(), state["var"].tolist()
+    ([[-1.0], [1.0]], [1.0], [1.5])
+    """
+
+    _: KW_ONLY
+    momentum: float = 0.9
+    eps: float = EPS
+
+    factors = factors_of_norm
+
+    couples_batch = cast(Any, True)
+
+    def __post_init__(self) -> None:
+        momentum = number("batch_norm: momentum", self.momentum, least=0, below=1)
+        self._set(momentum=momentum, eps=number("batch_norm: eps", self.eps, above=0))
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        params = ones_and_zeros("batch_norm", in_shape, dtype)
+        wide = accumulator(dtype)
+        # Arrays of their own: a buffer that stood in the parameters too could not be donated with them.
+        copied = lambda array: jnp.array(array, wide, copy=True)  # noqa: E731
+        return params, {"mean": copied(params["shift"]), "var": copied(params["scale"])}
+
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+        wide, gamma, beta = in_wide("batch_norm", params, x)
+        check_vectors("batch_norm", state, ("mean", "var"), x, "state")
+        running = {name: state[name].astype(wide.dtype) for name in ("mean", "var")}
+        if train:
+            x_hat, r, mean, var = normalised(wide, tuple(range(x.ndim - 1)), self.eps)
+            batch = {"mean": mean.reshape(-1), "var": _unbiased(var.reshape(-1), running["var"], x.size // x.shape[-1])}
+            share = constant(self.momentum, wide.dtype, lambda momentum: 1 - momentum)
+            step = {name: share * (batch[name] - running[name]) for name in running}
+            state = {name: (running[name] + step[name]).astype(state[name].dtype) for name in running}
+            tape: Tree = _ByBatch(x_hat, r.reshape(-1))
+        else:
+            r = jax.lax.rsqrt(running["var"] + constant(self.eps, wide.dtype))
+            x_hat = (wide - with_rank(running["mean"], x.ndim)) * with_rank(r, x.ndim)
+            tape = _ByRunning(x_hat, r)
+        return scaled(gamma, x_hat, beta).astype(x.dtype), state, tape
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        x_hat, r = tape
+        check_delta("batch_norm", delta, Outline(x_hat.shape, _precision(delta, x_hat)))
+        wide, gamma, _ = in_wide("batch_norm", params, delta)
+        grads = scale_and_shift(wide, x_hat)
+        delta_in = wide
+        if isinstance(tape, _ByBatch):
+            n = _count(wide.size // wide.shape[-1], wide.dtype)
+            along, mean = (with_rank(grads[name] / n, wide.ndim) for name in ("scale", "shift"))
+            delta_in = wide - x_hat * along - mean
+        return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), as_given(params, grads)
+
+
+def _count(n: Any, dtype: DType) -> Any:
+    """N; as an array where it is not known, as in a program that is exported for every batch size."""
+    return jnp.asarray(n, dtype) if is_symbolic(n) else n
+
+
+def _unbiased(var: Array, otherwise: Array, n: Any) -> Array:
+    """The unbiased variance v n/(n − 1), or otherwise with n = 1."""
+    if is_symbolic(n):
+        n = _count(n, var.dtype)
+        return jnp.where(n > 1, var * (n / jnp.maximum(n - 1, 1)), otherwise)
+    return var * (n / (n - 1)) if n > 1 else otherwise
+
+
+def _precision(delta: Any, x_hat: Array) -> DType:
+    """That of δ where its sums are taken in x̂'s, which is all that x̂ says of x's."""
+    fits = hasattr(delta, "dtype") and is_floating(delta) and accumulator(delta.dtype) == x_hat.dtype
+    return delta.dtype if fits else x_hat.dtype
