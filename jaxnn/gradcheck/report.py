@@ -22,8 +22,8 @@ class Row(NamedTuple):
         place: the layer's path in a network, the case of a function: `"residual_2/dense_0"`, `"float32 [4, 3]"`.
         kind: the layer's kind, or what was checked: `"dense"`, `"gradient"`, `"linear in δ"`.
         leaf: the leaf's path: `"w"`, `"δ_in"`, `"args[0]"`.
-        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; of what was not judged `"by autodiff"`, where there is
-            no rule by hand, or `"allowed"`.
+        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; of what was not judged `"by autodiff"`, where there
+            is no rule by hand, or `"allowed"`.
         why: the evidence in words; "" where there is nothing to say.
         element: the worst element's index, () for a scalar; None where no element is meant.
         hand: the hand-derived gradient there, in float64.
@@ -186,14 +186,8 @@ def _wrapped(text: str, width: int = 100) -> list[str]:
 
 # ---------------------------------------------------------------- as HTML
 
-COLOURS = {
-    ALLOWED: "#616161",
-    BY_AUTODIFF: "#616161",
-    RIGHT: "#2e7d32",
-    KINK: "#1565c0",
-    CANNOT_TELL: "#b26a00",
-    WRONG: "#c62828",
-}
+COLOURS = {RIGHT: "#2e7d32", KINK: "#1565c0", CANNOT_TELL: "#b26a00", WRONG: "#c62828"}
+NEUTRAL = "#616161"  # of what was not judged
 
 
 def _html(report: Report) -> str:
