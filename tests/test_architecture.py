@@ -25,9 +25,8 @@ FLOORS = (
     {"checks", "placement", "ranks"},
     {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
-    | {"parameters", "sequences", "windows"},
-    {"convolutions", "weighting"},
-    {"windowed"},
+    | {"parameters", "sequences"},
+    {"weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"figures", "networks", "readings"},
@@ -53,6 +52,14 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "optimizers": (
         {"parts"},
         {"adaptive", "averages", "descent", "transforms"},
+        {"__init__"},
+    ),
+    "layers/convolution": (
+        {"windows"},
+        {"algorithms", "pooling"},
+        {"choice"},
+        {"windowed"},
+        {"conv"},
         {"__init__"},
     ),
     "layers/recurrent": (
