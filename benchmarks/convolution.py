@@ -1,6 +1,6 @@
 """Which algorithm of a convolution is the fastest, and what each is worth to a whole training step.
 
-    python benchmarks/convolution.py [--steps] [--only lenet ...] [--rounds 7] [--json FILE]
+    python benchmarks/convolution.py [--steps [--without ALGORITHM ...]] [--only lenet ...] [--rounds 7] [--json FILE]
 
 For each shape, forward and for both gradients, every algorithm that can compute it is timed inside a compiled loop, as
 an epoch has one, by turns with the others. Printed are the milliseconds of the plain one and the others' ratios to it,
@@ -21,7 +21,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -123,18 +123,23 @@ def looped(algorithm: Algorithm, shape: Shape, first: jax.Array, second: jax.Arr
     return lambda: jax.block_until_ready(compiled(first, second))
 
 
-def convolution(which: str, shape: Shape, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each algorithm, by its name, in every round; of a slow one the first look alone."""
-    arrays = tuple(map(jnp.asarray, shape.arrays()[which]))
-    turns = {algorithm.__name__: looped(algorithm, shape, *arrays) for algorithm in algorithms(which, shape)}
+def by_turns(turns: dict[str, Callable[[], object]], rounds: int, each: int) -> dict[str, list[float]]:
+    """Milliseconds of one of `each` in a turn, in every round; of a slow one the first look alone."""
     looks = {}
     for name, turn in turns.items():
         began = time.perf_counter()
         turn()
-        looks[name] = (time.perf_counter() - began) / LOOP * 1e3
+        looks[name] = (time.perf_counter() - began) / each * 1e3
     entered = [Contender(name, turn) for name, turn in turns.items() if looks[name] <= SLOW * min(looks.values())]
-    times = interleave(entered, rounds, LOOP, time.perf_counter).times
-    return {name: [t / 1e3 for t in times[name]] if name in times else [looks[name]] for name in turns}
+    times = interleave(entered, rounds, each, time.perf_counter).times
+    return {name: [t / 1e3 for t in times[name]] if name in times else [looks[name]] * rounds for name in turns}
+
+
+def convolution(which: str, shape: Shape, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each algorithm, by its name."""
+    arrays = tuple(map(jnp.asarray, shape.arrays()[which]))
+    each = {algorithm.__name__: looped(algorithm, shape, *arrays) for algorithm in algorithms(which, shape)}
+    return by_turns(each, rounds, LOOP)
 
 
 def line(which: str, shape: Shape, found: dict[str, list[float]]) -> str:
@@ -186,9 +191,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Layer], int, tuple[int, ...]]] = {
 
 
 @contextlib.contextmanager
-def without(name: str) -> Iterator[None]:
-    """The choice without an algorithm."""
-    fewer = {which: tuple(case for case in cases if case.algorithm.__name__ != name) for which, cases in CASES.items()}
+def without(*names: str) -> Iterator[None]:
+    """The choice without some algorithms."""
+    fewer = {
+        which: tuple(case for case in cases if case.algorithm.__name__ not in names) for which, cases in CASES.items()
+    }
     with mock.patch.dict(CASES, fewer):
         yield
 
@@ -232,18 +239,19 @@ def epoch(network: str) -> tuple[Callable[[], object], float]:
 AS_IT_IS = "as it is"
 
 
-def steps(network: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of a step without each algorithm, and seconds to compile the epoch."""
-    compiling, entered = {}, []
+def steps(
+    network: str, rounds: int, fewer: Sequence[str] | None = None
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Milliseconds of a step without each algorithm, or without all of `fewer`, and seconds to compile the epoch."""
+    compiling, turns = {}, {}
     with noted() as names:
-        turn, compiling[AS_IT_IS] = epoch(network)
-    entered.append(Contender(AS_IT_IS, turn))
-    for name in sorted(names - {plain.__name__ for plain in PLAIN}):
-        with without(name):
-            turn, compiling[name] = epoch(network)
-        entered.append(Contender(name, turn))
-    times = interleave(entered, rounds, EPOCH, time.perf_counter).times
-    return {name: [t / 1e3 for t in row] for name, row in times.items()}, compiling
+        turns[AS_IT_IS], compiling[AS_IT_IS] = epoch(network)
+    alone = [(name,) for name in sorted(names - {plain.__name__ for plain in PLAIN})]
+    for off in [tuple(fewer)] if fewer else alone:
+        what = " ".join(off)
+        with without(*off):
+            turns[what], compiling[what] = epoch(network)
+    return by_turns(turns, rounds, EPOCH), compiling
 
 
 # ---------------------------------------------------------------- the tables
@@ -257,17 +265,19 @@ def load() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", action="store_true", help="whole training steps")
+    parser.add_argument("--without", nargs="+", metavar="ALGORITHM", help="whole steps without all of these")
     parser.add_argument("--only", nargs="+", metavar="PART", help="rows whose name has one of these in it")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", metavar="FILE", help="write every figure of every round there")
     options = parser.parse_args()
     print("\n".join(f"{what}: {text}" for what, text in machine().items()))
     found: dict[str, Any] = {}
-    for name in NETWORKS if options.steps else SHAPES:
+    whole = options.steps or options.without
+    for name in NETWORKS if whole else SHAPES:
         if options.only and not any(part in name for part in options.only):
             continue
-        if options.steps:
-            times, compiling = steps(name, options.rounds)
+        if whole:
+            times, compiling = steps(name, options.rounds, options.without)
             found[name] = {"ms": times, "compile": compiling}
             step = f"{statistics.median(times[AS_IT_IS]):.2f} ms a step, {compiling[AS_IT_IS]:.1f} s to compile"
             print(f"{name}   {step}   {load()}")

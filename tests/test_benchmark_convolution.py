@@ -38,8 +38,8 @@ def test_a_row():
 
 
 def test_switching_an_algorithm_off():
-    sizes = benchmark.SHAPES["lenet, second"].sizes
-    with benchmark.noted() as names, benchmark.without("side_by_side"):
+    sizes = benchmark.SHAPES["lenet, first"].sizes
+    with benchmark.noted() as names, benchmark.without("by_neighbours"):
         assert choice.taken("forward", sizes) is algorithms.correlate
     assert names == {"correlate"}
-    assert choice.taken("forward", sizes) is algorithms.side_by_side
+    assert choice.taken("forward", sizes) is algorithms.by_neighbours

@@ -20,7 +20,6 @@ from jaxnn.layers.convolution.windows import (
     Windows,
     added_back,
     added_back_along,
-    laid_out_along,
     split_last,
     views,
 )
@@ -156,77 +155,12 @@ def _together(windows: Windows, t: int) -> Windows:
     )
 
 
-def side_by_side(x: Array, w: Array, windows: Windows) -> Array:
-    """The forward convolution of a whole batch as one wide image, in which its images stand side by side.
-
-    XLA's CPU backend divides a convolution among the cores along the width, and a batch of small images not at all.
-    What lies between two images is zero, as much of it as the padding asks for, and the windows there are dropped.
-    """
-    n, height, width, channels = x.shape
-    (before, behind), stride = windows.padding[1], windows.stride[1]
-    span = windows.dilation[1] * (windows.size[1] - 1) + 1
-    slots = max(windows.positions[1], -(-(width + max(before, behind, 0)) // stride))  # positions an image takes
-    laid = jax.lax.pad(
-        x.swapaxes(0, 1),
-        jnp.zeros((), x.dtype),
-        ((0, 0, 0), (0, 0, 0), (before, slots * stride - width - before, 0), (0, 0, 0)),
-    ).reshape(1, height, n * slots * stride, channels)
-    z = correlate(laid, w, windows._replace(padding=(windows.padding[0], (0, max(0, span - stride)))))
-    return z.reshape(-1, n, slots, w.shape[-1])[:, :, : windows.positions[1]].swapaxes(0, 1)
-
-
-def input_gradient_side_by_side(delta: Array, w: Array, windows: Windows) -> Array:
-    """∂C/∂x at stride 1: δ correlated with the flipped kernel, `side_by_side`."""
-    return side_by_side(delta, _flipped(w), backwards(windows))
-
-
-def backwards(windows: Windows) -> Windows:
-    """At stride 1, where the flipped kernel lies on δ to give ∂C/∂x."""
-    return windows._replace(inputs=windows.positions, padding=_around_delta(windows), positions=windows.inputs)
-
-
-def _in_rows(x: Array, windows: Windows) -> tuple[Array, Windows]:
-    """What each row of the kernel sees, [1, *D, N P, K C], P and K those of the last axis and *D of the others.
-
-    The taps of the last axis stand side by side as channels, and the images side by side along it. With them, the
-    windows that are left, along the other axes.
-    """
-    last, others = split_last(windows)
-    rows = jnp.moveaxis(jnp.concatenate(views(x, last), axis=-1), 0, -3)
-    *sizes, n, positions, channels = rows.shape
-    wide = n * positions
-    others = others._replace(inputs=(*sizes, wide), positions=(*others.positions[:-1], wide))
-    return rows.reshape(1, *sizes, wide, channels), others
-
-
-def kernel_gradient_by_rows(x: Array, delta: Array, windows: Windows) -> Array:
-    """∂C/∂w as one matrix product for each tap of all axes but the last: [K C, N P] times [N P, H]."""
-    x = jax.lax.optimization_barrier(x)  # what gives x would be computed again for every tap
-    rows, others = _in_rows(x, windows)
-    back = jnp.moveaxis(delta, 0, -3).reshape(-1, delta.shape[-1])
-    each = jnp.stack([seen.reshape(-1, rows.shape[-1]).T @ back for seen in views(rows, others)])
-    return each.reshape(*windows.size, x.shape[-1], delta.shape[-1])
-
-
 def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
     """∂C/∂w as one matrix product for each tap, [C/G, N P] times [N P, H/G] in each group."""
     channels, features = x.shape[-1] // groups, delta.shape[-1] // groups
     back = delta.reshape(-1, groups, features)
     each = [jnp.einsum("ngc,ngh->cgh", seen.reshape(-1, groups, channels), back) for seen in views(x, windows)]
     return jnp.stack(each).reshape(*windows.size, channels, groups * features)
-
-
-def kernel_gradient_at_once(x: Array, delta: Array, windows: Windows) -> Array:
-    """∂C/∂w in two dimensions as one matrix product, [K₂ C, D₁ N P₂] times [D₁ N P₂, K₁ H].
-
-    At each row of the input stands the δ of every window that sees it, one for each tap of the first axis.
-    """
-    rows, _ = _in_rows(x, windows)
-    (taps, size), features = windows.size, delta.shape[-1]
-    seen_by = laid_out_along(0, [delta.swapaxes(0, 1)] * taps, windows)
-    back = jnp.concatenate(seen_by, axis=-1).reshape(-1, taps * features)
-    each = (rows.reshape(-1, rows.shape[-1]).T @ back).reshape(size, x.shape[-1], taps, features)
-    return jnp.moveaxis(each, 2, 0)
 
 
 def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Array:
@@ -247,24 +181,6 @@ def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Arra
 
     each = math.prod(windows.positions) * w.size // features * delta.dtype.itemsize
     return jax.lax.map(of_one, delta, batch_size=min(delta.shape[0], max(1, CHUNK // each)))
-
-
-def input_gradient_by_rows(delta: Array, w: Array, windows: Windows) -> Array:
-    """∂C/∂x in two dimensions and stride 1 along the first: that one by convolution, the taps of the last as features.
-
-    The K₂ C features, [H, K₂ C] at every tap of the first axis, are added up where the taps of the last saw the input.
-    As in `side_by_side`, the images stand side by side.
-    """
-    n, (height, _), (_, positions) = delta.shape[0], windows.inputs, windows.positions
-    taps, size, channels, features = w.shape
-    across = jnp.flip(w, 0).transpose(0, 3, 1, 2).reshape(taps, 1, features, size * channels)
-    laid = delta.swapaxes(0, 1).reshape(1, windows.positions[0], n * positions, features)
-    along = windows._replace(
-        stride=(1, 1), dilation=(windows.dilation[0], 1), padding=(_around_delta(windows)[0], (0, 0))
-    )
-    parts = correlate(laid, across, along).reshape(height, n, positions, size, channels)
-    last, _ = split_last(windows)
-    return added_back([parts[..., k, :].swapaxes(0, 1) for k in range(size)], last)
 
 
 def by_taps(x: Array, w: Array, windows: Windows, groups: int) -> Array:

@@ -15,16 +15,14 @@ import jax.numpy as jnp
 
 from jaxnn.checks import is_symbolic
 from jaxnn.layers.convolution import algorithms
-from jaxnn.layers.convolution.algorithms import backwards, neighbours
+from jaxnn.layers.convolution.algorithms import neighbours
 from jaxnn.layers.convolution.windows import Windows
 from jaxnn.types import Array
 
-FEW_CHANNELS = 4  # up to as many, rows win for the kernel's gradient, and products for the input's of the same size
-MANY_TAPS = 5  # and from so many on along the last axis, rows
-SHRINKS = 1.5  # and from this ratio of inputs to positions on: so many of its products are with zeros
-MANY_WINDOWS = 1 << 14  # from so many on in a batch it saves time
-SHORT = 128  # numbers that its windows may hold where there are two axes, and images can stand side by side instead
-TASK = 1 << 16  # numbers, see _on_one_core
+FEW_CHANNELS = 4  # up to as many, the products of the plain algorithms are thin
+MANY_WINDOWS = 1 << 14  # from so many on in a batch, neighbours together save time
+SHORT = 128  # numbers that the windows of neighbours may hold where there are two axes
+SHRINKS = 1.5  # from this ratio of inputs to positions on, most that gives ∂C/∂x is multiplied with zeros
 
 Algorithm: TypeAlias = Callable[..., Array]
 
@@ -56,16 +54,6 @@ class Sizes(NamedTuple):
         """Whether there are no groups."""
         return self.groups == 1
 
-    @property
-    def plane(self) -> bool:
-        """Whether there are two axes, and no groups."""
-        return self.whole and len(self.windows.size) == 2
-
-    @property
-    def backwards(self) -> Sizes:
-        """Of the convolution of δ that gives ∂C/∂x, at stride 1."""
-        return Sizes(self.examples, self.features, self.channels, backwards(self.windows), self.groups)
-
 
 class Case(NamedTuple):
     """An algorithm, where it can serve, and where it wins over what follows."""
@@ -76,45 +64,6 @@ class Case(NamedTuple):
 
 
 # ---------------------------------------------------------------- where an algorithm wins
-
-
-def _on_one_core(sizes: Sizes) -> bool:
-    """Whether XLA's CPU backend keeps one core busy with a convolution that it could divide if the image were wide.
-
-    For jaxlib 0.10: it takes the last two axes of z for a product of P₂ rows, K C long, and H columns, and cuts it into
-    tasks of about TASK numbers; where channels and features are few it has another, divided algorithm.
-    """
-    n, channels, features, windows, _ = sizes
-    if max(channels, features) <= 16:
-        return False
-    width, length = windows.positions[1], min(math.prod(windows.size) * channels, 1024)
-    alone = (width + features) * length < TASK or max(width, features) <= 64
-    return alone and n > 1 and n * width * max(length, features) >= 2 * TASK
-
-
-def _is_thin(sizes: Sizes) -> bool:
-    """Whether two or four windows are worth one product, as in the first layer of a network."""
-    n, channels, _, windows, _ = sizes
-    *others, size = windows.size
-    t = neighbours(windows)
-    if t == 1 or channels > FEW_CHANNELS or n * math.prod(windows.positions) < MANY_WINDOWS:
-        return False
-    return not sizes.plane or math.prod(others) * (size + t - 1) * channels <= SHORT
-
-
-def _has_few_channels_or_many_taps(sizes: Sizes) -> bool:
-    return sizes.channels <= FEW_CHANNELS or sizes.windows.size[-1] >= MANY_TAPS
-
-
-def _keeps_rows(sizes: Sizes) -> bool:
-    """Whether of the first axis there are as many positions as inputs: δ laid out for a tap is few zeros."""
-    windows = sizes.windows
-    return windows.stride[0] == 1 and windows.positions[0] >= windows.inputs[0]
-
-
-def _shrinks(sizes: Sizes) -> bool:
-    """Whether a convolution that gives ∂C/∂x multiplies with many zeros around and between δ."""
-    return math.prod(sizes.windows.inputs) >= SHRINKS * math.prod(sizes.windows.positions)
 
 
 def _always(sizes: Sizes) -> bool:
@@ -129,38 +78,37 @@ def _whole(sizes: Sizes) -> bool:
     return sizes.whole
 
 
-def _plane(sizes: Sizes) -> bool:
-    return sizes.plane
+def _is_thin(sizes: Sizes) -> bool:
+    """Whether two or four windows are worth one product, as in the first layer of a network."""
+    n, channels, _, windows, _ = sizes
+    *others, size = windows.size
+    t = neighbours(windows)
+    if t == 1 or channels > FEW_CHANNELS or n * math.prod(windows.positions) < MANY_WINDOWS:
+        return False
+    return len(windows.size) != 2 or math.prod(others) * (size + t - 1) * channels <= SHORT
+
+
+def _wastes(sizes: Sizes) -> bool:
+    """Whether a convolution for ∂C/∂x multiplies with many zeros around and between δ, or gives few channels."""
+    shrinks = math.prod(sizes.windows.inputs) >= SHRINKS * math.prod(sizes.windows.positions)
+    return shrinks or sizes.channels <= FEW_CHANNELS
 
 
 CASES: dict[str, tuple[Case, ...]] = {
     "forward": (
         Case(algorithms.by_taps, _depthwise, _always),
         Case(algorithms.by_neighbours, _whole, _is_thin),
-        Case(algorithms.side_by_side, _plane, _on_one_core),
         Case(algorithms.correlate, _always, _always),
     ),
     "kernel_gradient": (
         Case(algorithms.kernel_gradient_by_taps, _depthwise, _always),
         Case(algorithms.kernel_gradient_by_neighbours, _whole, _is_thin),
-        Case(algorithms.kernel_gradient_by_rows, _whole, _has_few_channels_or_many_taps),
-        Case(algorithms.kernel_gradient_at_once, _plane, _keeps_rows),
         Case(algorithms.kernel_gradient_by_products, _always, _always),
         Case(algorithms.kernel_gradient, _always, _always),
     ),
     "input_gradient": (
         Case(algorithms.input_gradient_by_taps, _depthwise, _always),
-        Case(algorithms.input_gradient_by_rows, lambda sizes: sizes.plane and sizes.windows.stride[0] == 1, _shrinks),
-        Case(
-            algorithms.input_gradient_by_products,
-            _whole,
-            lambda sizes: _shrinks(sizes) or sizes.channels <= FEW_CHANNELS,
-        ),
-        Case(
-            algorithms.input_gradient_side_by_side,
-            lambda sizes: sizes.plane and set(sizes.windows.stride) == {1},
-            lambda sizes: _on_one_core(sizes.backwards),
-        ),
+        Case(algorithms.input_gradient_by_products, _whole, _wastes),
         Case(algorithms.input_gradient, _always, _always),
     ),
 }
