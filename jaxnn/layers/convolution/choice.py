@@ -14,8 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import is_symbolic
-from jaxnn.layers.convolution import algorithms
-from jaxnn.layers.convolution.algorithms import neighbours
+from jaxnn.layers.convolution.algorithms import (
+    by_neighbours,
+    by_taps,
+    correlate,
+    input_gradient,
+    input_gradient_by_products,
+    input_gradient_by_taps,
+    kernel_gradient,
+    kernel_gradient_by_neighbours,
+    kernel_gradient_by_products,
+    kernel_gradient_by_taps,
+    neighbours,
+)
 from jaxnn.layers.convolution.windows import Windows
 from jaxnn.types import Array
 
@@ -96,27 +107,27 @@ def _wastes(sizes: Sizes) -> bool:
 
 CASES: dict[str, tuple[Case, ...]] = {
     "forward": (
-        Case(algorithms.by_taps, _depthwise, _always),
-        Case(algorithms.by_neighbours, _whole, _is_thin),
-        Case(algorithms.correlate, _always, _always),
+        Case(by_taps, _depthwise, _always),
+        Case(by_neighbours, _whole, _is_thin),
+        Case(correlate, _always, _always),
     ),
     "kernel_gradient": (
-        Case(algorithms.kernel_gradient_by_taps, _depthwise, _always),
-        Case(algorithms.kernel_gradient_by_neighbours, _whole, _is_thin),
-        Case(algorithms.kernel_gradient_by_products, _always, _always),
-        Case(algorithms.kernel_gradient, _always, _always),
+        Case(kernel_gradient_by_taps, _depthwise, _always),
+        Case(kernel_gradient_by_neighbours, _whole, _is_thin),
+        Case(kernel_gradient_by_products, _always, _always),
+        Case(kernel_gradient, _always, _always),
     ),
     "input_gradient": (
-        Case(algorithms.input_gradient_by_taps, _depthwise, _always),
-        Case(algorithms.input_gradient_by_products, _whole, _wastes),
-        Case(algorithms.input_gradient, _always, _always),
+        Case(input_gradient_by_taps, _depthwise, _always),
+        Case(input_gradient_by_products, _whole, _wastes),
+        Case(input_gradient, _always, _always),
     ),
 }
 
 
 # ---------------------------------------------------------------- the choice
 
-PLAIN = Forms(algorithms.correlate, algorithms.kernel_gradient, algorithms.input_gradient)
+PLAIN = Forms(correlate, kernel_gradient, input_gradient)
 
 
 def taken(which: str, sizes: Sizes) -> Algorithm:
