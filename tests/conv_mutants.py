@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jaxnn.convolutions import input_gradient, kernel_gradient
-from jaxnn.windows import place
+from jaxnn.layers.convolution.algorithms import input_gradient, kernel_gradient
+from jaxnn.layers.convolution.windows import place
 
 STRIDED, DILATED = "conv, strides that leave inputs over", "conv, dilated, padded by hand"
 

@@ -25,9 +25,8 @@ FLOORS = (
     {"checks", "placement", "ranks"},
     {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
-    | {"parameters", "sequences", "twins", "windows"},
-    {"convolutions", "weighting"},
-    {"windowed"},
+    | {"parameters", "sequences", "twins"},
+    {"weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"figures", "networks", "readings"},
@@ -59,6 +58,14 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "layers/norm": (
         {"shared"},
         {"batch", "features"},
+        {"__init__"},
+    ),
+    "layers/convolution": (
+        {"windows"},
+        {"algorithms", "pooling"},
+        {"choice"},
+        {"windowed"},
+        {"conv"},
         {"__init__"},
     ),
     "layers/recurrent": (

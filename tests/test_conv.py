@@ -11,8 +11,10 @@ from draws import drawn, normal
 from laws import FLOAT32, FLOAT64, close, evaluated
 
 from jaxnn import conv, serial
-from jaxnn import convolutions as rules
-from jaxnn.windows import place
+from jaxnn.layers.convolution import algorithms as rules
+from jaxnn.layers.convolution import choice
+from jaxnn.layers.convolution.choice import CASES, PLAIN, Sizes, computed
+from jaxnn.layers.convolution.windows import place
 
 SETTINGS = {
     "same": ((6, 5, 2), (3, 2), {}),
@@ -128,7 +130,7 @@ def test_any_settings(seed):
             close((grads, delta_in), by_jax, FLOAT64, "hand vs jax.vjp")
 
 
-PLANES = {  # D, K, stride, dilation, padding
+PLACES = {  # D, K, stride, dilation, padding
     "same": ((5, 6), (3, 3), (1, 1), (1, 1), "same"),
     "valid": ((5, 6), (2, 3), (1, 1), (1, 1), "valid"),
     "causal": ((5, 6), (3, 2), (1, 1), (2, 2), "causal"),
@@ -140,21 +142,21 @@ PLANES = {  # D, K, stride, dilation, padding
     "one tap": ((3, 4), (1, 1), (1, 1), (1, 1), "same"),
     "one column": ((4, 1), (3, 1), (1, 1), (1, 1), "same"),
     "as large as the input": ((3, 4), (3, 4), (1, 1), (1, 1), "valid"),
-}
-PLACES = {
-    **PLANES,
     "one axis": ((12,), (4,), (1,), (1,), "causal"),
     "one axis, strides": ((9,), (3,), (2,), (2,), "same"),
     "three axes": ((3, 4, 4), (2, 3, 3), (1, 2, 1), (2, 1, 1), "same"),
 }
-every_plane = pytest.mark.parametrize("name", PLANES)
 
 
-def placed(name):
-    """The windows, and x, w and δ by chance: three examples of two channels, five features."""
-    windows = place("conv", *PLACES[name])
+def placed(name, channels=2, groups=1):
+    """The windows, and x, w and δ by chance: three examples, five features or four in groups."""
+    windows, features = place("conv", *PLACES[name]), 5 if groups == 1 else 4
     draw = np.random.default_rng(0).normal
-    shapes = (3, *windows.inputs, 2), (*windows.size, 2, 5), (3, *windows.positions, 5)
+    shapes = (
+        (3, *windows.inputs, channels),
+        (*windows.size, channels // groups, features),
+        (3, *windows.positions, features),
+    )
     return windows, *(draw(size=shape) for shape in shapes)
 
 
@@ -176,7 +178,7 @@ NEIGHBOURS = [
 def test_neighbouring_windows_as_one_product(monkeypatch, name, together):
     with jax.enable_x64(True):
         windows, x, w, delta = placed(name)
-        monkeypatch.setattr(rules, "_neighbours", lambda windows: together)
+        monkeypatch.setattr(rules, "neighbours", lambda windows: together)
         agree(windows, rules.by_neighbours, rules.correlate, x, w, what="forward")
         hand = rules.kernel_gradient_by_neighbours
         agree(windows, hand, rules.kernel_gradient, x, delta, what="kernel gradient")
@@ -197,58 +199,43 @@ def test_neighbouring_windows_as_one_product(monkeypatch, name, together):
 )
 def test_as_many_neighbours_as_are_worth_it(width, taps, stride, dilation, expected):
     windows = place("conv", (5, width), (3, taps), (1, stride), (1, dilation), "same")
-    assert rules._neighbours(windows) == expected
+    assert rules.neighbours(windows) == expected
 
 
-@every_plane
-def test_images_side_by_side(name):
-    with jax.enable_x64(True):
-        windows, x, w, _ = placed(name)
-        agree(windows, rules.side_by_side, rules.correlate, x, w, what="side by side")
-
-
+@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (4, 2), (2, 2)])
 @pytest.mark.parametrize("name", PLACES)
-def test_kernel_gradients_by_rows(name):
+def test_every_algorithm_that_can_gives_what_the_plain_one_gives(name, channels, groups):
     with jax.enable_x64(True):
-        windows, x, _, delta = placed(name)
-        agree(windows, rules.kernel_gradient_by_rows, rules.kernel_gradient, x, delta, what="by rows")
-
-
-@every_plane
-def test_kernel_gradients_at_once(name):
-    with jax.enable_x64(True):
-        windows, x, _, delta = placed(name)
-        agree(windows, rules.kernel_gradient_at_once, rules.kernel_gradient, x, delta, what="at once")
-
-
-@pytest.mark.parametrize("name", [name for name, (_, _, stride, *_) in PLANES.items() if stride[0] == 1])
-def test_input_gradients_by_rows(name):
-    with jax.enable_x64(True):
-        windows, _, w, delta = placed(name)
-        agree(windows, rules.input_gradient_by_rows, rules.input_gradient, delta, w, what="by rows")
+        windows, x, w, delta = placed(name, channels, groups)
+        sizes = Sizes(x.shape[0], channels, delta.shape[-1], windows, groups)
+        for which, pair in {"forward": (x, w), "kernel_gradient": (x, delta), "input_gradient": (delta, w)}.items():
+            able = [case.algorithm for case in CASES[which] if case.can(sizes)]
+            assert able[-1] is getattr(PLAIN, which)
+            every = evaluated(lambda *pair, able=able: [computed(each, *pair, sizes) for each in able])(*pair)
+            for algorithm, got in zip(able, every, strict=True):
+                close(got, every[-1], FLOAT64, algorithm.__name__)
 
 
 CHOSEN = {  # N, D, C, H, K, stride, padding: what is taken on a CPU for the forward pass and for both gradients
     "wide images": (
         (32, (16, 16), 32, 32, (3, 3), 1, "same"),
-        ("side_by_side", "kernel_gradient_at_once", "side_by_side"),
+        ("correlate", "kernel_gradient_by_products", "input_gradient"),
     ),
     "shrinking": (
         (40, (12, 12), 20, 40, (5, 5), 1, "valid"),
-        ("side_by_side", "kernel_gradient_by_rows", "input_gradient_by_rows"),
+        ("correlate", "kernel_gradient_by_products", "input_gradient_by_products"),
     ),
-    "one image": ((1, (16, 16), 32, 32, (3, 3), 1, "same"), ("correlate", "kernel_gradient_at_once", "input_gradient")),
     "few channels": (
         (64, (16, 16), 3, 16, (3, 3), 1, "same"),
         ("by_neighbours", "kernel_gradient_by_neighbours", "input_gradient_by_products"),
     ),
     "few channels, few windows": (
         (8, (16, 16), 3, 16, (3, 3), 1, "same"),
-        ("correlate", "kernel_gradient_by_rows", "input_gradient_by_products"),
+        ("correlate", "kernel_gradient_by_products", "input_gradient_by_products"),
     ),
     "few channels, strides": (
         (2, (16, 16), 3, 8, (3, 3), 2, "same"),
-        ("correlate", "kernel_gradient_by_rows", "input_gradient_by_products"),
+        ("correlate", "kernel_gradient_by_products", "input_gradient_by_products"),
     ),
     "strides": (
         (2, (8, 8), 8, 8, (3, 3), 2, "same"),
@@ -270,13 +257,8 @@ def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
     (n, inputs, channels, features, kernel, stride, padding), expected = CHOSEN[name]
     called = []
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
-
-    def spied(which):
-        plain = getattr(rules, which)
-        return lambda *args: (called.append(which), plain(*args))[1]
-
-    for which in {algorithm for _, algorithms in CHOSEN.values() for algorithm in algorithms}:
-        monkeypatch.setattr(rules, which, spied(which))
+    spied = lambda algorithm, *args: (called.append(algorithm.__name__), computed(algorithm, *args))[1]
+    monkeypatch.setattr(choice, "computed", spied)
     groups = channels if name == "depthwise" else 1
     layer = conv(features, kernel, stride=stride, padding=padding, groups=groups, bias=False)
     params, state = drawn(layer, (*inputs, channels))
@@ -284,13 +266,11 @@ def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
     run = jax.jit if name in COMPILED else evaluated
     z, _, tape = run(layer.forward)(params, state, x)
     delta = normal(*z.shape, seed=2)
-    first = called.pop(0)
-    called.clear()
     delta_in, grads = run(layer.backward)(params, tape, delta)
-    assert (first, *(which for which in called if which != "correlate")) == expected  # they call it in their turn
+    assert tuple(called) == expected
     plain_in, plain = run(layer.plain.backward)(params, tape, delta)
     windows = place("conv", inputs, kernel, (stride,) * len(kernel), (1,) * len(kernel), padding)
-    plain_z = run(lambda x, w: rules.PLAIN.forward(x, w, windows, groups))(x, params["w"])
+    plain_z = run(lambda x, w: rules.correlate(x, w, windows, groups))(x, params["w"])
     close(z, plain_z, FLOAT32, "forward")
     close((delta_in, grads), (plain_in, plain), FLOAT32, "backward")
 

@@ -38,9 +38,9 @@ from jaxnn import (
 )
 from jaxnn import factors as factors_module
 from jaxnn.factors import Explicit, Factor, Outer, Rows, beside, generic
+from jaxnn.layers.convolution.windowed import Windowed
 from jaxnn.passes import factors_of, forward_pass, products, recursion, seed
 from jaxnn.twins import OwnLayer
-from jaxnn.windowed import Windowed
 
 NORMS = 1e-10
 V = np.array([0.5, 0.0, 2.0, 1.5])

@@ -10,7 +10,7 @@ from draws import normal
 from laws import FLOAT32, FLOAT64, close, evaluated
 
 from jaxnn import autodiff_twin, avg_pool, global_avg_pool, global_max_pool, max_pool, serial, upsample
-from jaxnn.windows import place
+from jaxnn.layers.convolution.windows import place
 
 SETTINGS = {
     "tiles": ((6, 4, 2), (2, 2), None, "valid"),

@@ -1,12 +1,18 @@
 """The leaf layers: each states its formula, forward and backward within one screen, in the same letters."""
 
 from jaxnn.layers.activation import activation
-from jaxnn.layers.conv import conv
+from jaxnn.layers.convolution import (
+    avg_pool,
+    conv,
+    global_avg_pool,
+    global_max_pool,
+    max_pool,
+    upsample,
+)
 from jaxnn.layers.dense import dense
 from jaxnn.layers.dropout import dropout
 from jaxnn.layers.embedding import embedding
 from jaxnn.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
-from jaxnn.layers.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool, upsample
 from jaxnn.layers.recurrent import Sequences, gru, gru_step, lstm, lstm_step, rnn, rnn_step
 from jaxnn.layers.reshape import flatten, reshape
 from jaxnn.layers.softmax import softmax

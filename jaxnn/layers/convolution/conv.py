@@ -15,9 +15,19 @@ import jax.numpy as jnp
 
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
-from jaxnn.convolutions import FASTEST, PLAIN, Forms
 from jaxnn.factors import Outer, by_position
 from jaxnn.interfaces import with_rules
+from jaxnn.layers.convolution.choice import FASTEST, PLAIN, Forms
+from jaxnn.layers.convolution.windowed import Windowed
+from jaxnn.layers.convolution.windows import (
+    Padding,
+    Windows,
+    for_each_axis,
+    padding_of,
+    place,
+    spatial_shape,
+    window_size,
+)
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
@@ -36,8 +46,6 @@ from jaxnn.types import (
     State,
     Tree,
 )
-from jaxnn.windowed import Windowed
-from jaxnn.windows import Padding, Windows, for_each_axis, padding_of, place, spatial_shape, window_size
 
 
 class conv(Layer):

@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import LayerError, accumulator, check_delta, features, outline, yes_or_no
-from jaxnn.parameters import nothing
-from jaxnn.ranks import with_rank
-from jaxnn.types import Array, DType, Forward, Key, Layer, Outline, Params, Shape, State, Tree
-from jaxnn.windows import (
+from jaxnn.layers.convolution.windows import (
     Padding,
     Windows,
     added_back,
@@ -32,6 +29,9 @@ from jaxnn.windows import (
     views,
     window_size,
 )
+from jaxnn.parameters import nothing
+from jaxnn.ranks import with_rank
+from jaxnn.types import Array, DType, Forward, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 class max_pool(Layer):

@@ -209,12 +209,7 @@ def added_back(parts: Sequence[Array], windows: Windows) -> Array:
 
 def added_back_along(axis: int, parts: Sequence[Array], windows: Windows) -> Array:
     """The same of the taps of one spatial axis, of which `parts` [P₁, P₂, …] have no batch axis before them."""
-    return reduce(jnp.add, laid_out_along(axis, parts, windows))
-
-
-def laid_out_along(axis: int, parts: Sequence[Array], windows: Windows) -> list[Array]:
-    """What is added there: the part of each tap at the inputs that it saw along the axis, zeros elsewhere."""
-    return [_spread(part, {axis: _laid_out(windows, axis, k)}) for k, part in enumerate(parts)]
+    return reduce(jnp.add, [_spread(part, {axis: _laid_out(windows, axis, k)}) for k, part in enumerate(parts)])
 
 
 def _spread(part: Array, axes: dict[int, tuple[int, int, int]]) -> Array:

@@ -12,10 +12,10 @@ from functools import reduce
 
 import jax.numpy as jnp
 
-from jaxnn.convolutions import FASTEST
 from jaxnn.factors import Factor, paired, scaled, squares, wide
+from jaxnn.layers.convolution.choice import FASTEST
+from jaxnn.layers.convolution.windows import Windows, views
 from jaxnn.types import Array
-from jaxnn.windows import Windows, views
 
 
 class Windowed(Factor):
