@@ -20,6 +20,7 @@ from jaxnn.layers.convolution.windows import (
     Windows,
     added_back,
     added_back_along,
+    map_views,
     split_last,
     views,
 )
@@ -156,11 +157,19 @@ def _together(windows: Windows, t: int) -> Windows:
 
 
 def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
-    """∂C/∂w as one matrix product for each tap, [C/G, N P] times [N P, H/G] in each group."""
+    """∂C/∂w as one matrix product for each tap, [C/G, N P] times [N P, H/G] in each group.
+
+    The taps take turns in a loop: what one of them sees is copied to where the one before had its own, and there is one
+    product to compile.
+    """
     channels, features = x.shape[-1] // groups, delta.shape[-1] // groups
-    back = delta.reshape(-1, groups, features)
-    each = [jnp.einsum("ngc,ngh->cgh", seen.reshape(-1, groups, channels), back) for seen in views(x, windows)]
-    return jnp.stack(each).reshape(*windows.size, channels, groups * features)
+
+    def of_tap(seen: Array) -> Array:
+        if groups == 1:
+            return seen.reshape(-1, channels).T @ delta.reshape(-1, features)
+        return jnp.einsum("ngc,ngh->cgh", seen.reshape(-1, groups, channels), delta.reshape(-1, groups, features))
+
+    return map_views(of_tap, x, windows).reshape(*windows.size, channels, groups * features)
 
 
 def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, TypeAlias
 
@@ -186,15 +186,34 @@ def split_last(windows: Windows) -> tuple[Windows, Windows]:
 
 def views(x: Array, windows: Windows) -> list[Array]:
     """What each tap sees: a strided view of x [N, *D, C] for each, [N, *P, C]; zeros where it is off the input."""
-    if windows.padded:
-        x = jnp.pad(x, ((0, 0), *windows.padding, (0, 0)))
-    last = [s * (p - 1) + 1 for s, p in zip(windows.stride, windows.positions, strict=True)]
+    x, last = _padded(x, windows), _spans(windows)
     found = []
     for tap in taps(windows):
         start = [d * k for d, k in zip(windows.dilation, tap, strict=True)]
         stop = [a + n for a, n in zip(start, last, strict=True)]
         found.append(jax.lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *windows.stride, 1)))
     return found
+
+
+def map_views(f: Callable[[Array], Array], x: Array, windows: Windows) -> Array:
+    """What f makes of what each tap sees, one after the other in a loop: [K, …]."""
+    x, last = _padded(x, windows), _spans(windows)
+    starts = np.array([[0, *(d * k for d, k in zip(windows.dilation, tap, strict=True)), 0] for tap in taps(windows)])
+
+    def of_tap(start: Array) -> Array:
+        seen = jax.lax.dynamic_slice(x, list(start), (x.shape[0], *last, x.shape[-1]))
+        return f(jax.lax.slice(seen, (0,) * x.ndim, seen.shape, (1, *windows.stride, 1)))
+
+    return jax.lax.map(of_tap, jnp.asarray(starts, jnp.int32))
+
+
+def _padded(x: Array, windows: Windows) -> Array:
+    return jnp.pad(x, ((0, 0), *windows.padding, (0, 0))) if windows.padded else x
+
+
+def _spans(windows: Windows) -> list[int]:
+    """How many inputs lie from the first that a tap sees to the last, on each axis."""
+    return [s * (p - 1) + 1 for s, p in zip(windows.stride, windows.positions, strict=True)]
 
 
 def added_back(parts: Sequence[Array], windows: Windows) -> Array:
