@@ -189,7 +189,14 @@ def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Arra
         return parts
 
     each = math.prod(windows.positions) * w.size // features * delta.dtype.itemsize
-    return jax.lax.map(of_one, delta, batch_size=min(delta.shape[0], max(1, CHUNK // each)))
+    return jax.lax.map(of_one, delta, batch_size=_at_a_time(delta.shape[0], CHUNK // each))
+
+
+def _at_a_time(n: int, most: int) -> int:
+    """How many of n to take together: a divisor where one is not far below the most; a rest would be compiled too."""
+    most = max(1, min(n, most))
+    even = next(size for size in range(most, 0, -1) if n % size == 0)
+    return even if 2 * even > most else most
 
 
 def by_taps(x: Array, w: Array, windows: Windows, groups: int) -> Array:
