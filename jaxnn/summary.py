@@ -201,7 +201,7 @@ def _rows(net: Layer, seen: dict[Index, _Seen], params: Params, state: State) ->
         depth[index] = above
         if index and not place.names[-1]:  # it has the path, and so the row, of the layer around it
             continue
-        if place.path or kind != "serial":  # a serial network is the table itself
+        if place.path or not place.layer.in_sequence:  # a serial network is the table itself
             yield Row("/".join(place.path), above, kind, seen[index].y, _size(place.of(params)), _size(place.of(state)))
             depth[index] += 1
 
