@@ -37,10 +37,14 @@ def _flags(train: bool, couples: bool = False) -> Array:
 
 
 def _axes(kind: str, tape: _Tape) -> Any:
-    """The `batch_axes` of a twin: x and y are cut, unless random numbers are drawn for the batch as a whole."""
+    """The `batch_axes` of a twin: x and y are cut, unless a batch is drawn for, or remembered, as a whole."""
     if tape.flags.shape[2]:
         raise coupled(kind)
-    if tape.rng is not None:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tape.x)}
+    remembered = any(
+        jnp.shape(leaf)[:1] in sizes for leaf in jax.tree.leaves(tape.state)
+    )  # a state [N, …], or it may be
+    if tape.rng is not None or len(sizes) != 1 or remembered:
         return None
     return _Tape(all_along(None, tape.state), all_along(0, tape.x), None, None, tape.y)
 
