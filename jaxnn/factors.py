@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxnn.aliases import Array, Params, Tree
 from jaxnn.errors import LayerError
 from jaxnn.records import Record
+from jaxnn.tapes import all_along, one_of
 
 __all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "beside", "generic"]
 
@@ -194,26 +195,31 @@ def beside(factors: Sequence[Factor]) -> Factor:
 def generic(layer: Any, params: Params, tape: Tree, delta: Any) -> Tree:
     """The factors of any layer whose examples do not depend on each other, by its `backward`, which is linear in δ.
 
-    δ that is 0 but for one example gives that example's gradient: N times backward, one after the other.
+    Where `layer.batch_axes(tape)` are known, one example after another goes through it as a batch of one, which is as
+    much work as one backward. Where they are not, δ that is 0 but for one example gives that example's gradient: N
+    times the work.
 
     Raises:
         LayerError: if the layer couples the batch.
     """
     if not jax.tree.leaves(params):
         return params
-    if layer.couples_batch:
+    try:
+        axes = layer.batch_axes(tape)
+    except LayerError as error:
         raise LayerError(
             layer.kind,
             "couples the examples of a batch, and has no factors(params, tape, delta): δ of one example alone does "
             "not give that example's gradient",
-        )
-    deltas = jax.tree.leaves(delta)
+        ) from error
 
     def of_one(n: Array) -> Params:
+        if axes is not None:
+            return layer.backward(params, one_of(tape, axes, n), one_of(delta, all_along(0, delta), n))[1]
         only = lambda d: jnp.where(_counting(d) == n, d, jnp.zeros_like(d))  # noqa: E731
         return layer.backward(params, tape, jax.tree.map(only, delta))[1]
 
-    return jax.tree.map(Explicit, jax.lax.map(of_one, jnp.arange(deltas[0].shape[0])))
+    return jax.tree.map(Explicit, jax.lax.map(of_one, jnp.arange(jax.tree.leaves(delta)[0].shape[0])))
 
 
 # ---------------------------------------------------------------- arithmetic

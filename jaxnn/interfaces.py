@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxnn.aliases import Array, DType, Forward, InShape, Key, Params, State, Tree
 from jaxnn.factors import generic
 from jaxnn.records import Record, written
+from jaxnn.tapes import coupled
 
 __all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty", "with_rules"]
 
@@ -56,7 +57,10 @@ class Layer(Shown):
         factors: `(params, tape, delta) -> ` like params, a `factors.Factor` for each: what ∂Cₙ/∂θ of every example n is
             made of. Without a rule of its own a layer finds it by `backward`, one example at a time, unless it
             couples the batch.
-        couples_batch: True where one example's output depends on another's (batch norm).
+        batch_axes: `(tape) -> ` like tape, for each array the axis that counts examples, or None where all examples
+            share it, so that one can be cut out; None in place of all where that is not known. Raises LayerError where
+            the tape is of examples that depend on each other (batch norm in training).
+        couples_batch: True where one example's output may depend on another's (batch norm).
         name: a name given by the user (`named`), or None.
         children: the layers that a combinator is made of; () for a leaf.
         child_names: the key of each child within params, state and readings; "" where a combinator adds
@@ -139,6 +143,11 @@ class Layer(Shown):
     def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
         return generic(self, params, tape, delta)
 
+    def batch_axes(self, tape: Tree) -> Tree:
+        if self.couples_batch:
+            raise coupled(self.kind)
+        return None
+
     def _replace(self, **changes: Any) -> Layer:
         """The same with other functions."""
         return _own(Layer.made_as, self, changes)
@@ -219,6 +228,12 @@ class with_rules(Layer):
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         return self._rule("backward")(params, tape, delta)
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        if "forward" in dict(self.replaced):
+            return super().batch_axes(tape)
+        self.layer.batch_axes(tape)  # the tape is the layer's own: it raises where that couples the batch
+        return None
 
 
 # ---------------------------------------------------------------- activations

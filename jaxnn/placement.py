@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from jaxnn.types import Array, Tree
+from jaxnn.aliases import Array, Tree
 
 Axes = tuple[Any, ...]  # of each axis of an array: the mesh's axis, or axes, along which it is divided, or None
 ROUNDS = 4  # in which the types of a carry settle: each can only come to lie on more axes

@@ -144,6 +144,7 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
 
     def decorate(cls: type[L]) -> type[L]:
         init_of, forward_of, backward_of, factors_of = cls.init, cls.forward, cls.backward, cls.factors
+        axes_of = cls.batch_axes
 
         @wraps(init_of)
         def init(self: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
@@ -177,8 +178,15 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
                 return factors_of(self, params, tape, delta)
             return factors_of(self, params, tape.of_values, delta.values)
 
+        @wraps(axes_of)
+        def batch_axes(self: Any, tape: Tree) -> Tree:
+            if not isinstance(tape, _OfSequences):
+                return axes_of(self, tape)
+            axes = axes_of(self, tape.of_values)
+            return None if axes is None else tape._replace(of_values=axes)
+
         cls.init, cls.forward, cls.backward = init, forward, backward  # type: ignore[method-assign]
-        cls.factors = factors  # type: ignore[method-assign]
+        cls.factors, cls.batch_axes = factors, batch_axes  # type: ignore[method-assign]
         return cls
 
     return decorate

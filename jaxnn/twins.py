@@ -7,28 +7,56 @@ from __future__ import annotations
 
 from dataclasses import field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import check_delta, is_floating, outline
+from jaxnn.checks import LayerError, check_delta, is_floating, outline
 from jaxnn.interfaces import Layer
 from jaxnn.mistakes import net_record
 from jaxnn.placement import on_mesh
 from jaxnn.records import Record, written
-from jaxnn.types import DType, Forward, InShape, Key, Params, State, Tree
+from jaxnn.tapes import all_along, coupled
+from jaxnn.types import Array, DType, Forward, InShape, Key, Params, State, Tree
+
+
+class _Tape(NamedTuple):
+    """All that `jax.vjp` needs to run a forward again."""
+
+    state: State
+    x: Any
+    rng: Any
+    flags: Any  # of shape (0, whether in training, whether this batch's examples depend on each other)
+    y: Any  # its outlines
+
+
+def _flags(train: bool, couples: bool = False) -> Array:
+    """A tape holds arrays only: flags travel as an empty array's shape."""
+    return jnp.zeros((0, int(train), int(couples)))
+
+
+def _axes(kind: str, tape: _Tape) -> Any:
+    """The `batch_axes` of a twin: x and y are cut, unless a batch is drawn for, or remembered, as a whole."""
+    if tape.flags.shape[2]:
+        raise coupled(kind)
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tape.x)}
+    remembered = any(
+        jnp.shape(leaf)[:1] in sizes for leaf in jax.tree.leaves(tape.state)
+    )  # a state [N, …], or it may be
+    if tape.rng is not None or len(sizes) != 1 or remembered:
+        return None
+    return _Tape(all_along(None, tape.state), all_along(0, tape.x), None, None, tape.y)
 
 
 class TwinForward(Record):
-    """A forward whose tape is what it was given: all that `jax.vjp` needs to run it again."""
+    """A forward whose tape is what it was given."""
 
     forward: Any
 
     def __call__(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         y, new_state, _ = self.forward(params, state, x, train=train, rng=rng)
-        mode = jnp.zeros((0, int(train)))  # a tape holds arrays only: the flag travels as an empty array's shape
-        return y, new_state, (state, x, rng, mode, outline(y))
+        return y, new_state, _Tape(state, x, rng, _flags(train), outline(y))
 
     def as_argument(self) -> str:
         return written(self.forward)
@@ -41,7 +69,7 @@ class TwinBackward(Record):
     forward: Any
 
     def __call__(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        state, x, rng, mode, given = tape
+        state, x, rng, flags, given = tape
         check_delta(self.kind, delta, given)
         leaves, structure = jax.tree.flatten(x)
         floats = [leaf for leaf in leaves if is_floating(leaf)]
@@ -49,7 +77,7 @@ class TwinBackward(Record):
         def output(params: Params, floats: Any) -> Any:
             left = iter(floats)
             x = jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else leaf for leaf in leaves])
-            y, _, _ = self.forward(params, state, x, train=bool(mode.shape[-1]), rng=rng)
+            y, _, _ = self.forward(params, state, x, train=bool(flags.shape[1]), rng=rng)
             return [leaf for leaf in jax.tree.leaves(y) if is_floating(leaf)]  # δ has () for the others
 
         with on_mesh(params, x):
@@ -97,10 +125,24 @@ class autodiff_twin(Layer):
         return self.layer.init(key, in_shape, dtype)
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-        return TwinForward(self.layer.forward)(params, state, x, train=train, rng=rng)
+        y, new_state, tape = self.layer.forward(params, state, x, train=train, rng=rng)
+        return y, new_state, _Tape(state, x, rng, _flags(train, self._couples(tape)), outline(y))
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         return TwinBackward(self.kind, self.layer.forward)(params, tape, delta)
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        return _axes(self.kind, tape)
+
+    def _couples(self, tape: Tree) -> bool:
+        """Whether the layer's own tape says so."""
+        if not self.couples_batch:
+            return False
+        try:
+            self.layer.batch_axes(tape)
+        except LayerError:
+            return True
+        return False
 
 
 class OwnLayer(Layer):
@@ -128,6 +170,9 @@ class OwnLayer(Layer):
     @cached_property
     def by_autodiff(self) -> bool:
         return isinstance(self.backward, TwinBackward)
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        return _axes(self.kind, tape) if self.by_autodiff and not self.couples_batch else super().batch_axes(tape)
 
 
 Layer.made_as = OwnLayer

@@ -30,6 +30,7 @@ from jaxnn.aliases import (
 from jaxnn.interfaces import Activation, Layer, Loss, Optimizer, Penalty
 from jaxnn.records import Record
 from jaxnn.showing import fit_line, fit_table, pass_line, pass_table, shown, state_line, state_table
+from jaxnn.tapes import Outline as Outline
 
 __all__ = [
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Use", "Pass", "TrainState", "Fit", "Tagged",
@@ -192,30 +193,6 @@ class Fit(NamedTuple):
     why: str = ""
     monitors: Any = None
     diagnostics: tuple[Any, ...] = ()
-
-
-@jax.tree_util.register_pytree_node_class
-class Outline(tuple[Any, ...]):
-    """The shape and dtype of an array without the array: what a tape keeps where no value is needed.
-
-    A tuple of whatever is kept beside them, empty by default: a node of a tree without leaves then, which costs no
-    memory and no operation.
-    """
-
-    shape: Shape
-    dtype: DType
-
-    def __new__(cls, shape: Shape, dtype: DType, *kept: Tree) -> Outline:
-        self = super().__new__(cls, kept)
-        self.shape, self.dtype = tuple(shape), dtype
-        return self
-
-    def tree_flatten(self) -> tuple[tuple[Tree, ...], tuple[Shape, DType]]:
-        return tuple(self), (self.shape, self.dtype)
-
-    @classmethod
-    def tree_unflatten(cls, of: tuple[Shape, DType], kept: tuple[Tree, ...]) -> Outline:
-        return cls(*of, *kept)
 
 
 class Tagged(NamedTuple):

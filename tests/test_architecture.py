@@ -19,10 +19,12 @@ FLOORS = (
     {"errors", "records"},
     {"showing"},
     {"aliases"},
+    {"placement"},
+    {"tapes"},
     {"factors"},
     {"compiled", "interfaces"},
     {"types"},
-    {"checks", "placement", "ranks"},
+    {"checks", "ranks"},
     {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
     | {"parameters", "sequences", "twins"},
@@ -69,7 +71,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "layers/recurrent": (
-        {"through_time"},
+        {"products", "through_time"},
         {"elman", "gru", "lstm"},
         {"__init__"},
     ),

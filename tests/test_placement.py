@@ -52,6 +52,7 @@ from jaxnn import (
     train_step,
     upsample,
 )
+from jaxnn.factors import generic
 from jaxnn.placement import varying
 
 if len(jax.devices()) < 2:
@@ -115,6 +116,26 @@ def test_hand_rules_know_where_their_results_live(case):
         assert not any(leaf.sharding.spec[1:])
     for leaf in jax.tree.leaves(grads):
         assert leaf.sharding is None or not any(leaf.sharding.spec)
+
+
+@pytest.mark.parametrize("name", ["everything", "lstm", "batch_norm, evaluated", "embedding", "share of repeat"])
+def test_one_example_is_on_every_device(name):
+    """Factors the generic way, of a network and of its twin: an example is cut out of a batch that devices share."""
+    (case,) = (case for case in CASES if case.name == name)
+
+    def spec(tree, spec):
+        lies = NamedSharding(EXPLICIT, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies), tree)
+
+    params, state, x, delta, _ = variables(case, made(case), F64)
+    for layer in (made(case), autodiff_twin(made(case))):
+
+        def of_each(params, state, x, delta, layer=layer):
+            return generic(layer, params, forward(case, layer, params, state, x)[2], delta)
+
+        args = *(spec(tree, SHARED) for tree in (params, state)), spec(x, DIVIDED), spec(delta, DIVIDED)
+        factors = jax.tree.leaves(jax.eval_shape(of_each, *args))
+        assert [g.shape for g in factors] == [(len(delta), *p.shape) for p in jax.tree.leaves(params)]
 
 
 def test_weights_divided_along_their_features():

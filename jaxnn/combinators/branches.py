@@ -23,6 +23,7 @@ from jaxnn.checks import (
 )
 from jaxnn.combinators.parts import (
     as_layers,
+    axes_of_children,
     check_same,
     child_key,
     entries,
@@ -103,6 +104,9 @@ class residual(Layer):
         check_input_deltas("residual", (direct, through))
         return with_values(delta_in, jax.tree.map(jnp.add, direct, through)), grads
 
+    def batch_axes(self, tape: Tree) -> Tree:
+        return self.layer.batch_axes(tape) if self.skip is None else _axes_beside(self, tape)
+
 
 class parallel(Layer):
     """Layers side by side on the same input.
@@ -162,6 +166,9 @@ class parallel(Layer):
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         return _backward_beside(self, self.join, params, tape, delta)
 
+    def batch_axes(self, tape: Tree) -> Tree:
+        return _axes_beside(self, tape)
+
 
 def _branches(of: Layer) -> Iterator[tuple[str, Layer]]:
     return zip(of.child_names, of.children, strict=True)
@@ -205,6 +212,12 @@ def _backward_beside(of: Layer, join: str, params: Params, tape: Tree, delta: An
             check_input_deltas(of.kind, (delta_in, back))
         delta_in = back if delta_in is None else jax.tree.map(jnp.add, delta_in, back)
     return delta_in, entries(grads, params) or {}
+
+
+def _axes_beside(of: Layer, tape: Tree) -> Tree:
+    tapes, outputs = tape  # the latter are outlines
+    axes = axes_of_children(of, tapes)
+    return None if axes is None else (axes, outputs)
 
 
 def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:

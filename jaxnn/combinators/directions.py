@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, check_input_deltas, inside, layer_key, outline
-from jaxnn.combinators.parts import as_layers, child_key, entries, entry
+from jaxnn.combinators.parts import as_layers, axes_of_children, child_key, entries, entry
 from jaxnn.sequences import both_ways, of_both_ways, turned, values_of, with_values
 from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
 
@@ -92,6 +92,10 @@ class bidirectional(Layer):
         values = jax.tree.map(jnp.add, values_of(there), values_of(back))  # of tokens both are ()
         total = of_both_ways("bidirectional", values, {NAMES[0]: there, NAMES[1]: back})
         return total, entries(grads, params) or {}
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        axes = axes_of_children(self, tape[0])
+        return None if axes is None else (axes, tape[1])
 
 
 def _array(y: Any) -> Any:

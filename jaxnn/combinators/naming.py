@@ -96,6 +96,9 @@ class named(Layer):
     def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
         return self.layer.factors(params, tape, delta)
 
+    def batch_axes(self, tape: Tree) -> Tree:
+        return self.layer.batch_axes(tape)
+
 
 def bare(layer: Layer) -> Layer:
     """The layer without a name of the user's."""

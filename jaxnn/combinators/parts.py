@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, as_key, describe, name_hash, seen
+from jaxnn.checks import LayerError, as_key, describe, inside, name_hash, seen
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.mistakes import array_leaves, is_factory, is_function
 from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
@@ -69,6 +69,15 @@ def _is_empty(part: Tree) -> bool:
 
 def _holds_arrays(part: Tree) -> bool:
     return bool(jax.tree.leaves(part, is_leaf=is_tagged))
+
+
+def axes_of_children(of: Layer, tapes: dict[str, Tree]) -> Any:
+    """The `batch_axes` of each child by name; None if one's are not known."""
+    axes = {}
+    for name, layer in zip(of.child_names, of.children, strict=True):
+        with inside(name):
+            axes[name] = layer.batch_axes(tapes[name])
+    return None if any(part is None for part in axes.values()) else axes
 
 
 def child_key(key: Key, name: str) -> Key:

@@ -13,6 +13,7 @@ from jaxnn import activations, initializers
 from jaxnn.checks import as_key, check_delta, input_spec, inside, layer_key, outline, whole_number
 from jaxnn.combinators.parts import (
     as_layers,
+    axes_of_children,
     check_kept,
     check_same,
     child_key,
@@ -107,6 +108,9 @@ class serial(Layer):
                 delta, grads[name] = layer.backward(entry(params, name, {}), tape[name], delta)
         return delta, entries({name: grads[name] for name in self.child_names}, params) or {}
 
+    def batch_axes(self, tape: Tree) -> Tree:
+        return axes_of_children(self, tape) if self.layers else tape  # without layers it is an outline
+
 
 def mlp(
     widths: Sequence[int],
@@ -169,6 +173,10 @@ class _ManyTimes(Layer):
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return type(self)(children[0], self.n)
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        of_one_pass = jax.eval_shape(lambda tape: jax.tree.map(lambda leaf: leaf[0], tape), tape)
+        return jax.tree.map(lambda axis: axis + 1, self.layer.batch_axes(of_one_pass))
 
 
 class repeat(_ManyTimes):

@@ -10,6 +10,7 @@ from jaxnn import activations
 from jaxnn.checks import LayerError, check_delta, features, seen
 from jaxnn.mistakes import factory_hint, is_factory
 from jaxnn.sequences import over_steps
+from jaxnn.tapes import first_axes
 from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 
@@ -36,6 +37,8 @@ class activation(Layer):
     """
 
     function: Activation
+
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         if not isinstance(self.function, Activation):

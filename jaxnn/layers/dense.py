@@ -16,6 +16,7 @@ from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_steps
+from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
 
 NARROW = 32  # up to this width XLA's CPU backend is faster at (δᵀ x)ᵀ than at xᵀ δ: 10 against 25 µs for [128, 10]
@@ -63,6 +64,8 @@ class dense(Layer):
     w_init: Initializer | None = None
     b_init: Initializer | None = None
     bias: bool = True
+
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         self._set(width=whole_number("dense: width", self.width, least=1), bias=yes_or_no("dense: bias", self.bias))

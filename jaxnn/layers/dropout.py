@@ -11,6 +11,7 @@ from jaxnn.checks import LayerError, accumulator, as_key, check_delta, features,
 from jaxnn.parameters import constant, nothing
 from jaxnn.records import is_array
 from jaxnn.sequences import over_steps
+from jaxnn.tapes import first_axes
 from jaxnn.types import Array, Forward, Key, Layer, Outline, Params, State, Tree
 
 
@@ -52,6 +53,7 @@ class dropout(Layer):
         self._set(drop_rate=number("dropout: drop_rate", self.drop_rate, least=0, below=1))
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         features("dropout", x, at_least=1)

@@ -25,6 +25,7 @@ from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.sequences import as_sequences, over_steps, tokens_seen
+from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 
@@ -68,6 +69,8 @@ class embedding(Layer):
     width: int
     _: KW_ONLY
     w_init: Initializer | None = None
+
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         self._set(vocabulary=whole_number("embedding: vocabulary", self.vocabulary, least=1))

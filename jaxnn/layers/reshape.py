@@ -8,6 +8,7 @@ from typing import Any
 from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
 from jaxnn.parameters import nothing
 from jaxnn.placement import reshaped
+from jaxnn.tapes import first_axes
 from jaxnn.types import Forward, Key, Layer, Outline, Params, Shape, State, Tree
 
 
@@ -45,6 +46,7 @@ class reshape(Layer):
         return shape[0], *(elements // known if size == -1 else size for size in self.sizes)
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, self._rearranged(one_array("reshape", x))), state, outline(x)
@@ -69,6 +71,7 @@ class flatten(Layer):
     def __init__(self) -> None: ...
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, _flat(one_array("flatten", x))), state, outline(x)

@@ -9,6 +9,7 @@ import jax
 from jaxnn.checks import check_delta, features
 from jaxnn.parameters import nothing
 from jaxnn.sequences import over_steps
+from jaxnn.tapes import first_axes
 from jaxnn.types import Forward, Key, Layer, Params, State, Tree
 
 
@@ -41,6 +42,7 @@ class softmax(Layer):
     def __init__(self) -> None: ...
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         features("softmax", x)

@@ -32,6 +32,7 @@ from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.ranks import with_rank
+from jaxnn.tapes import first_axes
 from jaxnn.types import (
     Array,
     DType,
@@ -106,6 +107,8 @@ class conv(Layer):
     bias: bool = True
     w_init: Initializer | None = None
     b_init: Initializer | None = None
+
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         features = whole_number("conv: features", self.features, least=1)

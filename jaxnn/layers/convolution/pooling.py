@@ -31,6 +31,7 @@ from jaxnn.layers.convolution.windows import (
 )
 from jaxnn.parameters import nothing
 from jaxnn.ranks import with_rank
+from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Key, Layer, Outline, Params, Shape, State, Tree
 
 
@@ -75,6 +76,7 @@ class max_pool(Layer):
         self._set(**_settings("max_pool", self.window, self.stride, self.padding))
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         windows = _place(self, spatial_shape("max_pool", x, len(self.window)))
@@ -145,6 +147,7 @@ class avg_pool(Layer):
         self._set(count_include_pad=yes_or_no("avg_pool: count_include_pad", self.count_include_pad))
 
     init = nothing
+    batch_axes = first_axes
 
     def _shares(self, windows: Windows, dtype: DType) -> Array:
         """1/mₚ, [*P, 1]."""
@@ -187,6 +190,7 @@ class global_max_pool(Layer):
     def __init__(self) -> None: ...
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         flat = _over_space("global_max_pool", x)
@@ -218,6 +222,7 @@ class global_avg_pool(Layer):
     def __init__(self) -> None: ...
 
     init = nothing
+    batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         flat = _over_space("global_avg_pool", x)
@@ -255,6 +260,7 @@ class upsample(Layer):
         self._set(factor=window_size("upsample: factor", self.factor))
 
     init = nothing
+    batch_axes = first_axes
 
     def _tiling(self, spatial: Shape) -> Windows:
         larger = tuple(f * n for f, n in zip(self.factor, spatial, strict=True))

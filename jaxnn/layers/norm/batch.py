@@ -18,6 +18,7 @@ from jaxnn.checks import (
 from jaxnn.layers.norm.shared import EPS, factors_of_norm, in_wide, normalised, ones_and_zeros, scale_and_shift, scaled
 from jaxnn.parameters import as_given, check_vectors, constant
 from jaxnn.ranks import with_rank
+from jaxnn.tapes import coupled
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 
 
@@ -31,8 +32,8 @@ class _ByBatch(NamedTuple):
 class _ByRunning(NamedTuple):
     """Batch norm's tape in evaluation."""
 
-    x_hat: Array
-    r: Array
+    x_hat: Any
+    r: Any
 
 
 class batch_norm(Layer):
@@ -119,6 +120,11 @@ class batch_norm(Layer):
             along, mean = (with_rank(grads[name] / n, wide.ndim) for name in ("scale", "shift"))
             delta_in = wide - x_hat * along - mean
         return (with_rank(gamma * r, wide.ndim) * delta_in).astype(delta.dtype), as_given(params, grads)
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        if isinstance(tape, _ByBatch):
+            raise coupled("batch_norm")
+        return _ByRunning(0, None)
 
 
 def _count(n: Any, dtype: DType) -> Any:

@@ -21,6 +21,7 @@ from jaxnn.parameters import as_given, constant
 from jaxnn.placement import reshaped
 from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_steps
+from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 
 
@@ -59,6 +60,7 @@ class layer_norm(Layer):
     eps: float = EPS
 
     factors = factors_of_norm
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         self._set(eps=number("layer_norm: eps", self.eps, above=0))
@@ -115,6 +117,7 @@ class group_norm(Layer):
     eps: float = EPS
 
     factors = factors_of_norm
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         groups = whole_number("group_norm: groups", self.groups, least=1)
@@ -173,6 +176,7 @@ class rms_norm(Layer):
     eps: float = EPS
 
     factors = factors_of_norm
+    batch_axes = first_axes
 
     def __post_init__(self) -> None:
         self._set(eps=number("rms_norm: eps", self.eps, above=0))

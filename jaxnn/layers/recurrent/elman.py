@@ -6,19 +6,18 @@ from dataclasses import KW_ONLY
 from typing import Any, cast
 
 from jaxnn.activations import tanh
+from jaxnn.layers.recurrent.products import over_examples, total_over_examples, weighted
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Sums,
+    axes_in_time,
     backwards,
     check_settings,
     factors_in_time,
     forwards,
     initialised,
-    over_examples,
-    total_over_examples,
     uncounted,
-    weighted,
 )
 from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
 
@@ -90,7 +89,7 @@ class rnn(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 1, unroll=4)
-    init, forward, backward, factors = initialised, forwards, backwards, factors_in_time
+    init, forward, backward, factors, batch_axes = initialised, forwards, backwards, factors_in_time, axes_in_time
     uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:

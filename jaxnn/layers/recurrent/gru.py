@@ -8,17 +8,17 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from jaxnn.layers.recurrent.products import over_examples, total_over_examples
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Sums,
+    axes_in_time,
     backwards,
     check_settings,
     factors_in_time,
     forwards,
     initialised,
-    over_examples,
-    total_over_examples,
     uncounted,
 )
 from jaxnn.ranks import with_rank
@@ -95,7 +95,7 @@ class gru(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 3, more=("b_h",), unroll=4, of={"w": 0, "w_h": 1, "b": 0, "b_h": 2})
-    init, forward, backward, factors = initialised, forwards, backwards, factors_in_time
+    init, forward, backward, factors, batch_axes = initialised, forwards, backwards, factors_in_time, axes_in_time
     uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:

@@ -9,20 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number
+from jaxnn.layers.recurrent.products import beside, over_examples, total_over_examples, weighted
 from jaxnn.layers.recurrent.through_time import (
     Carried,
     Cell,
     Sums,
+    axes_in_time,
     backwards,
-    beside,
     check_settings,
     factors_in_time,
     forwards,
     initialised,
-    over_examples,
-    total_over_examples,
     uncounted,
-    weighted,
 )
 from jaxnn.parameters import constant
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
@@ -98,7 +96,7 @@ class lstm(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h", "c"), 4)
-    forward, backward, factors = forwards, backwards, factors_in_time
+    forward, backward, factors, batch_axes = forwards, backwards, factors_in_time, axes_in_time
     uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:

@@ -30,8 +30,8 @@ from jaxnn.factors import Outer
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.placement import axes_of, placed, scan
-from jaxnn.ranks import with_rank
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
+from jaxnn.tapes import all_along
 from jaxnn.types import Array, DType, Forward, InShape, Key, Outline, Params, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")
@@ -61,9 +61,9 @@ class Cell(NamedTuple):
 class _Steps(NamedTuple):
     """What is read step by step, time first; None for what there is not."""
 
-    x: Array  # [T, N, D]
-    mask: Array | None  # [T, N]
-    cut: Array | None  # [T], True where the gradient is not carried from this step to the one before
+    x: Any  # [T, N, D]
+    mask: Any  # [T, N]
+    cut: Any  # [T], True where the gradient is not carried from this step to the one before
 
 
 class _Tape(NamedTuple):
@@ -140,6 +140,12 @@ def factors_in_time(layer: Any, params: Params, tape: Tree, delta: Any) -> Param
     found = jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), (tape.steps.x, h, zetas))
     sides = {"w": found[0], "w_h": found[1]}
     return {name: Outer(sides.get(name), found[2][i]) for name, i in layer.cell.of.items()}
+
+
+def axes_in_time(layer: Any, tape: _Tape) -> Tree:
+    """The `batch_axes` of a recurrent layer: what is kept of steps, or of pieces, has time first."""
+    steps = _Steps(1, None if tape.steps.mask is None else 1, None)
+    return _Tape(steps, all_along(1, tape.kept), all_along(0, tape.initial), all_along(None, tape.like))
 
 
 class _Noting:
@@ -370,28 +376,3 @@ def _check_params(layer: Any, params: Params, x_shape: tuple[int, ...]) -> None:
         raise LayerError(layer.kind, f"expects {got[0]} features, got x of shape {tuple(x_shape)}")
     for name, shape in expected.items():
         check_shape(layer.kind, params, name, shape)
-
-
-def weighted(params: Params, x: Array, h: Array) -> Array:
-    """The sum before the gates, x W + h U + b, as one product: [x, h] times W above U."""
-    z = beside(x, h) @ jnp.concatenate([params["w"], params["w_h"]])
-    return z + with_rank(params["b"], z.ndim)
-
-
-def beside(x: Array, h: Array) -> Array:
-    """[x, h]: N × (D + H)."""
-    return jnp.concatenate([x, h], axis=-1)
-
-
-def over_examples(a: Array, delta: Array) -> Array:
-    """aᵀ δ, the sum over N in at least float32."""
-
-    def product(a: Array, delta: Array) -> Array:
-        return jnp.matmul(a.T, delta, preferred_element_type=accumulator(delta.dtype))
-
-    return placed(product, a, delta, axes=(axes_of(a)[-1], axes_of(delta)[-1]))
-
-
-def total_over_examples(delta: Array) -> Array:
-    """Σₙ δₙ, in at least float32."""
-    return delta.sum(0, dtype=accumulator(delta.dtype))
