@@ -90,6 +90,9 @@ class Layer(Shown):
             children: tuple[Layer, ...] = (),
             child_names: tuple[str, ...] = (),
             rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None,
+            passes: int | None = None,
+            stacks: bool = False,
+            in_sequence: bool = False,
         ) -> None: ...
 
     @cached_property

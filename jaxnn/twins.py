@@ -117,6 +117,9 @@ class OwnLayer(Layer):
     children: tuple[Layer, ...] = ()
     child_names: tuple[str, ...] = ()
     rebuild: Any = None
+    passes: int | None = None
+    stacks: bool = False
+    in_sequence: bool = False
 
     def __post_init__(self) -> None:
         forward = self.forward.forward if isinstance(self.forward, TwinForward) else self.forward
