@@ -40,7 +40,8 @@ FLOORS = (
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "losses": (
-        {"targets"}, {"rules"},
+        {"targets"},
+        {"rules"},
         {"classwise", "entrywise"},
         {"__init__"},
     ),
