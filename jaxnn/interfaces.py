@@ -94,6 +94,9 @@ class Layer(Shown):
             children: tuple[Layer, ...] = (),
             child_names: tuple[str, ...] = (),
             rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None,
+            passes: int | None = None,
+            stacks: bool = False,
+            in_sequence: bool = False,
         ) -> None: ...
 
     @cached_property
@@ -159,6 +162,11 @@ class Layer(Shown):
         )
 
 
+def within(attribute: str) -> Any:
+    """The attribute of the layer that a layer holds as its field `layer`."""
+    return cached_property(lambda self: getattr(self.layer, attribute))
+
+
 class with_rules(Layer):
     """A layer some rules of which are replaced: by the user, to try another derivation, or by an instrument.
 
@@ -201,17 +209,7 @@ class with_rules(Layer):
     def __repr__(self) -> str:
         return f"with_rules({', '.join([repr(self.layer), *(f'{n}={written(rule)}' for n, rule in self.replaced)])})"
 
-    @cached_property
-    def kind(self) -> str:
-        return self.layer.kind
-
-    @cached_property
-    def name(self) -> str | None:
-        return self.layer.name
-
-    @cached_property
-    def couples_batch(self) -> bool:
-        return self.layer.couples_batch
+    kind, name, couples_batch = map(within, ("kind", "name", "couples_batch"))
 
     @cached_property
     def by_autodiff(self) -> bool:

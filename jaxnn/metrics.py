@@ -27,7 +27,8 @@ Index letters: N batch, T time, D features, K classes.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import field
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +103,13 @@ def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array, 
 
 
 class _OfClasses(_Metric):
-    def _score(self, prediction: Array, target: Array) -> Array:
-        return self._among(1, prediction, target)
+    """1 where the label is among the k largest."""
 
-    def _among(self, k: int, prediction: Array, target: Array) -> Array:
-        """1 where the label is among the k largest."""
+    k = cast(Any, 1)
+
+    def _score(self, prediction: Array, target: Array) -> Array:
         labels, wrong_target, none = _labels(self.__name__, prediction, target)
-        classes = prediction.shape[-1]
+        classes, k = prediction.shape[-1], self.k
         if k > classes:
             raise ValueError(f"metrics.{self.__name__}: the prediction {prediction.shape} has only {classes} classes")
         # The label's rank, by counting what stands before it: no sort, and a tie goes to the first class. A NaN
@@ -159,7 +160,7 @@ class top_k(_OfClasses):
     [1. 0.]
     """
 
-    k: int
+    k: int = field()
 
     def __post_init__(self) -> None:
         self._set(k=checks.whole_number("metrics.top_k: k", self.k, least=1))
@@ -168,18 +169,13 @@ class top_k(_OfClasses):
     def __name__(self) -> str:
         return f"top_{self.k}"
 
-    def _score(self, prediction: Array, target: Array) -> Array:
-        return self._among(self.k, prediction, target)
-
 
 class _OfEntries(_Metric):
+    """1 where the prediction is above the threshold as it should be."""
+
     _features = 1
 
-    def _score(self, prediction: Array, target: Array) -> Array:
-        return self._above(0.0, prediction, target)
-
-    def _above(self, threshold: Any, prediction: Array, target: Array) -> Array:
-        """1 where the prediction is above the threshold as it should be."""
+    def _score(self, prediction: Array, target: Array, threshold: Any = 0.0) -> Array:
         checks.entry_by_entry(f"metrics.{self.__name__}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)
@@ -235,9 +231,9 @@ class binary_accuracy_at(_OfEntries):
         known = not isinstance(self.threshold, jax.core.Tracer)
         return f"binary_accuracy_at_{float(self.threshold):g}" if known else "binary_accuracy_at"
 
-    def _score(self, prediction: Array, target: Array) -> Array:
+    def _score(self, prediction: Array, target: Array, threshold: Any = None) -> Array:
         # A JAX scalar is compared as a Python number is, in the precision of the prediction.
         dtype = prediction.dtype if checks.is_floating(prediction) else jnp.result_type(float)
         threshold = checks.in_dtype(self.threshold, dtype)
         prediction = prediction.astype(dtype) if is_array(threshold) else prediction
-        return checks.poisoned(self._above(threshold, prediction, target), threshold)
+        return checks.poisoned(super()._score(prediction, target, threshold), threshold)

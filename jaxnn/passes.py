@@ -34,7 +34,7 @@ from jaxnn.compiled import Structure, structure_of
 from jaxnn.factors import Factor, Stacked
 from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, loss_record, net_record, stacked
 from jaxnn.placement import over_devices
-from jaxnn.readings import entries_like, finished, readings_of, unscaled, untag, watched
+from jaxnn.readings import check_kept, entries_like, finished, readings_of, unscaled, untag, watched
 from jaxnn.sequences import Sequences
 from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree, Use
 from jaxnn.weighting import figures_of, shares, weigh, weighted
@@ -146,6 +146,8 @@ def recursion(
     ([[2.0]], [[3.0]])
     """
     readings = readings_of(read)
+    if not readings:
+        check_kept(net.kind, tapes)
     delta_in, noted = watched(net, readings, weight).backward(params, tapes, delta)
     grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
     same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")

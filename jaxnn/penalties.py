@@ -36,6 +36,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import accumulator, describe, in_dtype, is_floating, named_leaves, number, path_name, seen
 from jaxnn.mistakes import accepts, is_factory, is_function
+from jaxnn.records import fields_of
 from jaxnn.types import Array, Params, Penalty, Tree
 
 __all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "chosen"]
@@ -118,25 +119,26 @@ def chosen(where: str, params: Params, on: Choice) -> Tree:
 
 
 class _Entrywise(Penalty):
-    """A penalty of `_cost(w)` and `_slope(w)` = ∂cost/∂w, entry by entry, in at least float32, on the leaves `on`."""
+    """A penalty of `_cost(w, *strengths)` and `_slope` = ∂cost/∂w, entry by entry, in at least float32, of `on`."""
 
     on = cast(Any, is_weight)
+    _cost = _slope = cast(Any, None)
 
-    def _cost(self, w: Array) -> Array:
-        raise NotImplementedError
+    def _strengths(self) -> dict[str, Any]:
+        return {name: value for name, value in fields_of(self).items() if name != "on"}
 
-    def _slope(self, w: Array) -> Array:
-        raise NotImplementedError
-
-    def _check(self, *strengths: str) -> None:
-        for name in strengths:
-            self._set(**{name: number(f"{self.name}: {name}", getattr(self, name), least=0.0)})
+    def __post_init__(self) -> None:
+        self._set(**{name: number(f"{self.name}: {name}", s, least=0.0) for name, s in self._strengths().items()})
         valid_choice(f"{self.name}: on", self.on)
+
+    def _by(self, rule: Callable[..., Array], w: Array) -> Array:
+        w = w.astype(accumulator(w.dtype))
+        return rule(w, *(in_dtype(strength, w.dtype) for strength in self._strengths().values()))
 
     def value(self, params: Params) -> Array:
         params = jax.tree.map(jnp.asarray, params)
         pairs = zip(*map(jax.tree.leaves, (params, chosen(self.name, params, self.on))), strict=True)
-        costs = [self._cost(_wide(w)).sum() for w, counts in pairs if counts]
+        costs = [self._by(self._cost, w).sum() for w, counts in pairs if counts]
         widest = max((c.dtype for c in costs), key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
         return sum((c.astype(widest) for c in costs), start=jnp.zeros((), widest))
 
@@ -144,7 +146,7 @@ class _Entrywise(Penalty):
         params = jax.tree.map(jnp.asarray, params)
 
         def of_leaf(w: Array, counts: bool) -> Array:
-            return self._slope(_wide(w)).astype(w.dtype) if counts else jnp.zeros_like(w)
+            return self._by(self._slope, w).astype(w.dtype) if counts else jnp.zeros_like(w)
 
         return jax.tree.map(of_leaf, params, chosen(self.name, params, self.on))
 
@@ -173,15 +175,10 @@ class l2(_Entrywise):
     strength: float
     on: Choice = is_weight
 
-    def __post_init__(self) -> None:
-        self._check("strength")
-
-    def _cost(self, w: Array) -> Array:
-        strength = in_dtype(self.strength, w.dtype)
+    def _cost(self, w: Array, strength: Any) -> Array:
         return 0.5 * strength * jnp.square(w)
 
-    def _slope(self, w: Array) -> Array:
-        strength = in_dtype(self.strength, w.dtype)
+    def _slope(self, w: Array, strength: Any) -> Array:
         return strength * w
 
 
@@ -205,15 +202,10 @@ class l1(_Entrywise):
     strength: float
     on: Choice = is_weight
 
-    def __post_init__(self) -> None:
-        self._check("strength")
-
-    def _cost(self, w: Array) -> Array:
-        strength = in_dtype(self.strength, w.dtype)
+    def _cost(self, w: Array, strength: Any) -> Array:
         return strength * _size(w)
 
-    def _slope(self, w: Array) -> Array:
-        strength = in_dtype(self.strength, w.dtype)
+    def _slope(self, w: Array, strength: Any) -> Array:
         return strength * jnp.sign(w)
 
 
@@ -239,21 +231,12 @@ class elastic_net(_Entrywise):
     l2_strength: float
     on: Choice = is_weight
 
-    def __post_init__(self) -> None:
-        self._check("l1_strength", "l2_strength")
-
-    def _cost(self, w: Array) -> Array:
-        first, second = in_dtype(self.l1_strength, w.dtype), in_dtype(self.l2_strength, w.dtype)
+    def _cost(self, w: Array, first: Any, second: Any) -> Array:
         return first * _size(w) + 0.5 * second * jnp.square(w)
 
-    def _slope(self, w: Array) -> Array:
-        first, second = in_dtype(self.l1_strength, w.dtype), in_dtype(self.l2_strength, w.dtype)
+    def _slope(self, w: Array, first: Any, second: Any) -> Array:
         return first * jnp.sign(w) + second * w
 
 
 def _size(w: Array) -> Array:
     return w * jnp.sign(w)  # not jnp.abs, whose derivative at 0 is 1
-
-
-def _wide(w: Array) -> Array:
-    return w.astype(accumulator(w.dtype))

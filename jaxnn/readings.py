@@ -9,7 +9,7 @@ parts of its uses and stacks the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,10 +64,10 @@ def readings_of(read: Sequence[str | Reading]) -> tuple[Reading, ...]:
 
 
 class Kept(NamedTuple):
-    """A layer's own tape, and what each reading keeps beside it."""
+    """A layer's own tape, and what readings keep beside it, by their names."""
 
     tape: Tree
-    of_each: tuple[Tree, ...]
+    by_name: dict[str, Tree]
 
 
 def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = None) -> Layer:
@@ -75,30 +75,37 @@ def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = No
 
     δ and gradients are shown to them times weight.
     """
-    keeps = any(reading.keep is not None for reading in readings)
+    keeping = {reading.name: reading.keep for reading in readings if reading.keep is not None}
 
     def at(layer: Layer) -> Layer:
         def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, new, tape = layer.forward(params, state, x, train=train, rng=rng)
             use = Use(layer, params, tape, x=x, y=y, state=state, rng=rng)
-            return y, new, Kept(tape, tuple(() if r.keep is None else r.keep(use) for r in readings))
+            return y, new, Kept(tape, {name: keep(use) for name, keep in keeping.items()})
 
         def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-            if isinstance(tape, Kept) != keeps:
-                advice = "forward_pass and recursion take the same readings, read=…"
-                raise LayerError(
-                    layer.kind, f"has a tape {'without' if keeps else 'with'} what readings keep: {advice}"
-                )
-            tape, kept = tape if keeps else (tape, ((),) * len(readings))
+            check_kept(layer.kind, tape, keeping)
+            tape, kept = tape if keeping else (tape, {})
             delta_in, grads = layer.backward(params, tape, delta)
             of_sum = (delta, grads) if weight is None else jax.tree.map(lambda d: unscaled(d, weight), (delta, grads))
             use = Use(layer, params, tape, *of_sum)
-            notes = (r.note(use._replace(kept=own)) for r, own in zip(readings, kept, strict=True))
+            notes = (reading.note(use._replace(kept=kept.get(reading.name, ()))) for reading in readings)
             return delta_in, Tagged(grads, tuple(notes))
 
-        return with_rules(layer, forward=forward if keeps else None, backward=backward)
+        return with_rules(layer, forward=forward if keeping else None, backward=backward)
 
     return map_layers(at, net) if readings else net
+
+
+def check_kept(kind: str, tape: Tree, keeping: Iterable[str] = ()) -> None:
+    """Raises LayerError unless a layer's tape, or all in a tree of tapes, has what these readings keep, and no more."""
+    is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
+    parts = [tape] if keeping else jax.tree.leaves(tape, is_leaf=is_kept)
+    for part in parts:
+        has = part.by_name if is_kept(part) else {}
+        if set(has) != set(keeping):
+            words = f"has a tape with what {sorted(has)} keep, and not {sorted(keeping)}"
+            raise LayerError(kind, f"{words}: forward_pass and recursion take the same readings, read=…")
 
 
 def finished(net: Layer, reading: Reading, noted: Tree) -> Any:

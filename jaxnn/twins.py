@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, is_floating, outline
-from jaxnn.interfaces import Layer
+from jaxnn.interfaces import Layer, within
 from jaxnn.mistakes import net_record
 from jaxnn.placement import on_mesh
 from jaxnn.records import Record, written
@@ -109,17 +109,7 @@ class autodiff_twin(Layer):
     def __post_init__(self) -> None:
         net_record("autodiff_twin", self.layer)
 
-    @cached_property
-    def kind(self) -> str:
-        return self.layer.kind
-
-    @cached_property
-    def name(self) -> str | None:
-        return self.layer.name
-
-    @cached_property
-    def couples_batch(self) -> bool:
-        return self.layer.couples_batch
+    kind, name, couples_batch = map(within, ("kind", "name", "couples_batch"))
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self.layer.init(key, in_shape, dtype)
@@ -159,6 +149,9 @@ class OwnLayer(Layer):
     children: tuple[Layer, ...] = ()
     child_names: tuple[str, ...] = ()
     rebuild: Any = None
+    passes: int | None = None
+    stacks: bool = False
+    in_sequence: bool = False
 
     def __post_init__(self) -> None:
         forward = self.forward.forward if isinstance(self.forward, TwinForward) else self.forward

@@ -42,7 +42,8 @@ FLOORS = (
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "losses": (
-        {"probabilities", "targets"},
+        {"targets"},
+        {"rules"},
         {"classwise", "entrywise"},
         {"__init__"},
     ),

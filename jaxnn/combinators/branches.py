@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -16,19 +15,18 @@ from jaxnn.checks import (
     check_input_deltas,
     describe,
     input_spec,
-    inside,
     is_floating,
-    layer_key,
     outline,
 )
 from jaxnn.combinators.parts import (
+    OfSeveral,
     as_layers,
     axes_of_children,
+    backward_of,
     check_same,
-    child_key,
     entries,
-    entry,
-    names_of,
+    forward_of,
+    init_of,
 )
 from jaxnn.sequences import is_given, joined, parted, values_of, with_values
 from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
@@ -108,7 +106,7 @@ class residual(Layer):
         return self.layer.batch_axes(tape) if self.skip is None else _axes_beside(self, tape)
 
 
-class parallel(Layer):
+class parallel(OfSeveral):
     """Layers side by side on the same input.
 
     Forward:   y = [f₁(x), …, f_B(x)] along the last axis (`join="concat"`), or Σ_b f_b(x) (`join="sum"`).
@@ -132,9 +130,7 @@ class parallel(Layer):
     (2, 8)
     """
 
-    layers: tuple[Layer, ...]
     join: str = "concat"
-    spread = True
 
     def __init__(
         self, *given: Layer | Activation, join: str = "concat", layers: Sequence[Layer | Activation] = ()
@@ -143,16 +139,7 @@ class parallel(Layer):
             raise ValueError("parallel: needs at least one layer")
         if join not in ("concat", "sum"):
             raise ValueError(f"parallel: join must be 'concat' or 'sum', got {join!r}")
-        self._set(layers=as_layers("parallel", given or layers), join=join)
-        self._set(child_names=names_of("parallel", self.layers))
-
-    @property
-    def children(self) -> tuple[Layer, ...]:
-        return self.layers
-
-    @cached_property
-    def child_names(self) -> tuple[str, ...]:
-        return names_of("parallel", self.layers)
+        self._given(given or layers, join=join)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return parallel(*children, join=self.join)
@@ -177,8 +164,7 @@ def _branches(of: Layer) -> Iterator[tuple[str, Layer]]:
 def _init_beside(of: Layer, key: Key, in_shape: InShape, dtype: DType) -> tuple[Params, State]:
     params, state = {}, {}
     for name, layer in _branches(of):
-        with inside(name):
-            params[name], state[name] = layer.init(child_key(key, name), in_shape, dtype)
+        params[name], state[name] = init_of(name, layer, key, in_shape, dtype)
     params, state = entries(params) or {}, entries(state)
     jax.eval_shape(of.forward, params, state, input_spec(in_shape, dtype))  # raises where the branches do not fit
     return params, state
@@ -189,14 +175,7 @@ def _forward_beside(
 ) -> Forward:
     outputs, states, tape = {}, {}, {}
     for name, layer in _branches(of):
-        with inside(name), jax.named_scope(name):
-            outputs[name], states[name], tape[name] = layer.forward(
-                entry(params, name, {}),
-                entry(state, name, ()),
-                x,
-                train=train,
-                rng=layer_key(rng, name),
-            )
+        outputs[name], states[name], tape[name] = forward_of(name, layer, params, state, x, train, rng)
     y = _joined(of.kind, join, outputs)
     return y, entries(states, state), (tape, outline((y, list(outputs.values()))))
 
@@ -206,8 +185,7 @@ def _backward_beside(of: Layer, join: str, params: Params, tape: Tree, delta: An
     check_delta(of.kind, delta, y)
     delta_in, grads = None, {}
     for (name, layer), branch_delta in zip(_branches(of), _parted(join, delta, outputs), strict=True):
-        with inside(name), jax.named_scope(name):
-            back, grads[name] = layer.backward(entry(params, name, {}), tapes[name], branch_delta)
+        back, grads[name] = backward_of(name, layer, params, tapes, branch_delta)
         if delta_in is not None:
             check_input_deltas(of.kind, (delta_in, back))
         delta_in = back if delta_in is None else jax.tree.map(jnp.add, delta_in, back)

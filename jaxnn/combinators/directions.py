@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, check_delta, check_input_deltas, inside, layer_key, outline
-from jaxnn.combinators.parts import as_layers, axes_of_children, child_key, entries, entry
+from jaxnn.checks import LayerError, check_delta, check_input_deltas, outline
+from jaxnn.combinators.parts import as_layers, axes_of_children, backward_of, entries, forward_of, init_of
 from jaxnn.sequences import both_ways, of_both_ways, turned, values_of, with_values
 from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
 
@@ -62,18 +62,14 @@ class bidirectional(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = {}, {}
         for name, layer, part in zip(NAMES, self.children, both_ways("bidirectional", in_shape), strict=True):
-            with inside(name):
-                params[name], state[name] = layer.init(child_key(key, name), part, dtype)
+            params[name], state[name] = init_of(name, layer, key, part, dtype)
         return entries(params) or {}, entries(state)
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         there, back = both_ways("bidirectional", x)
         outputs, states, tape = {}, {}, {}
         for name, layer, part in zip(NAMES, self.children, (there, turned(back)), strict=True):
-            with inside(name), jax.named_scope(name):
-                outputs[name], states[name], tape[name] = layer.forward(
-                    entry(params, name, {}), entry(state, name, ()), part, train=train, rng=layer_key(rng, name)
-                )
+            outputs[name], states[name], tape[name] = forward_of(name, layer, params, state, part, train, rng)
         values = jnp.concatenate(_in_time(*map(_array, outputs.values())), axis=-1)
         y = of_both_ways("bidirectional", values, outputs)
         return y, entries(states, state), (tape, outline(y))
@@ -85,8 +81,7 @@ class bidirectional(Layer):
         parts = map(with_values, both_ways("bidirectional", delta), halves)
         delta_in, grads = {}, {}
         for name, layer, part in zip(NAMES, self.children, parts, strict=True):
-            with inside(name), jax.named_scope(name):
-                delta_in[name], grads[name] = layer.backward(entry(params, name, {}), tape[name], part)
+            delta_in[name], grads[name] = backward_of(name, layer, params, tape, part)
         there, back = delta_in[NAMES[0]], turned(delta_in[NAMES[1]])
         check_input_deltas("bidirectional", (values_of(there), values_of(back)))
         values = jax.tree.map(jnp.add, values_of(there), values_of(back))  # of tokens both are ()

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnn.combinators.parts import as_layers
+from jaxnn.interfaces import within
 from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 
@@ -31,52 +32,10 @@ class named(Layer):
             raise ValueError(f"named: a name is a non-empty string without '/', got {self.name!r}")
         self._set(layer=bare(as_layers("named", (self.layer,))[0]))
 
-    @cached_property
-    def kind(self) -> str:
-        return self.layer.kind
-
-    @cached_property
-    def activation(self) -> Any:
-        return self.layer.activation
-
-    @property
-    def plain(self) -> Layer:
-        return self.layer.plain
-
-    @cached_property
-    def uncounted(self) -> Any:
-        return self.layer.uncounted
-
-    def look(self, x: Any) -> None:
-        self.layer.look(x)
-
-    @cached_property
-    def children(self) -> tuple[Layer, ...]:
-        return self.layer.children
-
-    @cached_property
-    def child_names(self) -> tuple[str, ...]:
-        return self.layer.child_names
-
-    @cached_property
-    def couples_batch(self) -> bool:
-        return self.layer.couples_batch
-
-    @cached_property
-    def passes(self) -> Any:
-        return self.layer.passes
-
-    @cached_property
-    def stacks(self) -> Any:
-        return self.layer.stacks
-
-    @cached_property
-    def in_sequence(self) -> Any:
-        return self.layer.in_sequence
-
-    @cached_property
-    def by_autodiff(self) -> bool:
-        return self.layer.by_autodiff
+    kind, children, child_names, couples_batch = map(within, ("kind", "children", "child_names", "couples_batch"))
+    passes, stacks, in_sequence = map(within, ("passes", "stacks", "in_sequence"))
+    by_autodiff, activation, plain = map(within, ("by_autodiff", "activation", "plain"))
+    uncounted, look = map(within, ("uncounted", "look"))
 
     @cached_property
     def rebuild(self) -> Any:

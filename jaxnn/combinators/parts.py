@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, as_key, describe, inside, name_hash, seen
+from jaxnn.checks import LayerError, as_key, describe, inside, layer_key, name_hash, seen
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.mistakes import array_leaves, is_factory, is_function
-from jaxnn.types import Activation, InShape, Key, Layer, Params, State, Tagged, Tree
+from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
 def as_layers(kind: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
@@ -88,6 +89,49 @@ def child_key(key: Key, name: str) -> Key:
 def pass_key(rng: Key | None, i: Any) -> Key | None:
     """The key of the i-th use of a layer; None where there is no randomness."""
     return None if rng is None else jax.random.fold_in(as_key(rng), i)
+
+
+def init_of(name: str, child: Layer, key: Key, in_shape: InShape, dtype: DType) -> tuple[Params, State]:
+    """Parameters and state of the child called name."""
+    with inside(name):
+        return child.init(child_key(key, name), in_shape, dtype)
+
+
+def forward_of(name: str, child: Layer, params: Params, state: State, x: Any, train: bool, rng: Key | None) -> Forward:
+    """Its forward pass; the combinator's params, state and key are given."""
+    with inside(name), jax.named_scope(name):
+        own = entry(params, name, {}), entry(state, name, ())
+        return child.forward(*own, x, train=train, rng=layer_key(rng, name))
+
+
+def backward_of(name: str, child: Layer, params: Params, tapes: dict[str, Tree], delta: Any) -> tuple[Any, Params]:
+    """Its backward pass; the combinator's params and tapes are given."""
+    with inside(name), jax.named_scope(name):
+        return child.backward(entry(params, name, {}), tapes[name], delta)
+
+
+class OfSeveral(Layer):
+    """What `serial` and `parallel` have in common: any number of children, whose names must differ."""
+
+    layers: tuple[Layer, ...]
+    spread = True
+
+    def _given(self, layers: Sequence[Any], **settings: Any) -> None:
+        self._set(layers=as_layers(self.kind, layers), **settings)
+        self._set(child_names=names_of(self.kind, self.layers))
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return self.layers
+
+    @cached_property
+    def child_names(self) -> tuple[str, ...]:
+        return names_of(self.kind, self.layers)
+
+    @property
+    def each(self) -> Iterator[tuple[str, Layer]]:
+        """The children with their names."""
+        return zip(self.child_names, self.layers, strict=True)
 
 
 def shape_of(spec: Tree) -> InShape:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn import activations, initializers
-from jaxnn.checks import as_key, check_delta, input_spec, inside, layer_key, outline, whole_number
+from jaxnn.checks import as_key, check_delta, input_spec, inside, outline, whole_number
 from jaxnn.combinators.parts import (
+    OfSeveral,
     as_layers,
     axes_of_children,
+    backward_of,
     check_kept,
     check_same,
-    child_key,
     entries,
-    entry,
+    forward_of,
+    init_of,
     is_tagged,
-    names_of,
     output_spec,
     pass_key,
     shape_of,
@@ -32,7 +32,7 @@ from jaxnn.placement import scan
 from jaxnn.types import Activation, DType, Forward, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
-class serial(Layer):
+class serial(OfSeveral):
     """Layers one after another.
 
     Forward:   y = (f_L ∘ … ∘ f₂ ∘ f₁)(x).
@@ -58,21 +58,10 @@ class serial(Layer):
     (['dense_0', 'dense_1'], ('dense_0', 'tanh_0', 'dense_1'))
     """
 
-    layers: tuple[Layer, ...]
-    spread = True
     in_sequence = True
 
     def __init__(self, *given: Layer | Activation, layers: Sequence[Layer | Activation] = ()) -> None:
-        self._set(layers=as_layers("serial", given or layers))
-        self._set(child_names=names_of("serial", self.layers))
-
-    @property
-    def children(self) -> tuple[Layer, ...]:
-        return self.layers
-
-    @cached_property
-    def child_names(self) -> tuple[str, ...]:
-        return names_of("serial", self.layers)
+        self._given(given or layers)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return serial(*children)
@@ -80,32 +69,24 @@ class serial(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params, state = {}, {}
         spec = input_spec(in_shape, dtype)
-        for name, layer in zip(self.child_names, self.layers, strict=True):
+        for name, layer in self.each:
+            params[name], state[name] = init_of(name, layer, key, shape_of(spec), dtype)
             with inside(name):
-                params[name], state[name] = layer.init(child_key(key, name), shape_of(spec), dtype)
                 spec = output_spec(layer, params[name], state[name], spec)
         return entries(params) or {}, entries(state)
 
     def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
         states, tape = {}, {}
-        for name, layer in zip(self.child_names, self.layers, strict=True):
-            with inside(name), jax.named_scope(name):
-                x, states[name], tape[name] = layer.forward(
-                    entry(params, name, {}),
-                    entry(state, name, ()),
-                    x,
-                    train=train,
-                    rng=layer_key(rng, name),
-                )
+        for name, layer in self.each:
+            x, states[name], tape[name] = forward_of(name, layer, params, state, x, train, rng)
         return x, entries(states, state), tape if self.layers else outline(x)
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
         grads = {}
         if not self.layers:
             check_delta("serial", delta, tape)
-        for name, layer in zip(reversed(self.child_names), reversed(self.layers), strict=True):
-            with inside(name), jax.named_scope(name):
-                delta, grads[name] = layer.backward(entry(params, name, {}), tape[name], delta)
+        for name, layer in reversed(list(self.each)):
+            delta, grads[name] = backward_of(name, layer, params, tape, delta)
         return delta, entries({name: grads[name] for name in self.child_names}, params) or {}
 
     def batch_axes(self, tape: Tree) -> Tree:

@@ -5,102 +5,67 @@ Letters: N batch, T time, K classes; y prediction, p probability, z logit, t tar
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import checks
-from jaxnn.losses.probabilities import at_least, log_clipped, no_probability, smallest
-from jaxnn.losses.targets import DISTRIBUTIONS, WHOLE, check_dtypes, check_values, completed, labels_of, poison
+from jaxnn.losses.rules import OfRules, at_least, log_clipped, no_probability
+from jaxnn.losses.targets import DISTRIBUTIONS, WHOLE, Domain, check_dtypes, check_values, labels_of, poison
 from jaxnn.ranks import with_rank
-from jaxnn.types import Array, Loss
+from jaxnn.types import Array
 
 
-class Classwise(Loss):
+class Classwise(OfRules):
     """A loss of rules over the last axis: cost(y, t, total) drops it, slope(y, t, total) is ∂cost/∂y.
 
-    t [N, …, K] is one-hot or, where the loss is soft, a distribution, and total its sum over K. Mean over what is
-    between N and K.
+    t [N, …, K] is one-hot or, where the loss is soft, a distribution, and total its sum over K.
 
     Attributes:
         soft: whether a target may be a distribution.
-        clips: rules that clip probabilities are also given `tiny`, the place to do it.
-        unusable: where a prediction y must give NaN and would not by itself; None without.
     """
 
     soft: ClassVar[bool] = True
-    clips: ClassVar[bool] = False
-    cost = slope = unusable = cast(Any, None)
 
-    if TYPE_CHECKING:
-
-        def __init__(self) -> None: ...
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    @classmethod
+    def _shapes(cls) -> str:
         targets = "integer labels [N] or [N, …] in 0…K−1"
         if cls.soft:
             targets += ", or distributions, floats of the prediction's shape"
-        completed(
-            cls,
-            f"""Shapes: prediction [N, K] or [N, …, K] (steps [N, T, K], images [N, H, W, K]); C [N], δ like the
+        return f"""Shapes: prediction [N, K] or [N, …, K] (steps [N, T, K], images [N, H, W, K]); C [N], δ like the
     prediction. Over the axes between, the mean.
-    Target: {targets}.""",
-        )
-
-    def value(self, prediction: Array, target: Array) -> Array:
-        with jax.named_scope(self.name):
-            y, t, share, rest = self._enter(prediction, target)
-            return share * self.cost(y, t, **rest).sum(axis=tuple(range(1, y.ndim - 1)))
-
-    def entries(self, prediction: Array, target: Array) -> Array:
-        with jax.named_scope(self.name):
-            y, t, _, rest = self._enter(prediction, target, max(jnp.ndim(prediction) - 1, 1))
-            return self.cost(y, t, **rest)
-
-    def delta(self, prediction: Array, target: Array) -> Array:
-        y, t, share, rest = self._enter(prediction, target)
-        return (share * self.slope(y, t, **rest)).astype(jnp.asarray(prediction).dtype)
+    Target: {targets}."""
 
     def check(self, prediction: Any, target: Any) -> None:
-        where, target = f"losses.{self.name}", np.asarray(target)
+        target = np.asarray(target)
         if target.shape == tuple(prediction.shape[:-1]) and checks.is_floating(target):
-            check_values(where, WHOLE, target)  # more can be said than that labels are integers
-        hard = self._check_form(prediction, target)
-        check_values(where, labels_of(prediction.shape[-1]) if hard else DISTRIBUTIONS, target)
+            check_values(f"losses.{self.name}", WHOLE, target)  # more can be said than that labels are integers
+        super().check(prediction, target)
 
-    def _check_form(self, prediction: Any, target: Any) -> bool:
-        """Whether the target holds labels."""
+    def _domain(self, prediction: Any, target: Any) -> Domain:
         where, advice = f"losses.{self.name}", "use losses.sigmoid_binary_cross_entropy"
         check_dtypes(where, prediction, target)
         distributions = (jnp.floating,) if self.soft else ()
-        return checks.holds_labels(where, prediction, target, distributions=distributions, for_one_score=advice)
+        hard = checks.holds_labels(where, prediction, target, distributions=distributions, for_one_score=advice)
+        return labels_of(prediction.shape[-1]) if hard else DISTRIBUTIONS
 
-    def _enter(self, prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, Any]]:
-        prediction, target = checks.as_arrays(f"losses.{self.name}", prediction, target)
-        hard = self._check_form(prediction, target)
-        work, classes = checks.accumulator(prediction.dtype), prediction.shape[-1]
-        y = prediction.astype(work)
+    def _read(self, y: Array, target: Array, domain: Domain, kept: int) -> tuple[Array, dict[str, Any]]:
+        hard = domain is not DISTRIBUTIONS
         if hard:
-            labels, wrong = checks.labels_and_wrong(target, classes)
+            labels, wrong = checks.labels_and_wrong(target, y.shape[-1])
         else:
-            wrong = DISTRIBUTIONS.wrong(target.astype(work))
+            wrong = DISTRIBUTIONS.wrong(target.astype(y.dtype))
         if self.unusable is not None:
             wrong = (wrong[..., None] if hard else wrong) | self.unusable(y)
         sick = poison(wrong, y, kept)
-        if hard:
-            # One-hot by comparison: a gather's derivative would be a scatter, slower than all the rest.
-            k = with_rank(jnp.arange(classes, dtype=labels.dtype), labels.ndim + 1)
-            t = jnp.where(labels[..., None] == k, 1 + sick, sick)
-        else:
-            t = target.astype(work) + sick
-        rest: dict[str, Any] = {"total": 1.0 if hard else t.sum(axis=-1, keepdims=True)}
-        if self.clips:
-            rest["tiny"] = smallest(prediction.dtype)
-        return y, t, 1 / math.prod(y.shape[kept:-1]), rest
+        if not hard:
+            t = target.astype(y.dtype) + sick
+            return t, {"total": t.sum(axis=-1, keepdims=True)}
+        # One-hot by comparison: a gather's derivative would be a scatter, slower than all the rest.
+        k = with_rank(jnp.arange(y.shape[-1], dtype=labels.dtype), labels.ndim + 1)
+        return jnp.where(labels[..., None] == k, 1 + sick, sick), {"total": 1.0}
 
 
 class MulticlassHinge(Classwise):
@@ -111,6 +76,7 @@ class MulticlassHinge(Classwise):
 
     shown_as = "multiclass_hinge"
     soft = False
+    unusable = staticmethod(jnp.isnan)
 
     def margins(self, y: Array, t: Array) -> Array:
         """The margins yᵢ − y_t + 1, and 0 at the label itself."""
@@ -125,9 +91,6 @@ class MulticlassHinge(Classwise):
         a = (self.margins(y, t) > 0).astype(y.dtype)
         return a - t * a.sum(axis=-1, keepdims=True)
 
-    def unusable(self, y: Array) -> Array:
-        return jnp.isnan(y)
-
 
 class CrossEntropy(Classwise):
     """C = −Σ tᵢ·log pᵢ, δ = −tᵢ/pᵢ: cross-entropy of the probabilities p, as `softmax()` gives them.
@@ -137,15 +100,13 @@ class CrossEntropy(Classwise):
 
     shown_as = "cross_entropy"
     clips = True
+    unusable = staticmethod(no_probability)
 
     def cost(self, p: Array, t: Array, total: Array | float, tiny: float) -> Array:
         return -(t * log_clipped(p, t, tiny)).sum(axis=-1)
 
     def slope(self, p: Array, t: Array, total: Array | float, tiny: float) -> Array:
         return -t / at_least(p, tiny)
-
-    def unusable(self, p: Array) -> Array:
-        return no_probability(p)
 
 
 class SoftmaxCrossEntropy(Classwise):

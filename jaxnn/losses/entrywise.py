@@ -5,86 +5,48 @@ Letters: N batch, T time, D features, the last axis; y prediction, p probability
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnn import checks
-from jaxnn.losses.probabilities import at_least, log_clipped, no_probability, smallest
-from jaxnn.losses.targets import NUMBERS, SHARES, SIGNS, Domain, check_dtypes, check_values, completed, poison
+from jaxnn.losses.rules import OfRules, at_least, log_clipped, no_probability
+from jaxnn.losses.targets import NUMBERS, SHARES, SIGNS, Domain, check_dtypes, poison
 from jaxnn.records import same, written
-from jaxnn.types import Array, Loss
+from jaxnn.types import Array
 
 
-class Entrywise(Loss):
-    """A loss of rules for one entry, cost(y, t) and slope(y, t) = ∂cost/∂y; over the axes between N and D, the mean.
+class Entrywise(OfRules):
+    """A loss of rules for one entry, cost(y, t) and slope(y, t) = ∂cost/∂y.
 
     Attributes:
         domain: what a target may hold.
-        mean: over D, the mean; the sum otherwise.
-        clips: rules that clip probabilities are also given `tiny`, the place to do it.
-        unusable: where a prediction y must give NaN and would not by itself; None without.
     """
 
     domain: ClassVar[Domain] = NUMBERS
-    mean: ClassVar[bool] = False
-    clips: ClassVar[bool] = False
-    cost = slope = unusable = cast(Any, None)
 
-    if TYPE_CHECKING:
-
-        def __init__(self) -> None: ...
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        completed(
-            cls,
-            f"""Shapes: prediction and target [N], [N, D] or [N, …, D] (steps [N, T, D], images [N, H, W, D]); C [N],
+    @classmethod
+    def _shapes(cls) -> str:
+        return f"""Shapes: prediction and target [N], [N, D] or [N, …, D] (steps [N, T, D], images [N, H, W, D]); C [N],
     δ like the prediction. The {"mean" if cls.mean else "Σ"} runs over D; over the axes between, always the mean. Images
     of one value per pixel are [N, H, W, 1].
-    Target: values {cls.domain.meant}.""",
-        )
+    Target: values {cls.domain.meant}."""
 
-    def value(self, prediction: Array, target: Array) -> Array:
-        with jax.named_scope(self.name):
-            y, t, share, clip = self._enter(prediction, target)
-            return share * self.cost(y, t, **clip).sum(axis=tuple(range(1, y.ndim)))
-
-    def entries(self, prediction: Array, target: Array) -> Array:
-        with jax.named_scope(self.name):
-            kept = max(jnp.ndim(prediction) - 1, 1)
-            y, t, share, clip = self._enter(prediction, target, kept)
-            return share * self.cost(y, t, **clip).sum(axis=tuple(range(kept, y.ndim)))
-
-    def delta(self, prediction: Array, target: Array) -> Array:
-        y, t, share, clip = self._enter(prediction, target)
-        return (share * self.slope(y, t, **clip)).astype(jnp.asarray(prediction).dtype)
-
-    def check(self, prediction: Any, target: Any) -> None:
-        target = np.asarray(target)
-        self._check_form(prediction, target)
-        check_values(f"losses.{self.name}", self.domain, target)
-
-    def _check_form(self, prediction: Any, target: Any) -> None:
+    def _domain(self, prediction: Any, target: Any) -> Domain:
         where = f"losses.{self.name}"
         check_dtypes(where, prediction, target)
         checks.entry_by_entry(where, prediction, target, "losses.softmax_cross_entropy")
         if self.domain is SIGNS and target.dtype == jnp.bool_:
             raise ValueError(f"{where} expects labels -1 and 1, got bool: use jnp.where(target, 1, -1)")
+        return self.domain
 
-    def _enter(self, prediction: Any, target: Any, kept: int = 1) -> tuple[Array, Array, float, dict[str, float]]:
-        prediction, target = checks.as_arrays(f"losses.{self.name}", prediction, target)
-        self._check_form(prediction, target)
-        work = checks.accumulator(prediction.dtype)
-        y, t = prediction.astype(work), target.astype(work)
-        if self.domain.poisons:
-            wrong = self.domain.wrong(t)
+    def _read(self, y: Array, target: Array, domain: Domain, kept: int) -> tuple[Array, dict[str, Any]]:
+        t = target.astype(y.dtype)
+        if domain.poisons:
+            wrong = domain.wrong(t)
             t = t + poison(wrong if self.unusable is None else wrong | self.unusable(y), t, kept)
-        parts = math.prod(y.shape[kept:] if self.mean else y.shape[kept:-1])
-        return y, t, 1 / parts, {"tiny": smallest(prediction.dtype)} if self.clips else {}
+        return t, {}
 
 
 # ---------------------------------------------------------------- regression
@@ -204,6 +166,7 @@ class Hinge(Entrywise):
 
     shown_as = "hinge"
     domain = SIGNS
+    unusable = staticmethod(jnp.isnan)
 
     def cost(self, y: Array, t: Array) -> Array:
         slack = 1 - t * y
@@ -211,9 +174,6 @@ class Hinge(Entrywise):
 
     def slope(self, y: Array, t: Array) -> Array:
         return jnp.where(1 - t * y <= 0, 0, -t)
-
-    def unusable(self, y: Array) -> Array:
-        return jnp.isnan(y)
 
 
 class Logistic(Entrywise):
@@ -257,15 +217,13 @@ class BinaryCrossEntropy(Entrywise):
     shown_as = "binary_cross_entropy"
     domain = SHARES
     clips = True
+    unusable = staticmethod(no_probability)
 
     def cost(self, p: Array, t: Array, tiny: float) -> Array:
         return -t * log_clipped(p, t, tiny) - (1 - t) * log_clipped(1 - p, 1 - t, tiny)
 
     def slope(self, p: Array, t: Array, tiny: float) -> Array:
         return (1 - t) / at_least(1 - p, tiny) - t / at_least(p, tiny)
-
-    def unusable(self, p: Array) -> Array:
-        return no_probability(p)
 
 
 hinge, logistic = Hinge(), Logistic()

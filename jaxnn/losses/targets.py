@@ -6,7 +6,6 @@ example (`poison`). Letters: N batch, T time, D features, K classes; t target.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import checks
-from jaxnn.types import Array, Loss
+from jaxnn.types import Array
 
 
 class Domain(NamedTuple):
@@ -124,13 +123,3 @@ def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
     """
     sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(kept, wrong.ndim)))
     return sick.reshape(*(sick.shape if kept > 1 else (-1,)), *[1] * (like.ndim - kept))
-
-
-# ---------------------------------------------------------------- help
-
-
-def completed(loss: type[Loss], shapes: str) -> None:
-    """Puts what its kind takes behind the formula of a loss."""
-    formula, gap, rest = inspect.cleandoc(loss.__doc__ or "").partition("\n\n")
-    if gap:
-        loss.__doc__ = f"{formula}\n\n{inspect.cleandoc(shapes)}\n\n{rest}"

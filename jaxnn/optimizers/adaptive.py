@@ -12,23 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from dataclasses import field
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import in_dtype, number
-from jaxnn.optimizers.parts import (
-    check_fit,
-    first_rate,
-    first_step,
-    given_rate,
-    next_step,
-    rate_of,
-    schedule_of,
-    valid_rate,
-    zeros,
-)
+from jaxnn.optimizers.parts import begun, check_fit, next_step, rate_of, valid_rate, zeros
 from jaxnn.penalties import Choice, chosen, is_weight, valid_choice
 from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Schedule
@@ -87,7 +78,24 @@ class AdamState(NamedTuple):
     second_moment: Params
 
 
-class adagrad(Optimizer):
+class _BySquares(Optimizer):
+    """−ηg / (√r + δ), r a memory of g²."""
+
+    learning_rate = eps = memory = _with_square = cast(Any, None)
+
+    def init(self, params: Params) -> Any:
+        return self.memory(*begun(self.learning_rate), zeros(type(self).__name__, params))
+
+    def update(self, grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+        *_, given, squares = opt_state
+        check_fit(type(self).__name__, grads, params, squares)
+        shown, rate = rate_of(self.learning_rate, opt_state)
+        squares = jax.tree.map(lambda g, r: self._with_square(r, _square(g, r)), grads, squares)
+        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, self.eps), grads, squares), grads, params)
+        return updates, self.memory(next_step(opt_state.step), shown, given, squares)
+
+
+class adagrad(_BySquares):
     """AdaGrad: a rate for every parameter, smaller where gradients have been large.
 
         r ← r + g²;    θ ← θ − η g / (√r + δ)
@@ -116,26 +124,20 @@ class adagrad(Optimizer):
     [-0.1  0.1] 9.0
     """
 
-    learning_rate: float | Schedule
+    memory = AdagradState
+
+    learning_rate: float | Schedule = field()
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
         rate = valid_rate("adagrad", self.learning_rate)
         self._set(learning_rate=rate, eps=number("adagrad: eps", self.eps, above=0.0))
 
-    def init(self, params: Params) -> AdagradState:
-        rate = self.learning_rate
-        return AdagradState(first_step(), first_rate(rate), given_rate(rate), zeros("adagrad", params))
-
-    def update(self, grads: Params, opt_state: AdagradState, params: Params = None) -> tuple[Params, AdagradState]:
-        check_fit("adagrad", grads, params, opt_state.sum_of_squares)
-        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
-        squares = jax.tree.map(lambda g, r: r + _square(g, r), grads, opt_state.sum_of_squares)
-        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, self.eps), grads, squares), grads, params)
-        return updates, AdagradState(next_step(opt_state.step), shown, opt_state.given, squares)
+    def _with_square(self, r: Array, square: Array) -> Array:
+        return r + square
 
 
-class rmsprop(Optimizer):
+class rmsprop(_BySquares):
     """RMSProp: `adagrad` that forgets.
 
         r ← ρr + (1 − ρ)g²;    θ ← θ − η g / (√r + δ)
@@ -165,7 +167,9 @@ class rmsprop(Optimizer):
     [-0.2  0.2] 2.25
     """
 
-    learning_rate: float | Schedule
+    memory = RmspropState
+
+    learning_rate: float | Schedule = field()
     rho: float = 0.9
     eps: float = 1e-6
 
@@ -174,16 +178,8 @@ class rmsprop(Optimizer):
         rho = number("rmsprop: rho", self.rho, least=0.0, below=1.0)
         self._set(learning_rate=rate, rho=rho, eps=number("rmsprop: eps", self.eps, above=0.0))
 
-    def init(self, params: Params) -> RmspropState:
-        rate = self.learning_rate
-        return RmspropState(first_step(), first_rate(rate), given_rate(rate), zeros("rmsprop", params))
-
-    def update(self, grads: Params, opt_state: RmspropState, params: Params = None) -> tuple[Params, RmspropState]:
-        check_fit("rmsprop", grads, params, opt_state.mean_square)
-        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
-        squares = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), self.rho), grads, opt_state.mean_square)
-        updates = _rounded(jax.tree.map(functools.partial(_step_of, rate, self.eps), grads, squares), grads, params)
-        return updates, RmspropState(next_step(opt_state.step), shown, opt_state.given, squares)
+    def _with_square(self, r: Array, square: Array) -> Array:
+        return _nearer(r, square, self.rho)
 
 
 class adam(Optimizer):
@@ -232,13 +228,13 @@ class adam(Optimizer):
         )
 
     def init(self, params: Params) -> AdamState:
-        name, rate = type(self).__name__, self.learning_rate
+        name = type(self).__name__
         first, second = zeros(name, params), zeros(name, params)  # not one tree twice: both are donated
-        return AdamState(first_step(), first_rate(rate), given_rate(rate), first, second)
+        return AdamState(*begun(self.learning_rate), first, second)
 
     def update(self, grads: Params, opt_state: AdamState, params: Params = None) -> tuple[Params, AdamState]:
         check_fit(type(self).__name__, grads, params, opt_state.first_moment)
-        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
+        shown, rate = rate_of(self.learning_rate, opt_state)
         step = next_step(opt_state.step)
         first = jax.tree.map(lambda g, s: _nearer(s, jnp.asarray(g, s.dtype), self.b1), grads, opt_state.first_moment)
         second = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), self.b2), grads, opt_state.second_moment)

@@ -11,18 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import in_dtype, number, yes_or_no
-from jaxnn.optimizers.parts import (
-    check_fit,
-    first_rate,
-    first_step,
-    given_rate,
-    next_step,
-    rate_of,
-    schedule_of,
-    valid_rate,
-    wide,
-    zeros,
-)
+from jaxnn.optimizers.parts import begun, check_fit, next_step, rate_of, valid_rate, wide, zeros
 from jaxnn.records import is_array
 from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Schedule
@@ -102,13 +91,13 @@ class sgd(Optimizer):
         self._set(learning_rate=valid_rate("sgd", self.learning_rate), momentum=momentum, nesterov=nesterov)
 
     def init(self, params: Params) -> SgdState:
-        rate, memory = self.learning_rate, zeros("sgd", params)
-        return SgdState(first_step(), first_rate(rate), given_rate(rate), memory if _moves_on(self.momentum) else ())
+        memory = zeros("sgd", params)
+        return SgdState(*begun(self.learning_rate), memory if _moves_on(self.momentum) else ())
 
     def update(self, grads: Params, opt_state: SgdState, params: Params = None) -> tuple[Params, SgdState]:
         has_velocity = _moves_on(self.momentum)
         check_fit("sgd", grads, params, opt_state.velocity if has_velocity else None)
-        shown, rate = rate_of(schedule_of(self.learning_rate), opt_state)
+        shown, rate = rate_of(self.learning_rate, opt_state)
 
         def pushed(g: Array, v: Array) -> Array:
             return jnp.asarray(g, v.dtype) + in_dtype(self.momentum, v.dtype) * v

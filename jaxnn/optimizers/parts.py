@@ -56,25 +56,15 @@ def valid_rate(name: str, learning_rate: float | Schedule) -> float | Schedule:
     return number(f"{name}: learning_rate", learning_rate, least=0.0)
 
 
-def schedule_of(rate: float | Schedule) -> Schedule | None:
-    """The schedule; None for a number."""
-    return rate if callable(rate) else None
-
-
 def first_step() -> Array:
     """0, int32."""
     return jnp.zeros((), jnp.int32)
 
 
-def first_rate(rate: float | Schedule) -> Array:
-    """η of the first update."""
-    first = rate(first_step()) if callable(rate) else rate
-    return jnp.asarray(first, jnp.result_type(float))
-
-
-def given_rate(rate: float | Schedule) -> Array:
-    """The number that an optimizer was made with; NaN for a schedule."""
-    return jnp.asarray(math.nan if callable(rate) else rate, jnp.result_type(float))
+def begun(rate: float | Schedule) -> tuple[Array, Array, Array]:
+    """What `RATE` names, of a fresh state: 0; η of the first update; the number that was given, NaN for a schedule."""
+    first, given = (rate(first_step()), math.nan) if callable(rate) else (rate, rate)
+    return first_step(), jnp.asarray(first, jnp.result_type(float)), jnp.asarray(given, jnp.result_type(float))
 
 
 def next_step(step: Array) -> Array:
@@ -88,16 +78,16 @@ def as_rate(rate: Any) -> Array:
     return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.result_type(float))
 
 
-def rate_of(schedule: Schedule | None, opt_state: Any) -> tuple[Array, Array]:
+def rate_of(given: float | Schedule, opt_state: Any) -> tuple[Array, Array]:
     """η of this update, for the next state to show and to be used: the state's, or the schedule's for this step.
 
     A negative one is NaN where it is used, and would climb; of a schedule the state shows it as it is.
     """
     rate = as_rate(opt_state.learning_rate)
-    if schedule is None:
+    if not callable(given):
         rate = jnp.where(rate < 0, jnp.nan, rate)
         return rate, rate
-    rate = jnp.asarray(schedule(opt_state.step), rate.dtype)
+    rate = jnp.asarray(given(opt_state.step), rate.dtype)
     return rate, jnp.where(rate < 0, jnp.nan, rate)
 
 
