@@ -24,6 +24,7 @@ from jaxnn import (
     conv,
     dense,
     describe,
+    diagnostics,
     dropout,
     evaluate,
     fit,
@@ -326,6 +327,30 @@ def test_a_replaced_rule_is_a_leaf_that_is_told_apart():
     assert report.wrong == ("dense_1",)
     assert summary(net, (2,)).params == summary(serial(dense(4), jaxnn.tanh, dense(3)), (2,)).params
     assert with_rules(wrong, forward=dense(3).forward).backward(params["dense_1"], jnp.ones((1, 4)), jnp.ones((1, 3)))
+
+
+def diagnosed(last):
+    net = serial(dense(4), last, dense(3))
+    params, state = serial(dense(4), jaxnn.relu, dense(3)).init(0, (2,))
+    params = {"dense_0": params["dense_0"], "dense_1": params["dense_1"]}
+    rows = diagnostics.diagnose(net, losses.mse, params, state, jnp.eye(4, 2), jnp.zeros((4, 3))).rows
+    return {row.path: row for row in rows}
+
+
+def test_diagnose_sees_what_was_replaced():
+    """The figures are those of the setting and of the rule that there are, not of those that there were."""
+    layer = jaxnn.activation(leaky_relu(0.5))
+    steep = dataclasses.replace(layer, function=dataclasses.replace(layer.function, negative_slope=4.0))
+    was, now = (diagnosed(one)["leaky_relu_0"] for one in (layer, steep))
+    assert was.dead == now.dead == 0
+    assert now.output > was.output
+    asleep = with_rules(jaxnn.activation(jaxnn.relu), forward=lambda p, s, x, train=False, rng=None: (0 * x, s, (x, x)))
+    found = diagnosed(asleep)["relu_0"]
+    assert found.output == 0
+    assert found.dead is None  # a rule of the user's answers nothing about itself: it may be no activation at all
+    half = lambda params, tape, delta: (jax.tree.map(lambda d: d / 2, layer.backward(params, tape, delta)[0]), {})
+    halved = diagnosed(with_rules(layer, backward=half))
+    np.testing.assert_allclose(halved["dense_0"].delta, diagnosed(layer)["dense_0"].delta / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rules", [{"forward": 3}, {"backward": "no"}])
