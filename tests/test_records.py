@@ -333,7 +333,7 @@ def diagnosed(last):
     net = serial(dense(4), last, dense(3))
     params, state = serial(dense(4), jaxnn.relu, dense(3)).init(0, (2,))
     params = {"dense_0": params["dense_0"], "dense_1": params["dense_1"]}
-    rows = diagnostics.diagnose(net, losses.mse, params, state, jnp.eye(4, 2), jnp.zeros((4, 3))).rows
+    rows = diagnostics.diagnose(net, losses.mse, params, state, jnp.eye(4, 2), jnp.zeros((4, 3))).layers
     return {row.path: row for row in rows}
 
 
