@@ -20,7 +20,7 @@ test: $(VENV)/test  ## laws, tables, mutants, doctests: the suite for every comm
 	$(PYTEST) -m "not long"
 
 # What computes, once more, compiled as users' programs are: make test leaves out what costs compiling time.
-COMPUTES := laws mutants norm conv pooling recurrent losses optimizers backprop steps training watching diagnostics
+COMPUTES := laws norm conv pooling recurrent losses optimizers backprop steps diagnostics
 test-all: test  ## that, what is long by nature, and what computes once more as the compiler optimises it
 	$(PYTEST) -m long
 	JAXNN_OPTIMISED=1 $(PYTEST) -m "not long" $(COMPUTES:%=tests/test_%.py)
