@@ -128,9 +128,8 @@ def _made(value: Any) -> Any:
         close = difflib.get_close_matches(str(kind), kinds(), 1)
         hint = f"; {close[0]!r} is meant?" if close else ""
         raise ValueError(f"from_description: unknown kind {kind!r}{hint}")
-    if not isinstance(known, type):
-        return known
-    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(known)})
+    names = {field.name for field in dataclasses.fields(known)} if isinstance(known, type) else set()
+    unknown = sorted(set(fields) - names)
     if unknown:
         raise ValueError(f"from_description: {kind} has no field {', '.join(map(repr, unknown))}")
-    return known(**fields)
+    return known(**fields) if isinstance(known, type) else known

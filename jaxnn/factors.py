@@ -213,13 +213,17 @@ def generic(layer: Any, params: Params, tape: Tree, delta: Any) -> Tree:
             "not give that example's gradient",
         ) from error
 
+    deltas = jax.tree.leaves(delta)
+    if not deltas:
+        raise LayerError(layer.kind, "has parameters and an output without floats: there is no δ, and no factor")
+
     def of_one(n: Array) -> Params:
         if axes is not None:
             return layer.backward(params, one_of(tape, axes, n), one_of(delta, all_along(0, delta), n))[1]
         only = lambda d: jnp.where(_counting(d) == n, d, jnp.zeros_like(d))  # noqa: E731
         return layer.backward(params, tape, jax.tree.map(only, delta))[1]
 
-    return jax.tree.map(Explicit, jax.lax.map(of_one, jnp.arange(jax.tree.leaves(delta)[0].shape[0])))
+    return jax.tree.map(Explicit, jax.lax.map(of_one, jnp.arange(deltas[0].shape[0])))
 
 
 # ---------------------------------------------------------------- arithmetic

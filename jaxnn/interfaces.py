@@ -42,8 +42,8 @@ class Layer(Shown):
     `delta` is ∂C/∂(the layer's output). Composing `backward` functions right to left *is* backpropagation:
     δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ σ′(zˡ) is `dense.backward`, then `activation.backward`.
 
-    A layer of one's own is a record of functions, `Layer(kind, init, forward, backward)`, or a class derived from this
-    one whose fields are its settings. Without a backward it is its own `autodiff_twin`.
+    A layer of one's own is a record of functions, `Layer(kind, init, forward, backward)`, which without a backward is
+    its own `autodiff_twin`; or a class derived from this one, whose fields are its settings.
 
     Attributes:
         kind: the standard name, `"dense"`. Default parameter names count per kind: dense_0, dense_1, …
@@ -339,7 +339,10 @@ class Loss(Shown):
 
     check = cast(Any, None)
     entries = cast(Any, None)
-    by_autodiff = cast(Any, False)
+
+    @cached_property
+    def by_autodiff(self) -> bool:
+        return type(self).delta is Loss.delta
 
     @cached_property
     def name(self) -> str:
@@ -349,7 +352,7 @@ class Loss(Shown):
         raise NotImplementedError(f"losses: {self.name} has no value(prediction, target)")
 
     def delta(self, prediction: Array, target: Array) -> Array:
-        raise NotImplementedError(f"losses: {self.name} has no delta(prediction, target)")
+        return cast(Array, ByAutodiff(self.value)(prediction, target))
 
     def _replace(self, **changes: Any) -> Loss:
         """The same with other functions."""

@@ -34,7 +34,7 @@ from jaxnn.compiled import Structure, structure_of
 from jaxnn.factors import Factor, Stacked
 from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, loss_record, net_record, stacked
 from jaxnn.placement import over_devices
-from jaxnn.readings import check_kept, entries_like, finished, readings_of, unscaled, untag, watched
+from jaxnn.readings import check_kept, entries_like, finished, readings_of, unscaled, untag, watched, without_kept
 from jaxnn.sequences import Sequences
 from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree, Use
 from jaxnn.weighting import figures_of, shares, weigh, weighted
@@ -154,7 +154,7 @@ def recursion(
     grads = jax.tree.map(over_devices, grads, params)
 
     def noted_by(i: int) -> Tree:
-        return untag(noted, lambda tagged: tagged.own[i])
+        return untag(noted, lambda tagged: tagged.own.of_each[i])
 
     return delta_in, grads, {r.name: finished(net, r, noted_by(i)) for i, r in enumerate(readings)}
 
@@ -193,7 +193,7 @@ def factors_of(net: Layer, params: Params, tapes: Tree, delta: Any) -> Tree:
     >>> factors["dense_0"]["w"].squared_norms().shape
     (5,)
     """
-    _, _, noted = recursion(net, params, tapes, delta, (FACTORS,))
+    _, _, noted = recursion(net, params, without_kept(tapes), delta, (FACTORS,))
     factors = noted[FACTORS.name]
     for place in leaves_of(net):
         for _ in range(sum(loop.stacks for loop in place.loops)):

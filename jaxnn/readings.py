@@ -90,11 +90,39 @@ def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = No
             of_sum = (delta, grads) if weight is None else jax.tree.map(lambda d: unscaled(d, weight), (delta, grads))
             use = Use(layer, params, tape, *of_sum)
             notes = (reading.note(use._replace(kept=kept.get(reading.name, ()))) for reading in readings)
-            return delta_in, Tagged(grads, tuple(notes))
+            return delta_in, Tagged(grads, Notes(tuple(notes), OneUse()))
 
         return with_rules(layer, forward=forward if keeping else None, backward=backward)
 
     return map_layers(at, net) if readings else net
+
+
+class OneUse:
+    """Marks what was noted at one use of a layer: notes of two uses are not alike, and cannot be added by accident."""
+
+    def __repr__(self) -> str:
+        return "one use of a layer: readings do not follow a combinator that adds gradients of several uses; share does"
+
+
+@jax.tree_util.register_pytree_node_class
+class Notes:
+    """What each reading noted at one use of a layer."""
+
+    def __init__(self, of_each: tuple[Tree, ...], use: OneUse) -> None:
+        self.of_each, self.use = of_each, use
+
+    def tree_flatten(self) -> tuple[tuple[Tree, ...], OneUse]:
+        return self.of_each, self.use
+
+    @classmethod
+    def tree_unflatten(cls, use: OneUse, of_each: Any) -> Notes:
+        return cls(tuple(of_each), use)
+
+
+def without_kept(tapes: Tree) -> Tree:
+    """The layers' own tapes."""
+    is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
+    return jax.tree.map(lambda part: part.tape if is_kept(part) else part, tapes, is_leaf=is_kept)
 
 
 def check_kept(kind: str, tape: Tree, keeping: Iterable[str] = ()) -> None:

@@ -10,6 +10,7 @@ Equality, hash, `repr` (defaults are left out), pickling and `dataclasses.replac
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import types
 from collections.abc import Callable
@@ -82,6 +83,11 @@ class Record:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own_init = "__init__" in cls.__dict__
+        for name, annotation in inspect.get_annotations(cls).items():
+            fields = getattr(cls, "__dataclass_fields__", {})
+            inherited = name not in cls.__dict__ and name not in fields and hasattr(cls, name)
+            if inherited and "ClassVar" not in str(annotation):  # an attribute of the base is no default of a field
+                setattr(cls, name, dataclasses.field())
         dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not own_init)(cls)
         jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
 
@@ -208,7 +214,7 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
-    if isinstance(a, float):
+    if isinstance(a, (float, np.floating)):
         return (a == b and math.copysign(1, a) == math.copysign(1, b)) or (math.isnan(a) and math.isnan(b))
     if isinstance(a, types.MethodType):
         return a.__func__ is b.__func__ and same(a.__self__, b.__self__)
@@ -235,8 +241,8 @@ def frozen(value: Any) -> Any:
         return type(value).__name__, *map(frozen, value)
     if isinstance(value, dict):
         return tuple((name, frozen(part)) for name, part in value.items())
-    if isinstance(value, float):
-        return "float", value.hex()
+    if isinstance(value, (float, np.floating)):
+        return type(value).__name__, float(value).hex()
     if isinstance(value, types.MethodType):
         return value.__func__, frozen(value.__self__)
     if is_array(value):
@@ -244,8 +250,8 @@ def frozen(value: Any) -> Any:
             "a record that holds JAX arrays cannot be hashed: give it to a compiled function as an argument, not as "
             "a static one"
         )
-    if callable(value) and type(value).__hash__ is None:  # a user's own schedule, as a dataclass with __call__
-        return type(value).__name__, id(value)
+    if type(value).__hash__ is None:  # a user's own schedule, as a dataclass with __call__
+        return type(value).__name__
     return type(value).__name__, value
 
 

@@ -154,6 +154,11 @@ class OwnLayer(Layer):
     in_sequence: bool = False
 
     def __post_init__(self) -> None:
+        for what in ("init", "forward"):
+            if not callable(getattr(self, what)):
+                raise TypeError(f"Layer: {what} must be a function, got {getattr(self, what)!r}")
+        if self.children and not self.child_names:
+            self._set(child_names=("",) * len(self.children))
         forward = self.forward.forward if isinstance(self.forward, TwinForward) else self.forward
         if self.backward is None or isinstance(self.backward, TwinBackward):
             self._set(forward=TwinForward(forward), backward=TwinBackward(self.kind, forward))

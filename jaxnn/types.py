@@ -81,7 +81,7 @@ class Reading(Record):
         name: its key in `Pass.readings`.
         note: `note(use) ->` a pytree of arrays of fixed shape, at each `Use` of a layer on the way back.
         keep: `keep(use) ->` a pytree of arrays, on the way forward: what note finds in `use.kept`. None keeps nothing.
-        finish: `finish(noted) ->` a pytree, once for each layer's parameters: noted has a leading axis for the uses
+        finish: `finish(noted) ->` a pytree, once for each leaf layer: noted has a leading axis for the uses
             that share them, of 1 where there is one. Under `repeat` it is called for each pass, its results stacked.
             Without it notes stay as they are, with a leading axis for each loop around the layer.
         total: `total(tree) ->` anything, of what there is by then of the whole network, keyed like params.

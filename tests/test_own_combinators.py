@@ -129,3 +129,41 @@ def test_own_loops_that_say_so():
         x = normal(N, 3)
         out = evaluated(backprop(net, LOSS, read=(SUMS,)))(params, state, x, x)
         close(out.readings["sums"]["dense_0"], jax.tree.map(lambda g: N * g, out.grads["dense_0"]), 1e-5, what)
+
+
+class twice(Layer):
+    """Two uses of one layer, whose gradients are added by the combinator itself."""
+
+    layer: Layer
+
+    @property
+    def children(self):
+        return (self.layer,)
+
+    def rebuild(self, children):
+        return twice(children[0])
+
+    def init(self, key, in_shape, dtype=jnp.float32):
+        return self.layer.init(key, in_shape, dtype)
+
+    def forward(self, params, state, x, *, train=False, rng=None):
+        h, state, first = self.layer.forward(params, state, x)
+        y, state, second = self.layer.forward(params, state, h)
+        return y, state, (first, second)
+
+    def backward(self, params, tape, delta):
+        delta, second = self.layer.backward(params, tape[1], delta)
+        delta, first = self.layer.backward(params, tape[0], delta)
+        return delta, jax.tree.map(jnp.add, first, second)
+
+
+def test_uses_that_a_combinator_adds_are_refused_by_readings():
+    """Notes are of one use: adding those of two would be another reading's."""
+    net = twice(dense(3))
+    params, state = net.init(jax.random.key(0), (3,))
+    x = jnp.ones((4, 3))
+    plain = backprop(net, losses.mse)(params, state, x, x)
+    same = backprop(share(dense(3), 2), losses.mse)(params, state, x, x)
+    np.testing.assert_allclose(plain.grads["w"], same.grads["w"], rtol=1e-6)
+    with pytest.raises(ValueError, match="share does"):
+        backprop(net, losses.mse, read=("deltas",))(params, state, x, x)

@@ -353,6 +353,61 @@ def test_diagnose_sees_what_was_replaced():
     np.testing.assert_allclose(halved["dense_0"].delta, diagnosed(layer)["dense_0"].delta / 2, rtol=1e-6)
 
 
+def test_lists_in_settings_are_tuples():
+    listed, pairs = conv(3, (3, 3), padding=[[1, 1], (0, 2)]), ((1, 1), (0, 2))
+    assert listed == conv(3, (3, 3), padding=pairs)
+    assert jaxnn.from_description(jaxnn.describe(listed)) == listed
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        lambda: losses.huber(delta=2.0, d=5.0),
+        lambda: serial(dense(3), layers=(dense(9),)),
+        lambda: jaxnn.parallel(dense(3), layers=(dense(9),)),
+        lambda: jaxnn.chain(adam(0.1), parts=(adam(0.1),)),
+    ],
+)
+def test_one_setting_given_twice_is_refused(both):
+    with pytest.raises(TypeError, match=r"not both|one number"):
+        both()
+    assert dataclasses.replace(losses.huber(3.0), d=2.0) == losses.huber(2.0)
+
+
+def test_a_field_may_have_the_name_of_an_attribute_of_its_base():
+    class block(Layer):
+        activation: jaxnn.Activation
+        width: int
+
+    made = block(jaxnn.relu, 3)
+    assert (made.activation, made.width, made.kind) == (jaxnn.relu, 3, "block")
+    with pytest.raises(TypeError, match="activation"):
+        block(width=3)
+
+
+@dataclasses.dataclass
+class Falling:
+    first: float
+
+    def __call__(self, step):
+        return self.first / (1 + step)
+
+
+def test_equal_records_have_one_hash():
+    assert jaxnn.sgd(Falling(0.1)) == jaxnn.sgd(Falling(0.1)) != jaxnn.sgd(Falling(0.2))
+    assert hash(jaxnn.sgd(Falling(0.1))) == hash(jaxnn.sgd(Falling(0.1)))
+    assert same(np.float32("nan"), np.float32("nan"))
+
+
+def test_a_record_of_functions_is_made_of_functions():
+    with pytest.raises(TypeError, match="init must be a function"):
+        Layer("mine", None, None)
+    framed = Layer(
+        "mine", dense(2).init, dense(2).forward, dense(2).backward, children=(dense(2),), rebuild=lambda c: c[0]
+    )
+    assert framed.child_names == ("",)
+
+
 @pytest.mark.parametrize("rules", [{"forward": 3}, {"backward": "no"}])
 def test_a_rule_is_a_function(rules):
     with pytest.raises(TypeError, match="must be a function"):

@@ -139,7 +139,7 @@ class parallel(OfSeveral):
             raise ValueError("parallel: needs at least one layer")
         if join not in ("concat", "sum"):
             raise ValueError(f"parallel: join must be 'concat' or 'sum', got {join!r}")
-        self._given(given or layers, join=join)
+        self._given(given, layers, join=join)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return parallel(*children, join=self.join)

@@ -116,7 +116,10 @@ class OfSeveral(Layer):
     layers: tuple[Layer, ...]
     spread = True
 
-    def _given(self, layers: Sequence[Any], **settings: Any) -> None:
+    def _given(self, one_by_one: Sequence[Any], layers: Sequence[Any], **settings: Any) -> None:
+        if one_by_one and layers:
+            raise TypeError(f"{self.kind}: give layers one by one or as layers=, not both")
+        layers = one_by_one or layers
         self._set(layers=as_layers(self.kind, layers), **settings)
         self._set(child_names=names_of(self.kind, self.layers))
 

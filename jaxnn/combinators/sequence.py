@@ -61,7 +61,7 @@ class serial(OfSeveral):
     in_sequence = True
 
     def __init__(self, *given: Layer | Activation, layers: Sequence[Layer | Activation] = ()) -> None:
-        self._given(given or layers)
+        self._given(given, layers)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return serial(*children)

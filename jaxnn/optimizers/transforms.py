@@ -197,6 +197,8 @@ class chain(Optimizer):
     parts: tuple[Any, ...]
 
     def __init__(self, *args: Any, parts: tuple[Any, ...] = ()) -> None:  # `dataclasses.replace` gives fields by name
+        if args and parts:
+            raise TypeError("chain: give optimizers one by one or as parts=, not both")
         self._set(parts=args or tuple(parts))
         if not self.parts:
             raise ValueError("chain: give at least one part, as in chain(clip_by_global_norm(1.0), adam(1e-3))")

@@ -116,7 +116,7 @@ class conv(Layer):
         for name in ("stride", "dilation"):
             sizes = for_each_axis(f"conv: {name}", getattr(self, name), len(kernel))
             self._set(**{name: sizes[0] if len(set(sizes)) == 1 else sizes})
-        padding_of("conv: padding", self.padding, len(kernel))
+        self._set(padding=padding_of("conv: padding", self.padding, len(kernel)))
         groups = whole_number("conv: groups", self.groups, least=1)
         if features % groups:
             raise ValueError(f"conv: groups must divide the features, got {groups} groups for {features} features")
