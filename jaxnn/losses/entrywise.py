@@ -124,11 +124,10 @@ class huber(Entrywise):
 
     d: float = 1.0
 
-    def __init__(self, delta: float | None = None, *, d: float | None = None) -> None:
-        if delta is not None and d is not None and not same(delta, d):
+    def __init__(self, delta: float = 1.0, *, d: float | None = None) -> None:
+        if d is not None and not any(same(delta, known) for known in (1.0, d)):
             raise TypeError(f"losses.huber: delta and d are one number, got {delta!r} and {d!r}: replace d")
-        given = delta if d is None else d
-        self._set(d=checks.number("losses.huber: delta", 1.0 if given is None else given, above=0))
+        self._set(d=checks.number("losses.huber: delta", delta if d is None else d, above=0))
 
     def __repr__(self) -> str:
         return "huber()" if same(self.d, 1.0) else f"huber(delta={written(self.d)})"
