@@ -88,8 +88,16 @@ class Record:
             inherited = name not in cls.__dict__ and name not in fields and hasattr(cls, name)
             if inherited and "ClassVar" not in str(annotation):  # an attribute of the base is no default of a field
                 setattr(cls, name, dataclasses.field())
-        dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not own_init)(cls)
+        dataclasses.dataclass(init=False, eq=False, repr=False)(cls)  # which compiles nothing: imports stay short
+        if not own_init:
+            cls.__init__ = MadeWhenUsed(cls)  # type: ignore[assignment, method-assign]
         jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
     def _set(self, **values: Any) -> None:
         """Sets fields while the record is being made."""
@@ -130,6 +138,43 @@ class Record:
 def fields_of(record: Any) -> dict[str, Any]:
     """The fields of a record by name."""
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+# ---------------------------------------------------------------- how a record is made
+
+
+class MadeWhenUsed:
+    """The `__init__` of a class of records, compiled when it is first asked for: most are not in most programs."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+
+    def __get__(self, record: Any, owner: Any = None) -> Any:
+        made = init_of(self.cls)
+        self.cls.__init__ = made  # type: ignore[misc]
+        return made if record is None else made.__get__(record, owner)
+
+
+def init_of(cls: type) -> Any:
+    """`__init__(self, field, …)` that sets the fields and calls `__post_init__`, as a dataclass has it."""
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    optional = [field for field in fields if not _is_required(field)]
+    defaults = {f"default_{field.name}": default_of(field) for field in optional}
+    ordered = [field for field in fields if not field.kw_only], [field for field in fields if field.kw_only]
+    words = [[f"{f.name}=default_{f.name}" if f in optional else f.name for f in part] for part in ordered]
+    arguments = ", ".join(["self", *words[0], *(["*", *words[1]] if words[1] else [])])
+    lines = [f"set_field(self, {field.name!r}, {field.name})" for field in fields]
+    lines += ["self.__post_init__()"] if hasattr(cls, "__post_init__") else []
+    made: dict[str, Any] = {**defaults, "set_field": object.__setattr__}
+    exec(f"def __init__({arguments}):\n    " + "\n    ".join(lines or ["pass"]), made)
+    init = made["__init__"]
+    init.__qualname__, init.__module__ = f"{cls.__qualname__}.__init__", cls.__module__
+    init.__annotations__ = {**{field.name: field.type for field in fields}, "return": None}
+    return init
+
+
+def _is_required(field: Any) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 # ---------------------------------------------------------------- as a pytree
@@ -266,7 +311,7 @@ def arguments_of(record: Any) -> list[str]:
         value = getattr(record, field.name)
         if i == 0 and type(record).spread:
             words += map(written, value)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif _is_required(field):
             words.append(written(value) if not field.kw_only else f"{field.name}={written(value)}")
         elif not same(value, default_of(field)):
             words.append(f"{field.name}={written(value)}")
