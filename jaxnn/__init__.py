@@ -39,7 +39,6 @@ from jaxnn.combinators import (
 )
 from jaxnn.descriptions import describe, from_description
 from jaxnn.divergence import DivergenceError, Interrupted
-from jaxnn.interfaces import with_rules
 from jaxnn.layers import (
     activation,
     avg_pool,
@@ -79,6 +78,7 @@ from jaxnn.summary import summary
 from jaxnn.training import evaluate, fit, predict
 from jaxnn.twins import autodiff_twin
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
+from jaxnn.wrapping import with_rules
 
 if TYPE_CHECKING:
     from jaxnn import gradcheck, graph

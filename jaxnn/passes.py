@@ -34,7 +34,7 @@ from jaxnn.compiled import Structure, structure_of
 from jaxnn.factors import Factor, Stacked
 from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, loss_record, net_record, stacked
 from jaxnn.placement import over_devices
-from jaxnn.readings import check_kept, entries_like, finished, readings_of, unscaled, untag, watched, without_kept
+from jaxnn.readings import check_tapes, entries_like, finished, readings_of, unscaled, untag, watched, without_kept
 from jaxnn.sequences import Sequences
 from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree, Use
 from jaxnn.weighting import figures_of, shares, weigh, weighted
@@ -147,7 +147,7 @@ def recursion(
     """
     readings = readings_of(read)
     if not readings:
-        check_kept(net.kind, tapes)
+        check_tapes(net.kind, tapes)
     delta_in, noted = watched(net, readings, weight).backward(params, tapes, delta)
     grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
     same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")

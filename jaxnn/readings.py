@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jaxnn.checks import LayerError, accumulator, example_shape, is_floating, widest
 from jaxnn.combinators.parts import is_tagged
 from jaxnn.combinators.walk import Loop, Place, leaves_of, map_layers, rebuilt
-from jaxnn.interfaces import with_rules
 from jaxnn.placement import axes_of, made_varying, placed, varying
 from jaxnn.records import Record
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, State, Tagged, Tree, Use
+from jaxnn.wrapping import with_rules
 
 __all__ = ["Reading", "Use"]
 
@@ -84,7 +84,7 @@ def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = No
             return y, new, Kept(tape, {name: keep(use) for name, keep in keeping.items()})
 
         def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-            check_kept(layer.kind, tape, keeping)
+            check_tapes(layer.kind, tape, keeping)
             tape, kept = tape if keeping else (tape, {})
             delta_in, grads = layer.backward(params, tape, delta)
             of_sum = (delta, grads) if weight is None else jax.tree.map(lambda d: unscaled(d, weight), (delta, grads))
@@ -125,7 +125,7 @@ def without_kept(tapes: Tree) -> Tree:
     return jax.tree.map(lambda part: part.tape if is_kept(part) else part, tapes, is_leaf=is_kept)
 
 
-def check_kept(kind: str, tape: Tree, keeping: Iterable[str] = ()) -> None:
+def check_tapes(kind: str, tape: Tree, keeping: Iterable[str] = ()) -> None:
     """Raises LayerError unless a layer's tape, or all in a tree of tapes, has what these readings keep, and no more."""
     is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
     parts = [tape] if keeping else jax.tree.leaves(tape, is_leaf=is_kept)

@@ -17,9 +17,9 @@ from jaxnn.checks import input_spec, is_floating, whole_number
 from jaxnn.combinators import map_layers
 from jaxnn.combinators.naming import with_name
 from jaxnn.combinators.walk import Place, places, rebuilt
-from jaxnn.interfaces import with_rules
 from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
+from jaxnn.wrapping import with_rules
 
 __all__ = ["Cost", "Row", "Summary", "summary"]
 

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import LayerError, check_delta, is_floating, outline
-from jaxnn.interfaces import Layer, within
+from jaxnn.interfaces import Layer
 from jaxnn.mistakes import net_record
 from jaxnn.placement import on_mesh
 from jaxnn.records import Record, written
 from jaxnn.tapes import all_along, coupled
 from jaxnn.types import Array, DType, Forward, InShape, Key, Params, State, Tree
+from jaxnn.wrapping import within
 
 
 class _Tape(NamedTuple):

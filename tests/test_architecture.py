@@ -23,7 +23,7 @@ FLOORS = (
     {"tapes"},
     {"factors"},
     {"compiled", "interfaces"},
-    {"types"},
+    {"types", "wrapping"},
     {"checks", "ranks"},
     {"ends", "mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "metrics", "penalties", "scales", "schedules", "stopping"}
@@ -90,6 +90,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "gradcheck": (
         {"arrays", "report", "replay", "differences", "kinks", "mixtures"},
         {"programs", "rounding", "sites", "ties"},
+        {"spots"},
         {"collecting", "flat", "measuring", "pieces"},
         {"evidence"},
         {"nonsmooth"},

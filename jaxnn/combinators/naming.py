@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnn.combinators.parts import as_layers
-from jaxnn.interfaces import within
 from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
+from jaxnn.wrapping import within
 
 
 class named(Layer):

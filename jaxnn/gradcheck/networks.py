@@ -9,24 +9,24 @@ inside it is wrong too is judged again with jax.grad's rule in that layer's plac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.backprop import autodiff, backprop, check_records
-from jaxnn.checks import as_key, is_floating, named_leaves, plain_data, same_shapes
+from jaxnn.checks import as_key, named_leaves, plain_data
 from jaxnn.combinators.walk import Place, ordered_leaves, places, rebuilt
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
+from jaxnn.gradcheck.spots import DELTA_IN, Spot, Spots, Uses, at_spot, counted, find_spots
 from jaxnn.jaxprs import first_difference
 from jaxnn.mistakes import alive, array_leaves
-from jaxnn.passes import Costs, check_params, costs
-from jaxnn.readings import slotted
+from jaxnn.passes import check_params, costs
 from jaxnn.twins import autodiff_twin
-from jaxnn.types import Key, Layer, Loss, Params, Reading, State, Tree
+from jaxnn.types import Key, Layer, Loss, Params, State, Tree
 
 WHOLE = "the whole pass"
 
@@ -95,7 +95,7 @@ def network(
     spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng, weights)
     seen = costs(loss, output, target, weights)
     by_hand = [node for node in nodes if not node.layer.by_autodiff]
-    problems = {node.index: _at_spot(node, spots[node.index], uses[node.index], train) for node in by_hand}
+    problems = {node.index: at_spot(node, spots[node.index], uses[node.index], train) for node in by_hand}
     of_loss = [] if loss.by_autodiff else [_loss(loss, seen.prediction, seen.target)]
     whole = _whole(net, loss, params, state, x, target, train, rng, weights)
     judged = iter(judge([*problems.values(), *of_loss, *whole], seed))
@@ -109,7 +109,7 @@ def network(
     order = list(ordered_leaves(net, params))  # jax.tree sorts names: dense_10 before dense_2
     grads = sorted(grads, key=lambda row: order.index(row.leaf))
     overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
-    broken = _not_finite(_counted(seen), nodes, spots, uses, train)
+    broken = _not_finite(counted(seen), nodes, spots, uses, train)
     return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
 
 
@@ -142,7 +142,7 @@ def _at_its_layer(error: Exception, nodes: list[Place], find: Callable[[], Any],
     except Exception:
         return error
     for node in nodes:
-        problem = _at_spot(node, spots[node.index], uses[node.index], train)
+        problem = at_spot(node, spots[node.index], uses[node.index], train)
         try:
             jax.eval_shape(problem.rule, *problem.arguments)
         except ValueError as found:
@@ -172,119 +172,7 @@ def _explained(row: Row, culprits: list[str], kinks: list[str]) -> Row:
     return row
 
 
-# ---------------------------------------------------------------- spots, by one pass of jax.grad
-
-
-class Spot(NamedTuple):
-    """What one layer was given and what came back; under `repeat` and `share` with a leading axis for the uses."""
-
-    params: Params
-    state: State
-    x: Tree
-    rng: Any
-    delta: Any
-
-
-Spots = dict[tuple[int, ...], Spot]  # by the index of a layer's place
-Uses = dict[tuple[int, ...], int]  # likewise, how many axes its uses have
-
-SPOT = Reading(
-    "spot",
-    lambda use: use.kept._replace(delta=jax.tree.leaves(use.delta)),
-    keep=lambda use: Spot(use.params, use.state, use.x, use.rng, None),
-)
-
-
-def find_spots(
-    net: Layer,
-    loss: Loss,
-    params: Params,
-    state: State,
-    x: Tree,
-    target: Tree,
-    train: bool,
-    rng: Key | None,
-    weights: Any = None,
-) -> tuple[Spots, Uses, Any]:
-    """The spot of every layer, combinators too, the axes of its uses, and the output.
-
-    It is a reading by jax.grad, through forward functions alone.
-    """
-    slots = slotted(net, SPOT, everywhere=True)
-    given = slots.fill(params, state, x, train, rng)
-
-    @jax.jit
-    def note(given: Params, state: State, x: Tree, target: Tree, rng: Key | None) -> tuple[Params, Any]:
-        def objective(given: Params) -> tuple[Any, Any]:
-            y = slots.net.forward(given, state, x, train=train, rng=rng)[0]
-            return jnp.sum(_counted(costs(loss, y, target, weights))), y
-
-        return jax.grad(objective, has_aux=True)(given)
-
-    grads, output = note(given, state, x, target, rng)
-    return slots.noted(grads), {index: len(sizes) for index, sizes in slots.around.items()}, output
-
-
-def _counted(seen: Costs) -> Any:
-    """The costs of what counts, 0 of the rest."""
-    return jnp.where(seen.share == 0, 0, seen.value) if seen.share.ndim else seen.value
-
-
-def _floats(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-
-
 # ---------------------------------------------------------------- problems
-
-
-def _at_spot(node: Place, spot: Spot, uses: int, train: bool, rule: Layer | None = None) -> Problem:
-    """A layer's rule, or that of another record in its place, at one spot; all uses of it at once."""
-    ruled = node.layer if rule is None else rule
-    x_leaves, x_tree = jax.tree.flatten(spot.x)
-    p_leaves, p_tree = jax.tree.flatten(spot.params)
-    floats = [i for i, leaf in enumerate(x_leaves) if is_floating(leaf)]
-
-    def pieces(leaves: list[Any], integers: list[Any]) -> tuple[Params, Any]:
-        given = dict(zip(floats, leaves[len(p_leaves) :], strict=True))
-        x = [given.get(i, leaf) for i, leaf in enumerate(integers)]
-        return jax.tree.unflatten(p_tree, leaves[: len(p_leaves)]), jax.tree.unflatten(x_tree, x)
-
-    def value(leaves: list[Any], fixed: Any) -> list[Any]:
-        state, rng, integers = fixed
-        params, x = pieces(leaves, integers)
-        return _floats(node.layer.forward(params, state, x, train=train, rng=rng)[0])
-
-    def backward(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
-        state, rng, integers = fixed
-        params, x = pieces(leaves, integers)
-        y, _, tape = ruled.forward(params, state, x, train=train, rng=rng)
-        left = iter(deltas)
-        delta = jax.tree.map(lambda leaf: next(left) if is_floating(leaf) else (), y)
-        pair = ruled.backward(params, tape, delta)
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            came = f"{len(pair)} of them" if isinstance(pair, tuple) else type(pair).__name__
-            raise ValueError(f"layer '{node.label}': {DELTA_IN}: backward must return (delta_in, grads), got {came}")
-        delta_in, grads = pair
-        same_shapes(f"layer '{node.label}': {DELTA_IN}", _inputs(delta_in), _inputs(x), "each input needs one:")
-        same_shapes(f"layer '{node.label}': its gradients are not like its parameters", grads, params, ADVICE)
-        return [*jax.tree.leaves(grads), *jax.tree.leaves(delta_in)]
-
-    for _ in range(uses):
-        value, backward = jax.vmap(value), jax.vmap(backward)
-    inputs = list(named_leaves(spot.x)) if len(x_leaves) > 1 else [""]
-    names = [*named_leaves(spot.params), *(f"δ_in {inputs[i]}".strip() for i in floats)]
-    fixed = (spot.state, spot.rng, [None if i in floats else leaf for i, leaf in enumerate(x_leaves)])
-    leaves = [*p_leaves, *(x_leaves[i] for i in floats)]
-    return Problem(node.label, node.layer.kind, tuple(names), value, backward, leaves, fixed, spot.delta)
-
-
-ADVICE = "each parameter needs one:"
-DELTA_IN = "its δ_in is not like x"
-
-
-def _inputs(x: Any) -> dict[str, Any]:
-    """The floats of a layer's input by name."""
-    return {path or "x": leaf for path, leaf in named_leaves(x).items() if is_floating(leaf)}
 
 
 def _loss(loss: Loss, output: Any, target: Tree) -> Problem:
@@ -380,9 +268,9 @@ def _isolated(node: Place, spot: Spot, uses: int, train: bool, inside: set[tuple
     """
     within = {index[len(node.index) :] for index in inside}
     mend = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731
-    anew = _at_spot(node, spot, uses, train, node.layer.rebuild(node.layer.children))
-    mended = _at_spot(node, spot, uses, train, rebuilt(mend, node.layer))
-    return [mended, _at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
+    anew = at_spot(node, spot, uses, train, node.layer.rebuild(node.layer.children))
+    mended = at_spot(node, spot, uses, train, rebuilt(mend, node.layer))
+    return [mended, at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
 
 
 def _folded(node: Place, rows: list[Row]) -> list[Row]:
@@ -402,7 +290,7 @@ def _not_finite(loss: Any, nodes: list[Place], spots: Spots, uses: Uses, train: 
     for node in nodes:
         if not node.is_leaf:
             continue
-        problem = _at_spot(node, spots[node.index], uses[node.index], train)
+        problem = at_spot(node, spots[node.index], uses[node.index], train)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in problem.leaves):
             why += f"; what goes into {node.label} is not finite"
             return [Row(node.label, node.layer.kind, "input", CANNOT_TELL, why)]

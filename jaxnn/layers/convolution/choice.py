@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(kernel_gradient_by_taps, _depthwise, _always),
         Case(kernel_gradient_by_neighbours, _whole, _is_thin),
         Case(kernel_gradient_by_products, _always, _always),
-        Case(kernel_gradient, _always, _always),
+        Case(kernel_gradient, _always, _always),  # on a CPU never: the benchmark compares with it
     ),
     "input_gradient": (
         Case(input_gradient_by_taps, _depthwise, _always),

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
 from jaxnn.factors import Outer, by_position
-from jaxnn.interfaces import with_rules
 from jaxnn.layers.convolution.choice import FASTEST, PLAIN, Forms
 from jaxnn.layers.convolution.windowed import Windowed
 from jaxnn.layers.convolution.windows import (
@@ -47,6 +46,7 @@ from jaxnn.types import (
     State,
     Tree,
 )
+from jaxnn.wrapping import with_rules
 
 
 class conv(Layer):

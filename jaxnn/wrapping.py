@@ -1,0 +1,85 @@
+"""Layers that hold another one: what they pass on of it, and the one whose rules are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxnn.aliases import DType, Forward, InShape, Key, Params, State, Tree
+from jaxnn.interfaces import Layer
+from jaxnn.records import written
+
+
+def within(attribute: str) -> Any:
+    """The attribute of the layer that a layer holds as its field `layer`."""
+    return cached_property(lambda self: getattr(self.layer, attribute))
+
+
+class with_rules(Layer):
+    """A layer some rules of which are replaced: by the user, to try another derivation, or by an instrument.
+
+    It is a leaf, whatever it wraps, of the same kind and name, and answers nothing else about itself.
+
+    Args:
+        layer: the layer.
+        init: takes the place of `layer.init`.
+        forward: of `layer.forward`; of both, if the tape changes, `backward` too.
+        backward: of `layer.backward`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxnn import dense
+    >>> layer = with_rules(dense(2), backward=lambda params, tape, delta: (delta @ params["w"].T, params))
+    >>> layer.kind, layer.backward({"w": jnp.ones((3, 2))}, (), jnp.ones((1, 2)))[0].tolist()
+    ('dense', [[2.0, 2.0, 2.0]])
+    """
+
+    layer: Layer
+    replaced: tuple[tuple[str, Callable[..., Any]], ...]
+
+    def __init__(
+        self,
+        layer: Layer,
+        replaced: tuple[tuple[str, Callable[..., Any]], ...] = (),
+        *,
+        init: Callable[..., Any] | None = None,
+        forward: Callable[..., Any] | None = None,
+        backward: Callable[..., Any] | None = None,
+    ) -> None:
+        if not isinstance(layer, Layer):
+            raise TypeError(f"with_rules: expected a Layer, got {layer!r}")
+        given = {**dict(replaced), "init": init, "forward": forward, "backward": backward}
+        rules = {name: given[name] or dict(replaced).get(name) for name in given}
+        for name, rule in rules.items():
+            if rule is not None and not callable(rule):
+                raise TypeError(f"with_rules: {name} must be a function, got {rule!r}")
+        self._set(layer=layer, replaced=tuple((name, rule) for name, rule in rules.items() if rule is not None))
+
+    def __repr__(self) -> str:
+        return f"with_rules({', '.join([repr(self.layer), *(f'{n}={written(rule)}' for n, rule in self.replaced)])})"
+
+    kind, name, couples_batch = map(within, ("kind", "name", "couples_batch"))
+
+    @cached_property
+    def by_autodiff(self) -> bool:
+        return self.layer.by_autodiff and "backward" not in dict(self.replaced)
+
+    def _rule(self, name: str) -> Callable[..., Any]:
+        return dict(self.replaced).get(name) or getattr(self.layer, name)
+
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        return self._rule("init")(key, in_shape, dtype)
+
+    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+        return self._rule("forward")(params, state, x, train=train, rng=rng)
+
+    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        return self._rule("backward")(params, tape, delta)
+
+    def batch_axes(self, tape: Tree) -> Tree:
+        if "forward" in dict(self.replaced):
+            return super().batch_axes(tape)
+        self.layer.batch_axes(tape)  # the tape is the layer's own: it raises where that couples the batch
+        return None
