@@ -1,4 +1,4 @@
-"""What schedules share: time in whole steps, and rates that are exact at their ends.
+"""Time in whole steps, and rates that are exact at their ends, for schedules.
 
 Letters: t step. A setting that is a JAX scalar is differentiated by: hence `where` for it, which halves no derivative
 where two numbers are equal, as minimum and clip do.

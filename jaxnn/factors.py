@@ -1,4 +1,4 @@
-"""What the gradient of a parameter is made of: a contribution of each example, not yet summed.
+"""Factors of a parameter's gradient: the contribution of each example, not yet summed.
 
     ∂C/∂θ = Σₙ wₙ ∂Cₙ/∂θ,    ∂Cₙ/∂θ = Σₚ aₙₚ ⊗ dₙₚ
 

@@ -218,7 +218,7 @@ def _is_record(value: Any) -> bool:
 
 
 def holds_arrays(value: Any) -> bool:
-    """Whether an array stands anywhere in a value."""
+    """Whether a value holds an array anywhere."""
     if isinstance(value, Record):
         return isinstance(_flatten(value)[1], Rest)
     if is_array(value):
@@ -243,7 +243,7 @@ def _without_fixed(value: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality of what stands in fields: of one type, floats to the sign of zero, arrays by their numbers.
+    """Equality of field values: of one type, floats to the sign of zero, arrays by their numbers.
 
     An array that is traced equals itself alone.
     """

@@ -2,7 +2,7 @@
 
 Layers that work on each step alone take such a record as well, and hand mask and state on: `over_steps`. Combinators
 work on its values (`values_of`, `with_values`), put branches together (`joined`, `parted`) and turn time round
-(`turned`): what treats `Sequences` unlike arrays stands here.
+(`turned`): what treats `Sequences` unlike arrays is here.
 
 N batch, T time, D features in, H width of the state.
 """

@@ -135,12 +135,6 @@ def line(record: Any) -> str:
     return f"{type(record).__name__}({', '.join(f'{name} {brief(getattr(record, name))}' for name in record._fields)})"
 
 
-def named_line(record: Any) -> str:
-    """`<Reading deltas>`: the name, and the first line of what its value says of itself."""
-    text = (getattr(getattr(record, "value", None), "__doc__", None) or "").strip().partition("\n")[0].rstrip(".")
-    return f"<{type(record).__name__} {': '.join(filter(None, (str(record.name), text)))}>"
-
-
 def pass_line(record: Any) -> str:
     """`Pass(loss 0.31, grads of 4 leaves, …)`."""
     return line(record._replace(readings=None)).replace("readings None", f"readings {_keys(record.readings)}")

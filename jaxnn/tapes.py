@@ -1,4 +1,4 @@
-"""What a tape holds in place of an array that backward does not need, and one example cut out of a tape.
+"""Outlines, a tape's place for arrays that backward does not need, and one example cut out of a tape.
 
 N batch.
 """

@@ -267,10 +267,10 @@ def _isolated(node: Place, spot: Spot, uses: int, train: bool, inside: set[tuple
     a rule that was replaced on the record is not in what `rebuild` makes.
     """
     within = {index[len(node.index) :] for index in inside}
-    mend = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731
+    twin = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731
     anew = at_spot(node, spot, uses, train, node.layer.rebuild(node.layer.children))
-    mended = at_spot(node, spot, uses, train, rebuilt(mend, node.layer))
-    return [mended, at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
+    children_right = at_spot(node, spot, uses, train, rebuilt(twin, node.layer))
+    return [children_right, at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
 
 
 def _folded(node: Place, rows: list[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What losses of rules have in common: how what is compared enters, what is summed, where probabilities are clipped.
+"""The bases of losses: how prediction and target enter, what is summed, where probabilities are clipped.
 
 Letters: N batch, D features or classes, the last axis; y prediction, p probability, t target.
 """
@@ -42,7 +42,7 @@ class OfRules(Loss):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         formula, gap, rest = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
-        if gap and cls.cost:  # what its kind takes stands behind the formula of a loss
+        if gap and cls.cost:  # what its kind takes follows the formula of a loss
             cls.__doc__ = f"{formula}\n\n{inspect.cleandoc(cls._shapes())}\n\n{rest}"
 
     def value(self, prediction: Array, target: Array) -> Array:

@@ -31,7 +31,7 @@ from jaxnn.layers.convolution.windows import Windows
 from jaxnn.types import Array
 
 FEW_CHANNELS = 4  # up to as many, the products of the plain algorithms are thin
-MANY_WINDOWS = 1 << 14  # from so many on in a batch, neighbours together save time
+MANY_WINDOWS = 1 << 14  # in a batch of at least as many, neighbours together save time
 SHORT = 128  # numbers that the windows of neighbours may hold where there are two axes
 SHRINKS = 1.5  # from this ratio of inputs to positions on, most that gives ∂C/∂x is multiplied with zeros
 
@@ -136,7 +136,7 @@ def taken(which: str, sizes: Sizes) -> Algorithm:
 
 
 def computed(algorithm: Algorithm, first: Array, second: Array, sizes: Sizes) -> Array:
-    """By one algorithm; those that know no groups are not told of them."""
+    """By one algorithm; groups are given to those that take them."""
     return algorithm(first, second, sizes.windows, *([] if sizes.whole else [sizes.groups]))
 
 

@@ -1,4 +1,4 @@
-"""What the gradient of a convolution's kernel is made of: windows of x and δ, the windows never all formed at once.
+"""The factor of a convolution's kernel: windows of x, never all formed at once, and δ.
 
 N batch, U uses of the kernel, C channels in, H features out, G groups; D, P and K are the sizes of input, output and
 kernel, one number for each spatial axis.

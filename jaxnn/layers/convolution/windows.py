@@ -1,4 +1,4 @@
-"""Where windows lie on an input: what convolution and pooling share, for one, two and three spatial dimensions.
+"""The places of windows on an input, for convolution and pooling in one, two and three spatial dimensions.
 
 A window has K taps on each axis, d apart. It moves s at a time over an input of size D with a zeros before it and b
 behind: tap k of the window at position p sees the input at s·p + d·k − a, and there are

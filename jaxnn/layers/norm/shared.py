@@ -1,4 +1,4 @@
-"""What the norms share: statistics, the scale γ and the shift β, and their gradients."""
+"""Statistics, the scale γ and the shift β of the norms, and their gradients."""
 
 from __future__ import annotations
 
