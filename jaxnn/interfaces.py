@@ -141,7 +141,9 @@ class Layer(Shown):
         raise NotImplementedError(f"{self.kind} has no forward(params, state, x, *, train, rng)")
 
     def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        raise NotImplementedError(f"{self.kind} has no backward(params, tape, delta)")
+        raise NotImplementedError(
+            f"{self.kind} has no backward(params, tape, delta): write it, or take autodiff_twin({self.kind}(…))"
+        )
 
     def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
         return generic(self, params, tape, delta)

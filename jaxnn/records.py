@@ -168,7 +168,8 @@ def init_of(cls: type) -> Any:
     made: dict[str, Any] = {**defaults, "set_field": object.__setattr__}
     exec(f"def __init__({arguments}):\n    " + "\n    ".join(lines or ["pass"]), made)
     init = made["__init__"]
-    init.__qualname__, init.__module__ = f"{cls.__qualname__}.__init__", cls.__module__
+    shown = vars(cls).get("shown_as") or cls.__qualname__
+    init.__qualname__, init.__module__ = f"{shown}.__init__", cls.__module__
     init.__annotations__ = {**{field.name: field.type for field in fields}, "return": None}
     return init
 

@@ -5,6 +5,7 @@ These are NamedTuples of arrays. What is made of settings (layers, losses, optim
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,6 +102,21 @@ class Reading(Record):
     keep: Callable[[Use], Tree] | None = None
     finish: Callable[[Tree], Tree] | None = None
     total: Callable[[Tree], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for what in ("note", "keep", "finish", "total"):
+            function = getattr(self, what)
+            if function is None and what != "note":
+                continue
+            if not callable(function):
+                raise TypeError(f"Reading: {what} must be a function, got {function!r}")
+            try:
+                inspect.signature(function).bind(None)
+            except TypeError:
+                given = "note(use), where use has layer, params, tape, delta and grads" if what == "note" else ""
+                raise TypeError(f"Reading: {what} is called with one argument: {given or f'{what}(…)'}") from None
+            except ValueError:  # a function that tells nothing of its arguments
+                pass
 
     def __repr__(self) -> str:
         return f"<Reading {self.name}>"

@@ -389,3 +389,17 @@ def test_they_see_faults(fault, monkeypatch):
     plant(monkeypatch)
     with pytest.raises(AssertionError, match=r"off by|trees differ|has shape"):
         law(what)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"note": 3}, "note must be a function"),
+        ({"note": lambda layer, params, tape, delta, grads: delta}, r"note\(use\)"),
+        ({"note": lambda use: use.delta, "finish": lambda: 0}, "finish is called with one argument"),
+    ],
+)
+def test_functions_that_are_called_otherwise_are_refused(wrong, says):
+    with pytest.raises(TypeError, match=says):
+        Reading("mine", **wrong)
+    assert Reading("mine", jnp.shape)  # whatever takes one argument
