@@ -23,59 +23,42 @@ from jaxnn import (
     stopping,
 )
 from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
-from jaxnn.backprop import as_custom_vjp, autodiff, backprop
-from jaxnn.combinators import (
-    bidirectional,
-    leaf_layers,
-    map_layers,
-    mlp,
-    named,
-    ordered_leaves,
-    parallel,
-    repeat,
-    residual,
-    serial,
-    share,
-)
+from jaxnn.combinators.branches import parallel, residual
+from jaxnn.combinators.directions import bidirectional
+from jaxnn.combinators.naming import named
+from jaxnn.combinators.sequence import mlp, repeat, serial, share
+from jaxnn.combinators.walk import leaf_layers, map_layers, ordered_leaves
 from jaxnn.descriptions import describe, from_description
-from jaxnn.divergence import DivergenceError, Interrupted
-from jaxnn.layers import (
-    activation,
+from jaxnn.layers.activation import activation
+from jaxnn.layers.convolution.conv import conv
+from jaxnn.layers.convolution.pooling import (
     avg_pool,
-    batch_norm,
-    conv,
-    dense,
-    dropout,
-    embedding,
-    flatten,
     global_avg_pool,
     global_max_pool,
-    group_norm,
-    layer_norm,
     max_pool,
-    reshape,
-    rms_norm,
-    softmax,
     upsample,
 )
-from jaxnn.layers.recurrent import Sequences, gru, gru_step, lstm, lstm_step, rnn, rnn_step
-from jaxnn.optimizers import (
-    accumulate,
-    adagrad,
-    adam,
-    adamw,
-    apply_updates,
-    chain,
-    clip_by_global_norm,
-    clip_by_value,
-    ema,
-    gradient_descent,
-    rmsprop,
-    sgd,
-)
-from jaxnn.steps import EpochResult, init_train_state, train_epoch, train_step
-from jaxnn.summary import summary
-from jaxnn.training import evaluate, fit, predict
+from jaxnn.layers.dense import dense
+from jaxnn.layers.dropout import dropout
+from jaxnn.layers.embedding import embedding
+from jaxnn.layers.norm.batch import batch_norm
+from jaxnn.layers.norm.features import group_norm, layer_norm, rms_norm
+from jaxnn.layers.recurrent.elman import rnn, rnn_step
+from jaxnn.layers.recurrent.gru import gru, gru_step
+from jaxnn.layers.recurrent.lstm import lstm, lstm_step
+from jaxnn.layers.reshape import flatten, reshape
+from jaxnn.layers.softmax import softmax
+from jaxnn.optimizers.adaptive import adagrad, adam, adamw, rmsprop
+from jaxnn.optimizers.averages import ema
+from jaxnn.optimizers.descent import gradient_descent, sgd
+from jaxnn.optimizers.parts import apply_updates
+from jaxnn.optimizers.transforms import accumulate, chain, clip_by_global_norm, clip_by_value
+from jaxnn.passes.backprop import as_custom_vjp, autodiff, backprop
+from jaxnn.sequences import Sequences
+from jaxnn.summaries import summary
+from jaxnn.training.divergence import DivergenceError, Interrupted
+from jaxnn.training.fit import evaluate, fit, predict
+from jaxnn.training.steps import EpochResult, init_train_state, train_epoch, train_step
 from jaxnn.twins import autodiff_twin
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
 from jaxnn.wrapping import with_rules

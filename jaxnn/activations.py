@@ -41,7 +41,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import in_dtype, number
+from jaxnn.arrays import in_dtype
+from jaxnn.checks import number
 from jaxnn.types import Activation, Array
 
 __all__ = ["sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity"]

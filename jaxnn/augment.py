@@ -35,8 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import accumulator, as_key, describe, is_floating, number
+from jaxnn.arrays import accumulator, is_floating
+from jaxnn.checks import number
+from jaxnn.keys import as_key
 from jaxnn.records import is_function
+from jaxnn.trees import describe
 from jaxnn.types import Array, Key
 
 __all__ = [

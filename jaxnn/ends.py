@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import in_dtype, poisoned
+from jaxnn.arrays import in_dtype, poisoned
 from jaxnn.records import is_array
 from jaxnn.types import Array
 

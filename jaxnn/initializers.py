@@ -30,7 +30,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import as_key, in_dtype, number, whole_number
+from jaxnn.arrays import in_dtype
+from jaxnn.checks import number, whole_number
+from jaxnn.keys import as_key
 from jaxnn.mistakes import several
 from jaxnn.records import Record, is_array
 from jaxnn.types import Array, DType, Key, Shape

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import checks
-from jaxnn.ranks import with_rank
+from jaxnn.arrays import first_of, in_dtype, is_floating, poisoned, with_rank
+from jaxnn.losses.targets import as_arrays, entry_by_entry, holds_labels, labels_and_wrong
 from jaxnn.records import Record, is_array
 from jaxnn.types import Array
 
@@ -65,12 +66,12 @@ class _Metric(Record):
         raise NotImplementedError
 
     def __call__(self, prediction: Array, target: Array) -> Array:
-        each = self._score(*checks.as_arrays(f"metrics.{self.__name__}", prediction, target))
+        each = self._score(*as_arrays(f"metrics.{self.__name__}", prediction, target))
         return each.mean(axis=tuple(range(1, each.ndim)))
 
     def entries(self, prediction: Array, target: Array) -> Array:
         """What is counted at each entry, [N, …]."""
-        each = self._score(*checks.as_arrays(f"metrics.{self.__name__}", prediction, target))
+        each = self._score(*as_arrays(f"metrics.{self.__name__}", prediction, target))
         return each.mean(axis=tuple(range(max(each.ndim - self._features, 1), each.ndim)))
 
     def check(self, prediction: Any, target: Any) -> None:
@@ -78,7 +79,7 @@ class _Metric(Record):
         target = np.asarray(target)
         bad, meant = self._wrong(prediction, target)
         if bad.any():
-            first = checks.first_of(bad)
+            first = first_of(bad)
             raise ValueError(
                 f"metrics.{self.__name__}: {bad.sum()} of {bad.size} values of the target are not {meant}, first "
                 f"target[{', '.join(map(str, first))}] = {target[first].item()!r}; give what is to be ignored weight 0"
@@ -93,12 +94,12 @@ def _scored(right: Array, wrong_target: Array) -> Array:
 def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array | None]:
     """Labels [N, …] in int32, where they cannot be right, and where there is none, if that can be."""
     real = (jnp.floating, jnp.integer, jnp.bool_)
-    if not checks.holds_labels(
+    if not holds_labels(
         f"metrics.{name}", prediction, target, distributions=real, for_one_score="see metrics.binary_accuracy"
     ):
         none = (target == jnp.zeros((), target.dtype)).all(axis=-1)  # padding: class 0 would be right for it
         return target.argmax(axis=-1).astype(jnp.int32), jnp.isnan(target).any(axis=-1), none
-    labels, wrong = checks.labels_and_wrong(target, prediction.shape[-1])
+    labels, wrong = labels_and_wrong(target, prediction.shape[-1])
     return labels.astype(jnp.int32), wrong, None
 
 
@@ -123,7 +124,7 @@ class _OfClasses(_Metric):
     def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
         classes = prediction.shape[-1]
         labels = np.issubdtype(target.dtype, np.integer) and target.ndim < len(prediction.shape)
-        bad = checks.labels_and_wrong(target, classes)[1] if labels else np.isnan(target.astype(np.float64))
+        bad = labels_and_wrong(target, classes)[1] if labels else np.isnan(target.astype(np.float64))
         return bad, f"in 0…{classes - 1}" if labels else "numbers"
 
 
@@ -176,7 +177,7 @@ class _OfEntries(_Metric):
     _features = 1
 
     def _score(self, prediction: Array, target: Array, threshold: Any = 0.0) -> Array:
-        checks.entry_by_entry(f"metrics.{self.__name__}", prediction, target, "metrics.accuracy")
+        entry_by_entry(f"metrics.{self.__name__}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)
         return _scored(right, _no_sign_or_share(target))
@@ -233,7 +234,7 @@ class binary_accuracy_at(_OfEntries):
 
     def _score(self, prediction: Array, target: Array, threshold: Any = None) -> Array:
         # A JAX scalar is compared as a Python number is, in the precision of the prediction.
-        dtype = prediction.dtype if checks.is_floating(prediction) else jnp.result_type(float)
-        threshold = checks.in_dtype(self.threshold, dtype)
+        dtype = prediction.dtype if is_floating(prediction) else jnp.result_type(float)
+        threshold = in_dtype(self.threshold, dtype)
         prediction = prediction.astype(dtype) if is_array(threshold) else prediction
-        return checks.poisoned(super()._score(prediction, target, threshold), threshold)
+        return poisoned(super()._score(prediction, target, threshold), threshold)

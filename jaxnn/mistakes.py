@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.checks import path_name, seen
+from jaxnn.checks import seen
 from jaxnn.records import Record
 from jaxnn.records import is_function as is_function
+from jaxnn.trees import path_name
 from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 CHANNELS = (1, 3)  # of grey and of coloured images

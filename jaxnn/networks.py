@@ -7,8 +7,14 @@ from collections.abc import Callable, Sequence
 from jaxnn import initializers
 from jaxnn.activations import relu
 from jaxnn.checks import whole_number
-from jaxnn.combinators import bidirectional, residual, serial
-from jaxnn.layers import batch_norm, conv, dense, flatten, global_avg_pool, max_pool
+from jaxnn.combinators.branches import residual
+from jaxnn.combinators.directions import bidirectional
+from jaxnn.combinators.sequence import serial
+from jaxnn.layers.convolution.conv import conv
+from jaxnn.layers.convolution.pooling import global_avg_pool, max_pool
+from jaxnn.layers.dense import dense
+from jaxnn.layers.norm.batch import batch_norm
+from jaxnn.layers.reshape import flatten
 from jaxnn.mistakes import is_function
 from jaxnn.types import Activation, Layer
 
@@ -69,7 +75,7 @@ def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: in
     Source: LeCun, Bottou, Bengio & Haffner (1998), "Gradient-based learning applied to document recognition", whose
     LeNet-5 has tanh, weighted averages for pooling and another output; the widths are those of Nielsen (2015), ch. 6.
 
-    >>> from jaxnn.summary import summary
+    >>> from jaxnn import summary
     >>> summary(lenet(), (28, 28, 1), batch_size=None).params
     85670
     """

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, widest
+from jaxnn.arrays import widest
+from jaxnn.errors import LayerError
 from jaxnn.records import is_array
 from jaxnn.types import DType, Initializer, InShape, Key, Params, Shape, State
 

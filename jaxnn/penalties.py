@@ -34,9 +34,11 @@ from typing import Any, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, in_dtype, is_floating, named_leaves, number, path_name, seen
+from jaxnn.arrays import accumulator, in_dtype, is_floating
+from jaxnn.checks import number, seen
 from jaxnn.mistakes import accepts, is_factory, is_function
 from jaxnn.records import fields_of
+from jaxnn.trees import describe, named_leaves, path_name
 from jaxnn.types import Array, Params, Penalty, Tree
 
 __all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "chosen"]

@@ -28,10 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import named_leaves, seen, whole_number
-from jaxnn.combinators import ordered_leaves
-from jaxnn.diagnostics.report import Diagnosis
+from jaxnn.checks import seen, whole_number
+from jaxnn.combinators.walk import ordered_leaves
+from jaxnn.diagnostics.diagnosis import Diagnosis
 from jaxnn.mistakes import is_function
+from jaxnn.trees import named_leaves
 from jaxnn.types import Activation, Fit, Layer, Loss, Tree
 
 if TYPE_CHECKING:

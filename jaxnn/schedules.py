@@ -20,7 +20,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.checks import number, poisoned, seen, whole_number
+from jaxnn.arrays import poisoned
+from jaxnn.checks import number, seen, whole_number
 from jaxnn.ends import (
     as_rate,
     as_rates,

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, check_delta, features, is_floating, outline
+from jaxnn.arrays import is_floating, outline
+from jaxnn.errors import LayerError
+from jaxnn.shapes import check_delta, features
 from jaxnn.showing import shown
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
@@ -36,7 +38,7 @@ class Sequences(NamedTuple):
             of `lstm`, a pair (forwards, backwards) of states in `bidirectional`.
 
     >>> import jax
-    >>> from jaxnn.layers import rnn
+    >>> from jaxnn import rnn
     >>> x = Sequences(jnp.ones((2, 3, 1)), mask=jnp.array([[True, True, True], [True, False, False]]))
     >>> layer = rnn(1, returns="last")
     >>> params = {"w": jnp.ones((1, 1)), "w_h": jnp.ones((1, 1)), "b": jnp.zeros(1)}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import in_dtype, number, poisoned, seen, whole_number, yes_or_no
+from jaxnn.arrays import in_dtype, poisoned
+from jaxnn.checks import number, seen, whole_number, yes_or_no
 from jaxnn.interfaces import Shown
 from jaxnn.showing import shown
 from jaxnn.types import Array, Params

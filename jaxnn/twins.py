@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, check_delta, is_floating, outline
+from jaxnn.arrays import is_floating, outline
+from jaxnn.errors import LayerError
 from jaxnn.interfaces import Layer
 from jaxnn.mistakes import net_record
 from jaxnn.placement import on_mesh
 from jaxnn.records import Record, written
+from jaxnn.shapes import check_delta
 from jaxnn.tapes import all_along, coupled
 from jaxnn.types import Array, DType, Forward, InShape, Key, Params, State, Tree
 from jaxnn.wrapping import within
@@ -96,7 +98,7 @@ class autodiff_twin(Layer):
     A combinator becomes one leaf, its children's hand-derived rules unused. For the twin of every leaf,
     `map_layers(autodiff_twin, net)`. The twin's tape is its input, and its backward runs the forward again.
 
-    >>> from jaxnn.layers import dense
+    >>> from jaxnn import dense
     >>> twin = autodiff_twin(dense(2))
     >>> params, state = twin.init(jax.random.key(0), (3,))
     >>> y, _, tape = twin.forward(params, state, jnp.ones((4, 3)))

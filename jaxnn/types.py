@@ -88,7 +88,8 @@ class Reading(Record):
         total: `total(tree) ->` anything, of what there is by then of the whole network, keyed like params.
 
     >>> import jax, jax.numpy as jnp
-    >>> from jaxnn import backprop, dense, losses, share
+    >>> from jaxnn import backprop
+    >>> from jaxnn import dense, losses, share
     >>> largest = Reading("largest", lambda use: jnp.abs(use.delta).max(), finish=lambda noted: noted.max(0))
     >>> net = share(dense(2), 3)
     >>> params, state = net.init(0, (2,))

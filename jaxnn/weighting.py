@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, batch_size, is_concrete, is_floating
+from jaxnn.arrays import accumulator, is_concrete, is_floating
 from jaxnn.sequences import masks_of, values_of
+from jaxnn.shapes import batch_size
 from jaxnn.types import Array, DType, Shape
 
 Rule = Callable[[Any, Any], Array]  # (prediction, target) -> [N], or [N, …]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import jax
 
+from jaxnn import Activation
 from jaxnn import activations as a
-from jaxnn.types import Activation, Array
+from jaxnn.types import Array
 
 INF = math.inf
 

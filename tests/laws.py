@@ -18,7 +18,8 @@ import pytest
 from by_numpy import by_numpy
 
 from jaxnn import Sequences, as_custom_vjp, autodiff_twin, dense, serial, tanh
-from jaxnn.checks import is_floating, named_leaves
+from jaxnn.arrays import is_floating
+from jaxnn.trees import named_leaves
 
 FLOAT64 = 1e-12  # rounding of a few hundred operations
 FLOAT32 = 1e-5

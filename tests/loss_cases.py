@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn import losses
-from jaxnn.types import Array, Loss
+from jaxnn import Loss, losses
+from jaxnn.types import Array
 
 MARGIN = 0.05  # far outside the reach of a central difference
 SHAPES = ((5,), (5, 4), (3, 2, 4))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from activation_cases import ACTIVATION_CASES, ActivationCase
 
-from jaxnn import activations
-from jaxnn.types import Activation
+from jaxnn import Activation, activations
 
 FLOAT64 = 1e-12  # of the largest slope: a few roundings
 FLOAT32 = 1e-5  # likewise, with room for the elementary functions

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn.optimizers import adagrad, adam, adamw, apply_updates, gradient_descent, rmsprop, sgd
+from jaxnn import adagrad, adam, adamw, apply_updates, gradient_descent, rmsprop, sgd
 from jaxnn.penalties import everything
 
 FLOAT64 = 1e-12  # of the largest entry, after TIMES updates in float64

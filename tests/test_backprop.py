@@ -20,10 +20,12 @@ from jaxnn import (
     autodiff_twin,
     backprop,
     dense,
+    leaf_layers,
     losses,
     map_layers,
     mlp,
     named,
+    ordered_leaves,
     parallel,
     relu,
     repeat,
@@ -33,7 +35,6 @@ from jaxnn import (
     sigmoid,
     tanh,
 )
-from jaxnn.combinators import leaf_layers, ordered_leaves
 
 L2 = Penalty(
     "l2",

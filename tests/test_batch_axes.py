@@ -32,9 +32,9 @@ from jaxnn import (
     tapes,
     with_rules,
 )
-from jaxnn.checks import LayerError
+from jaxnn.errors import LayerError
 from jaxnn.factors import Factor, generic
-from jaxnn.passes import factors_of
+from jaxnn.passes.parts import factors_of
 from jaxnn.tapes import all_along, one_of
 
 COUPLED = "in training batch norm couples the examples"

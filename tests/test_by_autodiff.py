@@ -32,8 +32,8 @@ from jaxnn import (
     tanh,
     with_rules,
 )
+from jaxnn.arrays import with_rank
 from jaxnn.gradcheck.report import COLOURS, NEUTRAL, Report, Row
-from jaxnn.ranks import with_rank
 from jaxnn.twins import OwnLayer
 
 N = 4

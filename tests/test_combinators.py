@@ -8,8 +8,22 @@ from draws import drawn
 
 import jaxnn
 from jaxnn import activations as act
-from jaxnn import dense, flatten, map_layers, mlp, named, parallel, relu, repeat, residual, serial, share, tanh
-from jaxnn.combinators import leaf_layers, ordered_leaves
+from jaxnn import (
+    dense,
+    flatten,
+    leaf_layers,
+    map_layers,
+    mlp,
+    named,
+    ordered_leaves,
+    parallel,
+    relu,
+    repeat,
+    residual,
+    serial,
+    share,
+    tanh,
+)
 
 KEY = jax.random.key(0)
 

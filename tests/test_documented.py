@@ -9,7 +9,17 @@ import pytest
 from by_numpy import by_numpy
 
 import jaxnn
-from jaxnn import as_custom_vjp, backprop, batch_norm, dense, gru, losses, penalties, serial, tanh
+from jaxnn import (
+    as_custom_vjp,
+    backprop,
+    batch_norm,
+    dense,
+    gru,
+    losses,
+    penalties,
+    serial,
+    tanh,
+)
 
 FLOAT64 = 1e-12
 

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn import autodiff, backprop, dropout, losses, repeat, serial, share
+from jaxnn import (
+    autodiff,
+    backprop,
+    dropout,
+    losses,
+    repeat,
+    serial,
+    share,
+)
 
 RATE = 0.3
 ONES = jnp.ones((2000, 10))

@@ -9,7 +9,18 @@ from cases import CASES
 from laws import close, made, variables
 from loss_cases import LOSS_CASES
 
-from jaxnn import activation, as_custom_vjp, autodiff, backprop, conv, dense, identity, losses, serial, tanh
+from jaxnn import (
+    activation,
+    as_custom_vjp,
+    autodiff,
+    backprop,
+    conv,
+    dense,
+    identity,
+    losses,
+    serial,
+    tanh,
+)
 
 FEW = {  # one for each way in which N enters a rule
     "dense, narrow after wide",

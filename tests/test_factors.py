@@ -23,7 +23,6 @@ from jaxnn import (
     mlp,
     named,
     parallel,
-    readings,
     repeat,
     reshape,
     serial,
@@ -34,7 +33,14 @@ from jaxnn import (
 from jaxnn import factors as factors_module
 from jaxnn.factors import Explicit, Factor, Outer, Rows, beside, generic
 from jaxnn.layers.convolution.windowed import Windowed
-from jaxnn.passes import factors_of, forward_pass, products, recursion, seed
+from jaxnn.passes import readings
+from jaxnn.passes.parts import (
+    factors_of,
+    forward_pass,
+    products,
+    recursion,
+    seed,
+)
 from jaxnn.twins import OwnLayer
 
 NORMS = 1e-10

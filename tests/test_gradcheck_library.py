@@ -9,9 +9,9 @@ from laws import floats
 from test_mutants import MUTANTS, ROWS
 
 from jaxnn import dense, gradcheck, losses, named, parallel, repeat, residual, serial, share, tanh
-from jaxnn.checks import named_leaves
 from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.programs import Problem
+from jaxnn.trees import named_leaves
 
 N = 4
 

@@ -8,8 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn import Layer, dense, gradcheck, losses, named, relu, repeat, residual, serial, share, sigmoid, tanh
-from jaxnn.combinators import ordered_leaves
+from jaxnn import (
+    Layer,
+    dense,
+    gradcheck,
+    losses,
+    named,
+    ordered_leaves,
+    relu,
+    repeat,
+    residual,
+    serial,
+    share,
+    sigmoid,
+    tanh,
+)
 
 N = 4
 

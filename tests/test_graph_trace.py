@@ -11,7 +11,16 @@ import pytest
 from by_numpy import by_numpy
 from examples_loader import load_example
 
-from jaxnn import backprop, dense, graph, losses, repeat, residual, serial, tanh
+from jaxnn import (
+    backprop,
+    dense,
+    graph,
+    losses,
+    repeat,
+    residual,
+    serial,
+    tanh,
+)
 
 EXACT = 1e-12  # of a leaf's largest element, in float64
 

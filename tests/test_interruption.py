@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn import DivergenceError, Interrupted, dense, fit, losses, sgd, training
+from jaxnn import (
+    DivergenceError,
+    Interrupted,
+    dense,
+    fit,
+    losses,
+    sgd,
+)
 from jaxnn.stopping import early_stopping, keep_best
+from jaxnn.training import fit as training
 
 N, BATCH = 8, 2
 X = np.linspace(-1, 1, N, dtype=np.float32)[:, None]

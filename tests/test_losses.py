@@ -20,8 +20,7 @@ import pytest
 from laws import evaluated
 from loss_cases import LOSS_CASES, SHAPES, LossCase
 
-from jaxnn import losses
-from jaxnn.types import Loss
+from jaxnn import Loss, losses
 
 F64 = 1e-12  # worst entry over the largest: two routes in float64
 F32 = 1e-5  # the same in float32

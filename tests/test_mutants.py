@@ -14,10 +14,21 @@ from laws import DIFFERENCES, FLOAT64, as_slopes, close, ensemble, evaluated, ma
 from loss_cases import LOSS_CASES
 from recurrent_mutants import MUTANTS as RECURRENT_MUTANTS
 
-from jaxnn import Layer, autodiff, autodiff_twin, backprop, dense, map_layers, mlp, residual, serial, tanh
-from jaxnn.combinators import leaf_layers
+from jaxnn import (
+    Layer,
+    autodiff,
+    autodiff_twin,
+    backprop,
+    dense,
+    leaf_layers,
+    map_layers,
+    mlp,
+    residual,
+    serial,
+    tanh,
+)
+from jaxnn.arrays import with_rank
 from jaxnn.losses import mse, softmax_cross_entropy
-from jaxnn.ranks import with_rank
 
 ROWS = {case.name: case for case in CASES}
 

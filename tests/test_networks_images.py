@@ -9,7 +9,7 @@ from laws import FLOAT32, FLOAT64, close, evaluated
 
 import jaxnn
 from jaxnn import autodiff, backprop, losses, networks
-from jaxnn.checks import named_leaves
+from jaxnn.trees import named_leaves
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,30 @@ import numpy as np
 import pytest
 from laws import evaluated
 
-from jaxnn import Loss, activations, dense, fit, init_train_state, losses, optimizers, penalties, train_step
-from jaxnn.activations import leaky_relu
-from jaxnn.losses import huber, label_smoothing
-from jaxnn.optimizers import (
+import jaxnn
+from jaxnn import (
+    Loss,
     accumulate,
+    activations,
     adagrad,
     adam,
     adamw,
+    apply_updates,
     chain,
     clip_by_global_norm,
     clip_by_value,
+    dense,
+    fit,
     gradient_descent,
+    init_train_state,
+    leaky_relu,
+    losses,
+    penalties,
     rmsprop,
     sgd,
+    train_step,
 )
+from jaxnn.losses import huber, label_smoothing
 from jaxnn.penalties import everything
 
 THETA = {"w": np.array([1.0, -2.0, 0.5, 3.0, -1.5])}
@@ -44,7 +53,7 @@ def descended(optimizer, steps=3):
     for _ in range(steps):
         grads = jax.tree.map(lambda theta, a: a * jnp.sinh(a * theta), params, SCALES)
         updates, state = optimizer.update(grads, state, params)
-        params = optimizers.apply_updates(params, updates)
+        params = apply_updates(params, updates)
     return params
 
 
@@ -239,7 +248,7 @@ RECORDS = {  # each as it is written, and a change that is refused
 }
 PLAIN = [*(name for name in activations.__all__ if name != "leaky_relu")]
 PLAIN += [name for name in losses.__all__ if name not in ("huber", "label_smoothing")]
-NAMES = {**vars(optimizers), **vars(activations), **vars(losses), **vars(penalties), "halving": halving}
+NAMES = {**vars(jaxnn), **vars(activations), **vars(losses), **vars(penalties), "halving": halving}
 
 
 @pytest.mark.parametrize("text", [*RECORDS, *PLAIN])

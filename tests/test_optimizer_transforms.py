@@ -26,7 +26,7 @@ from jaxnn import (
     stopping,
     tanh,
 )
-from jaxnn.optimizers import ChainState
+from jaxnn.optimizers.transforms import ChainState
 
 FLOAT32 = 1e-6  # two orders of one sum
 FLOAT64 = 1e-14

@@ -23,7 +23,6 @@ from jaxnn import (
     losses,
     named,
     parallel,
-    readings,
     repeat,
     residual,
     serial,
@@ -34,7 +33,8 @@ from jaxnn import (
 )
 from jaxnn.combinators.walk import leaves_of
 from jaxnn.factors import Factor
-from jaxnn.passes import forward_pass, recursion, seed
+from jaxnn.passes import readings
+from jaxnn.passes.parts import forward_pass, recursion, seed
 
 N = 4
 LOSS = losses.half_squared_error

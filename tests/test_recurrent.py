@@ -8,7 +8,18 @@ from draws import drawn, normal
 from laws import FLOAT32, FLOAT64, close, evaluated
 
 import jaxnn
-from jaxnn import Sequences, autodiff, backprop, bidirectional, dense, gru, lstm, named, rnn, serial
+from jaxnn import (
+    Sequences,
+    autodiff,
+    backprop,
+    bidirectional,
+    dense,
+    gru,
+    lstm,
+    named,
+    rnn,
+    serial,
+)
 from jaxnn import gru_step as one_gru_step
 from jaxnn import lstm_step as one_lstm_step
 from jaxnn import rnn_step as one_rnn_step
@@ -235,7 +246,7 @@ def test_masked_layers_stack():
     net = serial(lstm(3), bidirectional(gru(2)), rnn(3, returns="last"), dense(2))
     x = normal(N, T, D, seed=2)
     read = Sequences(x, MASK)
-    params, state = drawn(net, jaxnn.checks.example_shape(read))
+    params, state = drawn(net, jaxnn.shapes.example_shape(read))
     args = (params, state, read, np.ones((N, 2), np.float32))
     hand, auto = (evaluated(f(net, half_squared_error, read=("deltas",)))(*args) for f in (backprop, autodiff))
     close(hand.grads, auto.grads, FLOAT32, "grads")

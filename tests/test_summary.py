@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnn
-from jaxnn import dense, flatten, mlp, named, parallel, relu, repeat, residual, serial, share, tanh
-from jaxnn.summary import summary
-from jaxnn.types import Layer
+from jaxnn import Layer, dense, flatten, mlp, named, parallel, relu, repeat, residual, serial, share, summary, tanh
 
 LOOPS_AGREE = 0.02  # XLA shares a few elementwise operations between a loop's passes where there is no loop
 

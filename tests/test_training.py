@@ -35,8 +35,8 @@ from jaxnn import (
     tanh,
     train_epoch,
     train_step,
-    training,
 )
+from jaxnn.training import fit as training
 from jaxnn.types import EPOCH_START
 
 FLOAT32 = 1e-5  # of a leaf's largest entry: up to a dozen steps of a few roundings each

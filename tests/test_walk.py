@@ -9,9 +9,12 @@ from jaxnn import (
     bidirectional,
     dense,
     gru,
+    leaf_layers,
     losses,
+    map_layers,
     mlp,
     named,
+    ordered_leaves,
     parallel,
     relu,
     repeat,
@@ -22,9 +25,8 @@ from jaxnn import (
     tanh,
     with_rules,
 )
-from jaxnn.combinators import leaf_layers, map_layers, ordered_leaves
 from jaxnn.combinators.walk import Loop, leaves_of, places, rebuilt
-from jaxnn.passes import forward_pass, recursion, seed
+from jaxnn.passes.parts import forward_pass, recursion, seed
 
 REPEAT, SHARE = Loop(2, True), Loop(3, False)
 NET = serial(

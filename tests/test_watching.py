@@ -28,7 +28,7 @@ from jaxnn import (
     train_epoch,
 )
 from jaxnn.stopping import Monitors, early_stopping, keep_best, reduce_on_plateau, together
-from jaxnn.training import _Epoch, _train
+from jaxnn.training.fit import _Epoch, _train
 
 N, D, K, BATCH, EPOCHS = 12, 4, 3, 5, 14
 RNG = np.random.default_rng(3)

@@ -9,15 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import (
-    LayerError,
-    check_delta,
-    check_input_deltas,
-    describe,
-    input_spec,
-    is_floating,
-    outline,
-)
+from jaxnn.arrays import is_floating, outline
 from jaxnn.combinators.parts import (
     OfSeveral,
     as_layers,
@@ -28,7 +20,10 @@ from jaxnn.combinators.parts import (
     forward_of,
     init_of,
 )
+from jaxnn.errors import LayerError
 from jaxnn.sequences import is_given, joined, parted, values_of, with_values
+from jaxnn.shapes import check_delta, check_input_deltas, input_spec
+from jaxnn.trees import describe
 from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, check_delta, check_input_deltas, outline
+from jaxnn.arrays import outline
 from jaxnn.combinators.parts import as_layers, axes_of_children, backward_of, entries, forward_of, init_of
+from jaxnn.errors import LayerError
 from jaxnn.sequences import both_ways, of_both_ways, turned, values_of, with_values
+from jaxnn.shapes import check_delta, check_input_deltas
 from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 NAMES = ("forward", "backward")

@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, as_key, describe, inside, layer_key, name_hash, seen
+from jaxnn.checks import seen
+from jaxnn.errors import LayerError, inside
+from jaxnn.keys import as_key, layer_key, name_hash
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.mistakes import array_leaves, is_factory, is_function
+from jaxnn.trees import describe
 from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tagged, Tree
 
 

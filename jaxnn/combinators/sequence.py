@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import activations, initializers
-from jaxnn.checks import as_key, check_delta, input_spec, inside, outline, whole_number
+from jaxnn.arrays import outline
+from jaxnn.checks import whole_number
 from jaxnn.combinators.parts import (
     OfSeveral,
     as_layers,
@@ -25,10 +26,13 @@ from jaxnn.combinators.parts import (
     pass_key,
     shape_of,
 )
+from jaxnn.errors import inside
+from jaxnn.keys import as_key
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.layers.dense import dense
 from jaxnn.mistakes import several
 from jaxnn.placement import scan
+from jaxnn.shapes import check_delta, input_spec
 from jaxnn.types import Activation, DType, Forward, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 

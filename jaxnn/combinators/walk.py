@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxnn.checks import named_leaves, seen
+from jaxnn.checks import seen
 from jaxnn.combinators.naming import named
 from jaxnn.combinators.parts import as_layers, entry
 from jaxnn.mistakes import is_function, net_record
+from jaxnn.trees import named_leaves
 from jaxnn.types import Layer, Tree
 
 

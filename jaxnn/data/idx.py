@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from jaxnn import checks
+from jaxnn.trees import describe
 from jaxnn.types import Shape
 
 FilePath: TypeAlias = str | os.PathLike[str]
@@ -117,7 +118,7 @@ def _promised_bytes(header: Header) -> int:
 def _check_length(path: Path, header: Header, found: int, about: str = "") -> None:
     promised = _promised_bytes(header)
     if found != promised:
-        expected = f"{promised} bytes of {checks.describe(header)} after the header"
+        expected = f"{promised} bytes of {describe(header)} after the header"
         raise DataError(path, expected, f"{about}{found} bytes", "the file is damaged: fetch it again")
 
 
@@ -178,9 +179,9 @@ def write_idx(path: FilePath, array: Any) -> None:
     code = codes.get(array.dtype.newbyteorder("="))
     if code is None:
         names = ", ".join(dtype.name for dtype in codes)
-        raise TypeError(f"IDX holds {names}, got {checks.describe(array)}: convert with array.astype(…)")
+        raise TypeError(f"IDX holds {names}, got {describe(array)}: convert with array.astype(…)")
     if any(size > LARGEST_SIZE for size in array.shape):
-        raise ValueError(f"IDX holds axes of up to {LARGEST_SIZE}, got {checks.describe(array)}")
+        raise ValueError(f"IDX holds axes of up to {LARGEST_SIZE}, got {describe(array)}")
     header = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
     content = array.astype(array.dtype.newbyteorder(">"), copy=False).ravel().view(np.uint8)
     with path.open("wb") as file:

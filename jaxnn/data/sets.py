@@ -10,8 +10,8 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from jaxnn import checks
 from jaxnn.data.idx import DataError, FilePath, peek_header, read_idx
+from jaxnn.trees import describe
 
 LabelledImages: TypeAlias = tuple[np.ndarray, np.ndarray]  # x [N, H, W, 1] float32 in 0..1, labels [N] int32
 
@@ -71,7 +71,7 @@ def _check_labelled_images(images: Path, labels: Path) -> None:
     image_header, label_header = peek_header(images), peek_header(labels)
     for path, header, rank, axes in ((images, image_header, 3, "N, H, W"), (labels, label_header, 1, "N")):
         if header.dtype.name != "uint8" or len(header.shape) != rank:
-            raise DataError(path, f"uint8[{axes}]", checks.describe(header))
+            raise DataError(path, f"uint8[{axes}]", describe(header))
     if image_header.shape[0] != label_header.shape[0]:
         raise DataError(
             labels,

@@ -13,6 +13,9 @@ import jax
 import numpy as np
 
 from jaxnn import checks
+from jaxnn.keys import as_key
+from jaxnn.shapes import batch_size
+from jaxnn.trees import named_leaves
 from jaxnn.types import Key, Tree
 
 
@@ -55,13 +58,13 @@ def split(data: Tree, held_out: float | Sequence[float], *, key: Key | int, stra
     """
     checks.plain_data("split: data", data, numbers=False)
     checks.plain_data("split: stratify", stratify, numbers=False)
-    for name, leaf in checks.named_leaves(data).items():
+    for name, leaf in named_leaves(data).items():
         if not isinstance(leaf, np.ndarray | jax.Array):
             where = f"data/{name}" if name else "data"
             raise TypeError(f"split expects arrays, got {type(leaf).__name__} at {where}: use np.asarray")
-    N = checks.batch_size("data", data)
+    N = batch_size("data", data)
     sizes = _part_sizes(held_out, N)
-    words = np.asarray(jax.random.key_data(checks.as_key(key))).ravel().tolist()
+    words = np.asarray(jax.random.key_data(as_key(key))).ravel().tolist()
     # NumPy promises the raw bits of a generator for good, its shuffles only within a version.
     bits = np.random.Philox(np.random.SeedSequence(words))
     order = np.argsort(bits.random_raw(N), kind="stable")

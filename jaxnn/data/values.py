@@ -13,7 +13,9 @@ import jax
 import numpy as np
 
 from jaxnn import checks
+from jaxnn.arrays import first_of, is_floating
 from jaxnn.showing import shown
+from jaxnn.trees import describe
 from jaxnn.types import DType, Shape
 
 BLOCK = 1024  # examples whose float64 copy is in memory at a time while statistics are taken
@@ -58,7 +60,7 @@ def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
         raise TypeError(f"standardisation: axes must be a list, as in (0,), got {checks.seen(axes)}")
     checks.plain_data("standardisation: x", x)
     x, axes = np.asarray(x), tuple(axes)
-    if x.dtype.kind not in "biu" and not checks.is_floating(x):
+    if x.dtype.kind not in "biu" and not is_floating(x):
         raise TypeError(f"standardisation expects real numbers, got x of {x.dtype}")
     if 0 not in axes or len(set(axes)) < len(axes) or not all(0 <= axis < x.ndim for axis in axes):
         raise ValueError(f"axes must hold 0 and further axes of x of shape {x.shape}, each once, got {axes}")
@@ -67,13 +69,13 @@ def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
     finite = np.isfinite(x)
     if not finite.all():
         count = x.size - np.count_nonzero(finite)
-        raise ValueError(f"x holds {count} values that are not finite, the first at {checks.first_of(~finite)}")
+        raise ValueError(f"x holds {count} values that are not finite, the first at {first_of(~finite)}")
     count = math.prod(x.shape[axis] for axis in axes)
     low, high = x.min(axes, keepdims=True), x.max(axes, keepdims=True)
     # A constant's mean is known exactly; a rounded one would leave σ ≈ 1e-17 and (x − μ)/σ = ±1 instead of 0.
     mean = np.where(low == high, low.astype(np.float64), _power_sum(x, 1, axes) / count)
     std = np.sqrt(_power_sum(x, 2, axes, mean) / count)
-    dtype = x.dtype if checks.is_floating(x) else np.dtype(np.float32)
+    dtype = x.dtype if is_floating(x) else np.dtype(np.float32)
     smallest = float(jax.numpy.finfo(dtype).tiny)  # XLA may flush what is below to 0, and then divide by it
     std = np.where(std < smallest, 0.0, std)
     shape = x.shape[1:]
@@ -129,7 +131,7 @@ def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
     """Returns x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they are of the same features."""
     if not isinstance(scale, Standardisation):
         swapped = isinstance(x, Standardisation)
-        got = checks.describe(scale) if hasattr(scale, "dtype") else type(scale).__name__
+        got = describe(scale) if hasattr(scale, "dtype") else type(scale).__name__
         advice = f"{what}(scale, x) takes scale first" if swapped else f"give {what}(standardisation(x_train), x)"
         raise TypeError(f"{what}: scale must be what standardisation(x_train) gives, got {got}: {advice}")
     checks.plain_data(f"{what}: {'z' if what.startswith('un') else 'x'}", x)
@@ -139,7 +141,7 @@ def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
     if not x.ndim or x.shape[1:] != scale.mean.shape:
         expected = f"[{', '.join(['N', *map(str, scale.mean.shape)])}]"
         raise ValueError(f"{what} expects {expected} like what scale was taken from, got shape {x.shape}")
-    dtype = x.dtype if checks.is_floating(x) else scale.mean.dtype
+    dtype = x.dtype if is_floating(x) else scale.mean.dtype
     sigma = scale.std + (scale.std == 0).astype(scale.std.dtype)
     return x.astype(dtype), scale.mean.astype(dtype)[None], sigma.astype(dtype)[None]
 
@@ -169,10 +171,10 @@ def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
     checks.plain_data("one_hot: labels", labels)
     labels, classes = np.asarray(labels), checks.whole_number("classes", classes, least=1)
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"one_hot expects integer labels, got {checks.describe(labels)}")
+        raise TypeError(f"one_hot expects integer labels, got {describe(labels)}")
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
-        where = checks.first_of(wrong)
+        where = first_of(wrong)
         advice = "; they seem to count from 1: give labels - 1" if labels.min() == 1 else ""
         raise ValueError(
             f"one_hot expects labels from 0 to {classes - 1}, got {np.count_nonzero(wrong)} others, "

@@ -5,9 +5,16 @@ one's own measures (`train_step(…, diagnose=True)`) becomes words by `report`.
 are named in `report`.
 """
 
+from jaxnn.diagnostics.diagnosis import (
+    Diagnosis,
+    Finding,
+    LayerRow,
+    over_time,
+    report,
+    report_each,
+)
 from jaxnn.diagnostics.measures import Measures
 from jaxnn.diagnostics.point import diagnose
-from jaxnn.diagnostics.report import Diagnosis, Finding, LayerRow, over_time, report, report_each
 
 __all__ = ["diagnose", "report", "report_each", "over_time", "Diagnosis", "Finding", "LayerRow", "Measures"]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, is_floating, widest
+from jaxnn.arrays import accumulator, is_floating, widest
 from jaxnn.combinators.walk import leaves_of
 from jaxnn.sequences import as_sequences
 from jaxnn.showing import shown

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.backprop import backprop
-from jaxnn.checks import as_key
 from jaxnn.compiled import program
+from jaxnn.diagnostics.diagnosis import Diagnosis, report
 from jaxnn.diagnostics.measures import HEALTH, Measures, measures
-from jaxnn.diagnostics.report import Diagnosis, report
+from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, array_leaves, loss_record, net_record, optimizer_record, penalty_record
+from jaxnn.passes.backprop import backprop
 from jaxnn.records import Record
 from jaxnn.types import Array, Key, Layer, Loss, Optimizer, Params, Penalty, State, Tree
 

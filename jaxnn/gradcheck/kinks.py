@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxnn import losses
 from jaxnn.activations import leaky_relu, relu
-from jaxnn.layers import max_pool
+from jaxnn.layers.convolution.pooling import max_pool
 from jaxnn.penalties import l1
 from jaxnn.types import Activation, Array, Loss
 

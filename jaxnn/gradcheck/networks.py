@@ -15,16 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import autodiff, backprop, check_records
-from jaxnn.checks import as_key, named_leaves, plain_data
+from jaxnn.checks import plain_data
 from jaxnn.combinators.walk import Place, ordered_leaves, places, rebuilt
 from jaxnn.gradcheck.judge import ONLY_HERE, judge
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
 from jaxnn.gradcheck.spots import DELTA_IN, Spot, Spots, Uses, at_spot, counted, find_spots
 from jaxnn.jaxprs import first_difference
+from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, array_leaves
-from jaxnn.passes import check_params, costs
+from jaxnn.passes.backprop import autodiff, backprop, check_records
+from jaxnn.passes.parts import check_params, costs
+from jaxnn.trees import named_leaves
 from jaxnn.twins import autodiff_twin
 from jaxnn.types import Key, Layer, Loss, Params, State, Tree
 

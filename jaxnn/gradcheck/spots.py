@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import is_floating, named_leaves, same_shapes
+from jaxnn.arrays import is_floating
 from jaxnn.combinators.walk import Place
 from jaxnn.gradcheck.programs import Problem
-from jaxnn.passes import Costs, costs
-from jaxnn.readings import slotted
+from jaxnn.passes.parts import Costs, costs
+from jaxnn.passes.readings import slotted
+from jaxnn.trees import named_leaves, same_shapes
 from jaxnn.types import Key, Layer, Loss, Params, Reading, State, Tree
 
 

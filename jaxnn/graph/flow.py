@@ -21,7 +21,7 @@ from jaxnn.graph.terminal import columns, cut, distinct, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
 from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
-from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
+from jaxnn.magnitudes import LARGEST, SMALLEST, bar_of, span
 from jaxnn.showing import shown
 from jaxnn.types import Tree
 

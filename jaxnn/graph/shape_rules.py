@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxnn.arrays import with_rank
 from jaxnn.graph.rule import Note, Pull, Rule, at, nothing, share
 from jaxnn.jaxprs import is_float
-from jaxnn.ranks import with_rank
 
 Params = dict[str, Any]
 

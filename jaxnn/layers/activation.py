@@ -7,9 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnn import activations
-from jaxnn.checks import LayerError, check_delta, features, seen
+from jaxnn.checks import seen
+from jaxnn.errors import LayerError
 from jaxnn.mistakes import factory_hint, is_factory
 from jaxnn.sequences import over_steps
+from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
 from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
@@ -29,7 +31,7 @@ class activation(Layer):
 
     Source: Nielsen (2015), ch. 2, equation BP2.
 
-    >>> from jaxnn.activations import relu
+    >>> from jaxnn import relu
     >>> h, _, tape = activation(relu).forward({}, (), jnp.array([[-1.0, 2.0]]))
     >>> delta_in, _ = activation(relu).backward({}, tape, jnp.ones((1, 2)))
     >>> delta_in.tolist()

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, check_delta, features, input_spec, whole_number, yes_or_no
+from jaxnn.arrays import with_rank
+from jaxnn.checks import whole_number, yes_or_no
+from jaxnn.errors import LayerError
 from jaxnn.factors import Outer, by_position
+from jaxnn.keys import as_key
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
-from jaxnn.ranks import with_rank
 from jaxnn.sequences import over_steps
+from jaxnn.shapes import check_delta, features, input_spec
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
 

@@ -7,10 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, as_key, check_delta, features, is_floating, number, outline
+from jaxnn.arrays import accumulator, is_floating, outline
+from jaxnn.checks import number
+from jaxnn.errors import LayerError
+from jaxnn.keys import as_key
 from jaxnn.parameters import constant, nothing
 from jaxnn.records import is_array
 from jaxnn.sequences import over_steps
+from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, Forward, Key, Layer, Outline, Params, State, Tree
 

@@ -9,22 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import initializers
-from jaxnn.checks import (
-    LayerError,
-    accumulator,
-    check_delta,
-    first_of,
-    input_spec,
-    is_concrete,
-    labels_and_wrong,
-    plain_data,
-    whole_number,
-)
+from jaxnn.arrays import accumulator, first_of, is_concrete
+from jaxnn.checks import plain_data, whole_number
+from jaxnn.errors import LayerError
 from jaxnn.factors import Rows, by_position
+from jaxnn.losses.targets import labels_and_wrong
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.sequences import as_sequences, over_steps, tokens_seen
+from jaxnn.shapes import check_delta, input_spec
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxnn.checks import LayerError, check_delta, is_floating, one_array, outline, whole_number
+from jaxnn.arrays import is_floating, outline
+from jaxnn.checks import whole_number
+from jaxnn.errors import LayerError
 from jaxnn.parameters import nothing
 from jaxnn.placement import reshaped
+from jaxnn.shapes import check_delta, one_array
 from jaxnn.tapes import first_axes
 from jaxnn.types import Forward, Key, Layer, Outline, Params, Shape, State, Tree
 

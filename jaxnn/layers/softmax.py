@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from jaxnn.checks import check_delta, features
 from jaxnn.parameters import nothing
 from jaxnn.sequences import over_steps
+from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
 from jaxnn.types import Forward, Key, Layer, Params, State, Tree
 

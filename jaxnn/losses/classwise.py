@@ -12,9 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import checks
+from jaxnn.arrays import in_dtype, is_floating, with_rank
 from jaxnn.losses.rules import OfRules, at_least, log_clipped, no_probability
-from jaxnn.losses.targets import DISTRIBUTIONS, WHOLE, Domain, check_dtypes, check_values, labels_of, poison
-from jaxnn.ranks import with_rank
+from jaxnn.losses.targets import (
+    DISTRIBUTIONS,
+    WHOLE,
+    Domain,
+    check_dtypes,
+    check_values,
+    holds_labels,
+    labels_and_wrong,
+    labels_of,
+    poison,
+)
 from jaxnn.types import Array
 
 
@@ -40,7 +50,7 @@ class Classwise(OfRules):
 
     def check(self, prediction: Any, target: Any) -> None:
         target = np.asarray(target)
-        if target.shape == tuple(prediction.shape[:-1]) and checks.is_floating(target):
+        if target.shape == tuple(prediction.shape[:-1]) and is_floating(target):
             check_values(f"losses.{self.name}", WHOLE, target)  # more can be said than that labels are integers
         super().check(prediction, target)
 
@@ -48,13 +58,13 @@ class Classwise(OfRules):
         where, advice = f"losses.{self.name}", "use losses.sigmoid_binary_cross_entropy"
         check_dtypes(where, prediction, target)
         distributions = (jnp.floating,) if self.soft else ()
-        hard = checks.holds_labels(where, prediction, target, distributions=distributions, for_one_score=advice)
+        hard = holds_labels(where, prediction, target, distributions=distributions, for_one_score=advice)
         return labels_of(prediction.shape[-1]) if hard else DISTRIBUTIONS
 
     def _read(self, y: Array, target: Array, domain: Domain, kept: int) -> tuple[Array, dict[str, Any]]:
         hard = domain is not DISTRIBUTIONS
         if hard:
-            labels, wrong = checks.labels_and_wrong(target, y.shape[-1])
+            labels, wrong = labels_and_wrong(target, y.shape[-1])
         else:
             wrong = DISTRIBUTIONS.wrong(target.astype(y.dtype))
         if self.unusable is not None:
@@ -159,7 +169,7 @@ class label_smoothing(Classwise):
 
     def smoothed(self, t: Array, total: Array | float) -> Array:
         """The target t′."""
-        alpha = checks.in_dtype(self.smoothing, t.dtype)
+        alpha = in_dtype(self.smoothing, t.dtype)
         return (1 - alpha) * t + alpha / t.shape[-1] * total
 
     def cost(self, z: Array, t: Array, total: Array | float) -> Array:

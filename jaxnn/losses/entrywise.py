@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import checks
+from jaxnn.arrays import in_dtype
 from jaxnn.losses.rules import OfRules, at_least, log_clipped, no_probability
-from jaxnn.losses.targets import NUMBERS, SHARES, SIGNS, Domain, check_dtypes, poison
+from jaxnn.losses.targets import NUMBERS, SHARES, SIGNS, Domain, check_dtypes, entry_by_entry, poison
 from jaxnn.records import same, written
 from jaxnn.types import Array
 
@@ -36,7 +37,7 @@ class Entrywise(OfRules):
     def _domain(self, prediction: Any, target: Any) -> Domain:
         where = f"losses.{self.name}"
         check_dtypes(where, prediction, target)
-        checks.entry_by_entry(where, prediction, target, "losses.softmax_cross_entropy")
+        entry_by_entry(where, prediction, target, "losses.softmax_cross_entropy")
         if self.domain is SIGNS and target.dtype == jnp.bool_:
             raise ValueError(f"{where} expects labels -1 and 1, got bool: use jnp.where(target, 1, -1)")
         return self.domain
@@ -134,7 +135,7 @@ class huber(Entrywise):
 
     def q(self, y: Array, t: Array) -> Array:
         """The error e, cut off at ±d; NaN stays NaN, of e or of d."""
-        e, d = y - t, checks.in_dtype(self.d, y.dtype)
+        e, d = y - t, in_dtype(self.d, y.dtype)
         if isinstance(self.d, float):
             return jnp.where(e > d, d, jnp.where(e < -d, -d, e))
         return jnp.where(e > d, d, jnp.where(e < -d, -d, jnp.where(jnp.isnan(d), d, e)))

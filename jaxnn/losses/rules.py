@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn import checks
-from jaxnn.losses.targets import check_values
+from jaxnn.arrays import accumulator
+from jaxnn.losses.targets import as_arrays, check_values
 from jaxnn.types import Array, DType, Loss
 
 
@@ -67,9 +67,9 @@ class OfRules(Loss):
             return share * costs.sum(axis=tuple(range(kept, costs.ndim)))
 
     def _enter(self, prediction: Any, target: Any, kept: int) -> tuple[Array, Array, float, dict[str, Any]]:
-        prediction, target = checks.as_arrays(f"losses.{self.name}", prediction, target)
+        prediction, target = as_arrays(f"losses.{self.name}", prediction, target)
         domain = self._domain(prediction, target)
-        y = prediction.astype(checks.accumulator(prediction.dtype))
+        y = prediction.astype(accumulator(prediction.dtype))
         t, rest = self._read(y, target, domain, kept)
         if self.clips:
             rest["tiny"] = smallest(prediction.dtype)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn import checks
+from jaxnn.arrays import first_of, is_floating
+from jaxnn.checks import seen
+from jaxnn.trees import describe
 from jaxnn.types import Array
 
 
@@ -82,15 +84,15 @@ def labels_of(classes: int) -> Domain:
             return "negative labels are not skipped: drop these examples, or give what is to be ignored weight 0"
         return f"the prediction has {classes} classes and the labels need {most + 1}"
 
-    return Domain(lambda t: checks.labels_and_wrong(t, classes)[1], f"in 0…{classes - 1}", cause)
+    return Domain(lambda t: labels_and_wrong(t, classes)[1], f"in 0…{classes - 1}", cause)
 
 
 def check_dtypes(where: str, prediction: Any, target: Any) -> None:
     """Raises ValueError unless floats are compared with real numbers, and with some."""
-    if not checks.is_floating(prediction):
-        raise ValueError(f"{where} expects a float prediction, got {checks.describe(prediction)}")
+    if not is_floating(prediction):
+        raise ValueError(f"{where} expects a float prediction, got {describe(prediction)}")
     if not any(jnp.issubdtype(target.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise ValueError(f"{where} expects a target of real numbers, got {checks.describe(target)}")
+        raise ValueError(f"{where} expects a target of real numbers, got {describe(target)}")
     if 0 in prediction.shape[1:]:
         raise ValueError(f"{where}: prediction {tuple(prediction.shape)} has an axis of size 0")
 
@@ -103,7 +105,7 @@ def check_values(where: str, domain: Domain, values: np.ndarray) -> None:
     wrong = nan if nan.any() else np.asarray(domain.wrong(values))
     if not wrong.any():
         return
-    first = checks.first_of(wrong)
+    first = first_of(wrong)
     complaint = "NaN" if nan.any() else f"not {domain.meant}"
     cause = NUMBERS.cause(values) if nan.any() else domain.cause(values)
     raise ValueError(
@@ -123,3 +125,99 @@ def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
     """
     sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(kept, wrong.ndim)))
     return sick.reshape(*(sick.shape if kept > 1 else (-1,)), *[1] * (like.ndim - kept))
+
+
+# ---------------------------------------------------------------- a prediction and a target
+
+
+def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Any, Any]:
+    """Both as arrays; TypeError for what is none."""
+    for name, value in (("prediction", prediction), ("target", target)):
+        try:
+            if value is None or isinstance(value, (str, dict)) or hasattr(value, "_fields") or callable(value):
+                raise TypeError
+            jnp.shape(value if hasattr(value, "shape") else np.asarray(value, np.float32))
+        except (TypeError, ValueError):
+            raise TypeError(f"{where}: {name} must be an array, got {seen(value)}") from None
+    return jnp.asarray(prediction), jnp.asarray(target)
+
+
+def both_batches(where: str, prediction: Any, target: Any) -> str:
+    """The beginning of a message about two shapes, once it is known that they are batches of one size."""
+    for name, value in (("prediction", prediction), ("target", target)):
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            got = "None" if value is None else f"a {type(value).__name__}"
+            raise TypeError(f"{where}: {name} must be an array, got {got}: use np.asarray for numbers")
+    shown = f"{where}: prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
+    if not prediction.shape or not target.shape:
+        raise ValueError(f"{shown}: each needs a batch axis; add it with x[None] for one example")
+    if prediction.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"{shown} differ in batch size: {prediction.shape[0]} predictions for {target.shape[0]} targets"
+        )
+    return shown
+
+
+def entry_by_entry(where: str, prediction: Any, target: Any, for_labels: str) -> None:
+    """Raises ValueError if the target has not the prediction's shape: nothing is broadcast.
+
+    `for_labels` says what to use for class labels.
+    """
+    shown = both_batches(where, prediction, target)
+    p, t = tuple(prediction.shape), tuple(target.shape)
+    if p == t:
+        return
+    front = _all_but_last(min(len(p), len(t)))
+    if p == (*t, 1):
+        advice = f"use prediction[{front}, 0] or target[{front}, None]"
+    elif t == (*p, 1):
+        advice = f"use prediction[{front}, None] or target[{front}, 0]"
+    elif p[:-1] == t and not is_floating(target):
+        advice = f"for class labels use {for_labels}, or jax.nn.one_hot(target, {p[-1]})"
+    else:
+        advice = "they are compared entry by entry"
+    raise ValueError(f"{shown} differ in shape; {advice}")
+
+
+def holds_labels(
+    where: str, prediction: Any, target: Any, *, distributions: tuple[Any, ...], for_one_score: str
+) -> bool:
+    """True if target holds class labels, False if it holds distributions; raises ValueError if neither.
+
+    Labels are integers of the prediction's shape without its last axis, the classes. Distributions have the
+    prediction's shape and one of the kinds of dtype. `for_one_score` is advice where there is no axis of classes.
+    """
+    shown = both_batches(where, prediction, target)
+    p, t = tuple(prediction.shape), tuple(target.shape)
+    if len(p) < 2:
+        raise ValueError(
+            f"{shown}: one score per class is needed, a prediction [N, K]; for one output per example {for_one_score}"
+        )
+    if t == p[:-1] and jnp.issubdtype(target.dtype, jnp.integer):
+        return True
+    if t == p and any(jnp.issubdtype(target.dtype, kind) for kind in distributions):
+        return False
+    if t == p[:-1]:
+        complaint = f"integer labels are meant, got {target.dtype}: use target.astype('int32')"
+    elif t == p:
+        distribution = " or, as a distribution, target.astype('float32')" if distributions else ""
+        complaint = (
+            f"integer labels {p[:-1]} are meant, got one-hot {target.dtype}: "
+            f"use jnp.argmax(target, axis=-1){distribution}"
+        )
+    elif t == (*p[:-1], 1):
+        complaint = f"integer labels {p[:-1]} are meant: use target[{_all_but_last(len(p) - 1)}, 0]"
+    else:
+        complaint = f"integer labels {p[:-1]}{f' or distributions {p}' if distributions else ''} are meant"
+    raise ValueError(f"{shown}: {complaint}")
+
+
+def _all_but_last(axes: int) -> str:
+    return ":" if axes == 1 else "..."
+
+
+def labels_and_wrong(labels: Any, classes: int) -> tuple[Any, Any]:
+    """The labels in a type that can hold K, and where they are not in 0…K−1."""
+    # A wide type must not be narrowed: 2³² + 3 is not class 3.
+    labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+    return labels, (labels < 0) | (labels >= classes)

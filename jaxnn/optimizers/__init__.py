@@ -21,6 +21,7 @@ is a schedule, it shows the rate of the last update (after `init`: of the first)
 given, and turns updates into NaN where it stands in the state or comes from a schedule.
 
     >>> import jax, jax.numpy as jnp
+    >>> from jaxnn import sgd
     >>> optimizer = sgd(0.1)
     >>> opt_state = optimizer.init(jnp.array([1.0, 2.0]))
     >>> opt_state = opt_state._replace(learning_rate=jnp.float32(0.5))
@@ -39,43 +40,3 @@ an optimizer sweeps over any of them, and `jax.grad` differentiates by it.
 
 Letters: θ parameters, g gradient, η learning rate, t the number of updates with this one.
 """
-
-from jaxnn.optimizers.adaptive import AdagradState, AdamState, RmspropState, adagrad, adam, adamw, rmsprop
-from jaxnn.optimizers.averages import Average, EmaState, ema
-from jaxnn.optimizers.descent import SgdState, gradient_descent, sgd
-from jaxnn.optimizers.parts import apply_updates
-from jaxnn.optimizers.transforms import (
-    AccumulateState,
-    ChainState,
-    accumulate,
-    chain,
-    clip_by_global_norm,
-    clip_by_value,
-)
-
-__all__ = [
-    "SgdState",
-    "AdagradState",
-    "RmspropState",
-    "AdamState",
-    "ChainState",
-    "AccumulateState",
-    "Average",
-    "EmaState",
-    "gradient_descent",
-    "sgd",
-    "adagrad",
-    "rmsprop",
-    "adam",
-    "adamw",
-    "clip_by_global_norm",
-    "clip_by_value",
-    "chain",
-    "accumulate",
-    "ema",
-    "apply_updates",
-]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import in_dtype, number
+from jaxnn.arrays import in_dtype
+from jaxnn.checks import number
 from jaxnn.optimizers.parts import begun, check_fit, next_step, rate_of, valid_rate, zeros
 from jaxnn.penalties import Choice, chosen, is_weight, valid_choice
 from jaxnn.showing import shown

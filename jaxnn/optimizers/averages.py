@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import number, poisoned, same_shapes
+from jaxnn.arrays import poisoned
+from jaxnn.checks import number
 from jaxnn.interfaces import Shown
 from jaxnn.optimizers.parts import ADVICE, first_step, next_step, real_floats, wide
 from jaxnn.records import is_array
 from jaxnn.showing import shown
+from jaxnn.trees import same_shapes
 from jaxnn.types import Array, Params
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import in_dtype, number, yes_or_no
+from jaxnn.arrays import in_dtype
+from jaxnn.checks import number, yes_or_no
 from jaxnn.optimizers.parts import begun, check_fit, next_step, rate_of, valid_rate, wide, zeros
 from jaxnn.records import is_array
 from jaxnn.showing import shown

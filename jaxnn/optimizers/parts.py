@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator, describe, named_leaves, number, same_shapes, seen
+from jaxnn.arrays import accumulator
+from jaxnn.checks import number, seen
 from jaxnn.mistakes import array_leaves, factory_hint, is_function
+from jaxnn.trees import describe, named_leaves, same_shapes
 from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 
 ADVICE = "were they made from the same network?"

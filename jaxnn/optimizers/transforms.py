@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import in_dtype, number, whole_number
+from jaxnn.arrays import in_dtype
+from jaxnn.checks import number, whole_number
 from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
     RATE,

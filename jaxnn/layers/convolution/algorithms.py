@@ -15,7 +15,7 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator
+from jaxnn.arrays import accumulator, with_rank
 from jaxnn.layers.convolution.windows import (
     Windows,
     added_back,
@@ -24,7 +24,6 @@ from jaxnn.layers.convolution.windows import (
     split_last,
     views,
 )
-from jaxnn.ranks import with_rank
 from jaxnn.types import Array
 
 # ---------------------------------------------------------------- the three convolutions, as XLA has them

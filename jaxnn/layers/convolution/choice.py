@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import is_symbolic
+from jaxnn.arrays import is_symbolic
 from jaxnn.layers.convolution.algorithms import (
     by_neighbours,
     by_taps,

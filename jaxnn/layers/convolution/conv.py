@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, as_key, check_delta, input_spec, whole_number, widest, yes_or_no
+from jaxnn.arrays import widest, with_rank
+from jaxnn.checks import whole_number, yes_or_no
+from jaxnn.errors import LayerError
 from jaxnn.factors import Outer, by_position
+from jaxnn.keys import as_key
 from jaxnn.layers.convolution.choice import FASTEST, PLAIN, Forms
 from jaxnn.layers.convolution.windowed import Windowed
 from jaxnn.layers.convolution.windows import (
@@ -30,7 +33,7 @@ from jaxnn.layers.convolution.windows import (
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
-from jaxnn.ranks import with_rank
+from jaxnn.shapes import check_delta, input_spec
 from jaxnn.tapes import first_axes
 from jaxnn.types import (
     Array,

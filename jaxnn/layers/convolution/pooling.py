@@ -14,7 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import LayerError, accumulator, check_delta, features, outline, yes_or_no
+from jaxnn.arrays import accumulator, outline, with_rank
+from jaxnn.checks import yes_or_no
+from jaxnn.errors import LayerError
 from jaxnn.layers.convolution.windows import (
     Padding,
     Windows,
@@ -30,7 +32,7 @@ from jaxnn.layers.convolution.windows import (
     window_size,
 )
 from jaxnn.parameters import nothing
-from jaxnn.ranks import with_rank
+from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Key, Layer, Outline, Params, Shape, State, Tree
 

@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import LayerError, features, whole_number
+from jaxnn.checks import whole_number
+from jaxnn.errors import LayerError
 from jaxnn.mistakes import LEAST_SIDE, channels_first
 from jaxnn.placement import reshaped
+from jaxnn.shapes import features
 from jaxnn.types import Array, Shape
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, behind) for each axis

@@ -4,8 +4,3 @@ N batch, D features (the last axis); further axes between N and D are kept. `bat
 feature over all examples, `layer_norm` those of one example over all features, `group_norm` over a group of them and
 all axes between; `rms_norm` divides by the root of the mean square alone. All take them in at least float32.
 """
-
-from jaxnn.layers.norm.batch import batch_norm
-from jaxnn.layers.norm.features import group_norm, layer_norm, rms_norm
-
-__all__ = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]

@@ -8,16 +8,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import (
-    accumulator,
-    check_delta,
-    is_floating,
-    is_symbolic,
-    number,
-)
+from jaxnn.arrays import accumulator, is_floating, is_symbolic, with_rank
+from jaxnn.checks import number
 from jaxnn.layers.norm.shared import EPS, factors_of_norm, in_wide, normalised, ones_and_zeros, scale_and_shift, scaled
 from jaxnn.parameters import as_given, check_vectors, constant
-from jaxnn.ranks import with_rank
+from jaxnn.shapes import check_delta
 from jaxnn.tapes import coupled
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 

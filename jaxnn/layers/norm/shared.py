@@ -7,15 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import (
-    accumulator,
-    features,
-    input_spec,
-)
+from jaxnn.arrays import accumulator, with_rank
 from jaxnn.factors import Outer, by_position
 from jaxnn.parameters import check_vectors, constant
 from jaxnn.placement import axes_of, placed, reshaped
-from jaxnn.ranks import with_rank
+from jaxnn.shapes import features, input_spec
 from jaxnn.types import Array, DType, InShape, Params, Tree
 
 NAMES = ("scale", "shift")

@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from jaxnn.arrays import with_rank
 from jaxnn.layers.recurrent.products import over_examples, total_over_examples
 from jaxnn.layers.recurrent.through_time import (
     Carried,
@@ -21,7 +22,6 @@ from jaxnn.layers.recurrent.through_time import (
     initialised,
     uncounted,
 )
-from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Initializer, Layer, Params, Tree
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxnn.checks import accumulator
+from jaxnn.arrays import accumulator, with_rank
 from jaxnn.placement import axes_of, placed
-from jaxnn.ranks import with_rank
 from jaxnn.types import Array, Params
 
 

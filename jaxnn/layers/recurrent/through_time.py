@@ -25,12 +25,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.checks import LayerError, accumulator, as_key, check_delta, input_spec, whole_number, widest
+from jaxnn.arrays import accumulator, widest
+from jaxnn.checks import whole_number
+from jaxnn.errors import LayerError
 from jaxnn.factors import Outer
+from jaxnn.keys import as_key
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.placement import axes_of, placed, scan
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
+from jaxnn.shapes import check_delta, input_spec
 from jaxnn.tapes import all_along
 from jaxnn.types import Array, DType, Forward, InShape, Key, Outline, Params, State, Tree
 

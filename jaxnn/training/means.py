@@ -12,10 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn import checks
-from jaxnn.checks import is_floating, seen
+from jaxnn.arrays import accumulator, is_floating
+from jaxnn.checks import seen
 from jaxnn.mistakes import accepts, factory_hint, is_function, of_two_arrays
 from jaxnn.records import Record
+from jaxnn.shapes import batch_size
 from jaxnn.types import Array, Loss, Metric, Tree
 from jaxnn.weighting import figures_of, power_of_two, usable_weights, weighted
 
@@ -54,10 +55,10 @@ def in_moderation(data: DataSet) -> tuple[DataSet, Array | float]:
     otherwise what they were.
     """
     x, target, *weights = data
-    factor = 0.5 ** (checks.batch_size("x", x) - 1).bit_length()
+    factor = 0.5 ** (batch_size("x", x) - 1).bit_length()
     if not weights:
         return data, factor
-    dtype = checks.accumulator(weights[0].dtype) if is_floating(weights[0]) else jnp.result_type(float)
+    dtype = accumulator(weights[0].dtype) if is_floating(weights[0]) else jnp.result_type(float)
     w, _ = usable_weights(weights[0], dtype)
     top = power_of_two(jnp.where(w > 0, w, 0).max())
     return (x, target, w), factor / (2 * jnp.where(top == 0, 1, top))
@@ -96,7 +97,7 @@ def metric_value(
     demand = f"metric {name!r} must give one value"
 
     def figure(prediction: Any, target: Any) -> Array:
-        n, value = checks.batch_size("output", prediction), metric(prediction, target)
+        n, value = batch_size("output", prediction), metric(prediction, target)
         expected = f"{demand} for each example, an array ({n},)"
         if not hasattr(value, "shape") or not hasattr(value, "dtype"):
             advice = ": leave the mean over examples to fit" if isinstance(value, float) else ": use jnp.asarray"

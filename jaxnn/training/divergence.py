@@ -9,12 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.combinators import ordered_leaves
+from jaxnn.combinators.walk import ordered_leaves
 from jaxnn.compiled import program
-from jaxnn.figures import DataSet
 from jaxnn.optimizers.parts import with_rate_of
 from jaxnn.records import Record
-from jaxnn.steps import cursor, epoch_order, in_batches, rest_of, rows_of, step_program
+from jaxnn.training.means import DataSet
+from jaxnn.training.steps import (
+    cursor,
+    epoch_order,
+    in_batches,
+    rest_of,
+    rows_of,
+    step_program,
+)
 from jaxnn.types import Array, Fit, TrainState, Tree
 
 VALIDATION_LOSS = "validation_loss"  # in the history

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import LayerError, accumulator, example_shape, is_floating, widest
+from jaxnn.arrays import accumulator, is_floating, widest
 from jaxnn.combinators.parts import is_tagged
 from jaxnn.combinators.walk import Loop, Place, leaves_of, map_layers, rebuilt
+from jaxnn.errors import LayerError
 from jaxnn.placement import axes_of, made_varying, placed, varying
 from jaxnn.records import Record
+from jaxnn.shapes import example_shape
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, State, Tagged, Tree, Use
 from jaxnn.wrapping import with_rules
 

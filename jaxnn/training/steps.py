@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import checks, placement
-from jaxnn.backprop import PassFunction, backprop, penalty_value
-from jaxnn.checks import as_key, is_floating, layer_key, same_shapes, seen, whole_number, yes_or_no
+from jaxnn.arrays import is_concrete, is_floating
+from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, Measures, measures
-from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
+from jaxnn.keys import as_key, layer_key
 from jaxnn.mistakes import (
     accepts,
     array_leaves,
@@ -28,11 +28,22 @@ from jaxnn.mistakes import (
     training_records,
     whole_state,
 )
-from jaxnn.optimizers import apply_updates
-from jaxnn.optimizers.parts import extras_of, next_step, taken, with_rate_of
-from jaxnn.passes import costs
-from jaxnn.readings import readings_of
+from jaxnn.optimizers.parts import apply_updates, extras_of, next_step, taken, with_rate_of
+from jaxnn.passes.backprop import PassFunction, backprop, penalty_value
+from jaxnn.passes.parts import costs
+from jaxnn.passes.readings import readings_of
+from jaxnn.shapes import batch_size
 from jaxnn.showing import epoch_line, shown
+from jaxnn.training.means import (
+    DataSet,
+    Metrics,
+    NamedMetrics,
+    batch_sums,
+    in_moderation,
+    means_of,
+    named_metrics,
+)
+from jaxnn.trees import same_shapes
 from jaxnn.types import (
     EPOCH_START,
     Array,
@@ -298,7 +309,7 @@ def train_epoch(
         update_scale: Array | float | None = None,
     ) -> tuple[TrainState, EpochResult]:
         position = train_state.position
-        start = int(position) if isinstance(position, int) or checks.is_concrete(position) else None
+        start = int(position) if isinstance(position, int) or is_concrete(position) else None
         data = (x, target) if weights is None else (x, target, weights)
         return epoch_program(*parts, start=start)(train_state, data, update_scale)
 
@@ -364,7 +375,7 @@ def epoch_program(
 
         whole_state("train_epoch: ", train_state)
         check_sizes("data", data)  # the gather promises to stay within bounds
-        if len(data) == 3 and checks.is_concrete(data[2]):
+        if len(data) == 3 and is_concrete(data[2]):
             checks.weight_values("data: weights", data[2])
         times = check_batch_size(batch, data[0], diagnose, start or 0)
         data, factor = in_moderation(data)
@@ -437,7 +448,7 @@ def rows_of(data: DataSet, rows: Array, home: placement.Home | None = None) -> t
 
 def epoch_order(train_state: TrainState, x: Tree, shuffle: bool) -> Array:
     """The examples' order in the epoch that the state has reached, [N]."""
-    n = checks.batch_size("x", x)
+    n = batch_size("x", x)
     if not shuffle:
         return jnp.arange(n)
     return shuffled(jax.random.fold_in(train_state.key, train_state.epoch), n)
@@ -506,7 +517,7 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
         outs.append(out)
     if len(order) % batch:
         rest = order[full * batch :]
-        if checks.is_concrete(order):  # its weights are not looked at, which may all be 0 in a batch
+        if is_concrete(order):  # its weights are not looked at, which may all be 0 in a batch
             carry, out = jax.lax.scan(one, carry, rest[None])
         else:
             carry, out = one(carry, rest)
@@ -556,7 +567,7 @@ def all_finite(tree: Tree) -> Array:
 def check_sizes(what: str, parts: DataSet) -> None:
     """Raises ValueError if the parts of a data set hold no examples, or differ in their number."""
     where = "" if what == "x" else f"{what}: "
-    sizes = {name: checks.batch_size(where + name, part) for name, part in zip(PARTS, parts, strict=False)}
+    sizes = {name: batch_size(where + name, part) for name, part in zip(PARTS, parts, strict=False)}
     n = sizes["x"]
     if 0 in sizes.values():
         raise ValueError(f"{what} is empty: {sizes}")
@@ -574,7 +585,7 @@ def check_batch_size(batch: int, x: Tree, measured: int = 0, start: int = 0) -> 
     Raises ValueError if there are fewer examples than a batch takes, fewer full batches than are to be measured, or
     nothing behind the start.
     """
-    n = checks.batch_size("x", x)
+    n = batch_size("x", x)
     if batch > n:
         raise ValueError(f"batch_size must be at most {n}, the number of examples, got {batch}")
     if measured > n // batch:

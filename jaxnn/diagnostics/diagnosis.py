@@ -16,8 +16,8 @@ import numpy as np
 from jaxnn.checks import seen
 from jaxnn.combinators.walk import Place, leaves_of, places
 from jaxnn.diagnostics.measures import Measures
+from jaxnn.magnitudes import LARGEST, SMALLEST, bar_of, span
 from jaxnn.mistakes import net_record, several
-from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
 from jaxnn.showing import shown
 from jaxnn.types import Layer
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import input_spec, is_floating, whole_number
-from jaxnn.combinators import map_layers
+from jaxnn.arrays import is_floating
+from jaxnn.checks import whole_number
 from jaxnn.combinators.naming import with_name
-from jaxnn.combinators.walk import Place, places, rebuilt
+from jaxnn.combinators.walk import Place, map_layers, places, rebuilt
+from jaxnn.shapes import input_spec
 from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
 from jaxnn.wrapping import with_rules
@@ -114,7 +115,7 @@ def summary(
     Raises:
         ValueError: if the batch size is below 1, or the layers do not fit together.
 
-    >>> from jaxnn.combinators import mlp
+    >>> from jaxnn import mlp
     >>> print(summary(mlp([30, 10]), (784,), batch_size=None))
     layer     output    parameters
     input     N × 784

@@ -20,22 +20,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import (
-    LayerError,
-    example_shape,
-    is_floating,
-    same_shapes,
-    spec_tree,
-    static_spec,
-    widest,
-)
+from jaxnn.arrays import is_floating, widest
 from jaxnn.combinators.walk import leaves_of
 from jaxnn.compiled import Structure, structure_of
+from jaxnn.errors import LayerError
 from jaxnn.factors import Factor, Stacked
 from jaxnn.mistakes import ONE_OF_SEVERAL, alive, array_leaves, channels_first, loss_record, net_record, stacked
+from jaxnn.passes.readings import (
+    check_tapes,
+    entries_like,
+    finished,
+    readings_of,
+    unscaled,
+    untag,
+    watched,
+    without_kept,
+)
 from jaxnn.placement import over_devices
-from jaxnn.readings import check_tapes, entries_like, finished, readings_of, unscaled, untag, watched, without_kept
 from jaxnn.sequences import Sequences
+from jaxnn.shapes import example_shape
+from jaxnn.trees import same_shapes, spec_tree, static_spec
 from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree, Use
 from jaxnn.weighting import figures_of, shares, weigh, weighted
 

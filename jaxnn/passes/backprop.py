@@ -19,15 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import (
-    batch_size,
-    example_weights,
-    is_concrete,
-    is_floating,
-    plain_data,
-    same_shapes,
-    weight_values,
-)
+from jaxnn.arrays import is_concrete, is_floating
+from jaxnn.checks import example_weights, plain_data, weight_values
 from jaxnn.mistakes import (
     alive,
     loss_record,
@@ -35,9 +28,24 @@ from jaxnn.mistakes import (
     penalty_record,
 )
 from jaxnn.optimizers.parts import real_floats
-from jaxnn.passes import check_params, costs, forward_pass, recursion, seed
+from jaxnn.passes.parts import (
+    check_params,
+    costs,
+    forward_pass,
+    recursion,
+    seed,
+)
+from jaxnn.passes.readings import (
+    DELTAS,
+    entries_like,
+    readings_of,
+    slotted,
+    unscaled,
+    untag,
+)
 from jaxnn.placement import made_varying, on_mesh, over_devices, varying
-from jaxnn.readings import DELTAS, entries_like, readings_of, slotted, unscaled, untag
+from jaxnn.shapes import batch_size
+from jaxnn.trees import same_shapes
 from jaxnn.types import (
     Array,
     Key,
@@ -113,7 +121,7 @@ def backprop(
     Source: Rumelhart, Hinton & Williams (1986); Nielsen (2015), ch. 2, BP1-BP4.
 
     >>> from jaxnn import losses
-    >>> from jaxnn.combinators import mlp
+    >>> from jaxnn import mlp
     >>> net = mlp([3, 2])
     >>> params, state = net.init(jax.random.key(0), (4,))
     >>> x, labels = jnp.ones((5, 4)), jnp.zeros(5, jnp.int32)
@@ -170,7 +178,7 @@ def autodiff(
     gradient at an intermediate value.
 
     >>> from jaxnn import losses
-    >>> from jaxnn.combinators import mlp
+    >>> from jaxnn import mlp
     >>> net = mlp([3, 2])
     >>> params, state = net.init(jax.random.key(0), (4,))
     >>> out = autodiff(net, losses.mse)(params, state, jnp.ones((5, 4)), jnp.zeros((5, 2)))
@@ -228,7 +236,7 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 
     Source: Bradbury et al. (2018), JAX, for `jax.custom_vjp`; Pearlmutter (1994) for products with the Hessian.
 
-    >>> from jaxnn.layers import dense
+    >>> from jaxnn import dense
     >>> net = dense(2)
     >>> params, state = net.init(jax.random.key(0), (3,))
     >>> apply = as_custom_vjp(net)

@@ -17,27 +17,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.backprop import backprop
-from jaxnn.checks import (
-    as_key,
-    batch_size,
-    example_shape,
-    is_floating,
-    spec_tree,
-    static_spec,
-    whole_number,
-    yes_or_no,
-)
+from jaxnn.arrays import is_floating
+from jaxnn.checks import whole_number, yes_or_no
 from jaxnn.compiled import program
-from jaxnn.diagnostics.report import report_each
-from jaxnn.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
-from jaxnn.figures import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
-from jaxnn.intake import check_fit_arguments, check_train_state, check_values, on_device, with_counters
+from jaxnn.diagnostics.diagnosis import report_each
+from jaxnn.keys import as_key
 from jaxnn.mistakes import is_traced, loss_record
-from jaxnn.passes import costs
+from jaxnn.passes.backprop import backprop
+from jaxnn.passes.parts import costs
 from jaxnn.placement import Home, beside, home_of, placed, rows
 from jaxnn.records import Record
-from jaxnn.steps import (
+from jaxnn.shapes import batch_size, example_shape
+from jaxnn.stopping import Monitor, Monitors
+from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
+from jaxnn.training.entry import (
+    check_fit_arguments,
+    check_train_state,
+    check_values,
+    on_device,
+    with_counters,
+)
+from jaxnn.training.means import (
+    DataSet,
+    Metrics,
+    NamedMetrics,
+    batch_sums,
+    in_moderation,
+    means_of,
+    named_metrics,
+)
+from jaxnn.training.monitoring import (
+    begin,
+    best_state,
+    copied,
+    look,
+    outcome,
+    stopped,
+    watch_of,
+)
+from jaxnn.training.steps import (
     Augment,
     EpochResult,
     Gradient,
@@ -49,9 +67,8 @@ from jaxnn.steps import (
     init_train_state,
     rows_of,
 )
-from jaxnn.stopping import Monitor, Monitors
+from jaxnn.trees import spec_tree, static_spec
 from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Params, Penalty, TrainState, Tree
-from jaxnn.watching import begin, best_state, copied, look, outcome, stopped, watch_of
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
 

@@ -15,31 +15,32 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnn.arrays import first_of, is_floating
 from jaxnn.checks import (
-    describe,
-    example_shape,
     finite_values,
-    first_of,
-    inside,
-    is_floating,
     number,
-    path_name,
     plain_data,
-    same_shapes,
-    spec_tree,
-    static_spec,
     weight_values,
     whole_number,
 )
 from jaxnn.combinators.walk import places
 from jaxnn.compiled import Structure, structure_of
-from jaxnn.figures import DataSet, NamedMetrics, metric_value
+from jaxnn.errors import inside
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
-from jaxnn.passes import check_params, costs
+from jaxnn.passes.parts import check_params, costs
 from jaxnn.placement import spread
 from jaxnn.sequences import Sequences, masks_of, values_of
-from jaxnn.steps import PARTS, check_sizes
+from jaxnn.shapes import example_shape
+from jaxnn.training.means import DataSet, NamedMetrics, metric_value
+from jaxnn.training.steps import PARTS, check_sizes
+from jaxnn.trees import (
+    describe,
+    path_name,
+    same_shapes,
+    spec_tree,
+    static_spec,
+)
 from jaxnn.types import EPOCH_START, Layer, Loss, Optimizer, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"

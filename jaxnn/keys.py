@@ -1,0 +1,40 @@
+"""PRNG keys: from what a user gives, and by the name of a layer, the same in every process."""
+
+from __future__ import annotations
+
+import zlib
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import seen
+from jaxnn.types import Key
+
+
+def as_key(key: Any) -> Key:
+    """A PRNG key from a typed key, a raw `PRNGKey`, or an integer seed, which may be a traced scalar."""
+    if isinstance(key, Integral) and not isinstance(key, bool):
+        if not -(2**31) <= int(key) < 2**32:
+            raise ValueError(f"an integer seed must fit 32 bits, or it would be cut to another's, got {key}")
+        return jax.random.key(int(key))
+    if isinstance(key, jax.Array):
+        if key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+        if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
+            return jax.random.key(key)
+        if key.dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
+            return jax.random.wrap_key_data(key)
+    shown = f"{key.dtype} array of shape {key.shape}" if hasattr(key, "dtype") else seen(key)
+    raise TypeError(f"key must be jax.random.key(seed) or an integer seed, got {shown}")
+
+
+def name_hash(name: str) -> int:
+    """A 32-bit hash of a name that is the same in every process, for `jax.random.fold_in`."""
+    return zlib.crc32(name.encode())
+
+
+def layer_key(rng: Key | None, name: str) -> Key | None:
+    """The key of the layer called name; None where there is no randomness."""
+    return None if rng is None else jax.random.fold_in(as_key(rng), name_hash(name))

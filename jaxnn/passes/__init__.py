@@ -1,0 +1,9 @@
+"""One forward and backward pass: its parts, what is read while δ passes, and the two derivations of the gradient."""
+
+from jaxnn.passes.parts import Seed, factors_of, forward_pass, products, recursion, seed
+
+__all__ = ["Seed", "factors_of", "forward_pass", "products", "recursion", "seed"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
