@@ -57,8 +57,11 @@ from jaxnn.passes.backprop import as_custom_vjp, autodiff, backprop
 from jaxnn.sequences import Sequences
 from jaxnn.summaries import summary
 from jaxnn.training.divergence import DivergenceError, Interrupted
-from jaxnn.training.fit import evaluate, fit, predict
-from jaxnn.training.steps import EpochResult, init_train_state, train_epoch, train_step
+from jaxnn.training.epochs import train_epoch
+from jaxnn.training.evaluation import evaluate, predict
+from jaxnn.training.fit import fit
+from jaxnn.training.results import EpochResult
+from jaxnn.training.steps import init_train_state, train_step
 from jaxnn.twins import autodiff_twin
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
 from jaxnn.wrapping import with_rules

@@ -114,19 +114,29 @@ def made_varying(tree: Tree, axes: frozenset[Any]) -> Tree:
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, **settings: Any) -> tuple[Any, Any]:
     """`jax.lax.scan`, the first carry moved to where the body leaves the next one."""
+    return jax.lax.scan(body, _settled(body, carry, xs), xs, **settings)
+
+
+def while_loop(goes_on: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any) -> Any:
+    """`jax.lax.while_loop`, likewise."""
+    return jax.lax.while_loop(goes_on, body, _settled(lambda carry, xs: (body(carry), xs), carry, ()))
+
+
+def _settled(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
+    """The carry, where the body leaves it."""
     mesh = jax.sharding.get_abstract_mesh()
     if not (mesh.manual_axes or mesh.explicit_axes or _explicit_mesh(jax.tree.leaves((carry, xs)))):
-        return jax.lax.scan(body, carry, xs, **settings)
+        return carry
     for _ in range(ROUNDS):
         types = _types_after(body, carry, xs)
         structures: list[Any] = [jax.tree.structure(tree) for tree in (types, carry)]
         if structures[0] != structures[1]:
-            break  # lax.scan says what is wrong
+            break  # the loop says what is wrong
         moved = jax.tree.map(_moved, carry, types)
         if all(a is b for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(carry), strict=True)):
             break
         carry = moved
-    return jax.lax.scan(body, carry, xs, **settings)
+    return carry
 
 
 def _types_after(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:

@@ -20,6 +20,7 @@ from jaxnn import (
     train_step,
 )
 from jaxnn.stopping import keep_best
+from jaxnn.training.epochs import Chunk, Epoch, run_chunk
 from jaxnn.types import EPOCH_START
 
 N, BATCH = 10, 3  # batches of 3, 3, 3 and 1
@@ -146,6 +147,41 @@ def test_another_batch_size_within_an_epoch(batch, sizes):
     np.testing.assert_array_equal(examples, [*order(0), *order(1), *order(2)])
     np.testing.assert_array_equal(of_size[16:20], np.repeat(sizes, sizes))
     assert (int(after.epoch), int(after.position)) == (3, 0)
+
+
+def in_chunks(lengths, *, epoch, state=FIRST):
+    """An epoch in chunks of those lengths; what was noted, the state and the result."""
+    data, chunk = jax.device_put(DATA), Chunk(epoch, N % BATCH)
+    state = state._replace(position=jnp.int32(0))
+    noted = chunk.nothing_noted(state, data, None)
+    for steps in lengths:
+        spare = jax.tree.map(lambda leaf: leaf.copy(), state)._replace(position=EPOCH_START)
+        state, noted, result = run_chunk(chunk, spare, state, data, None, noted, np.int32(steps))
+    return state, noted, result
+
+
+@pytest.mark.parametrize("lengths", [(1, 3), (2, 1, 1), (3, 1), (1, 1, 1, 1), (0, 9)])
+@pytest.mark.parametrize("settings", [{}, {"measure": 2}, {"skip_nonfinite": 2}], ids=["plain", "measured", "skipping"])
+def test_an_epoch_in_chunks_is_the_epoch_to_the_bit(lengths, settings):
+    """The states, the means and the measures; and one program runs all chunks."""
+    epoch = Epoch(train_step(NET, LOSS, OPTIMIZER), BATCH, **settings)
+    whole, pieces = in_chunks((99,), epoch=epoch), in_chunks(lengths, epoch=epoch)
+    assert_same(whole[0], pieces[0])
+    for a, b in zip(*map(jax.tree.leaves, (whole[1:], pieces[1:])), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (int(pieces[0].epoch), int(pieces[0].position), int(pieces[0].step)) == (1, 0, 4)
+    np.testing.assert_array_equal(next(seen(pieces[0])), order(0))
+    if "measure" in settings:
+        assert pieces[2].diagnostics.step.tolist() == [1, 2]
+
+
+def test_a_chunk_stops_where_it_is_told():
+    state, _, result = in_chunks((1, 1), epoch=Epoch(train_step(NET, LOSS, OPTIMIZER), BATCH))
+    assert (int(state.step), int(state.epoch), int(state.position)) == (2, 0, 6)
+    assert result.ran.tolist() == [True, True, False, False]
+    assert np.isfinite(result.losses).tolist() == result.ran.tolist()
+    after = FIT(train_state=state, epochs=1, batch_size=BATCH).train_state
+    assert_same(after, FIT(key=0, epochs=1, batch_size=BATCH).train_state)
 
 
 def test_another_batch_size_within_an_epoch_without_jit():

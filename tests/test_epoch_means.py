@@ -24,7 +24,7 @@ from jaxnn import (
     train_epoch,
 )
 from jaxnn.penalties import l2
-from jaxnn.training.steps import means_of
+from jaxnn.training.means import means_of
 from jaxnn.weighting import usable_weights
 
 N, D = 10, 2

@@ -19,6 +19,7 @@ from jaxnn import (
     sgd,
 )
 from jaxnn.stopping import early_stopping, keep_best
+from jaxnn.training import evaluation
 from jaxnn.training import fit as training
 
 N, BATCH = 8, 2
@@ -76,15 +77,14 @@ def test_an_interruption_anywhere_leaves_nothing_half_done(monkeypatch, place, t
         return interrupted
 
     if place in ("before an epoch", "behind an epoch"):
-        compiled = training._compiled_epoch
-        monkeypatch.setattr(training, "_compiled_epoch", lambda *parts: once(compiled(*parts)))
+        monkeypatch.setattr(training, "run_chunk", once(training.run_chunk))
     elif place == "in its evaluation":
-        monkeypatch.setattr(training, "_evaluate", once(training._evaluate))
+        monkeypatch.setattr(evaluation, "_score", once(evaluation._score))
     elif place == "in the bar":
         progress = training._progress
         monkeypatch.setattr(training, "_progress", lambda *args: (progress(*args)[0], once(lambda row: None)))
     else:
-        monkeypatch.setattr(training, "_in_a_row", once(training._in_a_row))
+        monkeypatch.setattr(training.EpochResult, "finite", property(once(training.EpochResult.finite.__get__)))
     with pytest.raises(Interrupted) as caught:
         FIT(key=0, epochs=5, keep=keep_best())
     monkeypatch.undo()
@@ -101,7 +101,7 @@ def test_an_interruption_anywhere_leaves_nothing_half_done(monkeypatch, place, t
 def test_the_state_that_was_given_is_not_lost():
     given = FIT(key=0, epochs=1).train_state
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_evaluate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(evaluation, "_score", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             FIT(train_state=given, epochs=3)
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(given))

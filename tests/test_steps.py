@@ -9,7 +9,7 @@ import pytest
 from test_training import assert_close
 
 from jaxnn import adam, batch_norm, dense, init_train_state, losses, metrics, mlp, serial, sgd, train_epoch, train_step
-from jaxnn.training.steps import SORTED, shuffled
+from jaxnn.training.batches import SORTED, shuffled
 
 shuffle = jax.jit(shuffled, static_argnums=1)
 

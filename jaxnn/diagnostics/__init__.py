@@ -1,7 +1,7 @@
 """What is wrong with a network that does not train: δ, gradients, outputs and updates of each layer, and a verdict.
 
-`diagnose` looks at one point, `fit(…, diagnose=1)` once in every epoch, in the compiled epoch itself; what a step of
-one's own measures (`train_step(…, diagnose=True)`) becomes words by `report`. Each gives a `Diagnosis`, whose limits
+`diagnose` looks at one point, `fit(…, measure=1)` once in every epoch, in the compiled epoch itself; what a step of
+one's own measures (`train_step(…, measure=True)`) becomes words by `report`. Each gives a `Diagnosis`, whose limits
 are named in `report`.
 """
 

@@ -1,28 +1,16 @@
-"""Training that ends before its time: the errors, and the replay that finds the step and the leaf of a divergence."""
+"""Training that ends early: the errors, and the step and the leaf of a divergence."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.combinators.walk import ordered_leaves
-from jaxnn.compiled import program
-from jaxnn.optimizers.parts import with_rate_of
-from jaxnn.records import Record
-from jaxnn.training.means import DataSet
-from jaxnn.training.steps import (
-    cursor,
-    epoch_order,
-    in_batches,
-    rest_of,
-    rows_of,
-    step_program,
-)
-from jaxnn.types import Array, Fit, TrainState, Tree
+from jaxnn.training.epochs import Epoch
+from jaxnn.training.results import cursor
+from jaxnn.types import Fit, TrainState
 
 VALIDATION_LOSS = "validation_loss"  # in the history
 
@@ -125,62 +113,37 @@ def _advice(rate: float | None) -> str:
     return "lower the learning rate, or look at the data and the loss"
 
 
-_replay = program("replay")
-
-
-class _Replay(Record):
-    """The same epoch with every step guarded: it stands still at the first step that is not finite.
-
-    Where it skips, that is the first whose parameters are not though its loss and gradients were.
-    """
-
-    parts: tuple[Any, ...]  # of `epoch_program`
-    start: int
-    skips: bool
-
-    def __call__(self, train_state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
-        net, loss, optimizer, batch, _, gradient, penalty, shuffle, augment, _, _, home = self.parts
-        step = step_program(net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
-
-        def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
-            train_state, going = carry
-            new_state, out = step(train_state, *rows_of(data, rows, home), update_scale=update_scale)
-            before, after = {"loss": out.loss, "grads": out.grads}, {"params": new_state.params}
-            good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
-            sound = jnp.stack(jax.tree.leaves(good)).all()
-            skipped = ~jnp.stack(jax.tree.leaves({name: good[name] for name in before})).all() & self.skips
-            going = going & (sound | skipped)
-            kept = jax.tree.map(lambda new, old: jnp.where(going & sound, new, old), new_state, train_state)
-            return (kept, going), (good, going, getattr(new_state.opt_state, "learning_rate", None))
-
-        opt_state = with_rate_of(optimizer, train_state.opt_state, train_state.params)
-        train_state = train_state._replace(opt_state=opt_state)
-        order = rest_of(epoch_order(train_state, data[0], shuffle), train_state, batch, self.start)
-        (train_state, _), noted = in_batches(one, (train_state, jnp.asarray(True)), order, batch)
-        return train_state, noted
-
-
 def diverged(
-    train_state: TrainState,
-    data: DataSet,
-    update_scale: Array | None,
-    parts: tuple[Any, ...],
+    epoch: Epoch,
+    start: TrainState,
+    replayed: tuple[TrainState, Any],
+    n: int,
     history: dict[str, list[float]],
     best: TrainState | None,
-    in_a_row: int = 1,
+    in_a_row: int,
 ) -> DivergenceError:
-    """Replays the epoch, which is deterministic, to find the step and the first leaf that is not finite."""
-    start, skips = int(train_state.position), 0 < parts[-2] > in_a_row
-    last_good, (good, going, rates) = _replay(_Replay(parts, start, skips), train_state, data, update_scale)
+    """The error that names the step and the first leaf that is not finite.
+
+    Args:
+        epoch: the epoch that diverged.
+        start: the state from which it was replayed.
+        replayed: what `epochs.Replay` returned.
+        n: N, how many examples there are.
+        history: of the epochs before.
+        best: the best state before, where one was kept.
+        in_a_row: how many steps in a row were not finite.
+    """
+    last_good, (good, going, rates) = replayed
     done = int(np.count_nonzero(going))
     flags = {"loss": good["loss"]}
     for part in ("grads", "params"):
-        flags |= {f"{part}/{path}": flag for path, flag in ordered_leaves(parts[0], good[part]).items()}
+        flags |= {f"{part}/{path}": flag for path, flag in ordered_leaves(epoch.step.net, good[part]).items()}
     bad = [name for name, flag in flags.items() if done < len(flag) and not bool(flag[done])]
     leaves = [name for name in bad if name != "loss"] or bad or ["the loss"]
     rate = float(rates[done]) if rates is not None and rates.ndim == 1 and done < len(rates) else None
-    epoch, position = int(train_state.epoch), start + done * parts[3]  # which is the batch size
-    over = position >= len(jax.tree.leaves(data[1])[0])
-    last_good = last_good._replace(**cursor(epoch + over, 0 if over else position))
-    in_a_row = 1 if skips else max(in_a_row, 1)
-    return DivergenceError(int(last_good.step), epoch, leaves[0], last_good, history, best, rate, in_a_row)
+    position = int(start.position) + done * epoch.batch_size
+    over = position >= n
+    last_good = last_good._replace(**cursor(int(start.epoch) + over, 0 if over else position))
+    return DivergenceError(
+        int(last_good.step), int(start.epoch), leaves[0], last_good, history, best, rate, max(in_a_row, 1)
+    )

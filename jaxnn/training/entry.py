@@ -1,18 +1,20 @@
-"""What enters training: put on the device, held against the network and the loss, and looked at.
+"""Everything that enters training, checked at one door.
 
-Everything here happens on the host, before anything compiles, and says whether it is the training data or the
-validation set that does not fit.
+Data are moved to the devices, their shapes compared with the network and the loss, then their values checked, on the
+host and before anything compiles. A message says whether the training data or the validation set do not fit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from numbers import Integral, Number
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.arrays import first_of, is_floating
@@ -24,16 +26,21 @@ from jaxnn.checks import (
     whole_number,
 )
 from jaxnn.combinators.walk import places
-from jaxnn.compiled import Structure, structure_of
+from jaxnn.compiled import Structure, program, structure_of
 from jaxnn.errors import inside
+from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.passes.parts import check_params, costs
-from jaxnn.placement import spread
+from jaxnn.placement import beside, home_of, spread
+from jaxnn.records import Record
 from jaxnn.sequences import Sequences, masks_of, values_of
+from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
+from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
+from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
-from jaxnn.training.steps import PARTS, check_sizes
+from jaxnn.training.steps import check_augmented, init_train_state
 from jaxnn.trees import (
     describe,
     path_name,
@@ -41,7 +48,7 @@ from jaxnn.trees import (
     spec_tree,
     static_spec,
 )
-from jaxnn.types import EPOCH_START, Layer, Loss, Optimizer, TrainState, Tree
+from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
 
@@ -87,10 +94,13 @@ def _are_arrays(part: Any) -> bool:
     return all(hasattr(leaf, "shape") for leaf in part)
 
 
+# ---------------------------------------------------------------- the door of `fit`
+
+
 def check_fit_arguments(
     net: Any, loss: Any, optimizer: Any, gradient: Any, penalty: Any, *, may_be_traced: tuple[Any, ...]
 ) -> None:
-    """The arguments are the records that they should be, not the factories of such, and nothing is traced."""
+    """Raises an error unless the arguments are the records that they should be, and none is traced."""
     training_records("fit", net, loss, optimizer, gradient, penalty)
     not_traced(
         "fit",
@@ -99,21 +109,87 @@ def check_fit_arguments(
     )
 
 
-def check_train_state(
-    net: Layer, train_state: TrainState, x: Tree, optimizer: Optimizer | None = None, *, key_given: bool = False
-) -> None:
-    """The state is one, and of this network, and of this optimizer where one is given."""
-    net_record("evaluate or predict" if optimizer is None else "fit", net)
-    whole_state("", train_state, key=optimizer is not None and not key_given)
-    check_params(net, train_state.params, x)
-    if optimizer is not None:
-        expected = jax.eval_shape(optimizer.init, train_state.params)
-        _check_opt_state(expected, train_state.opt_state)
-        advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(x))
-        same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
-        rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
-        if rate is not None and np.size(rate) == 1:
-            number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
+class Entered(NamedTuple):
+    """What `fit` trains, on what, from where.
+
+    Attributes:
+        epoch: the epoch, which knows where the data lie.
+        data: the training data, on the devices.
+        validation: the validation set, likewise, or None.
+        train_state: the state from which the training starts, on the same devices.
+    """
+
+    epoch: Epoch
+    data: DataSet
+    validation: DataSet | None
+    train_state: TrainState
+
+
+def enter(
+    epoch: Epoch,
+    data: DataSet,
+    validation: DataSet | None,
+    train_state: TrainState | None,
+    key: Key | int | None,
+    *,
+    epochs: int,
+    look: bool,
+) -> Entered:
+    """Checks the data, the validation set and the state, or makes the first state.
+
+    Raises ValueError or TypeError for what does not fit the epoch's network, loss and optimizer. `look` says whether
+    values are checked too.
+    """
+    step, named = epoch.step, epoch.metrics
+    data = on_device("data", data)
+    parts = {"data": data}
+    if validation is not None:
+        validation = parts["validation"] = beside(on_device("validation", validation), data)
+    check_batch_size(epoch.batch_size, data[0], epoch.measure)
+    if step.augment is not None:
+        check_augmented(step.augment, data[0], epoch.batch_size)
+    if train_state is None:
+        if key is None:
+            raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
+        first = partial(_initialise, _Initialisation(step.net, step.optimizer, static_spec(data[0])), as_key(key))
+        spec = jax.eval_shape(first)
+    else:
+        spec = train_state = _resumed(epoch, train_state, data, key, epochs)
+    for what, part in parts.items():
+        check_values(what, step.net, step.loss, spec.params, spec.state, part, named, look=look)
+    state = first() if train_state is None else train_state  # nothing has compiled before
+    return Entered(dataclasses.replace(epoch, home=home_of(data)), data, validation, beside(state, data))
+
+
+_initialise = program("initialisation")
+
+
+class _Initialisation(Record):
+    net: Layer
+    optimizer: Optimizer
+    x_spec: Any
+
+    def __call__(self, key: Key) -> TrainState:
+        x = spec_tree(self.x_spec)
+        dtype = next((leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)), jnp.float32)
+        return init_train_state(self.net, self.optimizer, key, example_shape(x), dtype)
+
+
+def _resumed(epoch: Epoch, train_state: TrainState, data: DataSet, key: Key | int | None, epochs: int) -> TrainState:
+    """A given state, once it is known to be of this network and optimizer and to lie within these data."""
+    net, optimizer = epoch.step.net, epoch.step.optimizer
+    whole_state("", train_state, key=key is None)
+    check_params(net, train_state.params, data[0])
+    _check_opt_state(jax.eval_shape(optimizer.init, train_state.params), train_state.opt_state)
+    advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(data[0]))
+    same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
+    rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
+    if rate is not None and np.size(rate) == 1:
+        number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
+    n = size_of("x", data[0])
+    train_state = _with_counters(train_state, further=epochs * -(-n // epoch.batch_size))
+    check_batch_size(epoch.batch_size, data[0], epoch.measure, int(train_state.position))
+    return train_state if key is None else train_state._replace(key=as_key(key))
 
 
 def _check_opt_state(expected: Any, got: Any) -> None:
@@ -125,8 +201,8 @@ def _check_opt_state(expected: Any, got: Any) -> None:
     same_shapes(what, got, expected, advice)
 
 
-def with_counters(train_state: TrainState, *, further: int) -> TrainState:
-    """The state, its step and cursor as int32 on the device; so many further steps must not pass their range.
+def _with_counters(train_state: TrainState, *, further: int) -> TrainState:
+    """The state, its step and cursor as int32 on the device; n further steps must not pass their range.
 
     Raises TypeError or ValueError for one that is no whole number, or is negative.
     """
@@ -148,6 +224,23 @@ def with_counters(train_state: TrainState, *, further: int) -> TrainState:
     return train_state._replace(**counters)
 
 
+def of_network(where: str, net: Layer, train_state: Any, x: Tree) -> tuple[Params, State]:
+    """Parameters and state of a TrainState, or of a pair of these, once they are known to fit the network and x."""
+    net_record(where, net)
+    if isinstance(train_state, (tuple, list)) and len(train_state) == 2 and not hasattr(train_state, "_fields"):
+        params, state = train_state
+    else:
+        if not isinstance(train_state, TrainState):
+            raise TypeError(
+                f"{where}: train_state must be a TrainState, as in fit(...).train_state, or a pair (params, state), "
+                f"got {type(train_state).__name__}"
+            )
+        whole_state(f"{where}: ", train_state, key=False)
+        params, state = train_state.params, train_state.state
+    check_params(net, params, x)
+    return params, state
+
+
 @lru_cache(maxsize=1024)
 def _first_state(net: Structure, x_spec: Any) -> Any:
     """The state before the first step, as jax.ShapeDtypeStructs."""
@@ -159,16 +252,17 @@ def check_values(
     what: str,
     net: Layer,
     loss: Loss,
-    train_state: TrainState,
+    params: Params,
+    state: State,
     data: DataSet,
     metrics: NamedMetrics,
     *,
     look: bool,
 ) -> None:
-    """Shapes against the loss always; values (not finite, bad labels, bad weights) where the user lets us look."""
+    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
     x, target, *weights = data
     with _about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], train_state.params, train_state.state, x)
+        output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, x)
         jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)

@@ -1,7 +1,7 @@
-"""Training from the host: `fit`, `evaluate` and `predict`.
+"""Training from the host: `fit` drives the compiled chunk of steps, epoch by epoch.
 
-They look at the values of what enters, compile once each, keep the data on the device, and name the step and the
-leaf when training diverges. The pure functions that they drive are in `steps`.
+The loop is epoch → evaluate → note → observe: each takes values and returns values, and what a training has come to is
+replaced as a whole, so that an interruption finds nothing half done.
 """
 
 from __future__ import annotations
@@ -9,71 +9,27 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.arrays import is_floating
 from jaxnn.checks import whole_number, yes_or_no
-from jaxnn.compiled import program
 from jaxnn.diagnostics.diagnosis import report_each
-from jaxnn.keys import as_key
-from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.passes.backprop import backprop
-from jaxnn.passes.parts import costs
-from jaxnn.placement import Home, beside, home_of, placed, rows
-from jaxnn.records import Record
-from jaxnn.shapes import batch_size, example_shape
+from jaxnn.placement import beside, home_of
+from jaxnn.shapes import batch_size as size_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
-from jaxnn.training.entry import (
-    check_fit_arguments,
-    check_train_state,
-    check_values,
-    on_device,
-    with_counters,
-)
-from jaxnn.training.means import (
-    DataSet,
-    Metrics,
-    NamedMetrics,
-    batch_sums,
-    in_moderation,
-    means_of,
-    named_metrics,
-)
-from jaxnn.training.monitoring import (
-    begin,
-    best_state,
-    copied,
-    look,
-    outcome,
-    stopped,
-    watch_of,
-)
-from jaxnn.training.steps import (
-    Augment,
-    EpochResult,
-    Gradient,
-    check_augment,
-    check_batch_size,
-    cursor,
-    epoch_program,
-    in_batches,
-    init_train_state,
-    rows_of,
-)
-from jaxnn.trees import spec_tree, static_spec
-from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Params, Penalty, TrainState, Tree
-
-EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
-
-
-# ---------------------------------------------------------------- drivers on the host
+from jaxnn.training.entry import check_fit_arguments, enter
+from jaxnn.training.epochs import Chunk, Epoch, Noted, Replay, as_count, replay, run_chunk
+from jaxnn.training.evaluation import Evaluation
+from jaxnn.training.means import DataSet, Metrics, named_metrics
+from jaxnn.training.monitoring import Monitoring, best_state, copied, monitoring, outcome, stopped, update_scale
+from jaxnn.training.results import EpochResult, cursor
+from jaxnn.training.steps import Augment, Gradient, train_step
+from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
 
 
 def fit(
@@ -100,7 +56,7 @@ def fit(
     watch: str | None = None,
     restore_best: bool = True,
     monitors: Monitors | None = None,
-    diagnose: int = 0,
+    measure: int = 0,
     skip_nonfinite: int = 0,
 ) -> Fit:
     """Trains a network; every epoch is one call of one compiled program.
@@ -147,7 +103,7 @@ def fit(
         restore_best: whether train_state is the best one where training was stopped early. False with `stopping` and
             no `keep` saves its memory.
         monitors: `Fit.monitors` of the training that goes on.
-        diagnose: how many steps of each epoch are measured for `Fit.diagnostics`; 1 is its last full batch.
+        measure: how many steps of each epoch are measured for `Fit.diagnostics`; 1 is its last full batch.
         skip_nonfinite: n ≥ 1: a step whose loss or gradient is not finite changes nothing and is counted in the history
             as "skipped"; n such steps in a row, over the ends of epochs too, end the training as a divergence. By
             default the first one does.
@@ -161,6 +117,7 @@ def fit(
             finite. It names the step and the first such gradient or parameter, and carries the last good state.
         Interrupted: on Ctrl-C, a KeyboardInterrupt that carries the Fit of what was trained.
 
+    >>> import jax.numpy as jnp
     >>> from jaxnn import losses, mlp, sgd
     >>> x = jnp.linspace(-1, 1, 32)[:, None]
     >>> result = fit(mlp([8, 1]), losses.mse, sgd(0.1), (x, x**2), key=0, epochs=3, batch_size=8)
@@ -169,316 +126,189 @@ def fit(
     """
     traceable = (data, validation, train_state, key, monitors)
     check_fit_arguments(net, loss, optimizer, gradient, penalty, may_be_traced=traceable)
+    step = train_step(net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
     epochs = whole_number("fit: epochs", epochs, least=1)
-    batch_size = whole_number("fit: batch_size", batch_size, least=1)
-    diagnose = whole_number("fit: diagnose", diagnose, least=0)
-    skip = whole_number("fit: skip_nonfinite", skip_nonfinite, least=0)
-    for what, flag in (("shuffle", shuffle), ("check_data", check_data), ("restore_best", restore_best)):
-        yes_or_no(f"fit: {what}", flag)
-    named, resumed = named_metrics(metrics), train_state
-    figures: tuple[str, ...] = (*(name for name, _ in named), "loss")
+    epoch = Epoch(
+        step,
+        whole_number("fit: batch_size", batch_size, least=1),
+        named_metrics(metrics),
+        yes_or_no("fit: shuffle", shuffle),
+        whole_number("fit: measure", measure, least=0),
+        whole_number("fit: skip_nonfinite", skip_nonfinite, least=0),
+    )
+    look = yes_or_no("fit: check_data", check_data)
+    machines = {"stopping": stopping, "plateau": plateau, "keep": keep}
+    watched = monitoring(watch, _figures(epoch, validation), restore_best=restore_best, **machines)
+    memory = watched.begin(monitors)
+    entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
+    job = _Job(*entered[:3], watched, beside(jax.device_put(as_count(0)), entered.data))
+    done = _Done(entered.train_state, memory)
+    return _run(job, done, 0 if stopped(memory) else epochs, progress, owned=train_state is None)
+
+
+def _figures(epoch: Epoch, validation: DataSet | None) -> tuple[str, ...]:
+    """The names of the lists of the history that can be watched, the default one last."""
+    figures: tuple[str, ...] = (*(name for name, _ in epoch.metrics), "loss")
     if validation is not None:
         figures += tuple(f"validation_{name}" for name in figures)
-    if penalty is not None:
-        figures = ("penalty", *figures)
-    watching = watch_of(watch, figures, stopping, plateau, keep, restore_best)
-    memory = begin(watching, monitors)
-    data = on_device("data", data)
-    sizes = [("data", data)]
-    if validation is not None:
-        validation = beside(on_device("validation", validation), data)
-        sizes.append(("validation", validation))
-    check_batch_size(batch_size, data[0], diagnose)
-    steps = -(-len(jax.tree.leaves(data[1])[0]) // batch_size)
-    if augment is not None:
-        check_augment(augment, data[0], batch_size)
-    if train_state is None:
-        if key is None:
-            raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
-        start, first_key = partial(_initialise, _Initialisation(net, optimizer, static_spec(data[0]))), as_key(key)
-        spec = jax.eval_shape(start, first_key)
-    else:
-        check_train_state(net, train_state, data[0], optimizer, key_given=key is not None)
-        train_state = with_counters(train_state, further=epochs * steps)
-        check_batch_size(batch_size, data[0], diagnose, int(train_state.position))
-        if key is not None:
-            train_state = train_state._replace(key=as_key(key))
-        spec = train_state
-    for what, part in sizes:
-        check_values(what, net, loss, spec, part, named, look=check_data)
-    if train_state is None:
-        train_state = start(first_key)  # nothing has compiled before
-    train_state = beside(train_state, data)
+    return figures if epoch.step.penalty is None else ("penalty", *figures)
 
-    figures_and_rules = named, gradient, penalty, shuffle, augment
-    parts = (net, loss, optimizer, batch_size, *figures_and_rules, diagnose, skip, home_of(data))
-    began_at = int(train_state.position)
-    spare = copied(train_state)  # its buffers are donated to the epoch's result; the good state is kept
-    owned = resumed is None
-    table: list[dict[str, float]] = []
-    measured: list[Any] = []
-    done = _Done(train_state, memory, 0, 0)
-    passes, show = _progress(0 if stopped(memory) else epochs, progress)
 
-    def so_far() -> Fit:
-        history: dict[str, list[float]] = {}
-        for row in table[: done.epochs]:
-            for name, value in row.items():
-                history.setdefault(name, []).append(value)
-        diagnoses = jax.device_get(measured[: done.epochs])
-        reports = tuple(point for part in diagnoses for point in report_each(net, part))
-        return outcome(watching, done.memory, done.train_state, history, began_at)._replace(diagnostics=reports)
+# ---------------------------------------------------------------- epoch → evaluate → note → observe
 
-    def finish(new_state: TrainState, result: EpochResult, seconds: float, scale: Array | None) -> _Done:
-        """Takes an epoch in that was computed: its row, what is watched, and the state."""
-        in_a_row = _in_a_row(done.in_a_row, result)
-        if not bool(result.finite):
-            start = done.train_state
-            if skip and in_a_row >= skip:  # nothing has changed since the first of them
-                seen = int(np.count_nonzero(result.ran)) - _in_a_row(0, result)
-                start = new_state._replace(**cursor(start.epoch, int(start.position) + seen * batch_size))
-            raise diverged(start, data, scale, parts, so_far().history, best_state(done.memory), in_a_row)
-        means: dict[str, Any] = {"loss": result.loss} | ({} if penalty is None else {"penalty": result.penalty})
-        row = {name: float(value) for name, value in (means | result.metrics).items()}
-        if validation is not None:
-            scores = _evaluate(net, loss, new_state, validation, named, EVALUATION_BATCH)
-            row |= {f"validation_{name}": score for name, score in scores.items()}
-        show(row)
-        row["seconds"] = seconds
-        if scale is not None:
-            row["update_scale"] = float(scale)
-        if skip:
-            row["skipped"] = float(np.count_nonzero(result.skipped))
-        del table[done.epochs :], measured[done.epochs :]  # of an attempt that was interrupted
-        table.append(row)
-        measured.extend([result.diagnostics] if diagnose else [])
-        watched, memory = None if watching.name is None else row[watching.name], done.memory
-        new_state = new_state._replace(position=EPOCH_START)
-        new = done._replace(train_state=new_state, epochs=done.epochs + 1, in_a_row=in_a_row)
-        bad = [name for name in (VALIDATION_LOSS, watching.name) if name in row and not math.isfinite(row[name])]
-        if bad:
-            history = {name: [row[name] for row in table if name in row] for name in row}
-            step, epoch = int(new_state.step), int(new_state.epoch) - 1
-            raise DivergenceError(step, epoch, bad[0], new_state, history, best_state(memory))
-        return (
-            new
-            if memory is None or watched is None
-            else new._replace(memory=look(watching, memory, watched, new_state))
-        )
 
-    running: tuple[Any, ...] | None = None  # an epoch that is computed and not yet taken in
-    try:
-        for _ in passes:
-            scale = done.memory.plateau.scale if done.memory is not None and done.memory.plateau is not None else None
-            began, before = time.perf_counter(), done.train_state
-            run = _compiled_epoch(*parts, int(before.position) if not done.epochs else 0)
-            new_state, result = run(spare, before, data, scale, *((done.in_a_row,) if skip else ()))
-            running = new_state, result
-            bool(result.finite)  # waits
-            running = (*running, time.perf_counter() - began, scale)
-            done = finish(*running)
-            running = None
-            if stopped(done.memory):
-                break
-            spare = before if owned else copied(new_state)  # the caller's own state is never donated
-            owned = True
-    except KeyboardInterrupt:
-        if running is not None and len(running) == 2:
-            running = (*running, time.perf_counter() - began, scale)
-        if running is not None:
-            done = finish(*running)
-        raise Interrupted(so_far()) from None
-    return so_far()
+class _Row(NamedTuple):
+    """An epoch in the history, and the one before it."""
+
+    figures: dict[str, float]
+    measures: Any
+    before: _Row | None
 
 
 class _Done(NamedTuple):
-    """How far a training has come: replaced as a whole, so that an interruption finds nothing half done."""
+    """How far a training has come."""
 
     train_state: TrainState
-    memory: Monitors | None
-    epochs: int
-    in_a_row: int  # steps that were skipped at its end
+    monitors: Monitors | None
+    last: _Row | None = None
+    in_a_row: int = 0  # how many steps were skipped in a row at its end
+
+    def rows(self) -> Iterator[_Row]:
+        """The epochs, the last one first."""
+        row = self.last
+        while row is not None:
+            yield row
+            row = row.before
 
 
-def _in_a_row(before: int, result: EpochResult) -> int:
-    """How many steps had been skipped in a row when the epoch ended, with those before it."""
-    if isinstance(result.skipped, tuple):
-        return 0
-    skipped = np.asarray(result.skipped)[np.asarray(result.ran)]
-    kept = np.flatnonzero(~skipped)
-    return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
+class _Computed(NamedTuple):
+    """An epoch that was computed and is not yet taken in."""
+
+    before: _Done
+    train_state: TrainState
+    noted: Noted
+    result: EpochResult
+    scale: Array | None
+    began: float
 
 
-def evaluate(
-    net: Layer,
-    loss: Loss,
-    train_state: TrainState,
-    data: DataSet,
-    *,
-    metrics: Metrics = (),
-    batch_size: int = EVALUATION_BATCH,
-    check_data: bool = True,
-) -> dict[str, Any]:
-    """The mean loss and metrics over data, in batches, with the layers as in evaluation (train=False).
+class _Job(NamedTuple):
+    """What is trained, on what, and what is watched; `zero` is the position of an epoch that has not begun."""
 
-    Args:
-        net: the network.
-        loss: a Loss record.
-        train_state: from `fit`.
-        data: (x, target) or (x, target, weights), N examples first, as for `fit`.
-        metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
-        batch_size: examples at a time; the result does not depend on it but for rounding.
-        check_data: False skips looking at values.
+    epoch: Epoch
+    data: DataSet
+    validation: DataSet | None
+    watched: Monitoring
+    zero: Array
 
-    Returns:
-        {"loss": Σ wₙCₙ / Σ wₙ, each metric by name}: floats; under `jit` and `vmap` arrays, and no value is looked at.
+    def chunk(self, train_state: TrainState) -> Chunk:
+        left = size_of("x", self.data[0]) - int(train_state.position)
+        return Chunk(self.epoch, left % self.epoch.batch_size)
 
-    Raises:
-        ValueError, TypeError: as `fit`.
+    def compute(self, done: _Done, spare: TrainState, blank: Noted) -> _Computed:
+        """The epoch, or the rest of it, its result written into the memory of `spare`."""
+        state, scale = done.train_state, update_scale(done.monitors)
+        began, chunk = time.perf_counter(), self.chunk(state)
+        if state.position is EPOCH_START:
+            state = state._replace(position=self.zero)
+        if self.epoch.skip_nonfinite:
+            blank = blank._replace(in_a_row=as_count(done.in_a_row))
+        steps = len(blank.notes.loss)
+        new, noted, result = run_chunk(chunk, spare, state, self.data, scale, blank, as_count(steps))
+        return _Computed(done, new, noted, result, scale, began)
 
-    >>> from jaxnn import losses, mlp, sgd
-    >>> net = mlp([1], w_init=lambda key, shape, dtype: jnp.ones(shape, dtype))
-    >>> state = init_train_state(net, sgd(0.1), 0, (2,))
-    >>> evaluate(net, losses.mse, state, (jnp.ones((5, 2)), jnp.zeros((5, 1))))
-    {'loss': 4.0}
+    def evaluate(self, train_state: TrainState) -> dict[str, float]:
+        """The figures of the validation set, by their names in the history."""
+        if self.validation is None:
+            return {}
+        step, home = self.epoch.step, home_of(self.validation)
+        evaluation = Evaluation(step.net, step.loss, self.epoch.metrics, home)
+        scores = evaluation.scores(train_state.params, train_state.state, self.validation)
+        return {f"validation_{name}": score for name, score in scores.items()}
+
+    def taken_in(self, computed: _Computed, show: Callable[[dict[str, float]], None]) -> _Done:
+        """The training after an epoch that was computed; raises DivergenceError where it is not finite."""
+        done, result, skip = computed.before, computed.result, self.epoch.skip_nonfinite
+        in_a_row = int(computed.noted.in_a_row) if skip else 0
+        if not bool(result.finite):
+            raise self._diverged(computed, in_a_row)
+        seconds = time.perf_counter() - computed.began
+        state = computed.train_state._replace(position=EPOCH_START)
+        figures = {"loss": float(result.loss)} | (
+            {} if isinstance(result.penalty, tuple) else {"penalty": float(result.penalty)}
+        )
+        figures |= {name: float(value) for name, value in result.metrics.items()} | self.evaluate(state)
+        show(figures)
+        figures["seconds"] = seconds
+        if computed.scale is not None:
+            figures["update_scale"] = float(computed.scale)
+        if skip:
+            figures["skipped"] = float(np.count_nonzero(result.skipped))
+        last = _Row(figures, result.diagnostics, done.last)
+        bad = [name for name in (VALIDATION_LOSS, self.watched.name) if not math.isfinite(figures.get(name or "", 0.0))]
+        if bad:
+            step, epoch = int(state.step), int(state.epoch) - 1
+            history = _history(done._replace(last=last))
+            raise DivergenceError(step, epoch, str(bad[0]), state, history, best_state(done.monitors))
+        return _Done(state, self.watched.observe(done.monitors, figures, state), last, in_a_row)
+
+    def _diverged(self, computed: _Computed, in_a_row: int) -> DivergenceError:
+        """The epoch, which is deterministic, is replayed to find the step and the leaf."""
+        done, start, skip = computed.before, computed.before.train_state, self.epoch.skip_nonfinite
+        if skip and in_a_row >= skip:  # nothing has changed since the first of them
+            ran = int(np.count_nonzero(computed.result.ran))
+            seen = max(ran - in_a_row, 0) * self.epoch.batch_size
+            start = computed.train_state._replace(**cursor(start.epoch, int(start.position) + seen))
+        skips = 0 < skip > in_a_row
+        program = Replay(self.epoch, int(start.position), skips)
+        replayed, n = replay(program, start, self.data, computed.scale), size_of("x", self.data[0])
+        history, best = _history(done), best_state(done.monitors)
+        return diverged(self.epoch, start, replayed, n, history, best, 1 if skips else in_a_row)
+
+    def fit(self, done: _Done, position: int) -> Fit:
+        """What a training gives back that began at that position."""
+        measures = jax.device_get([row.measures for row in done.rows() if row.measures != ()])[::-1]
+        reports = [report_each(self.epoch.step.net, taken) for taken in map(_taken, measures) if len(taken.step)]
+        result = outcome(self.watched, done.monitors, done.train_state, _history(done), position)
+        return result._replace(diagnostics=tuple(point for reports in reports for point in reports))
+
+
+def _taken(measures: Any) -> Any:
+    """The measures of the steps that were taken."""
+    return jax.tree.map(lambda leaf: leaf[measures.step >= 0], measures)
+
+
+def _history(done: _Done) -> dict[str, list[float]]:
+    history: dict[str, list[float]] = {}
+    for row in reversed([*done.rows()]):
+        for name, value in row.figures.items():
+            history.setdefault(name, []).append(value)
+    return history
+
+
+def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: bool) -> Fit:
+    """Epoch after epoch, each in the memory of the one before the last; the good state is kept until the next is known.
+
+    `owned` says that the first state is nobody else's, whose memory may be used again.
     """
-    batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
-    loss_record("evaluate", loss)
-    data = on_device("data", data)
-    named = named_metrics(metrics)
-    train_state = beside(train_state, data)
-    check_train_state(net, train_state, data[0])
-    check_values("data", net, loss, train_state, data, named, look=check_data)
-    return _evaluate(net, loss, train_state, data, named, batch_size)
-
-
-def predict(net: Layer, train_state: TrainState, x: Tree, *, batch_size: int = EVALUATION_BATCH) -> Any:
-    """The network's output on x [N, …], in batches, with the layers as in evaluation (train=False).
-
-    Raises:
-        ValueError, TypeError: if x is empty or does not fit the parameters.
-
-    >>> from jaxnn import mlp, sgd
-    >>> net = mlp([3])
-    >>> predict(net, init_train_state(net, sgd(0.1), 0, (2,)), jnp.ones((5, 2))).shape
-    (5, 3)
-    """
-    batch_size = whole_number("predict: batch_size", batch_size, least=1)
-    (x,) = on_device("x", (x,))
-    train_state = beside(train_state, x)
-    check_train_state(net, train_state, x)
-    return _predict(_Prediction(net, batch_size, home_of(x)), train_state.params, train_state.state, x)
-
-
-# ---------------------------------------------------------------- the compiled programs
-
-
-_initialise = program("initialisation")
-_train = program("training", in_place=True)
-_score = program("evaluation")
-_predict = program("prediction")
-
-
-class _Initialisation(Record):
-    net: Layer
-    optimizer: Optimizer
-    x_spec: Any
-
-    def __call__(self, key: Key) -> TrainState:
-        x = spec_tree(self.x_spec)
-        dtype = next((leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)), jnp.float32)
-        return init_train_state(self.net, self.optimizer, key, example_shape(x), dtype)
-
-
-class _Epoch(Record):
-    """An epoch, or its rest; the parts are those of `epoch_program`."""
-
-    parts: tuple[Any, ...]
-
-    def __call__(
-        self, train_state: TrainState, data: DataSet, update_scale: Array | None, *in_a_row: Array
-    ) -> tuple[TrainState, EpochResult]:
-        return epoch_program(*self.parts)(train_state, data, update_scale, *in_a_row)
-
-
-def _compiled_epoch(*parts: Any) -> Callable[..., tuple[TrainState, EpochResult]]:
-    """The epoch, or its rest, its result written into the buffers of its first argument."""
-    return partial(_train, _Epoch(parts))
-
-
-class _Evaluation(Record):
-    net: Layer
-    loss: Loss
-    batch: int
-    metrics: NamedMetrics
-    home: Home | None
-
-    def __call__(self, params: Params, state: Any, data: DataSet) -> dict[str, Array]:
-        def one(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
-            x, target, weights = rows_of(data, rows, self.home)
-            output = self.net.forward(params, state, x)[0]
-            found = costs(self.loss, output, target, weights)
-            figures = {"loss": found.mean}
-            return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
-
-        n = batch_size("x", data[0])
-        data, factor = in_moderation(data)
-        return means_of(in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1])
-
-
-class _Prediction(Record):
-    net: Layer
-    batch: int
-    home: Home | None
-
-    def __call__(self, params: Params, state: Any, x: Tree) -> Any:
-        n, batch = batch_size("x", x), self.batch
-        full = n // batch
-        cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
-        forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
-        outs = []
-        if self.home is not None:
-            return self._on_a_mesh(forward, x)
-        if full:
-            stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
-            outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
-        if n % batch:
-            outs.append(forward(cut(full * batch, n)))
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
-
-    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree) -> Any:
-        """The batches gathered, so that each of them is divided among the devices."""
-        n, home = batch_size("x", x), self.home
-        each = _dividing(self.batch, n, home)
-        whole = n - n % each
-        parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
-        if whole < n:
-            parts.append(forward(rows(x, jnp.arange(whole, n), home)))
-
-        def together(stacked: Array, *rest: Array) -> Array:
-            return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *rest])
-
-        first = home.axes if home is not None and home.divides(n) else None
-        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
-
-
-def _dividing(batch: int, n: int, home: Home | None) -> int:
-    """How many of n examples to take at a time: a number that the devices divide, where there are enough."""
-    batch = min(batch, n)
-    return batch - batch % home.devices if home is not None and batch > home.devices else batch
-
-
-def _evaluate(
-    net: Layer,
-    loss: Loss,
-    train_state: TrainState,
-    data: DataSet,
-    metrics: NamedMetrics,
-    batch: int,
-) -> dict[str, Any]:
-    evaluation = _Evaluation(net, loss, batch, metrics, home_of(data))
-    scores = _score(evaluation, train_state.params, train_state.state, data)
-    return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
+    bar, show = _progress(epochs, progress)
+    position = int(done.train_state.position)
+    spare = copied(done.train_state)
+    blank = job.chunk(done.train_state).nothing_noted(done.train_state, job.data, update_scale(done.monitors))
+    computed: _Computed | None = None
+    try:
+        for _ in bar:
+            computed = job.compute(done, spare._replace(position=EPOCH_START), blank)
+            new = job.taken_in(computed, show)
+            spare = done.train_state if owned else copied(new.train_state)  # the caller's own state is never donated
+            done, owned = new, True
+            if stopped(done.monitors):
+                break
+    except KeyboardInterrupt:
+        if computed is not None and computed.before is done:
+            done = job.taken_in(computed, show)
+        raise Interrupted(job.fit(done, position)) from None
+    return job.fit(done, position)
 
 
 # ---------------------------------------------------------------- the progress bar

@@ -1,4 +1,4 @@
-"""The watch that `fit` keeps from the host: state machines that read a figure of each epoch, and the best state.
+"""What `fit` watches: machines that read a figure of each epoch, and the best state.
 
 The machines are those of `stopping`, compiled once into one small program. The best state is copied when there is a
 better one, because an epoch writes its result into the memory of an older state.
@@ -6,42 +6,66 @@ better one, because an epoch writes its result into the memory of an older state
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.checks import seen
+from jaxnn.checks import seen, yes_or_no
 from jaxnn.mistakes import factory_hint
+from jaxnn.records import Record
 from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
 from jaxnn.types import Array, Fit, TrainState, Tree
 
 LOSSES = ("loss", "validation_loss")
 
 
-class Watch(NamedTuple):
-    """What is watched in a training, by which machines; `name` is None where nothing is."""
+class Monitoring(Record):
+    """The machines of a training, and the name of the figure that they read; None where nothing is read."""
 
-    name: str | None
-    stopping: Monitor | None
-    plateau: Monitor | None
-    keep: Monitor | None
-    restore: bool
+    name: str | None = None
+    machine: together = together()
+    restore: bool = False
+
+    def begin(self, monitors: Monitors | None) -> Monitors | None:
+        """What the machines remember before the first epoch: what is given, and nothing where they are new."""
+        if monitors is not None and not isinstance(monitors, Monitors):
+            raise TypeError(f"fit: monitors must be Monitors, as in fit(...).monitors, got {type(monitors).__name__}")
+        if self.name is None:
+            if monitors is not None:
+                raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or keep as before")
+            return None
+        fresh, given = _begin(self.machine), monitors or Monitors()
+        kept = {name: getattr(given, name) for name in Monitors._fields if getattr(fresh, name) is not None}
+        return fresh._replace(**{name: memory for name, memory in kept.items() if memory is not None})
+
+    def observe(self, monitors: Monitors | None, figures: dict[str, float], train_state: TrainState) -> Monitors | None:
+        """The machines after another epoch, whose state is copied if it is the best so far."""
+        if monitors is None or self.name is None:
+            return monitors
+        best = monitors.best
+        bare = monitors if best is None else monitors._replace(best=Best(best.metric, ()))
+        new, decision = _observe(self.machine, bare, figures[self.name])
+        if best is None or new.best is None:
+            return new
+        return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else best.kept))
 
 
-def watch_of(
+def monitoring(
     name: str | None,
     figures: tuple[str, ...],
+    *,
     stopping: Monitor | None,
     plateau: Monitor | None,
     keep: Monitor | None,
     restore_best: bool,
-) -> Watch:
-    """The watch that `fit` was asked for; figures are the names that the history will have, the default one last.
+) -> Monitoring:
+    """What `fit` was asked to watch; figures are the names that the history will have, the default one last.
 
     Raises ValueError for a name that is none of them, that nothing reads, or that machines read the wrong way up, and
     TypeError for what is no machine.
     """
+    restore_best = yes_or_no("fit: restore_best", restore_best)
     for what, machine in (("stopping", stopping), ("plateau", plateau), ("keep", keep)):
         if machine is not None and not isinstance(machine, Monitor):
             hint = factory_hint(machine)
@@ -49,62 +73,51 @@ def watch_of(
                 hint = f"; give stopping.early_stopping({machine!r}), say"
             raise TypeError(f"fit: {what} must be a machine of jaxnn.stopping, got {seen(machine)}{hint}")
     if stopping is not None and keep is None and restore_best:
-        keep = keep_best(stopping.maximise)
+        keep = keep_best(maximise=stopping.maximise)
     if (stopping, plateau, keep) == (None, None, None):
         if name is not None:
             raise ValueError(f"fit: watch={name!r}, but nothing reads it: give stopping, plateau or keep")
-        return Watch(None, None, None, None, False)
+        return Monitoring()
     if name is not None and name not in figures:
         raise ValueError(f"fit: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
-    machine = together(stopping, plateau=plateau, keep=keep)  # refuses machines that differ in what is better
+    machine = together(stopping=stopping, plateau=plateau, keep=keep)  # refuses machines that differ in what is better
     name = name or figures[-1]
     if name.endswith("accuracy") and not machine.maximise:
         raise ValueError(f"fit: {name} is better when greater: give the machines that watch it maximise=True")
     if name in LOSSES and machine.maximise:
         raise ValueError(f"fit: {name} is better when smaller: the machines that watch it must not maximise")
-    return Watch(name, stopping, plateau, keep, restore_best)
-
-
-def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
-    """What the machines remember before the first epoch: what is given, and nothing where they are new."""
-    if monitors is not None and not isinstance(monitors, Monitors):
-        raise TypeError(f"fit: monitors must be Monitors, as in fit(...).monitors, got {type(monitors).__name__}")
-    if watch.name is None:
-        if monitors is not None:
-            raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or keep as before")
-        return None
-    fresh = first_watch(together(watch.stopping, plateau=watch.plateau, keep=watch.keep))
-    given = monitors or Monitors()
-    return Monitors(
-        None if fresh.stopping is None else given.stopping or fresh.stopping,
-        None if fresh.plateau is None else given.plateau or fresh.plateau,
-        None if fresh.best is None else given.best or fresh.best,
-    )
-
-
-def look(watch: Watch, monitors: Monitors, figure: float, train_state: TrainState) -> Monitors:
-    """The machines after another epoch; its state is copied if it is the best so far."""
-    best = monitors.best
-    bare = monitors if best is None else monitors._replace(best=Best(best.metric, ()))
-    new, decision = watching(together(watch.stopping, plateau=watch.plateau, keep=watch.keep), bare, figure)
-    if best is None or new.best is None:
-        return new
-    return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else best.kept))
+    return Monitoring(name, machine, restore_best)
 
 
 @jax.jit
-def first_watch(machine: Monitor) -> Monitors:
+def _begin(machine: Monitor) -> Monitors:
     """What `together` remembers at first, without the parameters, which the host keeps."""
     return cast(Monitors, machine.init(()))
 
 
 @jax.jit
-def watching(machine: Monitor, monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
+def _observe(machine: Monitor, monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
     """What `together` makes of another figure, likewise."""
     return machine.update(monitors, figure, ())
 
 
-def copied(tree: Tree) -> Tree:
+def stopped(monitors: Monitors | None) -> bool:
+    """True once training should have stopped."""
+    return monitors is not None and monitors.stopping is not None and bool(monitors.stopping.stopped)
+
+
+def update_scale(monitors: Monitors | None) -> Array | None:
+    """The factor for the updates of the next epoch; None where nothing sets one."""
+    return None if monitors is None or monitors.plateau is None else monitors.plateau.scale
+
+
+def best_state(monitors: Monitors | None) -> TrainState | None:
+    """The best state so far, where one is kept."""
+    kept = None if monitors is None or monitors.best is None else monitors.best.kept
+    return kept if isinstance(kept, TrainState) else None
+
+
+def copied(tree: Tree) -> Any:
     """The tree in memory of its own, which no donation reaches."""
     return jax.tree.map(_copied, tree)
 
@@ -117,25 +130,14 @@ def _copied(leaf: Any) -> Any:
     return jax.device_put(leaf, may_alias=False)
 
 
-def stopped(monitors: Monitors | None) -> bool:
-    """True once training should have stopped."""
-    return monitors is not None and monitors.stopping is not None and bool(monitors.stopping.stopped)
-
-
-def best_state(monitors: Monitors | None) -> TrainState | None:
-    """The best state so far, where one is kept."""
-    kept = None if monitors is None or monitors.best is None else monitors.best.kept
-    return kept if isinstance(kept, TrainState) else None
-
-
 def outcome(
-    watch: Watch,
+    watched: Monitoring,
     monitors: Monitors | None,
     train_state: TrainState,
     history: dict[str, list[float]],
     position: int,
 ) -> Fit:
-    """What a training gives back, the best state restored where it was stopped early; it began at that position."""
+    """The Fit of a training that began at that position; where it was stopped early, with the best state restored."""
     epochs = len(history.get("loss", ()))
     best = best_state(monitors)
     best_epoch = None if best is None else int(best.epoch)
@@ -149,11 +151,11 @@ def outcome(
         why = first + (further if epochs > 1 else " was run")
     if early and monitors is not None and monitors.stopping is not None:
         waited = int(monitors.stopping.waited)
-        why = f"{watch.name} had not improved for {waited} epoch{'s' * (waited != 1)}"
+        why = f"{watched.name} had not improved for {waited} epoch{'s' * (waited != 1)}"
         if not epochs:
             why = f"training had stopped before, {why}: no epoch was run"
         why += best_was
-        if best is not None and watch.restore:
+        if best is not None and watched.restore:
             train_state = best
             why += ", whose state was restored"
     elif best_epoch is not None and epochs and best_epoch < int(train_state.epoch):

@@ -1,0 +1,180 @@
+"""The batches of an epoch: the order of the examples, and the loops that take a step for each batch.
+
+Letters: N examples, B batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn import placement
+from jaxnn.arrays import is_concrete
+from jaxnn.checks import example_weights
+from jaxnn.shapes import batch_size
+from jaxnn.training.means import DataSet
+from jaxnn.types import Array, Key, TrainState, Tree
+
+SORTED = 1024  # numbers up to which sorting is cheap, and every order equally likely
+ROUNDS = 3  # pairs of rounds; two pairs already pass for random with random tables (Luby & Rackoff's theorem)
+PARTS = ("x", "target", "weights")  # of a DataSet
+
+
+# ---------------------------------------------------------------- which examples
+
+
+def batch_of(data: DataSet, rows: Array, home: placement.Home | None = None) -> tuple[Tree, Tree, Array | None]:
+    """The examples of those rows, gathered: (x, target, weights or None). `home` is where the data lie, if known."""
+    x, target, *weights = placement.rows(data, rows, home)
+    return x, target, weights[0] if weights else None
+
+
+def epoch_order(train_state: TrainState, x: Tree, shuffle: bool) -> Array:
+    """The order of the examples in the epoch that the state has reached, [N]."""
+    n = batch_size("x", x)
+    if not shuffle:
+        return jnp.arange(n)
+    return shuffled(jax.random.fold_in(train_state.key, train_state.epoch), n)
+
+
+def rest_of(order: Array, train_state: TrainState, batch: int, start: int | None) -> Array:
+    """The order from the position on; where that is traced, [N] in which −1 fills the batches that are over."""
+    if start is not None:
+        return order[start:] if start else order
+    n, position = len(order), train_state.position
+    full = n // batch * batch
+    i = jnp.arange(full)
+    rows = jnp.where(i < (n - position) // batch * batch, order[jnp.clip(position + i, 0, n - 1)], -1)
+    return jnp.concatenate([rows, jnp.where(position % batch == 0, order[full:], -1)])
+
+
+def off_the_end(position: Array | int, n: int, batch: int) -> Array:
+    """True of a position from which full batches and one of N mod B do not lead to N."""
+    position = jnp.asarray(position)
+    beyond = (position < 0) | (position >= n)
+    return beyond | ((position % batch != 0) & ((n - position) % batch != 0))
+
+
+def shuffled(key: Key, n: int) -> Array:
+    """The numbers 0 … n−1 in a random order, [n]; at 60,000 numbers in a fifteenth of the time of sorting.
+
+    A Feistel network (Luby & Rackoff 1988) with tables of random numbers for its round functions: number i stands at
+    row r and column c of a table of n cells or a few more, and each round adds F(c) to r and G(r) to c. Each round
+    can be undone, so all numbers stay different. A number that lands on a surplus cell goes on until it leaves them
+    (cycle walking; Black & Rogaway 2002). Up to SORTED numbers the order comes from `jax.random.permutation`.
+    """
+    if n <= SORTED:
+        return jax.random.permutation(key, n)
+    columns = math.isqrt(n - 1) + 1
+    rows = -(-n // columns)
+    to_row, to_column = jax.random.split(key)
+    steps = (
+        jax.random.randint(to_row, (ROUNDS, columns), 0, rows, jnp.int32),
+        jax.random.randint(to_column, (ROUNDS, rows), 0, columns, jnp.int32),
+    )
+
+    def network(i: Array) -> Array:
+        r, c = i // columns, i % columns
+        for f, g in zip(*steps, strict=True):
+            r = _wrapped(r + f[c], rows)
+            c = _wrapped(c + g[r], columns)
+        return r * columns + c
+
+    def walk(i: Array) -> Array:
+        return jnp.where(i < n, i, network(i))
+
+    return jax.lax.while_loop(lambda i: (i >= n).any(), walk, network(jnp.arange(n, dtype=jnp.int32)))
+
+
+def _wrapped(i: Array, size: int) -> Array:
+    """Gives i mod size, for 0 ≤ i < 2·size; a comparison costs less than a division."""
+    return jnp.where(i < size, i, i - size)
+
+
+# ---------------------------------------------------------------- loops of a length that is known
+
+
+def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) -> Any:
+    """Scans `one` over the full batches and takes a last step of the remainder's own shape."""
+    full = len(order) // batch
+    outs = []
+    if full:
+        carry, out = placement.scan(one, carry, order[: full * batch].reshape(full, batch))
+        outs.append(out)
+    if len(order) % batch:
+        rest = order[full * batch :]
+        if is_concrete(order):  # its weights are not looked at, which may all be 0 in a batch
+            carry, out = jax.lax.scan(one, carry, rest[None])
+        else:
+            carry, out = one(carry, rest)
+            out = jax.tree.map(lambda leaf: leaf[None], out)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+
+def in_measured_batches(
+    one: Callable[..., Any], measured: Callable[..., Any], carry: Any, order: Array, batch: int, times: int
+) -> Any:
+    """`in_batches`, the last full batch of each of `times` equal blocks by `measured`, which returns a third value.
+
+    A branch in every step would cost more than the measures do; here the other steps are unchanged.
+    """
+    full = len(order) // batch
+    block = full // times
+    first = (full - times * block) * batch  # the steps left over come first
+    last = full * batch
+    outs = []
+    if first:
+        carry, out = in_batches(one, carry, order[:first], batch)
+        outs.append(out)
+
+    def whole(carry: Any, rows: Array) -> tuple[Any, Any]:
+        carry, some = in_batches(one, carry, rows[:-batch], batch) if block > 1 else (carry, None)
+        carry, out, noted = measured(carry, rows[-batch:])
+        out = jax.tree.map(lambda leaf: leaf[None], out)
+        if some is not None:
+            out = jax.tree.map(lambda *parts: jnp.concatenate(parts), some, out)
+        return carry, (out, noted)
+
+    carry, (out, noted) = placement.scan(whole, carry, order[first:last].reshape(times, block * batch))
+    outs.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out))
+    if len(order) > last:
+        carry, out = in_batches(one, carry, order[last:], batch)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs), noted
+
+
+# ---------------------------------------------------------------- checks
+
+
+def check_sizes(what: str, parts: DataSet) -> None:
+    """Raises ValueError if a part of a data set holds no examples, or the parts differ in their number."""
+    where = "" if what == "x" else f"{what}: "
+    sizes = {name: batch_size(where + name, part) for name, part in zip(PARTS, parts, strict=False)}
+    n = sizes["x"]
+    if 0 in sizes.values():
+        raise ValueError(f"{what} is empty: {sizes}")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"{what}: the parts differ in their number of examples, {sizes}: the first axis of each counts them"
+        )
+    if len(parts) == 3:
+        example_weights(f"{what}: weights", parts[2], n)
+
+
+def check_batch_size(batch: int, x: Tree, measure: int = 0, start: int = 0) -> None:
+    """Raises ValueError for a batch of more than N examples, too few full batches to measure, or a start outside."""
+    n = batch_size("x", x)
+    if batch > n:
+        raise ValueError(f"batch_size must be at most {n}, the number of examples, got {batch}")
+    if measure > n // batch:
+        raise ValueError(f"measure must be at most {n // batch}, the number of full batches, got {measure}")
+    if not 0 <= start < n:
+        raise ValueError(
+            f"train_state.position {start} lies outside of an epoch of {n} examples: give "
+            "train_state._replace(position=0) to begin it anew"
+        )

@@ -1,0 +1,161 @@
+"""A trained network on data, in batches: `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.checks import whole_number
+from jaxnn.compiled import program
+from jaxnn.mistakes import is_traced, loss_record
+from jaxnn.passes.parts import costs
+from jaxnn.placement import Home, beside, home_of, placed, rows
+from jaxnn.records import Record
+from jaxnn.shapes import batch_size as size_of
+from jaxnn.training.batches import batch_of, in_batches
+from jaxnn.training.entry import check_values, of_network, on_device
+from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
+from jaxnn.types import Array, Layer, Loss, Params, State, TrainState, Tree
+
+EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
+
+
+def evaluate(
+    net: Layer,
+    loss: Loss,
+    train_state: TrainState | tuple[Params, State],
+    data: DataSet,
+    *,
+    metrics: Metrics = (),
+    batch_size: int = EVALUATION_BATCH,
+    check_data: bool = True,
+) -> dict[str, Any]:
+    """The mean loss and metrics over data, in batches, with the layers as in evaluation (train=False).
+
+    Args:
+        net: the network.
+        loss: a Loss record.
+        train_state: from `fit`, or a pair (params, state).
+        data: (x, target) or (x, target, weights), N examples first, as for `fit`.
+        metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
+        batch_size: examples at a time; the result does not depend on it but for rounding.
+        check_data: False skips the check of values.
+
+    Returns:
+        {"loss": Σ wₙCₙ / Σ wₙ, each metric by name}: floats; under `jit` and `vmap` arrays, and no value is checked.
+
+    Raises:
+        ValueError, TypeError: as `fit`.
+
+    >>> from jaxnn import losses, mlp
+    >>> net = mlp([1], w_init=lambda key, shape, dtype: jnp.ones(shape, dtype))
+    >>> evaluate(net, losses.mse, net.init(0, (2,)), (jnp.ones((5, 2)), jnp.zeros((5, 1))))
+    {'loss': 4.0}
+    """
+    batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
+    loss_record("evaluate", loss)
+    data = on_device("data", data)
+    named = named_metrics(metrics)
+    params, state = of_network("evaluate", net, beside(train_state, data), data[0])
+    check_values("data", net, loss, params, state, data, named, look=check_data)
+    return Evaluation(net, loss, named, home_of(data), batch_size).scores(params, state, data)
+
+
+def predict(
+    net: Layer, train_state: TrainState | tuple[Params, State], x: Tree, *, batch_size: int = EVALUATION_BATCH
+) -> Any:
+    """The network's output on x [N, …], in batches, with the layers as in evaluation (train=False).
+
+    `train_state` is that of `fit`, or a pair (params, state).
+
+    Raises:
+        ValueError, TypeError: if x is empty or does not fit the parameters.
+
+    >>> from jaxnn import mlp
+    >>> net = mlp([3])
+    >>> predict(net, net.init(0, (2,)), jnp.ones((5, 2))).shape
+    (5, 3)
+    """
+    batch_size = whole_number("predict: batch_size", batch_size, least=1)
+    (x,) = on_device("x", (x,))
+    params, state = of_network("predict", net, beside(train_state, x), x)
+    return _predict(_Prediction(net, batch_size, home_of(x)), params, state, x)
+
+
+# ---------------------------------------------------------------- the compiled programs
+
+
+_score = program("evaluation")
+_predict = program("prediction")
+
+
+class Evaluation(Record):
+    """The mean loss and metrics of a network over a data set, `(params, state, data) -> {name: mean}`."""
+
+    net: Layer
+    loss: Loss
+    metrics: NamedMetrics
+    home: Home | None = None
+    batch: int = EVALUATION_BATCH
+
+    def __call__(self, params: Params, state: State, data: DataSet) -> dict[str, Array]:
+        def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
+            x, target, weights = batch_of(data, rows, self.home)
+            output = self.net.forward(params, state, x)[0]
+            found = costs(self.loss, output, target, weights)
+            figures = {"loss": found.mean}
+            return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
+
+        n = size_of("x", data[0])
+        data, factor = in_moderation(data)
+        return means_of(in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1])
+
+    def scores(self, params: Params, state: State, data: DataSet) -> dict[str, Any]:
+        """The means as floats, by the compiled program; inside another one, as arrays."""
+        scores = _score(self, params, state, data)
+        return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
+
+
+class _Prediction(Record):
+    net: Layer
+    batch: int
+    home: Home | None
+
+    def __call__(self, params: Params, state: State, x: Tree) -> Any:
+        n, batch = size_of("x", x), self.batch
+        full = n // batch
+        cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
+        forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
+        outs = []
+        if self.home is not None:
+            return self._on_a_mesh(forward, x)
+        if full:
+            stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
+            outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
+        if n % batch:
+            outs.append(forward(cut(full * batch, n)))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree) -> Any:
+        """The batches gathered, so that each of them is divided among the devices."""
+        n, home = size_of("x", x), self.home
+        each = _dividing(self.batch, n, home)
+        whole = n - n % each
+        parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
+        if whole < n:
+            parts.append(forward(rows(x, jnp.arange(whole, n), home)))
+
+        def together(stacked: Array, *rest: Array) -> Array:
+            return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *rest])
+
+        first = home.axes if home is not None and home.divides(n) else None
+        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
+
+
+def _dividing(batch: int, n: int, home: Home | None) -> int:
+    """How many of n examples to take at a time: a number that the devices divide, where there are enough."""
+    batch = min(batch, n)
+    return batch - batch % home.devices if home is not None and batch > home.devices else batch

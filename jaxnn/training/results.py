@@ -1,0 +1,84 @@
+"""What steps and epochs report, and the cursor that they move."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.arrays import is_floating
+from jaxnn.diagnostics.measures import Measures
+from jaxnn.showing import epoch_line, shown
+from jaxnn.training.means import means_of
+from jaxnn.types import EPOCH_START, Array, Params, Tree
+
+
+@shown(epoch_line)
+class EpochResult(NamedTuple):
+    """What an epoch reports, as arrays.
+
+    Attributes:
+        loss: Σ wₙ Cₙ / Σ wₙ over the epoch, without the penalty, each Cₙ as its step saw it.
+        metrics: the same weighted mean of each metric.
+        losses: [steps], the loss of every step, without the penalty.
+        finite: False if any loss (with the penalty), or any parameter at the end, is not finite.
+        diagnostics: what was measured, [times, …] in each leaf; () where nothing was asked for.
+        penalty: the mean of the penalties of the steps, weighted as their losses are; () where there is none.
+        ran: [steps], False for steps that were not taken: those of an epoch that had begun, or after the end of a
+            training that skips too many. Their losses are NaN. () where all were taken.
+        skipped: [steps], True for steps that were not finite and changed nothing; () where none is skipped.
+    """
+
+    loss: Array
+    metrics: dict[str, Array]
+    losses: Array
+    finite: Array
+    diagnostics: Measures | tuple[()] = ()
+    penalty: Array | tuple[()] = ()
+    ran: Array | tuple[()] = ()
+    skipped: Array | tuple[()] = ()
+
+
+class Notes(NamedTuple):
+    """What is noted of each step, [steps, …] in each leaf.
+
+    Attributes:
+        loss: the mean loss of the batch, without the penalty.
+        whole: the same with the penalty; None where there is none.
+        sums: of `means.batch_sums`, from which the means over the epoch are computed.
+        ran: whether the step was taken; None where all are.
+        skipped: whether the step was not finite and changed nothing; None where none is skipped.
+    """
+
+    loss: Array
+    whole: Array | None
+    sums: dict[str, Array]
+    ran: Array | None = None
+    skipped: Array | None = None
+
+    def result(self, params: Params, diagnostics: Any = ()) -> EpochResult:
+        """The means over the epoch, and whether everything is finite that must be."""
+        means = means_of(self.sums)
+        mean, penalty = means.pop("loss"), means.pop("penalty", ())
+        good = jnp.isfinite(self.loss if self.whole is None else self.whole)
+        for excused in (None if self.ran is None else ~self.ran, self.skipped):
+            good = good if excused is None else good | excused
+        finite = good.all() & all_finite(params)
+        if self.skipped is None:
+            finite &= jnp.isfinite(mean)
+        ran, skipped = (() if flags is None else flags for flags in (self.ran, self.skipped))
+        return EpochResult(mean, means, self.loss, finite, diagnostics, penalty, ran, skipped)
+
+
+def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
+    """The fields of a TrainState that say where in its data a training is."""
+    if isinstance(position, int) and position == 0:
+        return {"epoch": jnp.asarray(epoch, jnp.int32), "position": EPOCH_START}
+    return {"epoch": jnp.asarray(epoch, jnp.int32), "position": jnp.asarray(position, jnp.int32)}
+
+
+def all_finite(tree: Tree) -> Array:
+    """True if every float in the tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats] or [jnp.asarray(True)]).all()
