@@ -10,7 +10,7 @@ from test_mutants import MUTANTS, ROWS
 
 from jaxnn import dense, gradcheck, losses, named, parallel, repeat, residual, serial, share, tanh
 from jaxnn.checks import named_leaves
-from jaxnn.gradcheck.judge import judge
+from jaxnn.gradcheck import checking
 from jaxnn.gradcheck.programs import Problem
 
 N = 4
@@ -89,7 +89,7 @@ def verdicts(layer, case, dtype):
             fixed=state,
             deltas=[jnp.asarray(np.random.default_rng(1).normal(size=y.shape), y.dtype)],
         )
-        return [row.verdict for row in judge([problem])[0]]
+        return [row.verdict for row in checking.verdicts([problem])[0]]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

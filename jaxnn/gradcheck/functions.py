@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import number, whole_number, yes_or_no
-from jaxnn.gradcheck.evidence import Evidence
-from jaxnn.gradcheck.flat import Backward, Case, cast, fits, flatten
-from jaxnn.gradcheck.judge import verdicts
+from jaxnn.gradcheck.fitting import cast, fits
+from jaxnn.gradcheck.flat import Case, Settings, flatten
+from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.measuring import measure, prepare
 from jaxnn.gradcheck.properties import not_finite_value, properties, second_order, value_rows
 from jaxnn.gradcheck.replay import x64_is_on
@@ -73,9 +73,8 @@ def function(
     ('wrong', 'x')
     """
     name = name_of(f)
-    settings = _Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
-    checked = _check(name, f, f, backward, forward, args, grid, settings, custom=False)
-    return Report(f"gradcheck of {name}{settings.said}", tuple(checked), _wrong(checked))
+    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    return _report(Case(name, f, f, backward, forward, args, settings, custom=False), grid, name)
 
 
 def custom_vjp(
@@ -123,84 +122,47 @@ def custom_vjp(
     def backward(args: tuple[Any, ...], delta: Any) -> tuple[Any, ...]:
         return jax.vjp(f, *args)[1](delta)
 
-    settings = _Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
-    checked = _check(name, f, reference, backward, None, args, grid, settings, custom=True)
-    return Report(f"gradcheck of {name} against {name_of(reference)}{settings.said}", tuple(checked), _wrong(checked))
+    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    case = Case(name, f, reference, backward, None, args, settings, custom=True)
+    return _report(case, grid, f"{name} against {name_of(reference)}")
 
 
-def _wrong(rows: list[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row.leaf for row in rows if row.verdict == WRONG))
+# ---------------------------------------------------------------- point by point
 
 
-# ---------------------------------------------------------------- one point after another
-
-
-class _Settings(NamedTuple):
-    """How to check, whatever the function: the arguments of those names."""
-
-    dtypes: Sequence[DType] | None
-    cotangents: int
-    order: int
-    forward_error: float
-    surrogate: bool
-    seed: int
-
-    @property
-    def said(self) -> str:
-        """What the title of a report says of them."""
-        said = f", forward_error={self.forward_error:g}" if self.forward_error else ""
-        return f"{said}, as a surrogate: without differences" if self.surrogate else said
-
-
-def _check(
-    name: str,
-    f: Callable[..., Tree],
-    reference: Callable[..., Tree],
-    backward: Backward,
-    forward: Callable[..., tuple[Tree, Tree]] | None,
-    args: Sequence[Any],
-    grid: Sequence[Sequence[Any]],
-    settings: _Settings,
-    *,
-    custom: bool,
-) -> list[Row]:
+def _report(case: Case, grid: Sequence[Sequence[Any]], title: str) -> Report:
+    """The report on a case at its arguments and at all points of the grid, in every precision."""
+    settings = case.settings
     whole_number("gradcheck: cotangents", settings.cotangents, least=1)
     if settings.order not in (1, 2):
         raise ValueError(f"gradcheck: order must be 1 or 2, got {settings.order!r}")
     number("gradcheck: forward_error", settings.forward_error, least=0.0, below=1.0)
     yes_or_no("gradcheck: surrogate", settings.surrogate)
     precisions = _precisions(settings.dtypes)
-    if custom:
-        fits(f, args)
-    rows: list[Row] = []
-    points = [args, *grid]
+    if case.custom:
+        fits(case.f, case.args)
+    points, rows = [case.args, *grid], list[Row]()
     for i, point in enumerate(points):
         for dtype in precisions:
             words = [f"point {i}"] * (len(points) > 1) + [str(jnp.dtype(dtype))] * (dtype is not None)
-            place = " ".join(words) or name
-            wide = dtype is not None and jnp.dtype(dtype) == np.float64
-            with jax.enable_x64(wide or x64_is_on()):
-                case = Case(
-                    place,
-                    f,
-                    reference,
-                    backward,
-                    forward,
-                    cast(f, point, dtype),
-                    settings.seed,
-                    settings.cotangents,
-                    settings.forward_error,
-                    settings.surrogate,
-                )
-                try:
-                    rows += _rows(case, settings.order, custom=custom)
-                except Exception as error:
-                    if words:
-                        error.add_note(f"gradcheck: at {place}")
-                    if NO_REVERSE in str(error):
-                        raise ValueError(LOOP.format(name=name_of(reference))) from error
-                    raise
-    return rows
+            rows += _rows_at(case._replace(place=" ".join(words) or case.place), point, dtype, bool(words))
+    wrong = dict.fromkeys(row.leaf for row in rows if row.verdict == WRONG)
+    return Report(f"gradcheck of {title}{settings.said}", tuple(rows), tuple(wrong))
+
+
+def _rows_at(case: Case, point: Sequence[Any], dtype: DType | None, several: bool) -> list[Row]:
+    """The rows of a case at one point in one precision; where there are several, an error says at which."""
+    wide = dtype is not None and jnp.dtype(dtype) == np.float64
+    with jax.enable_x64(wide or x64_is_on()):
+        case = case._replace(args=cast(case.f, point, dtype))
+        try:
+            return _rows(case)
+        except Exception as error:
+            if several:
+                error.add_note(f"gradcheck: at {case.place}")
+            if NO_REVERSE in str(error):
+                raise ValueError(LOOP.format(name=name_of(case.reference))) from error
+            raise
 
 
 NO_REVERSE = "Reverse-mode differentiation does not work for lax.while_loop"
@@ -224,7 +186,7 @@ def _precisions(dtypes: Sequence[DType] | None) -> Sequence[DType | None]:
     return dtypes
 
 
-def _rows(case: Case, order: int, *, custom: bool) -> list[Row]:
+def _rows(case: Case) -> list[Row]:
     flat = flatten(case)
     rows = value_rows(case, flat)
     broken = not_finite_value(case, flat)
@@ -233,17 +195,13 @@ def _rows(case: Case, order: int, *, custom: bool) -> list[Row]:
     run = prepare([flat.problem])
     found: list[list[Row]] = []
     for i, deltas in enumerate(flat.deltas):
-        problem = flat.problem._replace(deltas=deltas, witness=i == 0)
-        (measured,) = measure(run, [problem.arguments], case.seed + i)
-        evidence = Evidence(problem, run.programs[0])
+        problem = flat.problem._replace(deltas=deltas, always_differences=i == 0)
+        (measured,) = measure(run, [problem], case.settings.seed + i)
         if i == 0:
-            first, kept = measured, evidence
-        found.append(verdicts(problem, run.programs[0], measured, evidence))
+            first = measured
+        found.append(list(map(judge, measured)))
     rows += [max(same, key=lambda row: SEVERITY.index(row.verdict)) for same in zip(*found, strict=True)]
     if any(row.verdict == CANNOT_TELL and row.element is None for row in rows):
         return rows
-    (programs,) = run.programs
-    rows += properties(case, flat, programs, first, kept)
-    if order == 2:
-        rows += second_order(case, flat, custom=custom)
-    return rows
+    rows += properties(case, flat, run.programs[0], first)
+    return rows + (second_order(case, flat) if case.settings.order == 2 else [])

@@ -28,7 +28,7 @@ class Problem(NamedTuple):
         fixed: everything else the function sees: integers, keys, state.
         deltas: cotangents, one for each output.
         auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
-        witness: whether to take differences of right leaves too.
+        always_differences: whether to take differences even where the rule and auto agree.
         forward_error: how far, relative, value may be from the function that is meant.
         surrogate: whether the rule is meant not to be the function's derivative: differences say nothing then.
     """
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     fixed: Any
     deltas: list[Any]
     auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
-    witness: bool = False
+    always_differences: bool = False
     forward_error: float = 0.0
     surrogate: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jaxnn.showing import shown
@@ -52,6 +53,11 @@ class Row(NamedTuple):
     source: str = ""
 
 
+def worst_verdict(rows: Iterable[Row]) -> str:
+    """Wrong before cannot tell, before kink, before right; right if there are no rows."""
+    return max((row.verdict for row in rows), key=SEVERITY.index, default=RIGHT)
+
+
 @shown(lambda report: f"<gradcheck of {report.title}: {_headline(report)}>")
 class Report(NamedTuple):
     """The result of a check: `str(report)` is a table, a notebook shows one in HTML.
@@ -72,7 +78,7 @@ class Report(NamedTuple):
     @property
     def verdict(self) -> str:
         """The worst verdict of the rows: wrong, before cannot tell, before kink, before right."""
-        return max((row.verdict for row in self.rows), key=SEVERITY.index, default=RIGHT)
+        return worst_verdict(self.rows)
 
     @property
     def ok(self) -> bool:

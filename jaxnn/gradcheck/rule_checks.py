@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.collecting import Call, Collector
 from jaxnn.gradcheck.flat import cotangents
-from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.marks import ORIGINAL, calls_are, class_of, collected, functions_of, undisturbed
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.replay import replay, said, widen
@@ -104,7 +104,7 @@ def _check_at(site: Site, values: list[Any]) -> list[Row]:
     if refusal(lambda: autodiff_of(problem)) is not None:
         rows = without_reverse(rule, value, pulled)
     else:
-        rows = [row for found in judge([problem, *_values(rule, value)]) for row in found]
+        rows = [row for found in verdicts([problem, *_values(rule, value)]) for row in found]
         rows = _with_removable_kinks(rule, value, pulled, rows)
         if site.programs is None and not all(row.verdict in (RIGHT, KINK) for row in rows):
             rows = _with_plain_parts(problem, rows)
@@ -249,7 +249,7 @@ def _with_plain_parts(problem: Problem, rows: list[Row]) -> list[Row]:
     if refusal(lambda: autodiff_of(again)) is not None or not _differ(problem, again):
         return rows
     gradient, values = rows[: len(problem.names)], rows[len(problem.names) :]
-    (found,) = judge([again])
+    (found,) = verdicts([again])
     better = [min(pair, key=lambda row: SEVERITY.index(row.verdict)) for pair in zip(found, gradient, strict=True)]
     return [*better, *values]
 

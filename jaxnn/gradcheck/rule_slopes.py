@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.differences import Slope, slope_of
-from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.marks import ORIGINAL
 from jaxnn.gradcheck.programs import Problem, compiled
 from jaxnn.gradcheck.replay import said, widen, x64_is_on
@@ -167,7 +167,7 @@ def _pushed(
     )  # fmt: skip
     if call is None or refusal(lambda: autodiff_of(problem)) is not None:
         problem = problem._replace(auto=push(value))
-    (rows,) = judge([problem])
+    (rows,) = verdicts([problem])
     return [
         _unravelled(row, picked[i], np.shape(leaf)) for i, (row, leaf) in enumerate(zip(rows, rule.leaves, strict=True))
     ]
