@@ -80,7 +80,7 @@ def verdicts(layer, case, dtype):
 
         y = jax.eval_shape(lambda: forward([*free, *p_leaves], state)[0])
         problem = Problem(
-            place="suspect",
+            place="layer",
             kind=layer.kind,
             names=("x", *named_leaves(params))[1 - len(free) :],
             value=lambda leaves, state: [forward(leaves, state)[0]],

@@ -1,4 +1,4 @@
-"""The judge on the losses: every δ is right in three precisions, and wrong when it is off by little."""
+"""The verdicts on the losses: every δ is right in three precisions, and wrong when it is off by little."""
 
 import jax
 import jax.numpy as jnp

@@ -137,7 +137,7 @@ def test_what_is_allowed_is_listed(suite, pytester):
 def test_the_budget_leaves_rules_out_and_says_so(suite):
     result = suite("--gradcheck", "--gradcheck-budget=0", test_faulty=FAULTY)
     assert result.ret == 0
-    assert "1 left because of the budget of 0 s for a rule" in lines(result)
+    assert "1 left out because of the budget of 0 s per rule" in lines(result)
     assert "left: square float32[]" in lines(result)
 
 
@@ -254,4 +254,4 @@ def test_an_error_of_the_plugins_own_is_a_line_of_the_summary(suite, monkeypatch
     result = suite("--gradcheck", test_clean=CLEAN)
     assert result.ret == 0
     result.assert_outcomes(passed=1)
-    assert "an error of the plugin's own: RuntimeError: a fault of ours" in lines(result)
+    assert "an error of the plugin: RuntimeError: a fault of ours" in lines(result)

@@ -1,4 +1,4 @@
-"""`function` and `custom_vjp`: a user's own rule for the gradient of a function, held against jax.grad."""
+"""`function` and `custom_vjp`: a user's rule for the gradient of a function, compared with jax.grad."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ def function(
     surrogate: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Is this hand-derived gradient right, and if not, at which leaf and element?
+    """Checks a hand-derived gradient, and finds the leaf and the element that is wrong.
 
-    `backward(args, delta)` answers δ ↦ Jᵀδ, J = ∂f/∂args: a tuple with one gradient, a pytree like the argument, for
-    each argument. It is compared with `jax.vjp` of f in float64, with what rounding explains as the only tolerance, and
-    must besides be linear in δ, deterministic, and the same under jit and vmap. Gradients and δs of complex arguments
-    and outputs are in JAX's convention, ∂C/∂Re z − i ∂C/∂Im z.
+    `backward(args, delta)` returns Jᵀδ, J = ∂f/∂args: a tuple with one gradient, a pytree like the argument, for each
+    argument. It is compared with `jax.vjp` of f in float64, with the effect of rounding as the only tolerance. It must
+    also be linear in δ, deterministic, and the same under jit and vmap. Gradients and δs of complex arguments and
+    outputs follow JAX's convention, ∂C/∂Re z − i ∂C/∂Im z.
 
     Args:
         f: a pure function of pytrees, `f(*args)`; its outputs are pytrees with floats among them.
-        args: a tuple of arguments: the point. Integers, keys and None are handed on and left alone.
-        backward: the rule. None in the place of a gradient leaves that argument alone.
+        args: a tuple of arguments, the point at which to check. Integers, keys and None are passed on unchanged.
+        backward: the rule. None in place of a gradient leaves that argument out.
         forward: `forward(*args) -> (output, residuals)`, as for `jax.custom_vjp`; backward is then given the
-            residuals in the place of args, and output is held against f's.
+            residuals in place of args, and output is compared with f's.
         grid: more points, of other shapes.
         dtypes: precisions to cast every float to, "float32", "bfloat16"; by default those of args.
-        cotangents: how many δs, drawn from seed; a single number's first δ is 1.
+        cotangents: the number of δs, drawn from seed; if the output is a single number, the first δ is 1.
         order: 2 to compare the derivative of the rule with that of the gradient too.
-        forward_error: how far f is from the function that is meant, relative, where it is a fixed point found to a
-            tolerance, a truncated series or a table: the gradient may be off by 16 times as much, and differences
-            count for no more than such values allow. The report says so.
+        forward_error: the relative error of f as an approximation of the intended function, if it is a fixed point
+            found to a tolerance, a truncated series or a table: the gradient may be off by 16 times as much, and the
+            error of differences includes it. The report says so.
         surrogate: True for a rule that is not meant to be f's derivative (straight-through estimators, gradient
-            reversal): `jax.vjp` of f, with its stop_gradients and custom rules, is what is meant, and finite
-            differences are left out.
+            reversal): the reference is then `jax.vjp` of f, with its stop_gradients and custom rules, without finite
+            differences.
         seed: of δs and jitter.
 
     Raises:
-        TypeError: if args is no tuple, holds what is no array, or f gives no floats.
-        ValueError: if f is not deterministic, backward's result is not like args or forward's output not like f's:
-            every mismatch, with its path; or if f has a while_loop, which has no reverse mode.
+        TypeError: if args is not a tuple of arrays, or f returns no floats.
+        ValueError: if f is not deterministic; if backward's result is not like args or forward's output not like f's,
+            with every mismatch and its path; or if f has a while_loop, which has no reverse mode.
 
     Source: see `jaxnn.gradcheck.judge` for the criterion; Griewank & Walther (2008), ch. 3, for the adjoint.
 
@@ -90,10 +90,10 @@ def custom_vjp(
     surrogate: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Is the rule of a function with `jax.custom_vjp` right? f's gradient against autodiff of a plain reference.
+    """Checks the rule of a function with `jax.custom_vjp`: its gradient against autodiff of a plain reference.
 
     Args:
-        f: the function with a rule of its own.
+        f: the function with the custom rule.
         reference: the same function in plain JAX.
         args: as for `function`.
         grid: as for `function`.
@@ -101,12 +101,12 @@ def custom_vjp(
         cotangents: as for `function`.
         order: as for `function`.
         forward_error: as for `function`, of the reference.
-        surrogate: as for `function`; the reference says what is meant, with `jax.lax.stop_gradient`.
+        surrogate: as for `function`; the reference then has `jax.lax.stop_gradient`s.
         seed: as for `function`.
 
     Returns:
-        A Report: the values of f and reference, the gradients, and the properties of the rule. Reverse over reverse is
-        used for order 2: `jax.custom_vjp` forbids forward mode, and the report says so.
+        A Report on the values of f and reference, the gradients, and the properties of the rule. For order 2 it uses
+        reverse over reverse mode, since `jax.custom_vjp` forbids forward mode, and says so.
 
     Raises:
         TypeError, ValueError: as `function`, and if the outputs of f and reference are not alike.
@@ -167,22 +167,22 @@ def _rows_at(case: Case, point: Sequence[Any], dtype: DType | None, several: boo
 
 NO_REVERSE = "Reverse-mode differentiation does not work for lax.while_loop"
 LOOP = (
-    "gradcheck: {name} has a while_loop, and jax.grad cannot run one backward. Give a reference in its place whose "
-    "number of steps is fixed, a lax.scan or a fori_loop with Python numbers, with so many steps that more change "
-    "nothing: gradcheck.function(reference, args, backward=…), or gradcheck.custom_vjp(f, reference, args). Where the "
-    "loop ends at a tolerance, forward_error= says how far that leaves its result off, relative."
+    "gradcheck: {name} has a while_loop, which jax.grad cannot differentiate. Give a reference in its place with a "
+    "fixed number of steps, a lax.scan or a fori_loop with Python numbers, so large that more steps change nothing: "
+    "gradcheck.function(reference, args, backward=…), or gradcheck.custom_vjp(f, reference, args). If the loop ends at "
+    "a tolerance, give the relative error of its result as forward_error=."
 )
 
 
 def _precisions(dtypes: Sequence[DType] | None) -> Sequence[DType | None]:
-    """What every float is cast to, in turn; None to leave them as they are."""
+    """The precisions to which every float is cast in turn; None for its own."""
     if dtypes is None:
         return [None]
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
-        raise TypeError(f'gradcheck: dtypes must be several, as in ("float32", "bfloat16"), got {dtypes!r}')
+        raise TypeError(f'gradcheck: dtypes must be a sequence, as in ("float32", "bfloat16"), got {dtypes!r}')
     bad = [dtype for dtype in dtypes if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating)]
     if bad or not dtypes:
-        raise ValueError(f"gradcheck: dtypes must be one or more precisions of floats, got {list(dtypes)!r}")
+        raise ValueError(f"gradcheck: dtypes must be one or more floating-point dtypes, got {list(dtypes)!r}")
     return dtypes
 
 

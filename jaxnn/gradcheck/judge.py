@@ -64,7 +64,7 @@ def judge(m: Measured) -> Row:
     if m.coarsest == ROUNDOFF and off.max() > 1:
         m = m._replace(narrow=m.evidence.narrow())
         off = excess(m.hand64 - m.auto64, m.threshold)
-    row = _unjudged(m, off)
+    row = _figures(m, off)
     if not np.isfinite(m.auto64).all():
         return not_finite(m, row)
     differs = off > 1
@@ -77,7 +77,7 @@ def judge(m: Measured) -> Row:
     return _in_given_precision(m, row) or (row if differs.any() else _agreeing(m, row))
 
 
-def _unjudged(m: Measured, off: np.ndarray) -> Row:
+def _figures(m: Measured, off: np.ndarray) -> Row:
     """The figures of a leaf at its worst element.
 
     Its ULPs are errors in the given precision, in units in the last place of the element, or of the leaf's size if that

@@ -24,6 +24,7 @@ from jaxnn.gradcheck.pieces import MIXED, Mixed
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, WRONG, Row
 
 WORST = 3  # elements of a leaf for which differences are taken
+PARTLY = "off where jax.grad is finite, by more than rounding explains"
 
 
 def worst_of(off: np.ndarray, auto: np.ndarray) -> tuple[int, ...]:
@@ -161,7 +162,7 @@ def not_finite(m: Measured, row: Row) -> Row:
     elsewhere = excess(np.where(bad, 0, m.hand64 - finite(m.auto64)), m.threshold)
     if elsewhere.max() > 1:
         worst = worst_of(elsewhere, m.auto64)
-        return at(row, m, worst, verdict=WRONG, why="off where jax.grad is finite, by more than rounding explains")
+        return at(row, m, worst, verdict=WRONG, why=PARTLY)
     if np.isfinite(m.hand64[bad]).all() and m.leaf.differences:
         slopes = [m.evidence.slope(tuple(map(int, where))) for where in np.argwhere(bad)[:WORST]]
         size = max(rms(m.auto64), rms(m.hand64))

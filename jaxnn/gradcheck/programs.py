@@ -1,4 +1,4 @@
-"""A problem for the judge, and its programs: the function and both rules, traced in each precision and compared."""
+"""A problem, and its programs: the function, the rule and its reference, traced in each precision and compared."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
 from jaxnn.jaxprs import function_of, is_float, is_program, with_constants
 
-ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
+ONE_SHOT = {"xla_backend_optimization_level": 0}  # for programs that run only a few times: a third less time
 
 
 class Problem(NamedTuple):
-    """A function of float leaves and a rule for its gradient, at one point, in the precision that was given.
+    """A function of float leaves and a rule for its gradient, at one point, in the given precision.
 
     Attributes:
-        place: where it stands, for the report.
-        kind: what it is.
+        place: as in a `Row` of the report.
+        kind: as in a `Row`.
         names: one for each leaf.
         value: `(leaves, fixed) -> [output, …]`, floats only.
         rule: `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf.
         leaves: float arrays.
-        fixed: everything else the function sees: integers, keys, state.
+        fixed: all other arguments of the function: integers, keys, state.
         deltas: cotangents, one for each output.
-        auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
+        auto: the reference for the rule, with the same signature; None for jax.vjp of value.
         always_differences: whether to take differences even where the rule and auto agree.
-        forward_error: how far, relative, value may be from the function that is meant.
-        surrogate: whether the rule is meant not to be the function's derivative: differences say nothing then.
+        forward_error: the relative error of value as an approximation of the intended function.
+        surrogate: whether the rule is not meant to be the function's derivative, so that differences are no reference.
     """
 
     place: str
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
     @property
     def has_differences(self) -> bool:
-        """Whether finite differences of value are another route to what the rule should give."""
+        """Whether finite differences of value are another reference for the rule."""
         return self.auto is None and not self.surrogate
 
     @property
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any]]:
-    """jax.vjp's answer to the same question as `problem.rule`."""
+    """The reference for `problem.rule`: jax.vjp of the function, unless the problem has another."""
     if problem.auto is not None:
         return problem.auto
 
@@ -68,7 +68,7 @@ def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any
 
 
 def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Under jit, compiled in haste: what is compiled here runs a dozen times at most."""
+    """Under jit, with few optimizations: what is compiled here runs a dozen times at most."""
     fast: Callable[..., Any] = jax.jit(f, compiler_options=ONE_SHOT)
     return fast
 
@@ -82,10 +82,10 @@ class Programs(NamedTuple):
     Attributes:
         hand, auto: closed jaxprs in the given precision.
         hand64, auto64: in float64; None where the function cannot be traced there.
-        stopped: why not, or "".
-        stopped_at: the line that raised it, as `file:line (function)`, or "".
+        stopped: the error, or "".
+        stopped_at: the line that raised the error, as `file:line (function)`, or "".
         random: whether it draws random numbers, so that the float64 trace draws others.
-        same: whether the float64 trace of the rule is the same program, so that a replay has nothing to add.
+        same: whether the float64 trace of the rule is the same program, so that a replay would add nothing.
         value: the function itself, in float64 where it can be traced there.
     """
 
@@ -101,7 +101,7 @@ class Programs(NamedTuple):
 
 
 def trace(problem: Problem) -> Programs:
-    """Every program of a problem."""
+    """Traces every program of a problem."""
     auto = gradient(problem)
     low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
     stopped, stopped_at, high = "", "", list[Any]([None, None])

@@ -1,4 +1,4 @@
-"""What a check of gradients found: rows of evidence, one verdict, and the same text for people, notebooks and tests."""
+"""The report of a check of gradients: rows with their figures, one verdict, as text and HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RIGHT, WRONG, KINK, CANNOT_TELL, ALLOWED = "right", "wrong", "kink", "cannot tel
 BY_AUTODIFF = "by autodiff"
 SEVERITY = (ALLOWED, BY_AUTODIFF, RIGHT, KINK, CANNOT_TELL, WRONG)  # the worst row gives the report its verdict
 MARKS = {RIGHT: "·", KINK: "∧", CANNOT_TELL: "?", WRONG: "✗", ALLOWED: "○", BY_AUTODIFF: "–"}
-SHOWN = 40  # rows of a table before right ones are folded
+SHOWN = 40  # rows of a table, beyond which right ones are left out
 LONGEST = 44  # characters of a place or a leaf in a table
 
 
@@ -23,18 +23,18 @@ class Row(NamedTuple):
         place: the layer's path in a network, the case of a function: `"residual_2/dense_0"`, `"float32 [4, 3]"`.
         kind: the layer's kind, or what was checked: `"dense"`, `"gradient"`, `"linear in δ"`.
         leaf: the leaf's path: `"w"`, `"δ_in"`, `"args[0]"`.
-        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; of what was not judged `"by autodiff"`, where there
-            is no rule by hand, or `"allowed"`.
-        why: the evidence in words; "" where there is nothing to say.
-        element: the worst element's index, () for a scalar; None where no element is meant.
+        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; or, not judged, `"by autodiff"` if there is no
+            hand-derived rule, and `"allowed"`.
+        why: the reason; may be "".
+        element: the worst element's index, () for a scalar; None if the row is not on one element.
         hand: the hand-derived gradient there, in float64.
         autodiff: jax.grad's, in float64.
-        differences: the slope by finite differences, in float64; None where it was not needed.
-        slopes: (from the left, from the right) where the two differ, at a kink.
+        differences: the slope by finite differences, in float64; None if it was not needed.
+        slopes: (from the left, from the right), at a kink.
         excess: |hand − autodiff| as a multiple of what rounding explains; above 1 they differ.
-        ulps: the error of the hand-derived gradient in the precision that was given, in units in the last place.
-        autodiff_ulps: jax.grad's own.
-        source: the line that kept float64 from getting through, as `file:line (function)`; "" if none did.
+        ulps: the error of the hand-derived gradient in the given precision, in units in the last place.
+        autodiff_ulps: the error of jax.grad, likewise.
+        source: `file:line (function)` of the line that prevents full float64, or defines an audited function; or "".
     """
 
     place: str
@@ -64,8 +64,8 @@ class Report(NamedTuple):
 
     Attributes:
         title: what was checked.
-        rows: the evidence, in the order of the network or of the arguments.
-        wrong: the places whose own rule is wrong, each named once, in that order.
+        rows: in the order of the network or of the arguments.
+        wrong: the places whose own rule is wrong, each once, in that order.
 
     >>> Report("my rule", (Row("float32", "gradient", "args[0]", "right"),), ()).ok
     True
@@ -89,7 +89,7 @@ class Report(NamedTuple):
         """For tests.
 
         Raises:
-            AssertionError: with the table, if a row is wrong or could not be told.
+            AssertionError: with the table, if a row is wrong or undecided.
         """
         if not self.ok:
             raise AssertionError(f"\n{self}")
@@ -103,7 +103,7 @@ class Report(NamedTuple):
 
 # ---------------------------------------------------------------- as text
 
-NO_ELEMENTS = "no elements"  # which goes without saying
+NO_ELEMENTS = "no elements"  # a reason that is not shown
 
 HEADINGS = ("", "where", "what", "leaf", "element", "by hand", "jax.grad", "differences", "ULPs", "jax.grad's")
 
@@ -134,12 +134,12 @@ def _text(report: Report) -> str:
 def _headline(report: Report) -> str:
     counts = {verdict: sum(row.verdict == verdict for row in report.rows) for verdict in reversed(SEVERITY)}
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    blamed = f": {', '.join(report.wrong)}" if report.wrong else ""
-    return f"{report.verdict.upper()}{blamed} ({counted or 'nothing to check'})"
+    wrong = f": {', '.join(report.wrong)}" if report.wrong else ""
+    return f"{report.verdict.upper()}{wrong} ({counted or 'nothing to check'})"
 
 
 def _shown(report: Report) -> tuple[list[Row], int]:
-    """Every row that is not right, and as many of the others as a screen takes."""
+    """Every row that is not right, and as many of the others as fit on a screen."""
     if len(report.rows) <= SHOWN:
         return list(report.rows), 0
     room = max(SHOWN - sum(row.verdict != RIGHT for row in report.rows), 0)

@@ -1,7 +1,7 @@
-"""A rule whose derivative JAX's reverse mode does not give: pushed forwards, or compared with finite differences.
+"""Checks a rule of a function that has no reverse mode, by forward mode or finite differences.
 
-Where a function has no reverse mode it is differentiated forwards, some elements of each argument one by one; where it
-has none at all (a callback, a kernel, a custom call), the rule is compared with differences of it.
+Forward mode differentiates with respect to some elements of each argument, one at a time. A function that JAX cannot
+differentiate at all (a callback, a kernel, a custom call) is differentiated by finite differences.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Ro
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import equations, is_float
 
-PUSHED = 16  # elements of a leaf that are looked at where each takes a pass forwards
-FAITHFUL = {"float64": 1e-6, "float32": 1e-3}  # of the terms: what differences of a function in that precision can say
-COARSER = 40  # times the steps of differences where the function cannot be had in float64
-VAGUE = 0.05  # of the slope: differences that are less sure say nothing
+PUSHED = 16  # elements of a leaf that are checked by forward mode, each of which takes a pass
+ACCURACY = {"float64": 1e-6, "float32": 1e-3}  # of the terms: that of differences of a function in that precision
+COARSER = 40  # times the steps of differences, for a function that does not run in float64
+VAGUE = 0.05  # of the slope: differences with a larger error decide nothing
 COMBINED = (2.0, -3.0)  # of two tangents, for linearity
 
 
 class Rule(NamedTuple):
-    """A call at one list of arrays, as the judge needs it.
+    """A call at one list of arrays.
 
     Attributes:
         site: the call.
         arrays: all its arrays.
         chosen: which of them are leaves: floats for which the rule gives a gradient.
         names: one for each leaf.
-        deltas: one for each float output, and again.
+        deltas: two for each float output, the second ones larger.
     """
 
     site: Site
@@ -61,12 +61,12 @@ class Rule(NamedTuple):
 
 
 def row_on(site: Site, kind: str, leaf: str, verdict: str, why: str, **evidence: Any) -> Row:
-    """A row of evidence on a call."""
+    """A row on a call."""
     return Row(f"{site.name} {site.signature()}", kind, leaf, verdict, why, source=site.source, **evidence)
 
 
 def refusal(run: Callable[[], Any]) -> Exception | None:
-    """What it raises, or None."""
+    """The error that a function raises, or None."""
     try:
         run()
     except Exception as error:  # whatever JAX or a user's function raises
@@ -75,7 +75,7 @@ def refusal(run: Callable[[], Any]) -> Exception | None:
 
 
 def autodiff_of(problem: Problem) -> Any:
-    """The program of jax.vjp of the problem's function; raises where there is none."""
+    """The program of jax.vjp of the problem's function; raises if there is none."""
 
     def pulled(leaves: list[Any], rest: list[Any], deltas: list[Any]) -> Any:
         return jax.vjp(lambda leaves: problem.value(leaves, rest), leaves)[1](deltas)
@@ -87,13 +87,13 @@ def autodiff_of(problem: Problem) -> Any:
 
 
 def has_own_transpose(pulled: Callable[..., Any], rule: Rule) -> bool:
-    """True if a rule's jvp says itself how it is transposed, so that both directions may differ."""
+    """True if a rule's jvp defines its own transpose, so that forward and reverse mode may differ."""
     closed = jax.make_jaxpr(pulled)(rule.arrays, rule.deltas)
     return any(eqn.primitive.name in ("linear_call", "custom_transpose") for eqn in equations(closed.jaxpr))
 
 
 def forwards(rule: Rule, value: Callable[..., list[Any]], refused: Exception | None) -> list[Row]:
-    """A rule's jvp, an element at a time, and its linearity, where its reverse mode is not to be had or is another."""
+    """Checks a rule's jvp, an element at a time, and its linearity, where it has no reverse mode or another one."""
     site = rule.site
     if not isinstance(site.rule, jax.custom_jvp):
         return [row_on(site, "rule", "", CANNOT_TELL, f"the rule raises {said(refused)}" if refused else "")]
@@ -109,7 +109,7 @@ def forwards(rule: Rule, value: Callable[..., list[Any]], refused: Exception | N
 
 
 def without_reverse(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
-    """A rule whose function has no reverse mode."""
+    """Checks a rule whose function has no reverse mode."""
 
     def forwards_through_value() -> Any:
         return jax.make_jaxpr(lambda *x: jax.jvp(value, (list(x),), (list(map(jnp.ones_like, x)),)))(*rule.arrays)
@@ -126,7 +126,7 @@ def _pushed(
     call: Callable[..., list[Any]] | None,
     pulled: Callable[..., list[Any]] | None = None,
 ) -> list[Row]:
-    """Some elements of each leaf, the gradient of each by a pass forwards through the function."""
+    """Checks some elements of each leaf, each by a forward-mode pass through the function."""
     rng = np.random.default_rng(0)
     sizes = [int(np.size(leaf)) for leaf in rule.leaves]
     picked = [np.sort(rng.choice(size, min(size, PUSHED), replace=False)) for size in sizes]
@@ -180,7 +180,7 @@ def _unravelled(row: Row, where: np.ndarray, shape: tuple[int, ...]) -> Row:
 
 
 def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
-    """Jvp(2v − 3w) against 2 jvp(v) − 3 jvp(w), in float64 where it runs there."""
+    """Compares jvp(2v − 3w) with 2 jvp(v) − 3 jvp(w), in float64 where it runs there."""
     site, rng = rule.site, np.random.default_rng(1)
     v, w = ([rng.standard_normal(np.shape(leaf)) for leaf in rule.leaves] for _ in range(2))
 
@@ -202,13 +202,13 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
     try:
         with jax.enable_x64(True):
             off, size = apart()
-            room = FAITHFUL["float64"]
+            room = ACCURACY["float64"]
     except Exception:  # whatever a user's rule raises in float64
         off, size = apart()
         room = 64 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in rule.leaves)
     if off <= room * size:
         return row_on(site, "linear in the tangent", "", RIGHT, "")
-    why = f"jvp(2v − 3w) is not 2 jvp(v) − 3 jvp(w): they are {off:.3g} apart, where the tangents are {size:.3g}"
+    why = f"jvp(2v − 3w) is not 2 jvp(v) − 3 jvp(w): they differ by {off:.3g}, for tangents up to {size:.3g}"
     return row_on(site, "linear in the tangent", "", WRONG, why)
 
 
@@ -221,7 +221,7 @@ def by_differences(
     pulled: Callable[..., list[Any]],
     elements: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> list[Row]:
-    """A rule against finite differences of its function: along one direction, at the largest element, and at others."""
+    """Compares a rule with finite differences of its function: along a direction, at the largest element and at others."""
     if refusal(lambda: _wide_values(rule, value)) is None:
         with jax.enable_x64(True):
             return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64", elements)
@@ -233,7 +233,7 @@ def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
         leaves, rest = widen((rule.leaves, rule.rest))
         found = value(rule.joined(leaves, rest))
         if any(leaf.dtype != np.float64 for leaf in found):
-            raise TypeError("it gives lower precision than it is given")
+            raise TypeError("its outputs have a lower precision than its inputs")
 
 
 def _differences(
@@ -295,10 +295,10 @@ def _against(
     along, terms = float(np.vdot(hand, v)), float(np.abs(hand * v).sum())
     scale = 1.0 if element is None else float(v[element])
     row = row_on(
-        rule.site, rule.site.kind, name, RIGHT, "against differences: its function has no derivative of JAX's",
+        rule.site, rule.site.kind, name, RIGHT, "against finite differences: JAX cannot differentiate its function",
         element=element, hand=along / scale, differences=slope.value / scale,
     )  # fmt: skip
-    off, room = abs(along - slope.value), 10 * slope.error + FAITHFUL[precision] * max(terms, abs(slope.value))
+    off, room = abs(along - slope.value), 10 * slope.error + ACCURACY[precision] * max(terms, abs(slope.value))
     if (
         slope.bends
         and slope.has_sides
@@ -307,7 +307,7 @@ def _against(
         return row._replace(verdict=KINK, slopes=(slope.left / scale, slope.right / scale))
     if off > room:
         what = "along a direction" if element is None else "at this element"
-        return row._replace(verdict=WRONG, why=f"{what} differences of the function give another slope")
+        return row._replace(verdict=WRONG, why=f"{what} finite differences of the function give another slope")
     if slope.error > VAGUE * max(abs(slope.value), abs(along)) and slope.error > 1e-9:
-        return row._replace(verdict=CANNOT_TELL, why="differences of the function are too uncertain to say")
+        return row._replace(verdict=CANNOT_TELL, why="finite differences of the function are too uncertain to decide")
     return row
