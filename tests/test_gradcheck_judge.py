@@ -7,9 +7,10 @@ from jaxnn.gradcheck.arrays import ROUNDOFF
 from jaxnn.gradcheck.differences import Slope
 from jaxnn.gradcheck.evidence import Along, Evidence, Sides
 from jaxnn.gradcheck.judge import ILL_CONDITIONED, ONLY_HERE, judge
-from jaxnn.gradcheck.measuring import Leaf, Measured
+from jaxnn.gradcheck.measuring import Measured
 from jaxnn.gradcheck.mixtures import Mixture
 from jaxnn.gradcheck.pieces import Mixed
+from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.replay import Obstacle
 
 U = 2.0**-24
@@ -50,16 +51,21 @@ class Given(Evidence):
         return self.answers["mixture"]
 
 
-def measured(hand=G, auto=G, leaf=None, nearby=True, u=U, evidence=None, **changes):
+def called(*_):
+    raise AssertionError("a verdict runs no program")
+
+
+def measured(hand=G, auto=G, problem=None, nearby=True, u=U, evidence=None, **changes):
     """Measurements in float32 without noise, of a rule that gives `hand` where jax.grad gives `auto`.
 
     nearby: whether the two differ a millionth beside the point as well.
     """
     zeros, exact = np.zeros(np.shape(auto)), np.nan_to_num(auto)
     apart = np.abs(np.nan_to_num(hand) - exact) if nearby else zeros
+    of = Problem("here", "gradient", ("x",), called, called, [], None, [], **(problem or {}))
     m = Measured(
-        Leaf("here", "gradient", "x", **(leaf or {})), hand, auto, hand, auto, hand, auto, zeros, zeros, u, u,
-        apart, zeros, np.abs(exact), Given(**(evidence or {})),
+        of, "x", False, hand, auto, hand, auto, hand, auto, zeros, zeros, u, u, apart, zeros, np.abs(exact),
+        Given(**(evidence or {})),
     )  # fmt: skip
     return m._replace(**changes)
 
@@ -86,14 +92,14 @@ SQUARE = np.array([[1.0, 2.0], [3.0, 5.0]])
 BEND, BOUND = slope(0.5, left=0.0, right=1.0), np.full(3, 1e-9)
 TINY = np.array([1e-12, -2e-12, 3e-12])
 CAST = Obstacle("a cast", "f.py:1", U)
-ALWAYS = {"always": True}
+ALWAYS = {"always_differences": True}
 NOISY = {"sigma": np.full(3, 1e4)}
 
 RIGHT = {
     "equal": (measured(), ""),
     "no elements": (measured(np.zeros(0), np.zeros(0)), "no elements"),
     "within the noise": (measured(G * (1 + 1e-13)), ""),
-    "within forward_error": (measured(G * (1 + 1e-6), leaf={"forward_error": 1e-6}), "forward_error=1e-06"),
+    "within forward_error": (measured(G * (1 + 1e-6), problem={"forward_error": 1e-6}), "forward_error=1e-06"),
     "float64, within float32's noise": (
         measured(G + 1e-12, u=ROUNDOFF, evidence={"narrow": np.full(3, 1e-2)}), ""),
     "0 to rounding": (measured(TINY, -TINY, evidence={"slope": slope(0.0, 1.0), "rounding": BOUND}), "0 to rounding"),
@@ -103,7 +109,7 @@ RIGHT = {
     "jax.grad is nan, smooth": (
         here(auto=NAN, slope=slope(3.5), sides=sides(3.5, 3.5)), "jax.grad is not finite here"),
     "differences agree too": (
-        measured(leaf=ALWAYS, evidence={"slope": slope(3.0), "along": Along(np.ones(3), slope(2.0))}), ""),
+        measured(problem=ALWAYS, evidence={"slope": slope(3.0), "along": Along(np.ones(3), slope(2.0))}), ""),
     "a noisy gradient, equal": (measured(evidence={"rounding": BOUND}, **NOISY), "rounding of the terms"),
 }  # fmt: skip
 WRONG = {
@@ -118,12 +124,12 @@ WRONG = {
     "no mixture": (here(sides=sides(3.0, 4.0, alone=False), mixture=mixed(short=1.0),
                         directions=[Along(np.ones(3), slope(2.0))]), "no convex combination"),
     "another reference, here alone": (
-        measured(OFF, nearby=False, leaf={"derivative": False, "differences": False}), ONLY_HERE),
+        measured(OFF, nearby=False, problem={"auto": called}), ONLY_HERE),
     "jax.grad is nan elsewhere": (measured(OFF, NAN[::-1].copy()), "off where jax.grad is finite"),
     "overflow": (measured(hand=NAN, hand64=G, replayed=G), "nan in the given precision"),
     "in the given precision alone": (measured(replayed=OFF), "right in float64 but wrong in the given precision"),
     "jax.grad repeated at a kink": (
-        measured(leaf=ALWAYS, jump=np.array([0.0, 0.0, 1.0]), evidence={"sides": sides(3.5, 3.5)}), "it repeats"),
+        measured(problem=ALWAYS, jump=np.array([0.0, 0.0, 1.0]), evidence={"sides": sides(3.5, 3.5)}), "it repeats"),
     "0 expected": (measured(np.full(3, 1e-3), TINY, evidence={"rounding": BOUND, "slope": slope(0.0)}, **NOISY),
                    "finite differences are 0 to rounding"),
 }  # fmt: skip
@@ -134,7 +140,7 @@ KINK = {
         here(sides=sides(3.0, 4.0), mixture=mixed(short=1.0),
              directions=[Along(np.ones(3), slope(2.5, left=2.0, right=3.0))]), "the slope jumps"),
     "a surrogate": (
-        measured(OFF, nearby=False, leaf={"differences": False}, evidence={"mixture": mixed()}), "a kink:"),
+        measured(OFF, nearby=False, problem={"surrogate": True}, evidence={"mixture": mixed()}), "a kink:"),
     "jax.grad is nan": (
         here(auto=NAN, slope=slope(3.5, left=3.0, right=4.0), sides=sides(3.0, 4.0), mixture=mixed()), "jumps"),
 }  # fmt: skip
@@ -154,10 +160,10 @@ CANNOT_TELL = {
         measured(np.full(3, 1e-6), TINY, evidence={"slope": slope(0.0, 1.0), "rounding": BOUND}),
         "less than differences resolve"),
     "both contradict the function": (
-        measured(leaf=ALWAYS, evidence={"slope": slope(4.0), "along": Along(np.ones(3), slope(2.0))}),
+        measured(problem=ALWAYS, evidence={"slope": slope(4.0), "along": Along(np.ones(3), slope(2.0))}),
         "contradict the function: here its slope is 4, and theirs 3"),
     "both contradict it along a direction": (
-        measured(leaf=ALWAYS, evidence={"slope": slope(3.0), "along": Along(np.ones(3), slope(5.0))}),
+        measured(problem=ALWAYS, evidence={"slope": slope(3.0), "along": Along(np.ones(3), slope(5.0))}),
         "along a direction its slope is 5, and theirs 2"),
 }  # fmt: skip
 CASES = {"right": RIGHT, "wrong": WRONG, "kink": KINK, "cannot tell": CANNOT_TELL}

@@ -57,9 +57,8 @@ ON_PURPOSE = (
 
 def judge(m: Measured) -> Row:
     """The verdict on one leaf, and its reason."""
-    leaf = m.leaf
     if m.auto64.size == 0:
-        return Row(leaf.place, leaf.kind, leaf.name, RIGHT, NO_ELEMENTS)
+        return Row(m.problem.place, m.problem.kind, m.name, RIGHT, NO_ELEMENTS)
     off = excess(m.hand64 - m.auto64, m.threshold)
     if m.coarsest == ROUNDOFF and off.max() > 1:
         m = m._replace(narrow=m.evidence.narrow())
@@ -72,7 +71,7 @@ def judge(m: Measured) -> Row:
         row = _differing(m, off, row)
         if row.verdict not in (RIGHT, KINK):
             return row
-        known = m.replayed if leaf.random else m.hand64  # allowed there, whatever jax.grad gives
+        known = m.replayed if m.random else m.hand64  # allowed there, whatever jax.grad gives
         m = m._replace(reference=np.where(differs, known, m.reference))
     return _in_given_precision(m, row) or (row if differs.any() else _agreeing(m, row))
 
@@ -87,7 +86,7 @@ def _figures(m: Measured, off: np.ndarray) -> Row:
     unit = 2 * m.u * 2.0 ** np.floor(np.log2(np.where(size > 0, size, 1)))
     hand, auto = (float(np.max(np.abs(finite(x - m.reference)) / unit)) for x in (m.hand, m.auto))
     worst = worst_of(off, m.auto64)
-    row = Row(*m.leaf[:3], RIGHT, excess=float(off[worst]), ulps=hand, autodiff_ulps=auto)
+    row = Row(m.problem.place, m.problem.kind, m.name, RIGHT, excess=float(off[worst]), ulps=hand, autodiff_ulps=auto)
     return at(row, m, worst)
 
 
@@ -98,10 +97,10 @@ def _differing(m: Measured, off: np.ndarray, row: Row) -> Row:
     """Wrong, unless at a kink, within the rounding of a sum that cancels, or at the limit of float64 inside."""
     nearby = np.where(_differs_nearby(m), off, 0.0)
     if not nearby.any():
-        return at_a_kink(m, off, row) if m.leaf.derivative else row._replace(verdict=WRONG, why=ONLY_HERE)
+        return at_a_kink(m, off, row) if m.problem.auto is None else row._replace(verdict=WRONG, why=ONLY_HERE)
     steady = np.where(m.jumps > 0, 0.0, nearby)
     elements = worst_elements(steady if steady.any() else nearby)
-    slopes = {element: m.evidence.slope(element) for element in elements if m.leaf.differences}
+    slopes = {element: m.evidence.slope(element) for element in elements if m.problem.has_differences}
     row = at(row, m, elements[0], differences=slopes[elements[0]].value if slopes else None)
     if not any(_decides(slope, m, element) for element, slope in slopes.items()):
         cancelled = _within_rounding(m, row)
@@ -189,7 +188,7 @@ def _within_rounding(m: Measured, row: Row) -> Row | None:
             return row._replace(verdict=RIGHT, why="they agree to the rounding of the terms that each of them sums")
         return row._replace(verdict=CANNOT_TELL, why=ILL_CONDITIONED)
     # Without differences jax.grad is what is meant, and what is left here is more than rounding.
-    if zero and m.leaf.differences:
+    if zero and m.problem.has_differences:
         why = f"jax.grad is 0 to rounding, {bound.max():.1e}; the rule gives more, but less than differences resolve"
         return row._replace(verdict=CANNOT_TELL, why=why)
     return None
@@ -202,7 +201,7 @@ def _noisy(m: Measured, row: Row) -> Row:
         return cancelled if cancelled is not None and cancelled.verdict == RIGHT else row
     if cancelled is None:
         return row._replace(verdict=CANNOT_TELL, why=ILL_CONDITIONED)
-    if cancelled.verdict == CANNOT_TELL and cancelled.why != ILL_CONDITIONED and m.leaf.differences:
+    if cancelled.verdict == CANNOT_TELL and cancelled.why != ILL_CONDITIONED and m.problem.has_differences:
         element = worst_elements(np.abs(m.hand64 - m.auto64))[0]
         slope, h = m.evidence.slope(element), float(m.hand64[element])
         if _decides(slope, m, element):
@@ -251,9 +250,11 @@ def _agreeing(m: Measured, row: Row) -> Row:
     """Right, unless rounding is as large as the gradient, or finite differences contradict both."""
     if rms(m.rounding) > NOISY * rms(m.auto64) > 0:
         row = _noisy(m, row)
-    elif m.leaf.forward_error and excess(m.hand64 - m.auto64, m.rounding).max() > 1:
-        row = row._replace(why=f"within what forward_error={m.leaf.forward_error:g} explains, but not within rounding")
-    if row.verdict != RIGHT or not m.leaf.always or not m.leaf.differences:
+    elif m.problem.forward_error and excess(m.hand64 - m.auto64, m.rounding).max() > 1:
+        row = row._replace(
+            why=f"within what forward_error={m.problem.forward_error:g} explains, but not within rounding"
+        )
+    if row.verdict != RIGHT or not m.problem.always_differences or not m.problem.has_differences:
         return row
     return repeated(m, row) or _contradicted(m, row)
 

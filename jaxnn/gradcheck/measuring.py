@@ -28,35 +28,13 @@ FORWARD = 16  # times the relative error of the function, for its gradient: the 
 JUMPS = 1e-3  # of the gradient: a larger change within a millionth is a kink, or bends as sharply
 
 
-class Leaf(NamedTuple):
-    """The leaf of a problem that is judged.
-
-    Attributes:
-        place: as in a `Row`.
-        kind: as in a `Row`.
-        name: the leaf's path.
-        derivative: whether the rule is compared with jax.vjp of the function, and not with a reference of its own.
-        differences: whether finite differences of the function are another route to what the rule should give.
-        always: whether to take differences even where the rule and jax.grad agree.
-        random: whether random numbers are drawn, so that the float64 program draws others.
-        forward_error: the relative error of the function, as given.
-    """
-
-    place: str
-    kind: str
-    name: str
-    derivative: bool = True
-    differences: bool = True
-    always: bool = False
-    random: bool = False
-    forward_error: float = 0.0
-
-
 class Measured(NamedTuple):
     """All that the verdict on one leaf follows from; arrays in float64, as in the docstring of `jaxnn.gradcheck.judge`.
 
     Attributes:
-        leaf: what has been measured.
+        problem: of which a leaf is judged; here its functions are not called.
+        name: the leaf's.
+        random: whether random numbers are drawn, so that the float64 program draws others.
         hand: h.
         auto: a.
         hand64: h₆₄.
@@ -74,7 +52,9 @@ class Measured(NamedTuple):
         narrow: the noise of float32, once `evidence` has given it.
     """
 
-    leaf: Leaf
+    problem: Problem
+    name: str
+    random: bool
     hand: np.ndarray
     auto: np.ndarray
     hand64: np.ndarray
@@ -110,7 +90,7 @@ class Measured(NamedTuple):
     def threshold(self) -> np.ndarray:
         """τᵢ."""
         size = np.abs(finite(self.auto64)) + rms(self.auto64)
-        return np.asarray(self.rounding + FORWARD * self.leaf.forward_error * size)
+        return np.asarray(self.rounding + FORWARD * self.problem.forward_error * size)
 
     @property
     def jumps(self) -> np.ndarray:
@@ -191,7 +171,9 @@ def measure(run: Compiled, problems: Sequence[Problem], seed: int = 0) -> list[l
     return [
         [
             Measured(
-                leaf=_leaf(problem, p, name),
+                problem=problem,
+                name=name,
+                random=p.random,
                 hand=low[k][0][i],
                 auto=low[k][1][i],
                 hand64=high[k][0][i],
@@ -202,9 +184,9 @@ def measure(run: Compiled, problems: Sequence[Problem], seed: int = 0) -> list[l
                 s=s[k][i],
                 u=_roundoff(p.hand.out_avals[i].dtype),
                 coarsest=_coarsest(problem, p),
-                apart=beside[k][i].apart,
-                jump=beside[k][i].jump(high[k][1][i]),
-                beside=beside[k][i].size,
+                apart=beside[k][i][0],
+                jump=np.minimum(*(np.abs(finite(r - high[k][1][i])) for r in beside[k][i][1])),
+                beside=np.maximum(*(np.abs(finite(r)) for r in beside[k][i][1])),
                 evidence=Evidence(shared, i),
             )
             for i, name in enumerate(problem.names)
@@ -214,37 +196,10 @@ def measure(run: Compiled, problems: Sequence[Problem], seed: int = 0) -> list[l
     ]
 
 
-def _leaf(problem: Problem, programs: Programs, name: str) -> Leaf:
-    return Leaf(
-        problem.place,
-        problem.kind,
-        name,
-        derivative=problem.auto is None,
-        differences=problem.has_differences,
-        always=problem.always_differences,
-        random=programs.random,
-        forward_error=problem.forward_error,
-    )
-
-
-class _Beside(NamedTuple):
-    """Of a leaf, at two points a millionth beside x: the largest |h₆₄ − r|, and r at each."""
-
-    apart: np.ndarray
-    auto: tuple[np.ndarray, np.ndarray]
-
-    @property
-    def size(self) -> np.ndarray:
-        return np.asarray(np.maximum(*(np.abs(finite(r)) for r in self.auto)))
-
-    def jump(self, r: np.ndarray) -> np.ndarray:
-        return np.asarray(np.minimum(*(np.abs(finite(x - r)) for x in self.auto)))
-
-
 def _beside(
     run: Compiled, problems: Sequence[Problem], points: list[Point], rng: np.random.Generator
-) -> tuple[list[list[_Beside]], list[list[np.ndarray]]]:
-    """The gradients at two points beside x, and s: their change under a jitter of the first of them."""
+) -> tuple[list[list[tuple[np.ndarray, list[np.ndarray]]]], list[list[np.ndarray]]]:
+    """Of every leaf, at two points beside x, the largest |h₆₄ − r| and r at each; and s, by a jitter of the first."""
     with jax.enable_x64(True):
         wide = widen(points)
         aside = [_moved(wide, rng, lambda x, u: x + ASIDE * sizes(x) * rng.uniform(-1, 1, x.shape)) for _ in range(2)]
@@ -253,7 +208,7 @@ def _beside(
     beside, s = [], []
     for k, (problem, p) in enumerate(zip(problems, run.programs, strict=True)):
         pairs = zip(*first[k], *second[k], strict=True)
-        beside.append([_Beside(np.maximum(np.abs(h - r), np.abs(h2 - r2)), (r, r2)) for h, r, h2, r2 in pairs])
+        beside.append([(np.maximum(np.abs(h - r), np.abs(h2 - r2)), [r, r2]) for h, r, h2, r2 in pairs])
         by_hand, by_auto = jax.tree.map(lambda x, y: finite(np.abs(x - y)), after[k], first[k])
         s.append(list(map(np.add, by_hand, by_auto)) if _coarsest(problem, p) == ROUNDOFF else by_auto)
     return beside, s
@@ -282,7 +237,7 @@ def _reference(programs: Programs, high: Pair, replayed: Pair | None) -> list[np
 
 def _coarsest(problem: Problem, programs: Programs) -> float:
     dtypes = [*(aval.dtype for aval in programs.hand.out_avals), *(leaf.dtype for leaf in problem.leaves)]
-    return max(map(_roundoff, dtypes))
+    return max(map(_roundoff, dtypes), default=ROUNDOFF)
 
 
 def _moved(

@@ -57,7 +57,7 @@ def at(row: Row, m: Measured, element: tuple[int, ...], **changes: Any) -> Row:
 def at_a_kink(m: Measured, off: np.ndarray, row: Row) -> Row:
     """The rule agrees with jax.grad a millionth beside x: right, an allowed slope of a kink, or wrong here."""
     elements = worst_elements(off)
-    if not m.leaf.differences:
+    if not m.problem.has_differences:
         return _mixture(m, row, elements[0], None, "")
     sides = [m.evidence.sides(element) for element in elements]
     contradicts = ""
@@ -163,7 +163,7 @@ def not_finite(m: Measured, row: Row) -> Row:
     if elsewhere.max() > 1:
         worst = worst_of(elsewhere, m.auto64)
         return at(row, m, worst, verdict=WRONG, why=PARTLY)
-    if np.isfinite(m.hand64[bad]).all() and m.leaf.differences:
+    if np.isfinite(m.hand64[bad]).all() and m.problem.has_differences:
         slopes = [m.evidence.slope(tuple(map(int, where))) for where in np.argwhere(bad)[:WORST]]
         size = max(rms(m.auto64), rms(m.hand64))
         if all(

@@ -199,19 +199,14 @@ def findings(observer: Observer, allow: Sequence[str], budget: float) -> list[Fi
             clock = time.perf_counter()
             calls = _calls(observer, x64, tests)
             run = judged(calls, allow, lambda call: spent.get(of_rule(call), 0.0) < budget)
-            while True:
-                try:
-                    pair = next(run, None)
-                except Exception as error:  # of this package: an error of a rule is a row
-                    observer.failed(error)
-                    break
-                if pair is None:
-                    break
-                call, rows = pair
-                now = time.perf_counter()
-                seconds, clock = now - clock, now
-                spent[of_rule(call)] = spent.get(of_rule(call), 0.0) + seconds
-                found.append(_finding(call, rows, tests.get(call.site.key, ""), seconds))
+            try:
+                for call, rows in run:
+                    now = time.perf_counter()
+                    seconds, clock = now - clock, now
+                    spent[of_rule(call)] = spent.get(of_rule(call), 0.0) + seconds
+                    found.append(_finding(call, rows, tests.get(call.site.key, ""), seconds))
+            except Exception as error:  # of this package: an error of a rule is a row
+                observer.failed(error)
     return found
 
 

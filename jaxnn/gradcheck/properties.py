@@ -141,11 +141,11 @@ def _compare(
     allowed: list[np.ndarray] | None,
 ) -> Row:
     """One row for all leaves; without `allowed` they must be equal. Sums that cancel may differ by their rounding."""
-    place = measured[0].leaf.place
+    place = measured[0].problem.place
     for i, m in enumerate(measured):
         a, b, room = ours[i], theirs[i], np.zeros(()) if allowed is None else allowed[i]
         if a.shape != b.shape:
-            return Row(place, kind, m.leaf.name, WRONG, f"shape {a.shape} for {b.shape}")
+            return Row(place, kind, m.name, WRONG, f"shape {a.shape} for {b.shape}")
         found = _off(a, b, room)
         if found.size and found.max() > 1 and allowed is not None:
             found = _off(a, b, room + sum(map(abs, COMBINED)) * m.evidence.rounding())
@@ -154,7 +154,7 @@ def _compare(
             expected = {"linear in δ": "backward(2δ − 3δ′) is not 2 backward(δ) − 3 backward(δ′)"}
             why = expected.get(kind, f"{kind}: the rule gives another result")
             why = f"{why}: {a[worst]:.10g} for {b[worst]:.10g}"
-            return Row(place, kind, m.leaf.name, WRONG, why, element=worst)
+            return Row(place, kind, m.name, WRONG, why, element=worst)
     return Row(place, kind, "", RIGHT)
 
 

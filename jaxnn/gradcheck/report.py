@@ -142,15 +142,9 @@ def _shown(report: Report) -> tuple[list[Row], int]:
     """Every row that is not right, and as many of the others as fit on a screen."""
     if len(report.rows) <= SHOWN:
         return list(report.rows), 0
-    room = max(SHOWN - sum(row.verdict != RIGHT for row in report.rows), 0)
-    rows = []
-    for row in report.rows:
-        if row.verdict != RIGHT:
-            rows.append(row)
-        elif room:
-            rows.append(row)
-            room -= 1
-    return rows, len(report.rows) - len(rows)
+    right = [i for i, row in enumerate(report.rows) if row.verdict == RIGHT]
+    folded = set(right[max(SHOWN - len(report.rows) + len(right), 0) :])
+    return [row for i, row in enumerate(report.rows) if i not in folded], len(folded)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

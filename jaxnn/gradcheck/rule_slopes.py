@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.gradcheck.arrays import as_float64
 from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.differences import Slope, slope_of
 from jaxnn.gradcheck.marks import ORIGINAL
@@ -194,8 +195,8 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
         parts = [push(leaves, rest, direction) for direction in (v, w)]
         off, size = 0.0, 0.0
         for m, a, b in zip(mixed, *parts, strict=True):
-            a, b = (np.asarray(x).astype(np.float64) for x in (a, b))
-            off = max(off, np.abs(np.asarray(m).astype(np.float64) - COMBINED[0] * a - COMBINED[1] * b).max(initial=0))
+            a, b = (as_float64(x) for x in (a, b))
+            off = max(off, np.abs(as_float64(m) - COMBINED[0] * a - COMBINED[1] * b).max(initial=0))
             size = max(size, np.abs(a).max(initial=0), np.abs(b).max(initial=0))
         return off, size
 
@@ -221,7 +222,7 @@ def by_differences(
     pulled: Callable[..., list[Any]],
     elements: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> list[Row]:
-    """Compares a rule with finite differences of its function: along a direction, at the largest element and at others."""
+    """Compares a rule with finite differences of its function: along a direction, at the largest and other elements."""
     if refusal(lambda: _wide_values(rule, value)) is None:
         with jax.enable_x64(True):
             return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64", elements)
@@ -248,9 +249,9 @@ def _differences(
     every = floats(rule.site)
     found = dict(zip(every, pulled(rule.joined(leaves, rest), deltas), strict=True))
     run = compiled(lambda leaves: value(rule.joined(leaves, rest)))
-    here = [np.asarray(leaf).astype(np.float64) for leaf in run(leaves)]
-    wide = [np.asarray(d).astype(np.float64) for d in deltas]
-    starts = [np.asarray(leaf).astype(np.float64) for leaf in leaves]
+    here = [as_float64(leaf) for leaf in run(leaves)]
+    wide = [as_float64(d) for d in deltas]
+    starts = [as_float64(leaf) for leaf in leaves]
     rng, rows = np.random.default_rng(0), []
 
     def slope(i: int, v: np.ndarray) -> Slope:
@@ -259,14 +260,14 @@ def _differences(
             for t in ts:
                 moved = list(leaves)
                 moved[i] = jnp.asarray(starts[i] + t * v, leaves[i].dtype)
-                there = [np.asarray(leaf).astype(np.float64) for leaf in run(moved)]
+                there = [as_float64(leaf) for leaf in run(moved)]
                 values.append(sum(np.sum(d * (b - a)) for d, b, a in zip(wide, there, here, strict=True)))
             return np.asarray(values)
 
         return slope_of(g, 1.0 if precision == "float64" else COARSER)
 
     for i, (k, name) in enumerate(zip(rule.chosen, rule.names, strict=True)):
-        hand = np.asarray(found[k]).astype(np.float64)
+        hand = as_float64(found[k])
         size = np.abs(starts[i]) + (np.sqrt(np.mean(starts[i] ** 2)) if starts[i].size else 0.0)
         size = np.where(size > 0, size, 1.0)
         if not hand.size:
