@@ -46,7 +46,7 @@ def point(layer, in_shape, dtype):
 
 
 def check(layer, case, dtype):
-    return check_network(serial(named("suspect", layer)), case.in_shape, dtype, train=case.train, rng=case.rng)
+    return check_network(serial(named("layer", layer)), case.in_shape, dtype, train=case.train, rng=case.rng)
 
 
 def check_network(net, in_shape=(3,), dtype="float32", **mode):
@@ -109,7 +109,7 @@ def test_a_wrong_rule_is_wrong_in_other_precisions(dtype):
 def test_every_wrong_rule_is_named(mutant):
     report = check(mutant.make(), ROWS[mutant.row], "float32")
     assert report.verdict == "wrong"
-    assert report.wrong == ("suspect",), report
+    assert report.wrong == ("layer",), report
 
 
 # ---------------------------------------------------------------- a deep network

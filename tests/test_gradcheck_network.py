@@ -1,4 +1,4 @@
-"""gradcheck.network: wrong rules are named wherever they stand, alone and together, and nothing else is blamed."""
+"""gradcheck.network: wrong rules are named wherever they are, alone and together, and no other layer is."""
 
 import math
 import threading

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
 from jaxnn.jaxprs import function_of, is_float, is_program, with_constants
+from jaxnn.types import Array
 
 ONE_SHOT = {"xla_backend_optimization_level": 0}  # for programs that run only a few times: a third less time
 
@@ -36,12 +38,12 @@ class Problem(NamedTuple):
     place: str
     kind: str
     names: tuple[str, ...]
-    value: Callable[[list[Any], Any], list[Any]]
-    rule: Callable[[list[Any], Any, list[Any]], list[Any]]
-    leaves: list[Any]
+    value: Callable[[list[Array], Any], list[Array]]
+    rule: Callable[[list[Array], Any, list[Array]], list[Array]]
+    leaves: list[Array]
     fixed: Any
-    deltas: list[Any]
-    auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
+    deltas: list[Array]
+    auto: Callable[[list[Array], Any, list[Array]], list[Array]] | None = None
     always_differences: bool = False
     forward_error: float = 0.0
     surrogate: bool = False
@@ -52,16 +54,16 @@ class Problem(NamedTuple):
         return self.auto is None and not self.surrogate
 
     @property
-    def arguments(self) -> tuple[list[Any], Any, list[Any]]:
+    def arguments(self) -> tuple[list[Array], Any, list[Array]]:
         return self.leaves, self.fixed, self.deltas
 
 
-def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any]]:
+def gradient(problem: Problem) -> Callable[[list[Array], Any, list[Array]], list[Array]]:
     """The reference for `problem.rule`: jax.vjp of the function, unless the problem has another."""
     if problem.auto is not None:
         return problem.auto
 
-    def auto(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+    def auto(leaves: list[Array], fixed: Any, deltas: list[Array]) -> list[Array]:
         return list(jax.vjp(lambda leaves: problem.value(leaves, fixed), leaves)[1](deltas)[0])
 
     return auto
@@ -119,7 +121,7 @@ def trace(problem: Problem) -> Programs:
     return Programs(low[0], low[1], high[0], high[1], stopped, stopped_at, random, same, value)
 
 
-def alike(low: Any, high: Any) -> bool:
+def alike(low: core.Jaxpr, high: core.Jaxpr) -> bool:
     """True if two jaxprs are one program in two precisions; their constants may differ by a rounding."""
     if len(low.eqns) != len(high.eqns) or low.constvars or high.constvars:
         return False
@@ -157,6 +159,6 @@ def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return True
 
 
-def runner(closed: Any) -> Callable[..., list[Any]]:
+def runner(closed: Any) -> Callable[..., list[Array]]:
     """A traced program in float64 without its casts to lower precision."""
     return replay(closed) if casts(closed) else function_of(closed)

@@ -26,14 +26,15 @@ from jaxnn.gradcheck.rule_slopes import (
     Rule,
     autodiff_of,
     by_differences,
-    forwards,
+    by_forward_mode,
+    error_of,
     has_own_transpose,
-    refusal,
     row_on,
     without_reverse,
 )
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import argument_names, function_of, is_float
+from jaxnn.types import Array
 
 NEARER = 3  # times: differences that much nearer to the rule than to autodiff count against autodiff
 LARGER = 16  # times the size of the first cotangent, that of the second: a rule that clips it is not linear
@@ -83,7 +84,7 @@ def _gathered(call: Call, rows: list[Row]) -> list[Row]:
     ]
 
 
-def _check_at(site: Site, values: list[Any]) -> list[Row]:
+def _check_at(site: Site, values: list[Array]) -> list[Row]:
     arrays = [jnp.asarray(value) for value in values]
     value, pulled = _functions(site)
     outputs = jax.eval_shape(value, arrays)
@@ -98,11 +99,11 @@ def _check_at(site: Site, values: list[Any]) -> list[Row]:
     if wrong_at:
         return [row_on(site, "value", "", CANNOT_TELL, "the function is not finite here: its gradient is undefined")]
     value, pulled = _twice(value, pulled)
-    reverse = refusal(lambda: jax.eval_shape(pulled, arrays, rule.deltas))
+    reverse = error_of(lambda: jax.eval_shape(pulled, arrays, rule.deltas))
     if reverse is not None:
-        return forwards(rule, value, reverse)
+        return by_forward_mode(rule, value, reverse)
     problem = _problem(rule, value, pulled)
-    if refusal(lambda: autodiff_of(problem)) is not None:
+    if error_of(lambda: autodiff_of(problem)) is not None:
         rows = without_reverse(rule, value, pulled)
     else:
         rows = [row for found in verdicts([problem, *_values(rule, value)]) for row in found]
@@ -110,19 +111,19 @@ def _check_at(site: Site, values: list[Any]) -> list[Row]:
         if site.programs is None and not all(row.verdict in (RIGHT, KINK) for row in rows):
             rows = _with_plain_parts(problem, rows)
     if isinstance(site.rule, jax.custom_jvp) and has_own_transpose(pulled, rule):
-        rows += forwards(rule, value, None)
+        rows += by_forward_mode(rule, value, None)
     return [row._replace(place=f"{site.name} {site.signature()}") for row in rows]
 
 
-def _two_deltas(outputs: list[Any]) -> list[Any]:
+def _two_deltas(outputs: list[Array]) -> list[Array]:
     large = [jnp.asarray(LARGER * delta, delta.dtype) for delta in cotangents(outputs, 1, plain=False)]
     return [*cotangents(outputs, 0, plain=False), *large]
 
 
-def _twice(value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> tuple[Any, Any]:
+def _twice(value: Callable[..., list[Array]], pulled: Callable[..., list[Array]]) -> tuple[Any, Any]:
     """The function with every output twice, whose gradient is a sum: a rule that is not linear gives another."""
 
-    def both(arrays: Sequence[Any], deltas: Sequence[Any]) -> list[Any]:
+    def both(arrays: Sequence[Array], deltas: Sequence[Array]) -> list[Array]:
         half = len(deltas) // 2
         pairs = zip(pulled(arrays, deltas[:half]), pulled(arrays, deltas[half:]), strict=True)
         return [a + b for a, b in pairs]
@@ -130,22 +131,22 @@ def _twice(value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) ->
     return lambda arrays: 2 * value(arrays), both
 
 
-def _functions(site: Site) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
+def _functions(site: Site) -> tuple[Callable[..., list[Array]], Callable[..., list[Array]]]:
     """`arrays -> float outputs` of the plain function, and `arrays, deltas -> gradients` of the rule."""
     if site.programs is None:
         return functions_of(site)
     programs, own = site.programs, len(site.arrays)
 
-    def of_value(arrays: Sequence[Any]) -> list[Any]:
+    def of_value(arrays: Sequence[Array]) -> list[Array]:
         return _run(programs.value, [*(arrays[own + i] for i in programs.value_held), *arrays[:own]])
 
-    def of_rule(arrays: Sequence[Any], deltas: Sequence[Any]) -> list[Any]:
+    def of_rule(arrays: Sequence[Array], deltas: Sequence[Array]) -> list[Array]:
         return _run(programs.rule, [*(arrays[own + i] for i in programs.rule_held), *arrays[:own], *deltas])
 
     return of_value, of_rule
 
 
-def _run(program: Any, inputs: Sequence[Any]) -> list[Any]:
+def _run(program: Any, inputs: Sequence[Array]) -> list[Array]:
     """A program in its own precision, or in float64 arithmetic if its inputs are float64."""
     given = [x.dtype for x in inputs if is_float(x)]
     meant = [aval.dtype for aval in program.in_avals if is_float(aval)]
@@ -155,10 +156,10 @@ def _run(program: Any, inputs: Sequence[Any]) -> list[Any]:
 # ---------------------------------------------------------------- problems
 
 
-def _problem(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> Problem:
+def _problem(rule: Rule, value: Callable[..., list[Array]], pulled: Callable[..., list[Array]]) -> Problem:
     every = floats(rule.site)
 
-    def gradients(leaves: list[Any], rest: list[Any], deltas: list[Any]) -> list[Any]:
+    def gradients(leaves: list[Array], rest: list[Array], deltas: list[Array]) -> list[Array]:
         found = dict(zip(every, pulled(rule.joined(leaves, rest), deltas), strict=True))
         return [found[k] for k in rule.chosen]
 
@@ -174,17 +175,17 @@ def _problem(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., 
     )
 
 
-def _values(rule: Rule, value: Callable[..., list[Any]]) -> list[Problem]:
+def _values(rule: Rule, value: Callable[..., list[Array]]) -> list[Problem]:
     """A problem for the outputs that the rule computes beside the derivative: they must be the function's."""
     site = rule.site
     if site.programs is not None:
         return []
     call, every = functools.partial(ORIGINAL[class_of(site.rule)], site.rule), floats(site)
 
-    def by_rule(leaves: list[Any], rest: list[Any], _: list[Any]) -> list[Any]:
+    def by_rule(leaves: list[Array], rest: list[Array], _: list[Array]) -> list[Array]:
         arrays = rule.joined(leaves, rest)
 
-        def outputs(mine: list[Any]) -> list[Any]:
+        def outputs(mine: list[Array]) -> list[Array]:
             given = dict(zip(every, mine, strict=True))
             out = call(*site.arguments([given.get(k, array) for k, array in enumerate(arrays)]))
             return 2 * [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
@@ -194,7 +195,7 @@ def _values(rule: Rule, value: Callable[..., list[Any]]) -> list[Problem]:
             return list(jax.jvp(outputs, (mine,), (list(map(jnp.ones_like, mine)),))[0])
         return list(jax.vjp(outputs, mine)[0])
 
-    def by_function(leaves: list[Any], rest: list[Any], _: list[Any]) -> list[Any]:
+    def by_function(leaves: list[Array], rest: list[Array], _: list[Array]) -> list[Array]:
         return value(rule.joined(leaves, rest))
 
     half = len(rule.deltas) // 2
@@ -209,7 +210,7 @@ def _values(rule: Rule, value: Callable[..., list[Any]]) -> list[Problem]:
 
 
 def _with_removable_kinks(
-    rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]], rows: list[Row]
+    rule: Rule, value: Callable[..., list[Array]], pulled: Callable[..., list[Array]], rows: list[Row]
 ) -> list[Row]:
     """The rows, corrected where the function is smooth although its parts have kinks.
 
@@ -244,12 +245,12 @@ def _with_differences(row: Row) -> bool:
 def _with_plain_parts(problem: Problem, rows: list[Row]) -> list[Row]:
     """The rows, with the better verdict of a second comparison in which functions with rules inside are plain."""
 
-    def plain(leaves: list[Any], rest: list[Any]) -> list[Any]:
+    def plain(leaves: list[Array], rest: list[Array]) -> list[Array]:
         with calls_are("plain"):
             return problem.value(leaves, rest)
 
     again = problem._replace(value=plain)
-    if refusal(lambda: autodiff_of(again)) is not None or not _differ(problem, again):
+    if error_of(lambda: autodiff_of(again)) is not None or not _differ(problem, again):
         return rows
     gradient, values = rows[: len(problem.names)], rows[len(problem.names) :]
     (found,) = verdicts([again])
@@ -274,14 +275,14 @@ def _names(site: Site, chosen: Sequence[int]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _not_given(site: Site, arrays: list[Any]) -> set[int]:
+def _not_given(site: Site, arrays: list[Array]) -> set[int]:
     """The arrays for which a custom_vjp's backward returns None, as for constants."""
     rule: Any = site.rule
     if site.kind != "custom_vjp" or site.programs is not None or getattr(rule, "symbolic_zeros", False):
         return set()
     found: list[int] = []
 
-    def backward(arrays: list[Any]) -> None:
+    def backward(arrays: list[Array]) -> None:
         args = site.arguments(arrays)
         out, residuals = rule.fwd(*args)
         delta = jax.tree.map(lambda leaf: jnp.ones_like(leaf) if is_float(leaf) else _no_tangent(leaf), out)
@@ -293,7 +294,7 @@ def _not_given(site: Site, arrays: list[Any]) -> set[int]:
             tuple(given), kept, is_leaf=lambda g: g is None,
         )  # fmt: skip
 
-    if refusal(lambda: jax.eval_shape(backward, arrays)) is not None:
+    if error_of(lambda: jax.eval_shape(backward, arrays)) is not None:
         return set()
     return {k for k, leaf in enumerate(site.arrays) if leaf in found}
 
@@ -313,16 +314,16 @@ def reached(call: Call) -> list[Call]:
     _, pulled = functions_of(site)
     arrays = [jnp.asarray(value) for value in call.values[0]]
 
-    def run(arrays: list[Any]) -> list[Any]:
+    def run(arrays: list[Array]) -> list[Array]:
         outputs = jax.eval_shape(functions_of(site)[0], arrays)
         return pulled(arrays, cotangents(outputs, 0, plain=False))
 
     with undisturbed():
         found = Collector()
         with calls_are("marked", found):
-            refused = refusal(lambda: jax.eval_shape(lambda arrays: run(arrays), arrays))
+            refused = error_of(lambda: jax.eval_shape(lambda arrays: run(arrays), arrays))
         if refused is not None or not set(found.sites) - {site.key}:
             return []
         calls: list[Call] = []
-        refusal(lambda: calls.extend(collected(run, (arrays,), {})))
+        error_of(lambda: calls.extend(collected(run, (arrays,), {})))
         return calls

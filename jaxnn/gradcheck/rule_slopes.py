@@ -23,8 +23,9 @@ from jaxnn.gradcheck.replay import said, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Row
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import equations, is_float
+from jaxnn.types import Array
 
-PUSHED = 16  # elements of a leaf that are checked by forward mode, each of which takes a pass
+ELEMENTS = 16  # elements of a leaf that are checked by forward mode, each of which takes a pass
 ACCURACY = {"float64": 1e-6, "float32": 1e-3}  # of the terms: that of differences of a function in that precision
 COARSER = 40  # times the steps of differences, for a function that does not run in float64
 VAGUE = 0.05  # of the slope: differences with a larger error decide nothing
@@ -43,20 +44,20 @@ class Rule(NamedTuple):
     """
 
     site: Site
-    arrays: list[Any]
+    arrays: list[Array]
     chosen: list[int]
     names: tuple[str, ...]
-    deltas: list[Any]
+    deltas: list[Array]
 
     @property
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[Array]:
         return [self.arrays[k] for k in self.chosen]
 
     @property
     def rest(self) -> list[Any]:
         return [None if k in self.chosen else array for k, array in enumerate(self.arrays)]
 
-    def joined(self, leaves: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+    def joined(self, leaves: Sequence[Array], rest: Sequence[Any]) -> list[Array]:
         mine = dict(zip(self.chosen, leaves, strict=True))
         return [mine[k] if k in mine else rest[k] for k in range(len(self.arrays))]
 
@@ -66,7 +67,7 @@ def row_on(site: Site, kind: str, leaf: str, verdict: str, why: str, **evidence:
     return Row(f"{site.name} {site.signature()}", kind, leaf, verdict, why, source=site.source, **evidence)
 
 
-def refusal(run: Callable[[], Any]) -> Exception | None:
+def error_of(run: Callable[[], Any]) -> Exception | None:
     """The error that a function raises, or None."""
     try:
         run()
@@ -78,7 +79,7 @@ def refusal(run: Callable[[], Any]) -> Exception | None:
 def autodiff_of(problem: Problem) -> Any:
     """The program of jax.vjp of the problem's function; raises if there is none."""
 
-    def pulled(leaves: list[Any], rest: list[Any], deltas: list[Any]) -> Any:
+    def pulled(leaves: list[Array], rest: list[Array], deltas: list[Array]) -> Any:
         return jax.vjp(lambda leaves: problem.value(leaves, rest), leaves)[1](deltas)
 
     return jax.make_jaxpr(pulled)(problem.leaves, problem.fixed, problem.deltas)
@@ -93,54 +94,54 @@ def has_own_transpose(pulled: Callable[..., Any], rule: Rule) -> bool:
     return any(eqn.primitive.name in ("linear_call", "custom_transpose") for eqn in equations(closed.jaxpr))
 
 
-def forwards(rule: Rule, value: Callable[..., list[Any]], refused: Exception | None) -> list[Row]:
+def by_forward_mode(rule: Rule, value: Callable[..., list[Array]], refused: Exception | None) -> list[Row]:
     """Checks a rule's jvp, an element at a time, and its linearity, where it has no reverse mode or another one."""
     site = rule.site
     if not isinstance(site.rule, jax.custom_jvp):
         return [row_on(site, "rule", "", CANNOT_TELL, f"the rule raises {said(refused)}" if refused else "")]
 
-    def call(arrays: Sequence[Any]) -> list[Any]:
+    def call(arrays: Sequence[Array]) -> list[Array]:
         out = ORIGINAL[jax.custom_jvp](site.rule, *site.arguments(arrays))
         return 2 * [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
 
     linear = _linear(rule, call)
     if linear.verdict == WRONG:
         return [linear]
-    return [*_pushed(rule, value, call), linear]
+    return [*_by_elements(rule, value, call), linear]
 
 
-def without_reverse(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
+def without_reverse(rule: Rule, value: Callable[..., list[Array]], pulled: Callable[..., list[Array]]) -> list[Row]:
     """Checks a rule whose function has no reverse mode."""
 
-    def forwards_through_value() -> Any:
+    def through_value() -> Any:
         return jax.make_jaxpr(lambda *x: jax.jvp(value, (list(x),), (list(map(jnp.ones_like, x)),)))(*rule.arrays)
 
     only_floats = len(rule.chosen) == len(rule.arrays)
-    if only_floats and refusal(forwards_through_value) is None:
-        return _pushed(rule, value, None, pulled)
+    if only_floats and error_of(through_value) is None:
+        return _by_elements(rule, value, None, pulled)
     return by_differences(rule, value, pulled)
 
 
-def _pushed(
+def _by_elements(
     rule: Rule,
-    value: Callable[..., list[Any]],
-    call: Callable[..., list[Any]] | None,
-    pulled: Callable[..., list[Any]] | None = None,
+    value: Callable[..., list[Array]],
+    call: Callable[..., list[Array]] | None,
+    pulled: Callable[..., list[Array]] | None = None,
 ) -> list[Row]:
     """Checks some elements of each leaf, each by a forward-mode pass through the function."""
     rng = np.random.default_rng(0)
     sizes = [int(np.size(leaf)) for leaf in rule.leaves]
-    picked = [np.sort(rng.choice(size, min(size, PUSHED), replace=False)) for size in sizes]
+    picked = [np.sort(rng.choice(size, min(size, ELEMENTS), replace=False)) for size in sizes]
     every = floats(rule.site)
 
-    def whole(parts: list[Any], base: Any) -> list[Any]:
+    def whole(parts: list[Array], base: Any) -> list[Array]:
         leaves, rest = base
         moved = [leaf.reshape(-1).at[where].set(part).reshape(leaf.shape)
                  for leaf, where, part in zip(leaves, picked, parts, strict=True)]  # fmt: skip
         return rule.joined(moved, rest)
 
-    def push(f: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        def gradients(parts: list[Any], base: Any, deltas: list[Any]) -> list[Any]:
+    def push(f: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+        def gradients(parts: list[Array], base: Any, deltas: list[Array]) -> list[Array]:
             found = []
             for i, part in enumerate(parts):
 
@@ -154,19 +155,19 @@ def _pushed(
 
         return gradients
 
-    def by_rule(parts: list[Any], base: Any, deltas: list[Any]) -> list[Any]:
+    def by_rule(parts: list[Array], base: Any, deltas: list[Array]) -> list[Array]:
         assert pulled is not None
         found = dict(zip(every, pulled(whole(parts, base), deltas), strict=True))
         return [found[k].reshape(-1)[where] for k, where in zip(rule.chosen, picked, strict=True)]
 
     parts = [leaf.reshape(-1)[where] for leaf, where in zip(rule.leaves, picked, strict=True)]
     problem = Problem(
-        rule.site.name, f"{rule.site.kind}, forwards", rule.names,
+        rule.site.name, f"{rule.site.kind}, forward mode", rule.names,
         lambda parts, base: value(whole(parts, base)),
         by_rule if call is None else push(call),
         parts, (rule.leaves, rule.rest), rule.deltas,
     )  # fmt: skip
-    if call is None or refusal(lambda: autodiff_of(problem)) is not None:
+    if call is None or error_of(lambda: autodiff_of(problem)) is not None:
         problem = problem._replace(auto=push(value))
     (rows,) = verdicts([problem])
     return [
@@ -180,12 +181,12 @@ def _unravelled(row: Row, where: np.ndarray, shape: tuple[int, ...]) -> Row:
     return row._replace(element=tuple(map(int, np.unravel_index(int(where[row.element[0]]), shape))))
 
 
-def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
+def _linear(rule: Rule, call: Callable[..., list[Array]]) -> Row:
     """Compares jvp(2v − 3w) with 2 jvp(v) − 3 jvp(w), in float64 where it runs there."""
     site, rng = rule.site, np.random.default_rng(1)
     v, w = ([rng.standard_normal(np.shape(leaf)) for leaf in rule.leaves] for _ in range(2))
 
-    def push(leaves: list[Any], rest: list[Any], direction: list[np.ndarray]) -> list[Any]:
+    def push(leaves: list[Array], rest: list[Array], direction: list[np.ndarray]) -> list[Array]:
         tangents = [jnp.asarray(d, leaf.dtype) for d, leaf in zip(direction, leaves, strict=True)]
         return jax.jvp(lambda leaves: call(rule.joined(leaves, rest)), (leaves,), (tangents,))[1]
 
@@ -218,18 +219,18 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
 
 def by_differences(
     rule: Rule,
-    value: Callable[..., list[Any]],
-    pulled: Callable[..., list[Any]],
+    value: Callable[..., list[Array]],
+    pulled: Callable[..., list[Array]],
     elements: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> list[Row]:
     """Compares a rule with finite differences of its function: along a direction, at the largest and other elements."""
-    if refusal(lambda: _wide_values(rule, value)) is None:
+    if error_of(lambda: _wide_values(rule, value)) is None:
         with jax.enable_x64(True):
             return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64", elements)
     return _differences(rule, value, pulled, (rule.leaves, rule.rest, rule.deltas), "float32", elements)
 
 
-def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
+def _wide_values(rule: Rule, value: Callable[..., list[Array]]) -> None:
     with jax.enable_x64(True):
         leaves, rest = widen((rule.leaves, rule.rest))
         found = value(rule.joined(leaves, rest))
@@ -239,8 +240,8 @@ def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
 
 def _differences(
     rule: Rule,
-    value: Callable[..., list[Any]],
-    pulled: Callable[..., list[Any]],
+    value: Callable[..., list[Array]],
+    pulled: Callable[..., list[Array]],
     point: Any,
     precision: str,
     elements: Mapping[str, tuple[int, ...]],
