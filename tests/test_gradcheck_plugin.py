@@ -98,7 +98,7 @@ def test_a_wrong_rule_is_a_failure_that_names_the_rule_and_the_test(suite):
     title = "gradcheck: rule square (ops.py:3), first run by test_faulty.py::test_first"
     assert f"FAILED {title}" in lines(result)
     assert "It is 1.5 times" in lines(result)
-    assert "drawn values" not in lines(result)
+    assert "random values" not in lines(result)
     assert "2 custom rules" in lines(result)
 
 
@@ -228,7 +228,7 @@ def test_donated_arrays_and_functions_that_cannot_be_run_again(suite):
     assert "wrong: square float32[3]" in text
     assert "wrong: square float32[2,2]" in text
     assert "wrong: times float32[3]" in text
-    assert text.count("drawn values") == 1
+    assert text.count("random values") == 1
     assert "first run by test_it.py::test_closure" in text
 
 
