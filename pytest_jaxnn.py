@@ -1,4 +1,4 @@
-"""The pytest plugin's front: its options. Nothing of jaxnn or JAX is imported unless --gradcheck is given."""
+"""The pytest plugin. Nothing of jaxnn or JAX is imported unless --gradcheck is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-BUDGET = 30.0  # seconds for a rule
+BUDGET = 30.0  # seconds per rule
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -17,24 +17,24 @@ def pytest_addoption(parser: Any) -> None:
     group.addoption(
         "--gradcheck",
         action="store_true",
-        help="judge every jax.custom_vjp and jax.custom_jvp that the tests run; what is wrong fails",
+        help="check every jax.custom_vjp and jax.custom_jvp that the tests call; a wrong one is a failed test",
     )
     group.addoption(
         "--gradcheck-allow",
         metavar="FILE",
-        help="names of functions, or file:function, a line each, whose rules are no derivatives by intention",
+        help="names of functions, or file:function, one per line, whose rules are not meant to be derivatives",
     )
     group.addoption(
         "--gradcheck-budget",
         metavar="SECONDS",
         type=float,
         default=BUDGET,
-        help=f"seconds after which no more shapes of a rule are judged (default {BUDGET:g})",
+        help=f"seconds per rule, after which no more of its shapes are checked (default {BUDGET:g})",
     )
 
 
 def pytest_configure(config: Any) -> None:
-    """Registers the plugin proper where it is asked for."""
+    """Registers the plugin if it is asked for."""
     if config.getoption("gradcheck"):
         config.pluginmanager.register(Plugin(config, allow_list(config)), "jaxnn-gradcheck")
 
@@ -43,7 +43,7 @@ def allow_list(config: Any) -> list[str]:
     """The patterns in the file that --gradcheck-allow names.
 
     Raises:
-        pytest.UsageError: where it cannot be read.
+        pytest.UsageError: if it cannot be read.
     """
     name = config.getoption("gradcheck_allow")
     if name is None:
@@ -56,7 +56,7 @@ def allow_list(config: Any) -> list[str]:
 
 
 class Plugin:
-    """Turns an observer on around the tests, and reports what it found when they have ended."""
+    """Turns an observer on around the tests, and reports its findings when they have ended."""
 
     def __init__(self, config: Any, allow: list[str]) -> None:
         self.config, self.allow = config, allow
@@ -67,12 +67,12 @@ class Plugin:
 
     @property
     def is_worker(self) -> bool:
-        """Whether this is a process of pytest-xdist's that runs tests for another."""
+        """Whether this is a worker process of pytest-xdist."""
         return hasattr(self.config, "workerinput")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Any:
-        """Notes what is called while tests run; the tests are collected by then, and JAX set up as they want it."""
+        """Records calls while tests run, when tests have been collected and have configured JAX."""
         distributes = not self.is_worker and getattr(self.config.option, "dist", "no") != "no"
         if distributes or self.config.option.collectonly:
             return (yield)
@@ -93,7 +93,7 @@ class Plugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: Any) -> None:
-        """Judges what was noted; a worker hands it on, and everyone else reports it."""
+        """Checks the recorded calls; a worker passes the findings on, the main process reports them."""
         if self.observer is not None:
             try:
                 from jaxnn.gradcheck.observing import findings
@@ -110,7 +110,7 @@ class Plugin:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Takes what a worker found."""
+        """Takes a worker's findings."""
         findings, errors = getattr(node, "workeroutput", {}).get("gradcheck", ((), ()))
         known = {finding[:4] for finding in self.findings}
         self.findings += [tuple(finding) for finding in findings if tuple(finding[:4]) not in known]
@@ -139,7 +139,7 @@ class Plugin:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """A section on what was judged and what it cost."""
+        """A section with the verdicts and the time."""
         if self.is_worker:
             return
         counts: dict[str, int] = {}
@@ -148,13 +148,13 @@ class Plugin:
         left = counts.pop("left", 0)
         rules = len({(finding[0], finding[2]) for finding in self.findings})
         seconds = sum(finding[7] for finding in self.findings)
-        counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "none is judged"
+        counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "none is checked"
         terminalreporter.section("gradcheck")
         terminalreporter.write_line(
             f"{rules} custom rules at {len(self.findings)} shapes and dtypes in {seconds:.1f} s: {counted}"
         )
         if left:
-            terminalreporter.write_line(f"{left} left because of the budget of {self.budget:g} s for a rule")
+            terminalreporter.write_line(f"{left} left out because of the budget of {self.budget:g} s per rule")
         for name, _, source, signature, test, verdict, text, _ in self.findings:
             line = _short(source.partition(" (")[0], self.config)
             if verdict in ("wrong", "cannot tell", "allowed", "left"):
@@ -164,11 +164,11 @@ class Plugin:
             if verdict == "cannot tell":
                 terminalreporter.write_line("".join(f"    {part}\n" for part in text.splitlines()[4:]).rstrip("\n"))
         for error in self.errors:
-            terminalreporter.write_line(f"an error of the plugin's own: {error}")
+            terminalreporter.write_line(f"an error of the plugin: {error}")
 
 
 class Verdict:
-    """What is said of a wrong rule: its reports, and a line for summaries, each as pytest asks for it."""
+    """The reports on a wrong rule, and a line for summaries, as pytest asks for them."""
 
     def __init__(self, line: str, found: list[tuple[Any, ...]]) -> None:
         path, _, number = line.rpartition(":")
@@ -185,6 +185,6 @@ class Verdict:
 
 
 def _short(line: str, config: Any) -> str:
-    """A path from the root of the tests where it is below that."""
+    """A path relative to the root of the tests, if it is below that."""
     root = f"{config.rootpath}/"
     return line.removeprefix(root)

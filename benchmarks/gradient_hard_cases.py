@@ -142,7 +142,7 @@ def step_size_backward(args, delta, fault=""):
 
 
 def fixed_point(steps):
-    """Value and implicit gradient of x = a cos x + b after so many steps."""
+    """Value and implicit gradient of x = a cos x + b after a number of steps."""
 
     def f(a, b):
         return jax.lax.scan(lambda x, _: (a * jnp.cos(x) + b, None), jnp.zeros_like(a), None, length=steps)[0]

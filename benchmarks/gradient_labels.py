@@ -1,6 +1,6 @@
 """Which gradients are judged, and the proof of what each is called: the part of gradients.py that knows no check.
 
-A right gradient has been held against `jax.grad` in float64, and a wrong one differs from that, in float64, by more
+A right gradient has been compared with `jax.grad` in float64, and a wrong one differs from that, in float64, by more
 than `PLANTED` of its leaf. What float64 itself cannot resolve at the point, by the error of a last bit in the
 arguments, is allowed for. At a kink every slope between those of the two sides is right. What overflows in the case's
 own precision is left out. Everything follows from the seed and a case's name: precision / kind / family / number.

@@ -65,7 +65,7 @@ def test_what_only_this_precision_does_where_it_has_no_digits():
     assert verdict(f, (x,), lambda args, d: (d * jnp.tanh(args[0]),)) == "right"
 
 
-def test_differences_that_rounding_spoils_side_with_nobody():
+def test_differences_that_rounding_spoils_decide_nothing():
     # ⟨δ, log cosh⟩ at 1e-5 is 1e-10 of numbers of size 1: differences are good to three digits there.
     f = lambda x: x + jax.nn.softplus(-2 * x) - np.log(2.0)
     with jax.enable_x64(True):
@@ -111,7 +111,7 @@ def test_ties_of_one_array_must_be_a_mixture():
     assert verdict(jnp.max, (x,), rule(0.5, 0.5)) == "right"
     report = gradcheck.function(jnp.max, (x,), rule(1.0, 1.0))  # each is between its slopes
     assert report.verdict == "wrong"
-    assert "no mixture" in str(report)
+    assert "no convex combination" in str(report)
 
 
 @pytest.mark.long  # two layers of them are below

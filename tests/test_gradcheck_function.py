@@ -65,7 +65,7 @@ def test_a_fault_in_the_float32_branch_alone():
         return (sine(args, delta)[0] * (1.01 if delta.dtype == jnp.float32 else 1.0),)
 
     report = gradcheck.function(jnp.sin, (X,), backward)
-    assert "right in float64, and wrong in the precision given" in gradient_row(report).why
+    assert "right in float64 but wrong in the given precision" in gradient_row(report).why
 
 
 @pytest.mark.parametrize(("rule", "kind"), [

@@ -9,7 +9,7 @@ from laws import floats
 from test_mutants import MUTANTS, ROWS
 
 from jaxnn import dense, gradcheck, losses, named, parallel, repeat, residual, serial, share, tanh
-from jaxnn.gradcheck.judge import judge
+from jaxnn.gradcheck import checking
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.trees import named_leaves
 
@@ -46,7 +46,7 @@ def point(layer, in_shape, dtype):
 
 
 def check(layer, case, dtype):
-    return check_network(serial(named("suspect", layer)), case.in_shape, dtype, train=case.train, rng=case.rng)
+    return check_network(serial(named("layer", layer)), case.in_shape, dtype, train=case.train, rng=case.rng)
 
 
 def check_network(net, in_shape=(3,), dtype="float32", **mode):
@@ -80,7 +80,7 @@ def verdicts(layer, case, dtype):
 
         y = jax.eval_shape(lambda: forward([*free, *p_leaves], state)[0])
         problem = Problem(
-            place="suspect",
+            place="layer",
             kind=layer.kind,
             names=("x", *named_leaves(params))[1 - len(free) :],
             value=lambda leaves, state: [forward(leaves, state)[0]],
@@ -89,7 +89,7 @@ def verdicts(layer, case, dtype):
             fixed=state,
             deltas=[jnp.asarray(np.random.default_rng(1).normal(size=y.shape), y.dtype)],
         )
-        return [row.verdict for row in judge([problem])[0]]
+        return [row.verdict for row in checking.verdicts([problem])[0]]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -109,7 +109,7 @@ def test_a_wrong_rule_is_wrong_in_other_precisions(dtype):
 def test_every_wrong_rule_is_named(mutant):
     report = check(mutant.make(), ROWS[mutant.row], "float32")
     assert report.verdict == "wrong"
-    assert report.wrong == ("suspect",), report
+    assert report.wrong == ("layer",), report
 
 
 # ---------------------------------------------------------------- a deep network

@@ -1,4 +1,4 @@
-"""The judge on the losses: every δ is right in three precisions, and wrong when it is off by little."""
+"""The verdicts on the losses: every δ is right in three precisions, and wrong when it is off by little."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from loss_cases import LOSS_CASES
 
-from jaxnn.gradcheck.judge import judge
+from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.programs import Problem
 
 DTYPES = [  # each is a dozen programs of a loss
@@ -31,7 +31,7 @@ def verdict(loss, case, dtype):
             fixed=target,
             deltas=[weights],
         )
-        ((row,),) = judge([problem])
+        ((row,),) = verdicts([problem])
         return row.verdict
 
 

@@ -1,4 +1,4 @@
-"""gradcheck.network: wrong rules are named wherever they stand, alone and together, and nothing else is blamed."""
+"""gradcheck.network: wrong rules are named wherever they are, alone and together, and no other layer is."""
 
 import math
 import threading
@@ -138,7 +138,7 @@ def test_faults_everywhere_in_a_deep_network():
     rows = rows_of(report)
     assert rows["out", "w"].hand / rows["out", "w"].autodiff == pytest.approx(1 + 1e-4, rel=1e-7)
     assert rows["dense_0", "b"].why.endswith("It is all zeros.")
-    assert rows["share_0", "δ_in, gradients"].why == "its own rule is right; what is off comes from share_0/dense_0"
+    assert rows["share_0", "δ_in, gradients"].why == "its own rule is right; the error comes from share_0/dense_0"
     text = str(report)
     assert f"WRONG: {', '.join(report.wrong)} (" in text
     assert all(f"✗  {name}" in text for name in report.wrong)
@@ -371,10 +371,10 @@ def test_the_losss_own_delta_is_named():
 
 def test_gradients_of_another_shape():
     transposed = changed(dense(4), grads=lambda g: {"w": g["w"].T, "b": g["b"][:, None]})
-    net = serial(named("suspect", transposed), dense(2))
+    net = serial(named("wrong", transposed), dense(2))
     with pytest.raises(ValueError, match="gradients that are not like the parameters") as caught:
         check(net)
-    assert all(path in str(caught.value) for path in ("suspect/w", "suspect/b"))
+    assert all(path in str(caught.value) for path in ("wrong/w", "wrong/b"))
 
 
 @pytest.mark.parametrize(
@@ -407,8 +407,8 @@ def test_a_layer_that_is_not_deterministic():
 
 
 def test_a_gradient_left_out():
-    net = serial(named("suspect", changed(dense(3), grads=lambda g: {"w": g["w"]})), dense(2))
-    with pytest.raises(ValueError, match="suspect/b"):
+    net = serial(named("wrong", changed(dense(3), grads=lambda g: {"w": g["w"]})), dense(2))
+    with pytest.raises(ValueError, match="wrong/b"):
         check(net)
 
 

@@ -1,7 +1,8 @@
-"""Is this gradient right, and if not, in which layer, at which leaf, at which element?
+"""Checks hand-derived gradients, and finds the layer, the leaf and the element that is wrong.
 
-`network` holds every layer of a network against jax.grad at its own spot, `function` a rule for a function of one's
-own, `custom_vjp` a function with a custom rule. Each gives a `Report`; in a test, `report.raise_if_failed()`.
+`network` compares every layer of a network with jax.grad at its own inputs, `function` a rule for a function,
+`custom_vjp` a function with a custom rule, and `audit` all custom rules that a program calls. Each returns a `Report`;
+in a test, `report.raise_if_failed()`.
 """
 
 from jaxnn.gradcheck.auditing import audit

@@ -1,7 +1,7 @@
-"""Every custom rule that a function runs, found and judged: `audit(f)(*args)`.
+"""`audit(f)(*args)`: finds and checks every custom derivative rule that a function calls.
 
-Whoever uses a library uses its `jax.custom_vjp`s and `jax.custom_jvp`s, and a wrong one makes training worse without
-a word. A program carries beside each rule the plain function, so it holds itself what the rule must agree with.
+Libraries define `jax.custom_vjp`s and `jax.custom_jvp`s, and a wrong one makes training worse without any sign. A
+program holds the plain function next to each rule, and so the reference that the rule must agree with.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from jaxnn.jaxprs import name_of
 
 
 def audit(f: Callable[..., Any], *, allow: Sequence[str] = ()) -> Callable[..., Report]:
-    """Are the custom rules right that a function runs? Each against the autodiff of its own plain function.
+    """Checks the custom rules that a function calls, each against autodiff of its own plain function.
 
-    `audit(f)(*args, **kwargs)` runs f once, in a trace of this package's, and finds the `jax.custom_vjp`s and
-    `jax.custom_jvp`s that it calls: under jit, vmap, grad and checkpoint, in loops and branches, in libraries, in
-    other rules. Each is judged once for each shape, dtype and static argument, at up to three of the values that
-    reach it, by the criterion of `gradcheck.function`; the outputs that it computes beside the derivative are held
-    against the function's. A function without a derivative of JAX's (a callback, a kernel) is differentiated by
-    finite differences. An argument for which a backward gives None counts as a constant.
+    `audit(f)(*args, **kwargs)` runs f once, in a separate trace, and finds the `jax.custom_vjp`s and `jax.custom_jvp`s
+    that it calls: under jit, vmap, grad and checkpoint, in loops and branches, in libraries, in other rules. Each is
+    judged once for each shape, dtype and static argument, at up to three of the values that reach it, by the criterion
+    of `gradcheck.function`; the outputs that it computes beside the derivative are compared with the function's. A
+    function that JAX cannot differentiate (a callback, a kernel) is differentiated by finite differences. An argument
+    for which a backward returns None counts as a constant.
 
     Args:
-        f: any function; a training step, with its own calls of `jax.grad`, is the best of all.
-        allow: names of functions whose rules are meant to be no derivatives (straight-through estimators, gradient
+        f: any function; best a whole training step, with its own calls of `jax.grad`.
+        allow: names of functions whose rules are not meant to be derivatives (straight-through estimators, gradient
             reversal), or "file:function"; both may have wildcards. They are listed and not judged.
 
     Returns:
         `(*args, **kwargs) -> Report`, with one row for each rule, or for each of its arguments that is not right.
-        `wrong` names the functions; `source` is the line that defines them, `why` says where they are called.
+        `wrong` names the functions; `source` is the line that defines them, `why` gives the line that calls them.
 
     Raises:
-        TypeError: if f is no function, or allow is no list of names.
+        TypeError: if f is not a function, or allow is not a list of names.
         Exception: whatever f raises.
 
     Source: Griewank & Walther (2008), ch. 3, for the adjoint; see `jaxnn.gradcheck.judge` for the criterion.
@@ -66,7 +66,7 @@ def audit(f: Callable[..., Any], *, allow: Sequence[str] = ()) -> Callable[..., 
 def judged(
     calls: Iterable[Call], allow: Sequence[str], wanted: Callable[[Call], bool] = lambda call: True
 ) -> Iterator[tuple[Call, list[Row]]]:
-    """Every call with its rows, and the calls that only the rules themselves make; without rows what is not wanted."""
+    """Every call with its rows, then the calls that only the rules make; calls that are not wanted get no rows."""
     waiting = [(call, frozenset({_definition(call)})) for call in calls]
     known = {call.site.key for call, _ in waiting}
     while waiting:
@@ -77,7 +77,9 @@ def judged(
             yield call, []
         else:
             yield call, check(call)
-            for inner in reached(call):  # a rule that is its own derivative's, with n + 1 in the place of n, has no end
+            for inner in reached(
+                call
+            ):  # the derivative of a rule may call the rule again, with n + 1 in place of n, without end
                 if inner.site.key not in known and _definition(inner) not in within:
                     known.add(inner.site.key)
                     waiting.append((inner, within | {_definition(inner)}))
@@ -88,7 +90,7 @@ def _definition(call: Call) -> tuple[str, str]:
 
 
 def listed(call: Call) -> Row:
-    """The row of a rule that is allowed."""
+    """The row of a rule on the allow list."""
     site = call.site
     place = f"{site.name} {site.signature()}"
     return Row(place, site.kind, "", ALLOWED, f"not judged; called at {site.called}", source=site.source)

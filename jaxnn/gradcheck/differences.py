@@ -1,4 +1,4 @@
-"""Finite differences in float64: the witness that shares no code with either derivation.
+"""Finite differences in float64: a reference that shares no code with either derivation.
 
 Letters: v a direction, t a step along it, g(t) = ⟨δ, f(x + t v)⟩ − ⟨δ, f(x)⟩. Steps are relative to the scale of v.
 """
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVELS = 6
-STARTS = (2e-3, 5e-5)  # 0.1 would cross kinks; the second is for functions that bend on a small scale
-STEPS = np.array([start / 2**level for start in STARTS for level in range(LEVELS)])
+HALVINGS = 6
+STARTS = (2e-3, 5e-5)  # 0.1 would cross kinks; the second is for functions with a large curvature
+STEPS = np.array([start / 2**n for start in STARTS for n in range(HALVINGS)])
 POINTS = np.concatenate([STEPS, -STEPS])  # where g is evaluated
-AGAIN = 0.77  # times the steps, for a second answer: a tableau alone may miss what rounding does
+AGAIN = 0.77  # times the steps, for a second estimate: one tableau alone may not show rounding
 
 
 class Slope(NamedTuple):
-    """g′(0) and how far it may be off; the slopes from the left and from the right, and how far those may be off."""
+    """g′(0) and its error; the slopes from the left and from the right, and their error."""
 
     value: float
     error: float
@@ -29,35 +29,35 @@ class Slope(NamedTuple):
 
     @property
     def bends(self) -> bool:
-        """True if the two sides differ: a kink."""
+        """True if the slopes from the two sides differ: a kink."""
         apart = abs(self.right - self.left)
         return bool(apart > BENDS * max(abs(self.left), abs(self.right)) + CERTAIN * self.sided_error)
 
     @property
     def has_sides(self) -> bool:
-        """False where a side's slope has no limit, as √x has none at 0."""
+        """False if the slope from a side has no limit, as that of √x at 0."""
         return bool(self.sided_error <= BENDS * max(abs(self.left), abs(self.right)))
 
 
-CERTAIN = 10  # times its own error: further apart than that, two slopes differ
-BENDS = 1e-3  # of the slope: one-sided extrapolations are good to 1e-6, a kink worth the name is coarser
+CERTAIN = 10  # times their error: slopes further apart than that differ
+BENDS = 1e-3  # of the slope: one-sided extrapolations are accurate to 1e-6, a relevant kink is larger
 
 
 def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float, noise: float = 0.0) -> Slope:
-    """g′(0) by central differences, extrapolated (Ridders 1982), from both starting steps; the surer one counts.
+    """g′(0) by extrapolated central differences (Ridders 1982), from the starting step with the smaller error.
 
-    It is done twice, with other steps: the error is no less than how far the two answers are apart.
+    A second estimate with other steps bounds the error from below by the distance of the two.
 
     Args:
         g: from steps [P] to values [P], float64.
         scale: the size of a step of 1.
-        noise: what rounding does to the values, at least.
+        noise: a lower bound of the error of the values.
     """
     values = np.asarray(g(np.concatenate([POINTS * scale, POINTS * scale * AGAIN])), np.float64)
     first, again = (values[: len(POINTS)], scale), (values[len(POINTS) :], scale * AGAIN)
     (value, error), (other, _) = (_central(*half) for half in (first, again))
-    ahead, behind = first[0].reshape(2, len(STARTS), LEVELS)
-    steps = STEPS.reshape(len(STARTS), LEVELS) * scale
+    ahead, behind = first[0].reshape(2, len(STARTS), HALVINGS)
+    steps = STEPS.reshape(len(STARTS), HALVINGS) * scale
     right, right_error = _extrapolate(ahead[-1] / steps[-1], order=1)
     left, left_error = _extrapolate(-behind[-1] / steps[-1], order=1)
     error = max(error, abs(value - other), noise / (STARTS[0] * scale))
@@ -65,9 +65,9 @@ def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float, noise: float =
 
 
 def _central(values: np.ndarray, scale: float) -> tuple[float, float]:
-    """The limit of central differences and its error, from the surer of the two starting steps."""
-    ahead, behind = values.reshape(2, len(STARTS), LEVELS)
-    steps = STEPS.reshape(len(STARTS), LEVELS) * scale
+    """The limit of central differences and its error, from the starting step with the smaller error."""
+    ahead, behind = values.reshape(2, len(STARTS), HALVINGS)
+    steps = STEPS.reshape(len(STARTS), HALVINGS) * scale
     candidates = [_extrapolate((a - b) / (2 * h), order=2) for a, b, h in zip(ahead, behind, steps, strict=True)]
     return min(candidates, key=lambda candidate: candidate[1])
 

@@ -1,18 +1,18 @@
-"""`function` and `custom_vjp`: a user's own rule for the gradient of a function, held against jax.grad."""
+"""`function` and `custom_vjp`: a user's rule for the gradient of a function, compared with jax.grad."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import number, whole_number, yes_or_no
-from jaxnn.gradcheck.evidence import Evidence
-from jaxnn.gradcheck.flat import Backward, Case, cast, fits, flatten
-from jaxnn.gradcheck.judge import verdicts
+from jaxnn.gradcheck.fitting import cast, fits
+from jaxnn.gradcheck.flat import Case, Settings, flatten
+from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.measuring import measure, prepare
 from jaxnn.gradcheck.properties import not_finite_value, properties, second_order, value_rows
 from jaxnn.gradcheck.replay import x64_is_on
@@ -35,35 +35,35 @@ def function(
     surrogate: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Is this hand-derived gradient right, and if not, at which leaf and element?
+    """Checks a hand-derived gradient, and finds the leaf and the element that is wrong.
 
-    `backward(args, delta)` answers δ ↦ Jᵀδ, J = ∂f/∂args: a tuple with one gradient, a pytree like the argument, for
-    each argument. It is compared with `jax.vjp` of f in float64, with what rounding explains as the only tolerance, and
-    must besides be linear in δ, deterministic, and the same under jit and vmap. Gradients and δs of complex arguments
-    and outputs are in JAX's convention, ∂C/∂Re z − i ∂C/∂Im z.
+    `backward(args, delta)` returns Jᵀδ, J = ∂f/∂args: a tuple with one gradient, a pytree like the argument, for each
+    argument. It is compared with `jax.vjp` of f in float64, with the effect of rounding as the only tolerance. It must
+    also be linear in δ, deterministic, and the same under jit and vmap. Gradients and δs of complex arguments and
+    outputs follow JAX's convention, ∂C/∂Re z − i ∂C/∂Im z.
 
     Args:
         f: a pure function of pytrees, `f(*args)`; its outputs are pytrees with floats among them.
-        args: a tuple of arguments: the point. Integers, keys and None are handed on and left alone.
-        backward: the rule. None in the place of a gradient leaves that argument alone.
+        args: a tuple of arguments, the point at which to check. Integers, keys and None are passed on unchanged.
+        backward: the rule. None in place of a gradient leaves that argument out.
         forward: `forward(*args) -> (output, residuals)`, as for `jax.custom_vjp`; backward is then given the
-            residuals in the place of args, and output is held against f's.
+            residuals in place of args, and output is compared with f's.
         grid: more points, of other shapes.
         dtypes: precisions to cast every float to, "float32", "bfloat16"; by default those of args.
-        cotangents: how many δs, drawn from seed; a single number's first δ is 1.
+        cotangents: the number of δs, drawn from seed; if the output is a single number, the first δ is 1.
         order: 2 to compare the derivative of the rule with that of the gradient too.
-        forward_error: how far f is from the function that is meant, relative, where it is a fixed point found to a
-            tolerance, a truncated series or a table: the gradient may be off by 16 times as much, and differences
-            count for no more than such values allow. The report says so.
+        forward_error: the relative error of f as an approximation of the intended function, if it is a fixed point
+            found to a tolerance, a truncated series or a table: the gradient may be off by 16 times as much, and the
+            error of differences includes it. The report says so.
         surrogate: True for a rule that is not meant to be f's derivative (straight-through estimators, gradient
-            reversal): `jax.vjp` of f, with its stop_gradients and custom rules, is what is meant, and finite
-            differences are left out.
+            reversal): the reference is then `jax.vjp` of f, with its stop_gradients and custom rules, without finite
+            differences.
         seed: of δs and jitter.
 
     Raises:
-        TypeError: if args is no tuple, holds what is no array, or f gives no floats.
-        ValueError: if f is not deterministic, backward's result is not like args or forward's output not like f's:
-            every mismatch, with its path; or if f has a while_loop, which has no reverse mode.
+        TypeError: if args is not a tuple of arrays, or f returns no floats.
+        ValueError: if f is not deterministic; if backward's result is not like args or forward's output not like f's,
+            with every mismatch and its path; or if f has a while_loop, which has no reverse mode.
 
     Source: see `jaxnn.gradcheck.judge` for the criterion; Griewank & Walther (2008), ch. 3, for the adjoint.
 
@@ -73,9 +73,8 @@ def function(
     ('wrong', 'x')
     """
     name = name_of(f)
-    settings = _Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
-    checked = _check(name, f, f, backward, forward, args, grid, settings, custom=False)
-    return Report(f"gradcheck of {name}{settings.said}", tuple(checked), _wrong(checked))
+    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    return _report(Case(name, f, f, backward, forward, args, settings, custom=False), grid, name)
 
 
 def custom_vjp(
@@ -91,10 +90,10 @@ def custom_vjp(
     surrogate: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Is the rule of a function with `jax.custom_vjp` right? f's gradient against autodiff of a plain reference.
+    """Checks the rule of a function with `jax.custom_vjp`: its gradient against autodiff of a plain reference.
 
     Args:
-        f: the function with a rule of its own.
+        f: the function with the custom rule.
         reference: the same function in plain JAX.
         args: as for `function`.
         grid: as for `function`.
@@ -102,12 +101,12 @@ def custom_vjp(
         cotangents: as for `function`.
         order: as for `function`.
         forward_error: as for `function`, of the reference.
-        surrogate: as for `function`; the reference says what is meant, with `jax.lax.stop_gradient`.
+        surrogate: as for `function`; the reference then has `jax.lax.stop_gradient`s.
         seed: as for `function`.
 
     Returns:
-        A Report: the values of f and reference, the gradients, and the properties of the rule. Reverse over reverse is
-        used for order 2: `jax.custom_vjp` forbids forward mode, and the report says so.
+        A Report on the values of f and reference, the gradients, and the properties of the rule. For order 2 it uses
+        reverse over reverse mode, since `jax.custom_vjp` forbids forward mode, and says so.
 
     Raises:
         TypeError, ValueError: as `function`, and if the outputs of f and reference are not alike.
@@ -123,108 +122,71 @@ def custom_vjp(
     def backward(args: tuple[Any, ...], delta: Any) -> tuple[Any, ...]:
         return jax.vjp(f, *args)[1](delta)
 
-    settings = _Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
-    checked = _check(name, f, reference, backward, None, args, grid, settings, custom=True)
-    return Report(f"gradcheck of {name} against {name_of(reference)}{settings.said}", tuple(checked), _wrong(checked))
+    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    case = Case(name, f, reference, backward, None, args, settings, custom=True)
+    return _report(case, grid, f"{name} against {name_of(reference)}")
 
 
-def _wrong(rows: list[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row.leaf for row in rows if row.verdict == WRONG))
+# ---------------------------------------------------------------- point by point
 
 
-# ---------------------------------------------------------------- one point after another
-
-
-class _Settings(NamedTuple):
-    """How to check, whatever the function: the arguments of those names."""
-
-    dtypes: Sequence[DType] | None
-    cotangents: int
-    order: int
-    forward_error: float
-    surrogate: bool
-    seed: int
-
-    @property
-    def said(self) -> str:
-        """What the title of a report says of them."""
-        said = f", forward_error={self.forward_error:g}" if self.forward_error else ""
-        return f"{said}, as a surrogate: without differences" if self.surrogate else said
-
-
-def _check(
-    name: str,
-    f: Callable[..., Tree],
-    reference: Callable[..., Tree],
-    backward: Backward,
-    forward: Callable[..., tuple[Tree, Tree]] | None,
-    args: Sequence[Any],
-    grid: Sequence[Sequence[Any]],
-    settings: _Settings,
-    *,
-    custom: bool,
-) -> list[Row]:
+def _report(case: Case, grid: Sequence[Sequence[Any]], title: str) -> Report:
+    """The report on a case at its arguments and at all points of the grid, in every precision."""
+    settings = case.settings
     whole_number("gradcheck: cotangents", settings.cotangents, least=1)
     if settings.order not in (1, 2):
         raise ValueError(f"gradcheck: order must be 1 or 2, got {settings.order!r}")
     number("gradcheck: forward_error", settings.forward_error, least=0.0, below=1.0)
     yes_or_no("gradcheck: surrogate", settings.surrogate)
     precisions = _precisions(settings.dtypes)
-    if custom:
-        fits(f, args)
-    rows: list[Row] = []
-    points = [args, *grid]
+    if case.custom:
+        fits(case.f, case.args)
+    points, rows = [case.args, *grid], list[Row]()
     for i, point in enumerate(points):
         for dtype in precisions:
             words = [f"point {i}"] * (len(points) > 1) + [str(jnp.dtype(dtype))] * (dtype is not None)
-            place = " ".join(words) or name
-            wide = dtype is not None and jnp.dtype(dtype) == np.float64
-            with jax.enable_x64(wide or x64_is_on()):
-                case = Case(
-                    place,
-                    f,
-                    reference,
-                    backward,
-                    forward,
-                    cast(f, point, dtype),
-                    settings.seed,
-                    settings.cotangents,
-                    settings.forward_error,
-                    settings.surrogate,
-                )
-                try:
-                    rows += _rows(case, settings.order, custom=custom)
-                except Exception as error:
-                    if words:
-                        error.add_note(f"gradcheck: at {place}")
-                    if NO_REVERSE in str(error):
-                        raise ValueError(LOOP.format(name=name_of(reference))) from error
-                    raise
-    return rows
+            rows += _rows_at(case._replace(place=" ".join(words) or case.place), point, dtype, bool(words))
+    wrong = dict.fromkeys(row.leaf for row in rows if row.verdict == WRONG)
+    return Report(f"gradcheck of {title}{settings.said}", tuple(rows), tuple(wrong))
+
+
+def _rows_at(case: Case, point: Sequence[Any], dtype: DType | None, several: bool) -> list[Row]:
+    """The rows of a case at one point in one precision; where there are several, an error says at which."""
+    wide = dtype is not None and jnp.dtype(dtype) == np.float64
+    with jax.enable_x64(wide or x64_is_on()):
+        case = case._replace(args=cast(case.f, point, dtype))
+        try:
+            return _rows(case)
+        except Exception as error:
+            if several:
+                error.add_note(f"gradcheck: at {case.place}")
+            if NO_REVERSE in str(error):
+                raise ValueError(LOOP.format(name=name_of(case.reference))) from error
+            raise
 
 
 NO_REVERSE = "Reverse-mode differentiation does not work for lax.while_loop"
 LOOP = (
-    "gradcheck: {name} has a while_loop, and jax.grad cannot run one backward. Give a reference in its place whose "
-    "number of steps is fixed, a lax.scan or a fori_loop with Python numbers, with so many steps that more change "
-    "nothing: gradcheck.function(reference, args, backward=…), or gradcheck.custom_vjp(f, reference, args). Where the "
-    "loop ends at a tolerance, forward_error= says how far that leaves its result off, relative."
+    "gradcheck: {name} has a while_loop, which jax.grad cannot differentiate. Give a reference in its place with a "
+    "fixed number of steps, a lax.scan or a fori_loop with Python numbers, so large that more steps change nothing: "
+    "gradcheck.function(reference, args, backward=…), or gradcheck.custom_vjp(f, reference, args). If the loop ends at "
+    "a tolerance, give the relative error of its result as forward_error=."
 )
 
 
 def _precisions(dtypes: Sequence[DType] | None) -> Sequence[DType | None]:
-    """What every float is cast to, in turn; None to leave them as they are."""
+    """The precisions to which every float is cast in turn; None for its own."""
     if dtypes is None:
         return [None]
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
-        raise TypeError(f'gradcheck: dtypes must be several, as in ("float32", "bfloat16"), got {dtypes!r}')
+        raise TypeError(f'gradcheck: dtypes must be a sequence, as in ("float32", "bfloat16"), got {dtypes!r}')
     bad = [dtype for dtype in dtypes if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating)]
     if bad or not dtypes:
-        raise ValueError(f"gradcheck: dtypes must be one or more precisions of floats, got {list(dtypes)!r}")
+        raise ValueError(f"gradcheck: dtypes must be one or more floating-point dtypes, got {list(dtypes)!r}")
     return dtypes
 
 
-def _rows(case: Case, order: int, *, custom: bool) -> list[Row]:
+def _rows(case: Case) -> list[Row]:
     flat = flatten(case)
     rows = value_rows(case, flat)
     broken = not_finite_value(case, flat)
@@ -233,17 +195,13 @@ def _rows(case: Case, order: int, *, custom: bool) -> list[Row]:
     run = prepare([flat.problem])
     found: list[list[Row]] = []
     for i, deltas in enumerate(flat.deltas):
-        problem = flat.problem._replace(deltas=deltas, witness=i == 0)
-        (measured,) = measure(run, [problem.arguments], case.seed + i)
-        evidence = Evidence(problem, run.programs[0])
+        problem = flat.problem._replace(deltas=deltas, always_differences=i == 0)
+        (measured,) = measure(run, [problem], case.settings.seed + i)
         if i == 0:
-            first, kept = measured, evidence
-        found.append(verdicts(problem, run.programs[0], measured, evidence))
+            first = measured
+        found.append(list(map(judge, measured)))
     rows += [max(same, key=lambda row: SEVERITY.index(row.verdict)) for same in zip(*found, strict=True)]
     if any(row.verdict == CANNOT_TELL and row.element is None for row in rows):
         return rows
-    (programs,) = run.programs
-    rows += properties(case, flat, programs, first, kept)
-    if order == 2:
-        rows += second_order(case, flat, custom=custom)
-    return rows
+    rows += properties(case, flat, run.programs[0], first)
+    return rows + (second_order(case, flat) if case.settings.order == 2 else [])

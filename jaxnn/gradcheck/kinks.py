@@ -1,9 +1,9 @@
-"""The kinks: where a slope jumps, what the library takes for it there, and what others do at the same point.
+"""The kinks: points where a slope jumps, the library's slope there, and that of other libraries.
 
 At a kink every number between the slopes from the left and from the right is a subgradient (Clarke 1983), so each
-library chooses. jaxnn's choice is one for the hand-derived rule and for jax.grad of the forward function, under jit and
-vmap too. Two losses that look as if they had a kink have none: Huber's slope is continuous at ±d, and elu's at 0.
-Probabilities end at 0 and 1: the cross-entropies on them have no second side there.
+library chooses. jaxnn's choice is the same for the hand-derived rule and for jax.grad of the forward function, also
+under jit and vmap. Huber's slope is continuous at ±d, and elu's at 0: they have no kinks. Nor have the cross-entropies
+on probabilities, which end at 0 and 1 and so have one side there.
 
     >>> print(kink_table().splitlines()[3])
     mae                   y = t          -1      1        0         0  jnp.abs 1, jnp.maximum 0
@@ -30,15 +30,15 @@ class Kink(NamedTuple):
     """A point where the slope of a function of one number jumps.
 
     Attributes:
-        name: whose it is, `"relu"`.
+        name: of the function, `"relu"`.
         where: the point in words, `"z = 0"`.
         point: the number.
-        slope: what the library takes for the slope there.
+        slope: the library's slope there.
         left: the slope from the left.
         right: the slope from the right.
         value: the function, of a scalar.
         rule: its hand-derived slope, of a scalar.
-        others: `() -> {name: function}`: the same function elsewhere; without those whose package is missing.
+        others: `() -> {name: function}`: the same function in other libraries that are installed.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Kink(NamedTuple):
 
 
 def _of_activation(activation: Activation, others: Callable[[], dict[str, Function]]) -> tuple[Kink, ...]:
-    """The kinks that an activation's record names."""
+    """The kinks in an activation's record."""
     assert activation.leak is not None
     name = f"{activation.name}({activation.leak:g})" if activation.leak else activation.name
 
@@ -83,7 +83,7 @@ def _of_loss(
         return loss.value(*example(z))[0]
 
     def rule(z: Array) -> Array:
-        _, pull = jax.vjp(lambda z: example(z)[0], z)  # which entry z is: a selection, nothing of the loss
+        _, pull = jax.vjp(lambda z: example(z)[0], z)  # selects the entry that z is; the loss has no part in it
         return jnp.asarray(pull(loss.delta(*example(z)))[0])
 
     left, there, right = slopes
@@ -140,7 +140,7 @@ def _of_penalty() -> Kink:
 
 
 def _optax(name: str) -> Any:
-    """A loss of optax, or None where it is not installed or has none of that name."""
+    """A loss of optax, or None if it is not installed or has none of that name."""
     try:
         import optax
     except ImportError:
@@ -191,10 +191,10 @@ KINKS: tuple[Kink, ...] = (
 
 
 def kink_table() -> str:
-    r"""Every kink with the slopes on its two sides, the library's slope at it, and what others give there.
+    r"""A table of every kink with the slopes on its two sides, the library's slope at it, and other libraries' slopes.
 
-    All is computed when called: `by hand` by the rule, `jax.grad` through the library's forward function, the others by
-    jax.grad through theirs.
+    All slopes are computed when it is called: `by hand` by the rule, `jax.grad` through the library's forward function,
+    the others by jax.grad through theirs.
 
     >>> print("\n".join(kink_table().splitlines()[:2]))
     kink                  at           left  right  by hand  jax.grad  elsewhere

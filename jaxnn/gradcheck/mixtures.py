@@ -1,8 +1,8 @@
-"""Is a vector a mixture of gradients that can be asked for one at a time only? By Frank and Wolfe, to Wolfe's point.
+"""Decides if a vector is a convex combination of gradients of which one can be computed at a time: Frank and Wolfe.
 
-The gradients of the pieces that meet at a kink are too many to list. But for a direction v the one that goes furthest
-along it can be looked for, and that is enough: h is no mixture of them if and only if for some v all fall short,
-max_g ⟨g, v⟩ < ⟨h, v⟩. The v to ask for is h minus the nearest mixture of the gradients seen so far.
+The gradients of the pieces that meet at a kink are too many to list. But the one that goes furthest along a direction v
+can be searched for, and that is enough: h is no convex combination of them if and only if for some v all fall short,
+max_g ⟨g, v⟩ < ⟨h, v⟩. The next v is h minus the nearest convex combination of the gradients found so far.
 
 Source: Frank & Wolfe (1956); Wolfe (1976), "Finding the nearest point in a polytope".
 """
@@ -14,19 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST = 32  # gradients asked for
-EXACT = 1e-12  # of the largest product: nearer than this, Wolfe's point has been found
+MOST = 32  # gradients computed
+EXACT = 1e-12  # of the largest product: the accuracy of Wolfe's nearest point
 
 
 class Mixture(NamedTuple):
-    """How a vector h stands to the mixtures of the gradients seen.
+    """A vector h compared with the convex combinations of the gradients found.
 
     Attributes:
         short: by how much the furthest gradient falls short of h along the worst v, relative to the terms of that sum.
-        low: the least that was seen at each element; `high` the greatest.
-        high: see `low`.
-        left: |h − the nearest mixture| at each element, relative to the gradients' size there.
-        v: the last direction asked for, along which all fall short of h if `short` says so.
+        low: the smallest gradient found at each element.
+        high: the largest.
+        left: |h − the nearest combination| at each element, relative to the gradients' size there.
+        v: the last direction, along which all fall short of h if `short` is positive.
     """
 
     short: float
@@ -39,13 +39,13 @@ class Mixture(NamedTuple):
 def mixture(
     h: np.ndarray, v: np.ndarray, furthest: Callable[[np.ndarray, float], np.ndarray], enough: float
 ) -> Mixture:
-    """Looks for a mixture of gradients that is h, or for a direction along which all of them fall short of it.
+    """Finds a convex combination of gradients that is h, or a direction along which all of them fall short of it.
 
     Args:
         h: the vector.
         v: the first direction.
-        furthest: from a direction to the gradient that goes furthest along it, or to one that goes as far as is wanted.
-        enough: relative: below this, h is a mixture; above it, falling short is proof that it is none.
+        furthest: (direction, enough) -> the gradient that goes furthest along it, or one that goes far enough.
+        enough: relative; at a smaller distance h is a combination, and falling short by more proves that it is none.
     """
     seen: list[np.ndarray] = []
     short, left, asked = -np.inf, np.full(h.shape, np.inf), v
@@ -60,12 +60,14 @@ def mixture(
         left = np.abs(v) / np.maximum(size, np.sqrt(np.mean(np.square(size))) or 1.0)
         if short > enough or left.max() <= enough:
             break
-    low, high = (np.asarray(extreme(seen, axis=0)) for extreme in (np.min, np.max))  # a number is none by itself
+    low, high = (
+        np.asarray(extreme(seen, axis=0)) for extreme in (np.min, np.max)
+    )  # NumPy gives a number for arrays of no dimension
     return Mixture(short, low, high, left, asked)
 
 
 def nearest(points: np.ndarray) -> np.ndarray:
-    """Weights ≥ 0 with sum 1 of the mixture of points [K, D] that is nearest 0."""
+    """Weights ≥ 0 with sum 1 of the convex combination of points [K, D] that is nearest to 0."""
     products = points @ points.T
     scale = float(np.diagonal(products).max()) or 1.0
     weights = np.zeros(len(points))
@@ -77,7 +79,7 @@ def nearest(points: np.ndarray) -> np.ndarray:
         if best in used or ahead[best] > weights @ ahead - EXACT * scale:
             break
         used.append(best)
-        while True:  # to the nearest point of the plane through those used, or as far as the weights stay positive
+        while True:  # to the nearest point of the plane through those used, while the weights stay positive
             wanted = _on_the_plane(products[np.ix_(used, used)], scale)
             if (wanted > 0).all():
                 weights[:] = 0
@@ -96,7 +98,7 @@ def nearest(points: np.ndarray) -> np.ndarray:
 
 
 def _on_the_plane(products: np.ndarray, scale: float) -> np.ndarray:
-    """Weights with sum 1, of either sign, of the point nearest 0 in the plane through some points."""
+    """Weights with sum 1, of either sign, of the point nearest to 0 in the plane through some points."""
     count = len(products)
     system = np.block([[products / scale, np.ones((count, 1))], [np.ones((1, count)), np.zeros((1, 1))]])
     return np.asarray(np.linalg.lstsq(system, np.append(np.zeros(count), 1.0), rcond=None)[0][:count])

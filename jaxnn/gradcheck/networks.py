@@ -1,14 +1,14 @@
-"""`network`: every layer's hand-derived rule against jax.grad, each at its own spot.
+"""`network`: every layer's hand-derived rule against jax.grad, each at its own call.
 
-One pass by jax.grad, through forward functions alone, notes at every layer, combinators included, what came in and
-which δ came back. Then each rule is judged there by itself, with that input and that δ: a wrong rule elsewhere does
-not reach it, so every wrong one is named and no other is blamed. A combinator whose result is wrong while a layer
-inside it is wrong too is judged again with jax.grad's rule in that layer's place.
+One pass by jax.grad, through forward functions alone, reads the inputs of every layer, combinators included, and the δ
+that comes back to it. Then each rule is judged there by itself, with those inputs and that δ: a wrong rule elsewhere
+does not affect it, so exactly the wrong ones are named. A combinator whose result is wrong while a layer inside it is
+wrong too is judged again with jax.grad's rule in that layer's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import plain_data
-from jaxnn.combinators.walk import Place, ordered_leaves, places, rebuilt
-from jaxnn.gradcheck.judge import ONLY_HERE, judge
+from jaxnn.combinators.walk import Place, ordered_leaves, rebuilt
+from jaxnn.gradcheck.arrays import as_float64
+from jaxnn.gradcheck.checking import verdicts
+from jaxnn.gradcheck.judge import ONLY_HERE
+from jaxnn.gradcheck.layer_calls import DELTA_IN, LayerCalls, Pass, counted, layer_calls
+from jaxnn.gradcheck.nonsmooth import first_of
 from jaxnn.gradcheck.programs import Problem
-from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Report, Row
-from jaxnn.gradcheck.spots import DELTA_IN, Spot, Spots, Uses, at_spot, counted, find_spots
+from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, WRONG, Report, Row, worst_verdict
 from jaxnn.jaxprs import first_difference
 from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, array_leaves
@@ -28,7 +31,7 @@ from jaxnn.passes.backprop import autodiff, backprop, check_records
 from jaxnn.passes.parts import check_params, costs
 from jaxnn.trees import named_leaves
 from jaxnn.twins import autodiff_twin
-from jaxnn.types import Key, Layer, Loss, Params, State, Tree
+from jaxnn.types import Array, Key, Layer, Loss, Params, State, Tree
 
 WHOLE = "the whole pass"
 
@@ -46,7 +49,7 @@ def network(
     weights: jax.Array | None = None,
     seed: int = 0,
 ) -> Report:
-    """Are the hand-derived rules of this network right: every layer's δ_in and gradients, the loss's δ, the whole pass?
+    """Checks the hand-derived rules of a network: every layer's δ_in and gradients, the loss's δ, and the whole pass.
 
     Args:
         net: the network; its layers' rules are what is checked.
@@ -54,16 +57,17 @@ def network(
         params: the network's parameters, in float32, bfloat16, float16 or (under x64) float64.
         state: its state, () if it has none.
         x: inputs [N, …], or a pytree of such.
-        target: as the loss wants it.
+        target: as the loss takes it.
         train: whether layers behave as in training.
-        rng: a key, where layers draw random numbers.
+        rng: a key, if layers draw random numbers.
         weights: [N] or [N, …], as for `backprop`.
         seed: of the jitter.
 
     Returns:
-        A Report. Its rows: each layer in the network's order, with δ_in and every gradient leaf at the layer's own
-        spot; the loss; and the whole pass, backprop against jax.grad, with every layer's δ and every gradient leaf.
-        Its `wrong` names the layers whose own rule is wrong. What has no rule by hand is "by autodiff", and not judged.
+        A Report. Its rows: each layer in the network's order, with δ_in and every gradient leaf at its own
+        inputs and δ; the loss; and the whole pass, backprop against jax.grad, with every layer's δ and every gradient
+        leaf. Its `wrong` names the layers whose own rule is wrong. What has no hand-derived rule is "by autodiff", and
+        not judged.
 
     Raises:
         ValueError, TypeError: as `backprop`, for arguments that do not fit.
@@ -77,42 +81,50 @@ def network(
     >>> network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3))).wrong
     ('dense_1',)
     """
-    check_records("gradcheck.network", net, loss)
-    rng = None if rng is None else as_key(rng)
-    parts = {"params": params, "state": state, "x": x, "target": target, "weights": weights}
-    for what, tree in parts.items():
-        plain_data(f"gradcheck.network: {what}", tree)
-        array_leaves(f"gradcheck.network: {what}", tree)
-        alive(f"gradcheck.network: {what}", tree)
-    params, state, x, target, weights = jax.tree.map(jnp.asarray, (params, state, x, target, weights))
-    check_params(net, params, x)
-    derive = backprop(net, loss, train=train)
-    _deterministic(net, params, state, x, train, rng)
-    nodes = list(places(net, inner_first=True))
-    try:
-        jax.eval_shape(lambda p, s, x: derive(p, s, x, target, rng=rng, weights=weights), params, state, x)
-    except Exception as error:
-        noted = (net, loss, params, state, x, target, train, rng, weights)
-        raise _at_its_layer(error, nodes, lambda: find_spots(*noted), train) from None
-    spots, uses, output = find_spots(net, loss, params, state, x, target, train, rng, weights)
-    seen = costs(loss, output, target, weights)
-    by_hand = [node for node in nodes if not node.layer.by_autodiff]
-    problems = {node.index: at_spot(node, spots[node.index], uses[node.index], train) for node in by_hand}
+    given = _checked(Pass(net, loss, params, state, x, target, train, rng, weights))
+    called = layer_calls(given)
+    seen = costs(loss, called.output, given.target, given.weights)
+    nodes = called.nodes
+    problems = {node.index: called.problem(node) for node in nodes if not node.layer.by_autodiff}
     of_loss = [] if loss.by_autodiff else [_loss(loss, seen.prediction, seen.target)]
-    whole = _whole(net, loss, params, state, x, target, train, rng, weights)
-    judged = iter(judge([*problems.values(), *of_loss, *whole], seed))
+    judged = iter(verdicts([*problems.values(), *of_loss, *_whole(given)], seed))
     local = [next(judged) if node.index in problems else [_no_rule(node.label, node.layer.kind)] for node in nodes]
     at_loss = next(judged) if of_loss else [_no_rule(loss.name, "loss")]
     deltas, grads = judged
-    local, blamed = _blame(nodes, local, spots, uses, train, seed)
-    wrong = [node.label for node in nodes if node.index in blamed] + [loss.name] * (_worst(at_loss) == WRONG)
-    rows = [row for node, found in zip(nodes, local, strict=True) for row in _folded(node, found)]
-    kinks = [row.place for found in local for row in found if row.verdict == KINK]
-    order = list(ordered_leaves(net, params))  # jax.tree sorts names: dense_10 before dense_2
+    local, at_fault = _own_faults(called, local, seed)
+    wrong = [node.label for node in nodes if node.index in at_fault]
+    wrong += [loss.name] * (worst_verdict(at_loss) == WRONG)
+    order = list(ordered_leaves(net, given.params))  # jax.tree sorts names: dense_10 before dense_2
     grads = sorted(grads, key=lambda row: order.index(row.leaf))
-    overall = [_explained(row, wrong, kinks) for row in [*deltas, *grads]]
-    broken = _not_finite(counted(seen), nodes, spots, uses, train)
-    return Report(_title(net, params), (*broken, *rows, *at_loss, *overall), tuple(wrong))
+    rows = _not_finite(as_float64(counted(seen)), called)
+    rows += [row for node, found in zip(nodes, local, strict=True) for row in _folded(node, found)]
+    kinks = [row.place for found in local for row in found if row.verdict == KINK]
+    rows += [*at_loss, *(_explained(row, wrong, kinks) for row in [*deltas, *grads])]
+    return Report(_title(net, given.params), tuple(rows), tuple(wrong))
+
+
+def _checked(given: Pass) -> Pass:
+    """The arguments as arrays; raises where they do not fit the network, or a layer's rule does not fit the layer."""
+    net, loss = given.net, given.loss
+    check_records("gradcheck.network", net, loss)
+    given = given._replace(rng=None if given.rng is None else as_key(given.rng))
+    data = {what: getattr(given, what) for what in ("params", "state", "x", "target", "weights")}
+    for what, tree in data.items():
+        plain_data(f"gradcheck.network: {what}", tree)
+        array_leaves(f"gradcheck.network: {what}", tree)
+        alive(f"gradcheck.network: {what}", tree)
+    given = given._replace(**jax.tree.map(jnp.asarray, data))
+    check_params(net, given.params, given.x)
+    derive = backprop(net, loss, train=given.train)
+    _deterministic(given)
+    try:
+        jax.eval_shape(
+            lambda params, state, x: derive(params, state, x, given.target, rng=given.rng, weights=given.weights),
+            given.params, given.state, given.x,
+        )  # fmt: skip
+    except Exception as error:
+        raise _at_its_layer(error, given) from None
+    return given
 
 
 def _no_rule(place: str, kind: str) -> Row:
@@ -120,31 +132,32 @@ def _no_rule(place: str, kind: str) -> Row:
     return Row(place, kind, "δ" if kind == "loss" else "δ_in, gradients", BY_AUTODIFF, f"there is no rule: its {what}")
 
 
-def _deterministic(net: Layer, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> None:
-    """Raises ValueError if forward, traced twice, is two programs."""
+def _deterministic(given: Pass) -> None:
+    """Raises ValueError if forward, traced twice, gives two programs."""
+    net = given.net
 
     def traced() -> Any:
-        def forward(params: Params, state: State, x: Tree, rng: Key | None) -> Any:
-            return net.forward(params, state, x, train=train, rng=rng)[0]
+        def forward(params: Params, state: State, x: Tree, rng: Key | None) -> Tree:
+            return net.forward(params, state, x, train=given.train, rng=rng)[0]
 
-        return jax.make_jaxpr(forward)(params, state, x, rng)
+        return jax.make_jaxpr(forward)(given.params, given.state, given.x, given.rng)
 
     differs = first_difference(traced(), traced())
     if differs is not None:
         raise ValueError(
             f"gradcheck.network: {net.name or net.kind} is not deterministic: its forward, called twice with the same "
-            f"arguments, is two different programs, first at {differs}; draw random numbers from rng"
+            f"arguments, gives two different programs, first at {differs}; draw random numbers from rng"
         )
 
 
-def _at_its_layer(error: Exception, nodes: list[Place], find: Callable[[], Any], train: bool) -> Exception:
-    """What the backward pass raised, or what the layer raises whose rule does not fit, by its name."""
+def _at_its_layer(error: Exception, given: Pass) -> Exception:
+    """The error of the backward pass, or that of the layer whose rule does not fit, with its name."""
     try:
-        spots, uses, _ = find()
+        called = layer_calls(given)
     except Exception:
         return error
-    for node in nodes:
-        problem = at_spot(node, spots[node.index], uses[node.index], train)
+    for node in called.nodes:
+        problem = called.problem(node)
         try:
             jax.eval_shape(problem.rule, *problem.arguments)
         except ValueError as found:
@@ -161,14 +174,10 @@ def _title(net: Layer, params: Params) -> str:
     return f"gradcheck of {net.name or net.kind}, {numbers:,} parameters in {' and '.join(dtypes) or 'no dtype'}"
 
 
-def _worst(rows: list[Row]) -> str:
-    return max((row.verdict for row in rows), key=SEVERITY.index, default=RIGHT)
-
-
-def _explained(row: Row, culprits: list[str], kinks: list[str]) -> Row:
-    """What is off in the whole pass follows from a layer's own rule, or from a kink that a layer stands at."""
-    if row.verdict == WRONG and culprits:
-        return row._replace(why=f"follows from {', '.join(culprits)}")
+def _explained(row: Row, wrong: list[str], kinks: list[str]) -> Row:
+    """A row on the whole pass that is off because a layer's own rule is wrong, or because a layer is at a kink."""
+    if row.verdict == WRONG and wrong:
+        return row._replace(why=f"follows from {', '.join(wrong)}")
     if row.verdict == WRONG and kinks and row.why == ONLY_HERE:
         return row._replace(verdict=KINK, why=f"{row.why}: follows from the kink at {kinks[0]}")
     return row
@@ -190,116 +199,104 @@ def _loss(loss: Loss, output: Any, target: Tree) -> Problem:
 
     ones = jnp.ones_like(loss.value(output, target))
     names = ["δ"] if len(leaves) == 1 else [f"δ {name}" for name in named_leaves(output)]
-    return Problem(loss.name, "loss", tuple(names), value, rule, leaves, target, [ones], witness=True)
+    return Problem(loss.name, "loss", tuple(names), value, rule, leaves, target, [ones], always_differences=True)
 
 
-def _whole(
-    net: Layer,
-    loss: Loss,
-    params: Params,
-    state: State,
-    x: Tree,
-    target: Tree,
-    train: bool,
-    rng: Key | None,
-    weights: Any,
-) -> list[Problem]:
+def _whole(given: Pass) -> list[Problem]:
     """The loss and every layer's δ, then every gradient leaf: backprop against autodiff, end to end."""
-    leaves, tree = jax.tree.flatten(params)
-    fixed = (state, x, target, rng, weights)
-    order = list(ordered_leaves(net, jax.tree.unflatten(tree, list(range(len(leaves))))).items())
+    net, loss = given.net, given.loss
+    leaves, tree = jax.tree.flatten(given.params)
+    fixed = (given.state, given.x, given.target, given.rng, given.weights)
 
-    def run(derive: Any, leaves: list[Any], fixed: Any, read: tuple[str, ...] = ()) -> Any:
+    def run(derive: Callable[..., Any], leaves: list[Array], fixed: Any, read: tuple[str, ...] = ()) -> Any:
         state, x, target, rng, weights = fixed
         params = jax.tree.unflatten(tree, leaves)
-        return derive(net, loss, read=read, train=train)(params, state, x, target, rng=rng, weights=weights)
+        return derive(net, loss, read=read, train=given.train)(params, state, x, target, rng=rng, weights=weights)
 
-    def noted(derive: Any) -> Any:
-        def passed(leaves: list[Any], fixed: Any, _: list[Any]) -> list[Any]:
+    def deltas_of(derive: Callable[..., Any]) -> Callable[[list[Array], Any, list[Array]], list[Array]]:
+        def passed(leaves: list[Array], fixed: Any, _: list[Array]) -> list[Array]:
             out = run(derive, leaves, fixed, ("deltas",))
             return [out.loss, *ordered_leaves(net, out.readings["deltas"]).values()]
 
         return passed
 
-    def grads(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
-        found = jax.tree.leaves(run(backprop, leaves, fixed).grads)
-        return [g * deltas[0].astype(g.dtype) for g in found]
+    def grads(leaves: list[Array], fixed: Any, deltas: list[Array]) -> list[Array]:
+        return [g * deltas[0].astype(g.dtype) for g in jax.tree.leaves(run(backprop, leaves, fixed).grads)]
 
-    def value(leaves: list[Any], fixed: Any) -> list[Any]:
+    def value(leaves: list[Array], fixed: Any) -> list[Array]:
         return [run(autodiff, leaves, fixed).loss]
 
     outs = jax.eval_shape(lambda: run(backprop, leaves, fixed, ("deltas",)))
     names = ["loss", *(f"{path} δ" for path in ordered_leaves(net, outs.readings["deltas"]))]
     one = [jnp.ones((), outs.loss.dtype)]
-    through = Problem(WHOLE, "δ", tuple(names), value, noted(backprop), leaves, fixed, one, auto=noted(autodiff))
-    labels = [name for name, _ in sorted(order, key=lambda item: item[1])]
-    return [through, Problem(WHOLE, "gradient", tuple(labels), value, grads, leaves, fixed, one, witness=True)]
+    hand, auto = deltas_of(backprop), deltas_of(autodiff)
+    through = Problem(WHOLE, "δ", tuple(names), value, hand, leaves, fixed, one, auto=auto)
+    place = ordered_leaves(net, jax.tree.unflatten(tree, range(len(leaves))))
+    labels = tuple(sorted(place, key=lambda name: place[name]))
+    return [through, Problem(WHOLE, "gradient", labels, value, grads, leaves, fixed, one, always_differences=True)]
 
 
-# ---------------------------------------------------------------- whose fault
+# ---------------------------------------------------------------- the layers at fault
 
 
-def _blame(
-    nodes: list[Place], judged: list[list[Row]], spots: Spots, uses: Uses, train: bool, seed: int
+def _own_faults(
+    called: LayerCalls, judged: Sequence[list[Row]], seed: int
 ) -> tuple[list[list[Row]], set[tuple[int, ...]]]:
-    """Takes from each combinator what a layer inside it has done: the rows, and the layers whose own rule is wrong."""
-    blamed: set[tuple[int, ...]] = set()
+    """The rows of each layer without the errors of layers inside it, and the layers whose own rule is wrong."""
+    at_fault: set[tuple[int, ...]] = set()
     rows = list(judged)
-    for i, node in enumerate(nodes):
-        if _worst(rows[i]) != WRONG:
+    for i, node in enumerate(called.nodes):
+        if worst_verdict(rows[i]) != WRONG:
             continue
-        inside = {index for index in blamed if index[: len(node.index)] == node.index}
+        inside = {index for index in at_fault if index[: len(node.index)] == node.index}
         if inside:
-            again = judge(_isolated(node, spots[node.index], uses[node.index], train, inside), seed)
+            again = verdicts(_isolated(called, node, inside), seed)
             failed = [row for found in again for row in found if row.verdict == WRONG]
             if not failed:
-                culprits = ", ".join(other.label for other in nodes if other.index in inside)
-                why = f"its own rule is right; what is off comes from {culprits}"
+                labels = ", ".join(other.label for other in called.nodes if other.index in inside)
+                why = f"its own rule is right; the error comes from {labels}"
                 rows[i] = [Row(node.label, node.layer.kind, "δ_in, gradients", RIGHT, why)]
                 continue
             rows[i] = failed
-        blamed.add(node.index)
-    return rows, blamed
+        at_fault.add(node.index)
+    return rows, at_fault
 
 
-def _isolated(node: Place, spot: Spot, uses: int, train: bool, inside: set[tuple[int, ...]]) -> list[Problem]:
+def _isolated(called: LayerCalls, node: Place, inside: set[tuple[int, ...]]) -> list[Problem]:
     """A combinator's own rule, without those of the wrong layers inside it.
 
-    First jax.grad's rule in their places; then its record's rule against that of the same combinator made anew, since
-    a rule that was replaced on the record is not in what `rebuild` makes.
+    First with jax.grad's rule in their places; then its record's rule against that of the same combinator rebuilt,
+    since a rule that was replaced on the record is not in what `rebuild` makes.
     """
     within = {index[len(node.index) :] for index in inside}
     twin = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731
-    anew = at_spot(node, spot, uses, train, node.layer.rebuild(node.layer.children))
-    children_right = at_spot(node, spot, uses, train, rebuilt(twin, node.layer))
-    return [children_right, at_spot(node, spot, uses, train)._replace(auto=anew.rule)]
+    anew = called.problem(node, node.layer.rebuild(node.layer.children))
+    return [called.problem(node, rebuilt(twin, node.layer)), called.problem(node)._replace(auto=anew.rule)]
 
 
 def _folded(node: Place, rows: list[Row]) -> list[Row]:
-    """A combinator whose rule is right takes one row."""
+    """One row for a combinator whose rule is right."""
     if node.is_leaf or any(row.verdict != RIGHT for row in rows) or not rows:
         return rows
     furthest = max(rows, key=lambda row: row.excess or 0.0)
     return [Row(node.label, node.layer.kind, "δ_in, gradients", RIGHT, rows[0].why, excess=furthest.excess)]
 
 
-def _not_finite(loss: Any, nodes: list[Place], spots: Spots, uses: Uses, train: bool) -> list[Row]:
-    """Where NaN or infinity comes from, if the loss is not finite: the first layer that makes it of finite numbers."""
-    values = np.asarray(loss).astype(np.float64)
-    if np.isfinite(values).all():
+def _not_finite(loss: np.ndarray, called: LayerCalls) -> list[Row]:
+    """The origin of NaN or infinity in the loss: the first layer that gives it for finite inputs."""
+    if np.isfinite(loss).all():
         return []
-    why = f"the loss is not finite for {int((~np.isfinite(values)).sum())} of {values.size} examples"
-    for node in nodes:
+    why = f"the loss is not finite for {int((~np.isfinite(loss)).sum())} of {loss.size} examples"
+    for node in called.nodes:
         if not node.is_leaf:
             continue
-        problem = at_spot(node, spots[node.index], uses[node.index], train)
+        problem = called.problem(node)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in problem.leaves):
-            why += f"; what goes into {node.label} is not finite"
+            why += f"; the input of {node.label} is not finite"
             return [Row(node.label, node.layer.kind, "input", CANNOT_TELL, why)]
         for y in problem.value(problem.leaves, problem.fixed):
-            bad = ~np.isfinite(np.asarray(y).astype(np.float64))
+            bad = ~np.isfinite(as_float64(y))
             if bad.any():
-                element = tuple(map(int, np.unravel_index(int(np.argmax(bad)), bad.shape)))
                 why += f"; {node.label} makes it of finite numbers, {int(bad.sum())} of {bad.size}"
-                return [Row(node.label, node.layer.kind, "output", CANNOT_TELL, why, element=element)]
+                return [Row(node.label, node.layer.kind, "output", CANNOT_TELL, why, element=first_of(bad))]
     return [Row("loss", "loss", "value", CANNOT_TELL, why)]

@@ -1,9 +1,9 @@
-"""The custom rules that a test suite runs, noted while it runs and judged when it has ended.
+"""The custom rules that a test suite calls, recorded while it runs and checked when it has ended.
 
-While tests run, a call of a function with a rule is only read: what is called, with which shapes, and the values where
-they are there. Where they are being traced, the outermost function of JAX's that is on the stack is noted with its
-arguments (`jit`'s, `scan`'s, `grad`'s), and run once more, marked, when every test has its result. Nothing is computed
-on a device, nothing is compiled or traced, before that.
+While tests run, a call of a function with a rule is only recorded: the function, the shapes, and the values if they are
+known. If they are traced, the outermost JAX function on the stack (`jit`'s, `scan`'s, `grad`'s) is recorded with its
+arguments, and run again, marked, when all tests have ended. Before that nothing is computed on a device, compiled or
+traced.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from jaxnn.gradcheck.replay import said
 from jaxnn.gradcheck.report import SEVERITY, WRONG, Report, Row
 from jaxnn.gradcheck.sites import Site, closes_over_tracers, is_array, resolved, site_of
 
-BOUNDARY = "reraise_with_filtered_traceback"  # the frame by which every function of JAX's is entered
+BOUNDARY = "reraise_with_filtered_traceback"  # the frame by which every JAX function is entered
 NESTED = 32  # transformations around a value, at most
 
 source_info_util.register_exclusion(__file__)
 
 
 class Outer(NamedTuple):
-    """The outermost call of a function of JAX's: what to run again."""
+    """The outermost call of a JAX function, to be run again."""
 
     f: Any
     args: tuple[Any, ...]
@@ -43,7 +43,7 @@ class Outer(NamedTuple):
 
 
 class Seen:
-    """A call of a function with a rule, the test that ran it first, and what is known of its values."""
+    """A call of a function with a rule, the first test that made it, and its values as far as they are known."""
 
     def __init__(self, site: Site, test: str, x64: bool) -> None:
         self.site, self.test, self.x64 = site, test, x64
@@ -52,7 +52,7 @@ class Seen:
 
 
 class Finding(NamedTuple):
-    """What is said of a rule at one signature; text and numbers only, so that it can be sent between processes."""
+    """The verdict on a rule at one signature; text and numbers only, so that it can be sent between processes."""
 
     name: str
     kind: str
@@ -64,11 +64,11 @@ class Finding(NamedTuple):
     seconds: float
 
 
-LEFT = "left"  # the verdict where the budget was used up
+LEFT = "left"  # the verdict when the budget is used up
 
 
 class Observer:
-    """Notes the rules that are called while it is on."""
+    """Records the rules that are called while it is on."""
 
     def __init__(self) -> None:
         self.test = ""
@@ -78,7 +78,7 @@ class Observer:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Within it, calls of functions with rules are noted."""
+        """A context in which calls of functions with rules are recorded."""
         before = {cls: cls.__call__ for cls in CLASSES}
 
         def call(rule: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,13 +97,13 @@ class Observer:
                 cls.__call__ = original  # type: ignore[method-assign]
 
     def failed(self, error: Exception) -> None:
-        """Notes an error of this module's own."""
+        """Records an error of this module."""
         self.errors[said(error)] = self.errors.get(said(error), 0) + 1
 
     def _note(self, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             given = resolved(rule.fun, args, kwargs)
-        except TypeError:  # JAX says what is wrong with it
+        except TypeError:  # JAX will raise it too
             return
         found = site_of(rule, given)
         if found is None:
@@ -148,9 +148,9 @@ def _examples(arrays: Sequence[Any]) -> int:
 
 
 def _concrete(x: Any, i: int) -> Any:
-    """A value under the transformations that are around it, None where it is being traced.
+    """The value inside the transformations around it; None if it is traced.
 
-    Of a batch it is one example: the last for i = 0, which is seldom all zeros, then the first and so on.
+    Of a batch one example: the last for i = 0, which is seldom all zeros, then the first and so on.
     """
     for _ in range(NESTED):
         if not isinstance(x, jax.core.Tracer):
@@ -171,7 +171,7 @@ def _concrete(x: Any, i: int) -> Any:
 
 
 def _copied(f: Any, args: Any, kwargs: Any) -> Outer | None:
-    """The call with copies of its arrays: they may be donated or written to before it is run again."""
+    """The call with copies of its arrays, which may be donated or overwritten before it is run again."""
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
     if sum(np.size(x) for x in leaves if is_array(x)) > LARGEST:
         return None
@@ -199,24 +199,19 @@ def findings(observer: Observer, allow: Sequence[str], budget: float) -> list[Fi
             clock = time.perf_counter()
             calls = _calls(observer, x64, tests)
             run = judged(calls, allow, lambda call: spent.get(of_rule(call), 0.0) < budget)
-            while True:
-                try:
-                    pair = next(run, None)
-                except Exception as error:  # of this package's: what a rule raises is a row
-                    observer.failed(error)
-                    break
-                if pair is None:
-                    break
-                call, rows = pair
-                now = time.perf_counter()
-                seconds, clock = now - clock, now
-                spent[of_rule(call)] = spent.get(of_rule(call), 0.0) + seconds
-                found.append(_finding(call, rows, tests.get(call.site.key, ""), seconds))
+            try:
+                for call, rows in run:
+                    now = time.perf_counter()
+                    seconds, clock = now - clock, now
+                    spent[of_rule(call)] = spent.get(of_rule(call), 0.0) + seconds
+                    found.append(_finding(call, rows, tests.get(call.site.key, ""), seconds))
+            except Exception as error:  # of this package: an error of a rule is a row
+                observer.failed(error)
     return found
 
 
 def _calls(observer: Observer, x64: bool, tests: dict[Any, str]) -> list[Call]:
-    """The calls that were made with 64-bit floats on, or off, with values of theirs."""
+    """The calls made with 64-bit floats enabled, or disabled, with their values."""
     calls: list[Call] = []
     again: dict[int, dict[Any, Call]] = {}
     for seen in observer.seen.values():
@@ -244,7 +239,7 @@ def _calls(observer: Observer, x64: bool, tests: dict[Any, str]) -> list[Call]:
 def _again(outer: Outer) -> dict[Any, Call]:
     try:
         return {call.site.key: call for call in collected(outer.f, outer.args, outer.kwargs)}
-    except Exception:  # a function that cannot be run again: values are drawn
+    except Exception:  # a function that cannot be run again: random values are used
         return {}
 
 

@@ -1,4 +1,4 @@
-"""A problem for the judge, and its programs: the function and both rules, traced in each precision and compared."""
+"""A problem, and its programs: the function, the rule and its reference, traced in each precision and compared."""
 
 from __future__ import annotations
 
@@ -8,67 +8,69 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
 from jaxnn.jaxprs import function_of, is_float, is_program, with_constants
+from jaxnn.types import Array
 
-ONE_SHOT = {"xla_backend_optimization_level": 0}  # of a compiler whose programs run a few times: a third less time
+ONE_SHOT = {"xla_backend_optimization_level": 0}  # for programs that run only a few times: a third less time
 
 
 class Problem(NamedTuple):
-    """A function of float leaves and a rule for its gradient, at one point, in the precision that was given.
+    """A function of float leaves and a rule for its gradient, at one point, in the given precision.
 
     Attributes:
-        place: where it stands, for the report.
-        kind: what it is.
+        place: as in a `Row` of the report.
+        kind: as in a `Row`.
         names: one for each leaf.
         value: `(leaves, fixed) -> [output, …]`, floats only.
         rule: `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf.
         leaves: float arrays.
-        fixed: everything else the function sees: integers, keys, state.
+        fixed: all other arguments of the function: integers, keys, state.
         deltas: cotangents, one for each output.
-        auto: what the rule is held against, with the rule's own signature; None for jax.vjp of value.
-        witness: whether to take differences of right leaves too.
-        forward_error: how far, relative, value may be from the function that is meant.
-        surrogate: whether the rule is meant not to be the function's derivative: differences say nothing then.
+        auto: the reference for the rule, with the same signature; None for jax.vjp of value.
+        always_differences: whether to take differences even where the rule and auto agree.
+        forward_error: the relative error of value as an approximation of the intended function.
+        surrogate: whether the rule is not meant to be the function's derivative, so that differences are no reference.
     """
 
     place: str
     kind: str
     names: tuple[str, ...]
-    value: Callable[[list[Any], Any], list[Any]]
-    rule: Callable[[list[Any], Any, list[Any]], list[Any]]
-    leaves: list[Any]
+    value: Callable[[list[Array], Any], list[Array]]
+    rule: Callable[[list[Array], Any, list[Array]], list[Array]]
+    leaves: list[Array]
     fixed: Any
-    deltas: list[Any]
-    auto: Callable[[list[Any], Any, list[Any]], list[Any]] | None = None
-    witness: bool = False
+    deltas: list[Array]
+    auto: Callable[[list[Array], Any, list[Array]], list[Array]] | None = None
+    always_differences: bool = False
     forward_error: float = 0.0
     surrogate: bool = False
 
     @property
     def has_differences(self) -> bool:
-        """Whether finite differences of value are another route to what the rule should give."""
+        """Whether finite differences of value are another reference for the rule."""
         return self.auto is None and not self.surrogate
 
     @property
-    def arguments(self) -> tuple[list[Any], Any, list[Any]]:
+    def arguments(self) -> tuple[list[Array], Any, list[Array]]:
         return self.leaves, self.fixed, self.deltas
 
 
-def gradient(problem: Problem) -> Callable[[list[Any], Any, list[Any]], list[Any]]:
-    """jax.vjp's answer to the same question as `problem.rule`."""
+def gradient(problem: Problem) -> Callable[[list[Array], Any, list[Array]], list[Array]]:
+    """The reference for `problem.rule`: jax.vjp of the function, unless the problem has another."""
     if problem.auto is not None:
         return problem.auto
 
-    def auto(leaves: list[Any], fixed: Any, deltas: list[Any]) -> list[Any]:
+    def auto(leaves: list[Array], fixed: Any, deltas: list[Array]) -> list[Array]:
         return list(jax.vjp(lambda leaves: problem.value(leaves, fixed), leaves)[1](deltas)[0])
 
     return auto
 
 
 def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Under jit, compiled in haste: what is compiled here runs a dozen times at most."""
+    """Under jit, with few optimizations: what is compiled here runs a dozen times at most."""
     fast: Callable[..., Any] = jax.jit(f, compiler_options=ONE_SHOT)
     return fast
 
@@ -82,10 +84,10 @@ class Programs(NamedTuple):
     Attributes:
         hand, auto: closed jaxprs in the given precision.
         hand64, auto64: in float64; None where the function cannot be traced there.
-        stopped: why not, or "".
-        stopped_at: the line that raised it, as `file:line (function)`, or "".
+        stopped: the error, or "".
+        stopped_at: the line that raised the error, as `file:line (function)`, or "".
         random: whether it draws random numbers, so that the float64 trace draws others.
-        same: whether the float64 trace of the rule is the same program, so that a replay has nothing to add.
+        same: whether the float64 trace of the rule is the same program, so that a replay would add nothing.
         value: the function itself, in float64 where it can be traced there.
     """
 
@@ -101,7 +103,7 @@ class Programs(NamedTuple):
 
 
 def trace(problem: Problem) -> Programs:
-    """Every program of a problem."""
+    """Traces every program of a problem."""
     auto = gradient(problem)
     low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
     stopped, stopped_at, high = "", "", list[Any]([None, None])
@@ -119,7 +121,7 @@ def trace(problem: Problem) -> Programs:
     return Programs(low[0], low[1], high[0], high[1], stopped, stopped_at, random, same, value)
 
 
-def alike(low: Any, high: Any) -> bool:
+def alike(low: core.Jaxpr, high: core.Jaxpr) -> bool:
     """True if two jaxprs are one program in two precisions; their constants may differ by a rounding."""
     if len(low.eqns) != len(high.eqns) or low.constvars or high.constvars:
         return False
@@ -157,6 +159,6 @@ def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return True
 
 
-def runner(closed: Any) -> Callable[..., list[Any]]:
+def runner(closed: Any) -> Callable[..., list[Array]]:
     """A traced program in float64 without its casts to lower precision."""
     return replay(closed) if casts(closed) else function_of(closed)

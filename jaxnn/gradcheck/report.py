@@ -1,8 +1,9 @@
-"""What a check of gradients found: rows of evidence, one verdict, and the same text for people, notebooks and tests."""
+"""The report of a check of gradients: rows with their figures, one verdict, as text and HTML."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jaxnn.showing import shown
@@ -11,7 +12,7 @@ RIGHT, WRONG, KINK, CANNOT_TELL, ALLOWED = "right", "wrong", "kink", "cannot tel
 BY_AUTODIFF = "by autodiff"
 SEVERITY = (ALLOWED, BY_AUTODIFF, RIGHT, KINK, CANNOT_TELL, WRONG)  # the worst row gives the report its verdict
 MARKS = {RIGHT: "·", KINK: "∧", CANNOT_TELL: "?", WRONG: "✗", ALLOWED: "○", BY_AUTODIFF: "–"}
-SHOWN = 40  # rows of a table before right ones are folded
+SHOWN = 40  # rows of a table, beyond which right ones are left out
 LONGEST = 44  # characters of a place or a leaf in a table
 
 
@@ -22,18 +23,18 @@ class Row(NamedTuple):
         place: the layer's path in a network, the case of a function: `"residual_2/dense_0"`, `"float32 [4, 3]"`.
         kind: the layer's kind, or what was checked: `"dense"`, `"gradient"`, `"linear in δ"`.
         leaf: the leaf's path: `"w"`, `"δ_in"`, `"args[0]"`.
-        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; of what was not judged `"by autodiff"`, where there
-            is no rule by hand, or `"allowed"`.
-        why: the evidence in words; "" where there is nothing to say.
-        element: the worst element's index, () for a scalar; None where no element is meant.
+        verdict: `"right"`, `"wrong"`, `"kink"` or `"cannot tell"`; or, not judged, `"by autodiff"` if there is no
+            hand-derived rule, and `"allowed"`.
+        why: the reason; may be "".
+        element: the worst element's index, () for a scalar; None if the row is not on one element.
         hand: the hand-derived gradient there, in float64.
         autodiff: jax.grad's, in float64.
-        differences: the slope by finite differences, in float64; None where it was not needed.
-        slopes: (from the left, from the right) where the two differ, at a kink.
+        differences: the slope by finite differences, in float64; None if it was not needed.
+        slopes: (from the left, from the right), at a kink.
         excess: |hand − autodiff| as a multiple of what rounding explains; above 1 they differ.
-        ulps: the error of the hand-derived gradient in the precision that was given, in units in the last place.
-        autodiff_ulps: jax.grad's own.
-        source: the line that kept float64 from getting through, as `file:line (function)`; "" if none did.
+        ulps: the error of the hand-derived gradient in the given precision, in units in the last place.
+        autodiff_ulps: the error of jax.grad, likewise.
+        source: `file:line (function)` of the line that prevents full float64, or defines an audited function; or "".
     """
 
     place: str
@@ -52,14 +53,19 @@ class Row(NamedTuple):
     source: str = ""
 
 
+def worst_verdict(rows: Iterable[Row]) -> str:
+    """Wrong before cannot tell, before kink, before right; right if there are no rows."""
+    return max((row.verdict for row in rows), key=SEVERITY.index, default=RIGHT)
+
+
 @shown(lambda report: f"<gradcheck of {report.title}: {_headline(report)}>")
 class Report(NamedTuple):
     """The result of a check: `str(report)` is a table, a notebook shows one in HTML.
 
     Attributes:
         title: what was checked.
-        rows: the evidence, in the order of the network or of the arguments.
-        wrong: the places whose own rule is wrong, each named once, in that order.
+        rows: in the order of the network or of the arguments.
+        wrong: the places whose own rule is wrong, each once, in that order.
 
     >>> Report("my rule", (Row("float32", "gradient", "args[0]", "right"),), ()).ok
     True
@@ -72,7 +78,7 @@ class Report(NamedTuple):
     @property
     def verdict(self) -> str:
         """The worst verdict of the rows: wrong, before cannot tell, before kink, before right."""
-        return max((row.verdict for row in self.rows), key=SEVERITY.index, default=RIGHT)
+        return worst_verdict(self.rows)
 
     @property
     def ok(self) -> bool:
@@ -83,7 +89,7 @@ class Report(NamedTuple):
         """For tests.
 
         Raises:
-            AssertionError: with the table, if a row is wrong or could not be told.
+            AssertionError: with the table, if a row is wrong or undecided.
         """
         if not self.ok:
             raise AssertionError(f"\n{self}")
@@ -97,7 +103,7 @@ class Report(NamedTuple):
 
 # ---------------------------------------------------------------- as text
 
-NO_ELEMENTS = "no elements"  # which goes without saying
+NO_ELEMENTS = "no elements"  # a reason that is not shown
 
 HEADINGS = ("", "where", "what", "leaf", "element", "by hand", "jax.grad", "differences", "ULPs", "jax.grad's")
 
@@ -128,23 +134,17 @@ def _text(report: Report) -> str:
 def _headline(report: Report) -> str:
     counts = {verdict: sum(row.verdict == verdict for row in report.rows) for verdict in reversed(SEVERITY)}
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    blamed = f": {', '.join(report.wrong)}" if report.wrong else ""
-    return f"{report.verdict.upper()}{blamed} ({counted or 'nothing to check'})"
+    wrong = f": {', '.join(report.wrong)}" if report.wrong else ""
+    return f"{report.verdict.upper()}{wrong} ({counted or 'nothing to check'})"
 
 
 def _shown(report: Report) -> tuple[list[Row], int]:
-    """Every row that is not right, and as many of the others as a screen takes."""
+    """Every row that is not right, and as many of the others as fit on a screen."""
     if len(report.rows) <= SHOWN:
         return list(report.rows), 0
-    room = max(SHOWN - sum(row.verdict != RIGHT for row in report.rows), 0)
-    rows = []
-    for row in report.rows:
-        if row.verdict != RIGHT:
-            rows.append(row)
-        elif room:
-            rows.append(row)
-            room -= 1
-    return rows, len(report.rows) - len(rows)
+    right = [i for i, row in enumerate(report.rows) if row.verdict == RIGHT]
+    folded = set(right[max(SHOWN - len(report.rows) + len(right), 0) :])
+    return [row for i, row in enumerate(report.rows) if i not in folded], len(folded)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

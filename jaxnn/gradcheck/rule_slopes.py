@@ -1,7 +1,7 @@
-"""A rule whose derivative JAX's reverse mode does not give: pushed forwards, or compared with finite differences.
+"""Checks a rule of a function that has no reverse mode, by forward mode or finite differences.
 
-Where a function has no reverse mode it is differentiated forwards, some elements of each argument one by one; where it
-has none at all (a callback, a kernel, a custom call), the rule is compared with differences of it.
+Forward mode differentiates with respect to some elements of each argument, one at a time. A function that JAX cannot
+differentiate at all (a callback, a kernel, a custom call) is differentiated by finite differences.
 """
 
 from __future__ import annotations
@@ -14,59 +14,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.gradcheck.arrays import as_float64
+from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.differences import Slope, slope_of
-from jaxnn.gradcheck.judge import judge
 from jaxnn.gradcheck.marks import ORIGINAL
 from jaxnn.gradcheck.programs import Problem, compiled
 from jaxnn.gradcheck.replay import said, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Row
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import equations, is_float
+from jaxnn.types import Array
 
-PUSHED = 16  # elements of a leaf that are looked at where each takes a pass forwards
-FAITHFUL = {"float64": 1e-6, "float32": 1e-3}  # of the terms: what differences of a function in that precision can say
-COARSER = 40  # times the steps of differences where the function cannot be had in float64
-VAGUE = 0.05  # of the slope: differences that are less sure say nothing
+ELEMENTS = 16  # elements of a leaf that are checked by forward mode, each of which takes a pass
+ACCURACY = {"float64": 1e-6, "float32": 1e-3}  # of the terms: that of differences of a function in that precision
+COARSER = 40  # times the steps of differences, for a function that does not run in float64
+VAGUE = 0.05  # of the slope: differences with a larger error decide nothing
 COMBINED = (2.0, -3.0)  # of two tangents, for linearity
 
 
 class Rule(NamedTuple):
-    """A call at one list of arrays, as the judge needs it.
+    """A call at one list of arrays.
 
     Attributes:
         site: the call.
         arrays: all its arrays.
         chosen: which of them are leaves: floats for which the rule gives a gradient.
         names: one for each leaf.
-        deltas: one for each float output, and again.
+        deltas: two for each float output, the second ones larger.
     """
 
     site: Site
-    arrays: list[Any]
+    arrays: list[Array]
     chosen: list[int]
     names: tuple[str, ...]
-    deltas: list[Any]
+    deltas: list[Array]
 
     @property
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[Array]:
         return [self.arrays[k] for k in self.chosen]
 
     @property
     def rest(self) -> list[Any]:
         return [None if k in self.chosen else array for k, array in enumerate(self.arrays)]
 
-    def joined(self, leaves: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+    def joined(self, leaves: Sequence[Array], rest: Sequence[Any]) -> list[Array]:
         mine = dict(zip(self.chosen, leaves, strict=True))
         return [mine[k] if k in mine else rest[k] for k in range(len(self.arrays))]
 
 
 def row_on(site: Site, kind: str, leaf: str, verdict: str, why: str, **evidence: Any) -> Row:
-    """A row of evidence on a call."""
+    """A row on a call."""
     return Row(f"{site.name} {site.signature()}", kind, leaf, verdict, why, source=site.source, **evidence)
 
 
-def refusal(run: Callable[[], Any]) -> Exception | None:
-    """What it raises, or None."""
+def error_of(run: Callable[[], Any]) -> Exception | None:
+    """The error that a function raises, or None."""
     try:
         run()
     except Exception as error:  # whatever JAX or a user's function raises
@@ -75,9 +77,9 @@ def refusal(run: Callable[[], Any]) -> Exception | None:
 
 
 def autodiff_of(problem: Problem) -> Any:
-    """The program of jax.vjp of the problem's function; raises where there is none."""
+    """The program of jax.vjp of the problem's function; raises if there is none."""
 
-    def pulled(leaves: list[Any], rest: list[Any], deltas: list[Any]) -> Any:
+    def pulled(leaves: list[Array], rest: list[Array], deltas: list[Array]) -> Any:
         return jax.vjp(lambda leaves: problem.value(leaves, rest), leaves)[1](deltas)
 
     return jax.make_jaxpr(pulled)(problem.leaves, problem.fixed, problem.deltas)
@@ -87,59 +89,59 @@ def autodiff_of(problem: Problem) -> Any:
 
 
 def has_own_transpose(pulled: Callable[..., Any], rule: Rule) -> bool:
-    """True if a rule's jvp says itself how it is transposed, so that both directions may differ."""
+    """True if a rule's jvp defines its own transpose, so that forward and reverse mode may differ."""
     closed = jax.make_jaxpr(pulled)(rule.arrays, rule.deltas)
     return any(eqn.primitive.name in ("linear_call", "custom_transpose") for eqn in equations(closed.jaxpr))
 
 
-def forwards(rule: Rule, value: Callable[..., list[Any]], refused: Exception | None) -> list[Row]:
-    """A rule's jvp, an element at a time, and its linearity, where its reverse mode is not to be had or is another."""
+def by_forward_mode(rule: Rule, value: Callable[..., list[Array]], refused: Exception | None) -> list[Row]:
+    """Checks a rule's jvp, an element at a time, and its linearity, where it has no reverse mode or another one."""
     site = rule.site
     if not isinstance(site.rule, jax.custom_jvp):
         return [row_on(site, "rule", "", CANNOT_TELL, f"the rule raises {said(refused)}" if refused else "")]
 
-    def call(arrays: Sequence[Any]) -> list[Any]:
+    def call(arrays: Sequence[Array]) -> list[Array]:
         out = ORIGINAL[jax.custom_jvp](site.rule, *site.arguments(arrays))
         return 2 * [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
 
     linear = _linear(rule, call)
     if linear.verdict == WRONG:
         return [linear]
-    return [*_pushed(rule, value, call), linear]
+    return [*_by_elements(rule, value, call), linear]
 
 
-def without_reverse(rule: Rule, value: Callable[..., list[Any]], pulled: Callable[..., list[Any]]) -> list[Row]:
-    """A rule whose function has no reverse mode."""
+def without_reverse(rule: Rule, value: Callable[..., list[Array]], pulled: Callable[..., list[Array]]) -> list[Row]:
+    """Checks a rule whose function has no reverse mode."""
 
-    def forwards_through_value() -> Any:
+    def through_value() -> Any:
         return jax.make_jaxpr(lambda *x: jax.jvp(value, (list(x),), (list(map(jnp.ones_like, x)),)))(*rule.arrays)
 
     only_floats = len(rule.chosen) == len(rule.arrays)
-    if only_floats and refusal(forwards_through_value) is None:
-        return _pushed(rule, value, None, pulled)
+    if only_floats and error_of(through_value) is None:
+        return _by_elements(rule, value, None, pulled)
     return by_differences(rule, value, pulled)
 
 
-def _pushed(
+def _by_elements(
     rule: Rule,
-    value: Callable[..., list[Any]],
-    call: Callable[..., list[Any]] | None,
-    pulled: Callable[..., list[Any]] | None = None,
+    value: Callable[..., list[Array]],
+    call: Callable[..., list[Array]] | None,
+    pulled: Callable[..., list[Array]] | None = None,
 ) -> list[Row]:
-    """Some elements of each leaf, the gradient of each by a pass forwards through the function."""
+    """Checks some elements of each leaf, each by a forward-mode pass through the function."""
     rng = np.random.default_rng(0)
     sizes = [int(np.size(leaf)) for leaf in rule.leaves]
-    picked = [np.sort(rng.choice(size, min(size, PUSHED), replace=False)) for size in sizes]
+    picked = [np.sort(rng.choice(size, min(size, ELEMENTS), replace=False)) for size in sizes]
     every = floats(rule.site)
 
-    def whole(parts: list[Any], base: Any) -> list[Any]:
+    def whole(parts: list[Array], base: Any) -> list[Array]:
         leaves, rest = base
         moved = [leaf.reshape(-1).at[where].set(part).reshape(leaf.shape)
                  for leaf, where, part in zip(leaves, picked, parts, strict=True)]  # fmt: skip
         return rule.joined(moved, rest)
 
-    def push(f: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        def gradients(parts: list[Any], base: Any, deltas: list[Any]) -> list[Any]:
+    def push(f: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+        def gradients(parts: list[Array], base: Any, deltas: list[Array]) -> list[Array]:
             found = []
             for i, part in enumerate(parts):
 
@@ -153,21 +155,21 @@ def _pushed(
 
         return gradients
 
-    def by_rule(parts: list[Any], base: Any, deltas: list[Any]) -> list[Any]:
+    def by_rule(parts: list[Array], base: Any, deltas: list[Array]) -> list[Array]:
         assert pulled is not None
         found = dict(zip(every, pulled(whole(parts, base), deltas), strict=True))
         return [found[k].reshape(-1)[where] for k, where in zip(rule.chosen, picked, strict=True)]
 
     parts = [leaf.reshape(-1)[where] for leaf, where in zip(rule.leaves, picked, strict=True)]
     problem = Problem(
-        rule.site.name, f"{rule.site.kind}, forwards", rule.names,
+        rule.site.name, f"{rule.site.kind}, forward mode", rule.names,
         lambda parts, base: value(whole(parts, base)),
         by_rule if call is None else push(call),
         parts, (rule.leaves, rule.rest), rule.deltas,
     )  # fmt: skip
-    if call is None or refusal(lambda: autodiff_of(problem)) is not None:
+    if call is None or error_of(lambda: autodiff_of(problem)) is not None:
         problem = problem._replace(auto=push(value))
-    (rows,) = judge([problem])
+    (rows,) = verdicts([problem])
     return [
         _unravelled(row, picked[i], np.shape(leaf)) for i, (row, leaf) in enumerate(zip(rows, rule.leaves, strict=True))
     ]
@@ -179,12 +181,12 @@ def _unravelled(row: Row, where: np.ndarray, shape: tuple[int, ...]) -> Row:
     return row._replace(element=tuple(map(int, np.unravel_index(int(where[row.element[0]]), shape))))
 
 
-def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
-    """Jvp(2v − 3w) against 2 jvp(v) − 3 jvp(w), in float64 where it runs there."""
+def _linear(rule: Rule, call: Callable[..., list[Array]]) -> Row:
+    """Compares jvp(2v − 3w) with 2 jvp(v) − 3 jvp(w), in float64 where it runs there."""
     site, rng = rule.site, np.random.default_rng(1)
     v, w = ([rng.standard_normal(np.shape(leaf)) for leaf in rule.leaves] for _ in range(2))
 
-    def push(leaves: list[Any], rest: list[Any], direction: list[np.ndarray]) -> list[Any]:
+    def push(leaves: list[Array], rest: list[Array], direction: list[np.ndarray]) -> list[Array]:
         tangents = [jnp.asarray(d, leaf.dtype) for d, leaf in zip(direction, leaves, strict=True)]
         return jax.jvp(lambda leaves: call(rule.joined(leaves, rest)), (leaves,), (tangents,))[1]
 
@@ -194,21 +196,21 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
         parts = [push(leaves, rest, direction) for direction in (v, w)]
         off, size = 0.0, 0.0
         for m, a, b in zip(mixed, *parts, strict=True):
-            a, b = (np.asarray(x).astype(np.float64) for x in (a, b))
-            off = max(off, np.abs(np.asarray(m).astype(np.float64) - COMBINED[0] * a - COMBINED[1] * b).max(initial=0))
+            a, b = (as_float64(x) for x in (a, b))
+            off = max(off, np.abs(as_float64(m) - COMBINED[0] * a - COMBINED[1] * b).max(initial=0))
             size = max(size, np.abs(a).max(initial=0), np.abs(b).max(initial=0))
         return off, size
 
     try:
         with jax.enable_x64(True):
             off, size = apart()
-            room = FAITHFUL["float64"]
+            room = ACCURACY["float64"]
     except Exception:  # whatever a user's rule raises in float64
         off, size = apart()
         room = 64 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in rule.leaves)
     if off <= room * size:
         return row_on(site, "linear in the tangent", "", RIGHT, "")
-    why = f"jvp(2v − 3w) is not 2 jvp(v) − 3 jvp(w): they are {off:.3g} apart, where the tangents are {size:.3g}"
+    why = f"jvp(2v − 3w) is not 2 jvp(v) − 3 jvp(w): they differ by {off:.3g}, for tangents up to {size:.3g}"
     return row_on(site, "linear in the tangent", "", WRONG, why)
 
 
@@ -217,29 +219,29 @@ def _linear(rule: Rule, call: Callable[..., list[Any]]) -> Row:
 
 def by_differences(
     rule: Rule,
-    value: Callable[..., list[Any]],
-    pulled: Callable[..., list[Any]],
+    value: Callable[..., list[Array]],
+    pulled: Callable[..., list[Array]],
     elements: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> list[Row]:
-    """A rule against finite differences of its function: along one direction, at the largest element, and at others."""
-    if refusal(lambda: _wide_values(rule, value)) is None:
+    """Compares a rule with finite differences of its function: along a direction, at the largest and other elements."""
+    if error_of(lambda: _wide_values(rule, value)) is None:
         with jax.enable_x64(True):
             return _differences(rule, value, pulled, widen((rule.leaves, rule.rest, rule.deltas)), "float64", elements)
     return _differences(rule, value, pulled, (rule.leaves, rule.rest, rule.deltas), "float32", elements)
 
 
-def _wide_values(rule: Rule, value: Callable[..., list[Any]]) -> None:
+def _wide_values(rule: Rule, value: Callable[..., list[Array]]) -> None:
     with jax.enable_x64(True):
         leaves, rest = widen((rule.leaves, rule.rest))
         found = value(rule.joined(leaves, rest))
         if any(leaf.dtype != np.float64 for leaf in found):
-            raise TypeError("it gives lower precision than it is given")
+            raise TypeError("its outputs have a lower precision than its inputs")
 
 
 def _differences(
     rule: Rule,
-    value: Callable[..., list[Any]],
-    pulled: Callable[..., list[Any]],
+    value: Callable[..., list[Array]],
+    pulled: Callable[..., list[Array]],
     point: Any,
     precision: str,
     elements: Mapping[str, tuple[int, ...]],
@@ -248,9 +250,9 @@ def _differences(
     every = floats(rule.site)
     found = dict(zip(every, pulled(rule.joined(leaves, rest), deltas), strict=True))
     run = compiled(lambda leaves: value(rule.joined(leaves, rest)))
-    here = [np.asarray(leaf).astype(np.float64) for leaf in run(leaves)]
-    wide = [np.asarray(d).astype(np.float64) for d in deltas]
-    starts = [np.asarray(leaf).astype(np.float64) for leaf in leaves]
+    here = [as_float64(leaf) for leaf in run(leaves)]
+    wide = [as_float64(d) for d in deltas]
+    starts = [as_float64(leaf) for leaf in leaves]
     rng, rows = np.random.default_rng(0), []
 
     def slope(i: int, v: np.ndarray) -> Slope:
@@ -259,14 +261,14 @@ def _differences(
             for t in ts:
                 moved = list(leaves)
                 moved[i] = jnp.asarray(starts[i] + t * v, leaves[i].dtype)
-                there = [np.asarray(leaf).astype(np.float64) for leaf in run(moved)]
+                there = [as_float64(leaf) for leaf in run(moved)]
                 values.append(sum(np.sum(d * (b - a)) for d, b, a in zip(wide, there, here, strict=True)))
             return np.asarray(values)
 
         return slope_of(g, 1.0 if precision == "float64" else COARSER)
 
     for i, (k, name) in enumerate(zip(rule.chosen, rule.names, strict=True)):
-        hand = np.asarray(found[k]).astype(np.float64)
+        hand = as_float64(found[k])
         size = np.abs(starts[i]) + (np.sqrt(np.mean(starts[i] ** 2)) if starts[i].size else 0.0)
         size = np.where(size > 0, size, 1.0)
         if not hand.size:
@@ -295,10 +297,10 @@ def _against(
     along, terms = float(np.vdot(hand, v)), float(np.abs(hand * v).sum())
     scale = 1.0 if element is None else float(v[element])
     row = row_on(
-        rule.site, rule.site.kind, name, RIGHT, "against differences: its function has no derivative of JAX's",
+        rule.site, rule.site.kind, name, RIGHT, "against finite differences: JAX cannot differentiate its function",
         element=element, hand=along / scale, differences=slope.value / scale,
     )  # fmt: skip
-    off, room = abs(along - slope.value), 10 * slope.error + FAITHFUL[precision] * max(terms, abs(slope.value))
+    off, room = abs(along - slope.value), 10 * slope.error + ACCURACY[precision] * max(terms, abs(slope.value))
     if (
         slope.bends
         and slope.has_sides
@@ -307,7 +309,7 @@ def _against(
         return row._replace(verdict=KINK, slopes=(slope.left / scale, slope.right / scale))
     if off > room:
         what = "along a direction" if element is None else "at this element"
-        return row._replace(verdict=WRONG, why=f"{what} differences of the function give another slope")
+        return row._replace(verdict=WRONG, why=f"{what} finite differences of the function give another slope")
     if slope.error > VAGUE * max(abs(slope.value), abs(along)) and slope.error > 1e-9:
-        return row._replace(verdict=CANNOT_TELL, why="differences of the function are too uncertain to say")
+        return row._replace(verdict=CANNOT_TELL, why="finite differences of the function are too uncertain to decide")
     return row

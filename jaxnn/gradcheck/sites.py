@@ -1,8 +1,7 @@
-"""A call of a function with a derivative rule: which function, where it is defined and called, with which arguments.
+"""A call of a function with a derivative rule: the function, where it is defined and called, and its arguments.
 
-Two calls are one and the same to a check where the code of the rule, the static arguments and the shapes and dtypes of
-the arrays agree; `Site.key` is what is compared. Values are kept as NumPy arrays, one for each array among the leaves
-of the arguments.
+Two calls are the same to a check if the code of the rule, the static arguments and the shapes and dtypes of the arrays
+agree: `Site.key` is equal then. Values are kept as NumPy arrays, one for each array among the leaves of the arguments.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ import numpy as np
 from jaxnn.gradcheck.replay import NOT_THE_USERS
 from jaxnn.jaxprs import is_float
 
-DEPTH = 3  # of functions within closures that tell two rules of the same code apart
-TINY = 1000  # elements of an array in a closure whose values tell two rules apart
+DEPTH = 3  # of functions within closures, to distinguish two rules of the same code
+TINY = 1000  # elements of an array in a closure whose values distinguish two rules
 STANDARD = f"{sysconfig.get_paths()['stdlib']}/"
 THIRD_PARTY = ("site-packages", "dist-packages")
 
 
-# ---------------------------------------------------------------- where it stands
+# ---------------------------------------------------------------- source lines
 
 
 def plain_function(f: Any) -> Any:
@@ -57,7 +56,7 @@ def _of_custom_gradient(f: Any) -> Any:
 
 
 def defined(f: Any) -> str:
-    """`file:line (function)` of a function's definition; "" where it has no source."""
+    """`file:line (function)` of a function's definition; "" if it has no source."""
     f = plain_function(f)
     code = getattr(f, "__code__", None)
     if code is None:
@@ -98,7 +97,7 @@ def allowed(patterns: Iterable[str], name: str, source: str) -> bool:
     return False
 
 
-# ---------------------------------------------------------------- what tells two rules apart
+# ---------------------------------------------------------------- equal rules
 
 
 def fingerprint(f: Any, depth: int = DEPTH) -> Any:
@@ -154,7 +153,7 @@ def rule_print(rule: Any, depth: int = DEPTH) -> Any:
 
 
 def closes_over_tracers(rule: Any) -> bool:
-    """True if the function or its rule closes over values that are being traced."""
+    """True if the function or its rule closes over traced values."""
     parts = (getattr(rule, part, None) for part in ("fun", "fwd", "bwd", "jvp"))
     return any(_has_tracers(part, DEPTH) for part in parts if part is not None)
 
@@ -186,7 +185,7 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, x: Any) -> Spec:
-        """That of an array or of a value that is traced."""
+        """That of an array or of a traced value."""
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         return cls(tuple(np.shape(x)), x.dtype, jax.random.key_impl(x) if is_key else None)
 
@@ -195,14 +194,14 @@ class Spec(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """A function and its rule as jaxprs, for what cannot be called again: what they close over comes after the arrays.
+    """A function and its rule as jaxprs, if they cannot be called again: closed-over values come after the arrays.
 
     Attributes:
-        value: the function, of (what it closes over, the arrays).
-        rule: the rule, of (what it closes over, the arrays, one cotangent for each float output).
-        held: the shape and dtype of all that is closed over.
-        value_held: which of them are the function's, in order.
-        rule_held: which of them are the rule's.
+        value: the function, of (closed-over values, the arrays).
+        rule: the rule, of (closed-over values, the arrays, one cotangent for each float output).
+        held: the shapes and dtypes of all closed-over values.
+        value_held: the indices of the function's, in order.
+        rule_held: the indices of the rule's.
     """
 
     value: Any
@@ -217,16 +216,16 @@ class Site:
     """A call of a function with a rule; compared by identity, so that a primitive may carry it as a parameter.
 
     Attributes:
-        rule: the `jax.custom_vjp` or `jax.custom_jvp`; None where only the program that it was traced to is known.
-        name: what its function is called.
+        rule: the `jax.custom_vjp` or `jax.custom_jvp`; None if only its traced program is known.
+        name: of its function.
         source: the line that defines the function, `file:line (function)`.
         called: the line that calls it.
         tree: the structure of the tuple of arguments.
-        arrays: which leaves are arrays.
+        arrays: the indices of the leaves that are arrays.
         static: the other leaves, in order.
         specs: one for each array.
-        programs: its function and rule as programs, where the objects themselves cannot be called again.
-        key: what is equal for calls that are one to a check.
+        programs: its function and rule as programs, if the objects themselves cannot be called again.
+        key: equal for calls that are the same to a check.
         kind: "custom_vjp" or "custom_jvp".
     """
 
@@ -244,12 +243,12 @@ class Site:
 
     @property
     def every_spec(self) -> tuple[Spec, ...]:
-        """One for each value that a mark carries: the arrays, and what is closed over."""
+        """One for each value that a mark carries: the arrays, and closed-over values."""
         return (*self.specs, *(self.programs.held if self.programs else ()))
 
     @property
     def nondiff(self) -> tuple[int, ...]:
-        """Positions of arguments that the rule declares not to be differentiated."""
+        """Positions of arguments that the rule declares nondifferentiable."""
         return tuple(getattr(self.rule, "nondiff_argnums", None) or ())
 
     def arguments(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
@@ -259,7 +258,7 @@ class Site:
         return tuple(jax.tree.unflatten(self.tree, leaves))
 
     def signature(self) -> str:
-        """Shapes and dtypes, for a reader."""
+        """Shapes and dtypes as text."""
         return ", ".join(map(str, self.specs)) or "no arrays"
 
 
@@ -267,7 +266,7 @@ def resolved(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
     """Positional arguments, keywords and defaults as one tuple of positional arguments.
 
     Raises:
-        TypeError: where that cannot be.
+        TypeError: if they do not fit, or some are keyword-only.
     """
     if not kwargs:
         try:
@@ -283,12 +282,12 @@ def resolved(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
 
 
 def is_array(x: Any) -> bool:
-    """True for arrays and values that are traced, False for Python's numbers."""
+    """True for arrays and traced values, False for Python's numbers."""
     return isinstance(x, (jax.Array, np.ndarray, np.generic)) and getattr(x, "dtype", None) != jax.dtypes.float0
 
 
 def site_of(rule: Any, args: tuple[Any, ...]) -> tuple[Site, list[Any]] | None:
-    """The site of a call and its arrays; None for what cannot be read, such as mutable arrays."""
+    """The site of a call and its arrays; None if they cannot be read, as mutable arrays."""
     nondiff = set(getattr(rule, "nondiff_argnums", None) or ())
     with_paths, tree = jax.tree_util.tree_flatten_with_path(args)
     arrays, static, indices = [], [], []
@@ -316,7 +315,7 @@ def _kind(rule: Any) -> str:
 
 
 def floats(site: Site) -> list[int]:
-    """Which of a site's arrays are floats that the rule differentiates."""
+    """The indices of a site's arrays that are floats and differentiated by the rule."""
     dummy = jax.tree.unflatten(site.tree, range(site.tree.num_leaves))
     held = {leaf for i in site.nondiff if i < len(dummy) for leaf in jax.tree.leaves(dummy[i])}
     return [k for k, (i, spec) in enumerate(zip(site.arrays, site.specs, strict=True))
