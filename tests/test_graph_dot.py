@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxnn import dense, graph, relu, residual, serial
-from jaxnn.graph.folding import fold
+from jaxnn.graph.groups import fold
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="graphviz's dot program is not installed")
 NET = serial(dense(3), relu, residual(serial(dense(3), relu)), dense(2))

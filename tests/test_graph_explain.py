@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxnn import dense, graph, losses, relu, serial
-from jaxnn.graph import causes
+from jaxnn.graph.nonfinite import causes
 
 F = np.float32
 explain = functools.partial(graph.explain_nonfinite, whole=False)  # no case here hangs on how it is compiled

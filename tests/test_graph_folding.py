@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxnn import dense, graph, losses, relu, residual, serial
-from jaxnn.graph.folding import fold, groups
+from jaxnn.graph.groups import fold, groups
 
 NET = serial(dense(3), relu, residual(serial(dense(3), relu)), dense(2))
 LOSS = "softmax_cross_entropy"  # a group, as the layers are

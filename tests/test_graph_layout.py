@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from jaxnn.graph import layout as layouts
-from jaxnn.graph.layout import GAP, MOST_BENDS, crossings, layers, layout
+from jaxnn.graph.html import layout as layouts
+from jaxnn.graph.html.layout import GAP, MOST_BENDS, crossings, layers, layout
 
 ENGINES = ["plain", pytest.param("igraph", marks=pytest.mark.skipif(
     importlib.util.find_spec("igraph") is None, reason="igraph is not installed"

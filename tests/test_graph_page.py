@@ -18,9 +18,9 @@ import pytest
 from examples_loader import load_example
 
 from jaxnn import dense, graph, losses, relu, residual, serial, tanh
-from jaxnn.graph.levels import MOST, levels
-from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
-from jaxnn.graph.values import number
+from jaxnn.graph.html.subgraphs import MOST, levels
+from jaxnn.graph.nodes import Graph, Leaf, Node, Ref
+from jaxnn.graph.summaries import number
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -76,7 +76,7 @@ def chain(count, name="x", bad=None, group=()):
              formula="δx = δ, δy = δ", group=group)
         for i in range(count)
     )  # fmt: skip
-    return Recorded("f", (Leaf(name, "input", value, value),), nodes, (Ref(count - 1),), value, (value,), (value,))
+    return Graph("f", (Leaf(name, "input", value, value),), nodes, (Ref(count - 1),), value, (value,), (value,))
 
 
 def written(page):
@@ -220,7 +220,7 @@ def test_five_thousand_operations_can_all_be_opened(long):
 
 
 def test_what_has_no_room_is_said_to_be_folded_and_not_what_is_wrong(monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxnn.graph.page"], "LARGEST", 100_000)
+    monkeypatch.setattr(sys.modules["jaxnn.graph.html.document"], "LARGEST", 100_000)
     data = written(page := graph.page(chain(4000, bad=3990)))
     assert len(page.html) < 100_000 + len(graph.page(chain(1)).html)
     (only,) = data["graphs"]

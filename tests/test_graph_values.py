@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxnn.graph.values import describe, histogram, number, summary
+from jaxnn.graph.summaries import describe, histogram, number, summary
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])

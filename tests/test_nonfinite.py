@@ -16,7 +16,7 @@ from nonfinite_healthy import HEALTHY
 from nonfinite_more_cases import MORE_KNOWN
 
 from jaxnn import graph
-from jaxnn.graph import causes, whole
+from jaxnn.graph.nonfinite import causes, compiled
 
 KNOWN = [*WHERE_KNOWN, *HIDDEN_KNOWN, *ROOTS_KNOWN, *LOGS_KNOWN, *MORE_KNOWN]
 
@@ -131,8 +131,8 @@ def test_a_compiler_that_leaves_out_what_overflows():
 
 
 def test_one_that_is_not_finite_in_one_piece_alone(monkeypatch):
-    seen = (whole.Run("the value", (True, True, False)), whole.Run("the gradient", (True, False, False)))
-    monkeypatch.setattr("jaxnn.graph.explain.runs", lambda *given: seen)
+    seen = (compiled.Run("the value", (True, True, False)), compiled.Run("the gradient", (True, False, False)))
+    monkeypatch.setattr("jaxnn.graph.nonfinite.explain.runs", lambda *given: seen)
     why = graph.explain_nonfinite(deviation_by_squares)(jnp.full(7, 0.3))
     assert (why.finite, why.cause, why.direction) == (False, causes.CANCELLATION, "forward")
     assert why.reached == ("the value", "the gradient")
@@ -155,9 +155,9 @@ def test_one_that_is_not_finite_operation_by_operation():
 def test_runs_are_those_of_jax():
     args = (jnp.array([0.0, 4.0]),)
     traced = graph.trace(lambda x: jnp.sqrt(x).sum())(*args)
-    assert whole.runs(lambda x: jnp.sqrt(x).sum(), traced, args) == (
-        whole.Run("the value", (True, True, True)),
-        whole.Run("the gradient", (False, False, False)),
+    assert compiled.runs(lambda x: jnp.sqrt(x).sum(), traced, args) == (
+        compiled.Run("the value", (True, True, True)),
+        compiled.Run("the gradient", (False, False, False)),
     )
 
 

@@ -8,27 +8,22 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from jaxnn.graph.briefs import digits
-from jaxnn.graph.folding import Item, fold, groups
-from jaxnn.graph.nodes import Recorded, check_function
+from jaxnn.graph.gradient_path import GradientPath, Segment, gradient_path, gradient_size, log, place, product
+from jaxnn.graph.groups import Item, fold, groups
+from jaxnn.graph.nodes import Graph, check_function
 from jaxnn.graph.pulls import has_slope
-from jaxnn.graph.terminal import columns, cut, distinct, pad
-from jaxnn.graph.trace import trace
-from jaxnn.graph.values import Summary, summary
-from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
-from jaxnn.scales import LARGEST, SMALLEST, bar_of, span
+from jaxnn.graph.summaries import Summary, digits, summary
+from jaxnn.graph.tracing import trace
+from jaxnn.scales import LARGEST, SMALLEST
 from jaxnn.showing import shown
 from jaxnn.types import Tree
 
 VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
 NOT_FINITE, SHORT = "is not finite", "has no way to go"
-ROWS = 30  # of a chart; more are skipped in the middle
-NAME, BAR = 28, 24  # columns, at most
 LOOPS = {"scan", "while"}
 
 
@@ -76,7 +71,7 @@ class Flow(NamedTuple):
     groups: tuple[Stage, ...]
     trunk: tuple[int, ...]
     factor: float
-    steepest: Step | None
+    steepest: Segment | None
     verdict: str
     why: str
 
@@ -86,7 +81,9 @@ class Flow(NamedTuple):
         return self.verdict in (KEEPS, SHORT)
 
     def __str__(self) -> str:
-        return _chart(self, shutil.get_terminal_size().columns)
+        from jaxnn.graph.text import chart  # imported when used: the sizes do not depend on their chart
+
+        return chart(self, shutil.get_terminal_size().columns)
 
 
 def gradient_flow(
@@ -132,9 +129,9 @@ def gradient_flow(
     return flow
 
 
-def _flow(graph: Recorded, depth: int) -> Flow:
+def _flow(graph: Graph, depth: int) -> Flow:
     stages = {i.nodes.start: _stage(graph, i) for i in fold(graph, True).items if _has_gradient(graph, i)}
-    found = way(graph)
+    found = gradient_path(graph)
     verdict, factor, steepest = _verdict(found)
     return Flow(
         graph.name,
@@ -148,7 +145,7 @@ def _flow(graph: Recorded, depth: int) -> Flow:
     )
 
 
-def _by_group(graph: Recorded, depth: int) -> list[Stage]:
+def _by_group(graph: Graph, depth: int) -> list[Stage]:
     """A stage for each group, and one for each run of operations between them; for each operation without groups."""
     everything = groups(graph)
     names = {g.nodes.start: g.key for g in everything if len(g.nodes) == 1 and len(g.path) <= depth}
@@ -168,11 +165,11 @@ def _by_group(graph: Recorded, depth: int) -> list[Stage]:
     return stages
 
 
-def _has_gradient(graph: Recorded, item: Item) -> bool:
+def _has_gradient(graph: Graph, item: Item) -> bool:
     return any(graph.at(ref)[1] is not None for ref in item.outputs)
 
 
-def _stage(graph: Recorded, item: Item, name: str = "") -> Stage:
+def _stage(graph: Graph, item: Item, name: str = "") -> Stage:
     arrays = [graph.at(ref) for ref in item.outputs]
     last = graph.nodes[item.nodes[-1]]
     source = f"{PurePath(last.file).name}:{last.line}" if last.file else ""
@@ -200,7 +197,7 @@ def _largest(s: Summary) -> float:
 # ---------------------------------------------------------------- the verdict
 
 
-def _verdict(found: Way) -> tuple[str, float, Step | None]:
+def _verdict(found: GradientPath) -> tuple[str, float, Segment | None]:
     if found.trunk and math.isnan(found.start):
         return NOT_FINITE, math.nan, None
     if not found.steps:
@@ -212,7 +209,7 @@ def _verdict(found: Way) -> tuple[str, float, Step | None]:
     return verdict, factor, found.steps[logs.index(extreme)]
 
 
-def _why(graph: Recorded, found: Way, verdict: str, factor: float, steepest: Step | None) -> str:
+def _why(graph: Graph, found: GradientPath, verdict: str, factor: float, steepest: Segment | None) -> str:
     if verdict == NOT_FINITE:
         first = next(i for i in reversed(found.trunk) if not math.isfinite(gradient_size(graph, i)))
         return f"on its way back first at {place(graph, first)}; graph.explain_nonfinite says why"
@@ -220,41 +217,15 @@ def _why(graph: Recorded, found: Way, verdict: str, factor: float, steepest: Ste
         return "no two operations lie one behind the other on all paths to the output"
     count = len(found.steps)
     route = (
-        f"its root mean square is {_figure(found.end)} at {place(graph, found.steps[-1].after)} and "
-        f"{_figure(found.start)} at {place(graph, found.steps[0].before)}, × {_figure(factor)} over {count} "
+        f"its root mean square is {figure(found.end)} at {place(graph, found.steps[-1].after)} and "
+        f"{figure(found.start)} at {place(graph, found.steps[0].before)}, × {figure(factor)} over {count} "
         f"step{'s' if count > 1 else ''}" + (", sums and means not counted" if found.counted else "")
     )
     loops = [i for i in found.trunk if graph.nodes[i].operation in LOOPS]
     inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step, unroll=True looks into it" if loops else ""
-    return f"{route}; the steepest is × {_figure(steepest.factor)} through {place(graph, steepest.after)}{inside}"
+    return f"{route}; the steepest is × {figure(steepest.factor)} through {place(graph, steepest.after)}{inside}"
 
 
-def _figure(x: float) -> str:
+def figure(x: float) -> str:
+    """A number of a report: three digits between 0.01 and 10,000, two and a power of ten outside."""
     return digits(x) if 1e-2 <= abs(x) < 1e4 or not math.isfinite(x) or x == 0 else f"{x:.2g}"
-
-
-# ---------------------------------------------------------------- as text
-
-
-def _chart(flow: Flow, width: int) -> str:
-    """The verdict, and a bar for each group: its length is the logarithm of g."""
-    lines = textwrap.wrap(f"gradient of {flow.name}: it {flow.verdict}. {flow.why[:1].upper()}{flow.why[1:]}", width)
-    if not flow.groups:
-        return "\n".join(lines)
-    before = (ROWS + 1) // 2
-    skipped = max(len(flow.groups) - ROWS, 0)
-    rows = [*flow.groups[:before], *flow.groups[before + skipped :]] if skipped else list(flow.groups)
-    names = [row.name for row in rows]
-    name = min(max([*map(columns, names), len("what leaves")]), max(width - 24, 8), NAME)
-    bar = max(min(BAR, width - name - 23), 0)
-    short = distinct(names, name)
-    ends = span(stage.gradient_rms for stage in flow.groups)
-    lines += ["", cut(f"{pad('what leaves', name)}    values  gradients  √mean square, log scale", width)]
-    for k, (row, label) in enumerate(zip(rows, names, strict=True)):
-        if skipped and k == before:
-            lines.append(cut(f"⋮ {skipped} more", width))
-        size = row.gradient_rms
-        figures = f"{_figure(row.value_rms):>8}  {_figure(size):>9}"
-        mark = bar_of(size, ends, bar)
-        lines.append(cut(f"{pad(short[label], name)}  {figures}  {mark}".rstrip(), width))
-    return "\n".join(lines)

@@ -20,7 +20,7 @@ class Ref(NamedTuple):
     """Where an array comes from: an output of an operation, or one of the graph's leaves.
 
     Attributes:
-        node: the index in `Recorded.nodes`; −1 − k for leaf k of `Recorded.leaves`.
+        node: the index in `Graph.nodes`; −1 − k for leaf k of `Graph.leaves`.
         output: which of the node's outputs.
     """
 
@@ -29,7 +29,7 @@ class Ref(NamedTuple):
 
     @property
     def leaf(self) -> int | None:
-        """The index in `Recorded.leaves`, or None for an operation's output."""
+        """The index in `Graph.leaves`, or None for an operation's output."""
         return -1 - self.node if self.node < 0 else None
 
 
@@ -55,7 +55,7 @@ class Node(NamedTuple):
     """One operation, with what went in, what came out, and what came back.
 
     Attributes:
-        id: its place in the forward order, and its index in `Recorded.nodes`.
+        id: its place in the forward order, and its index in `Graph.nodes`.
         operation: the primitive's name, "mul"; for a function kept whole its own name, "relu".
         inputs: where each of its inputs comes from.
         values: its outputs.
@@ -110,18 +110,18 @@ class Node(NamedTuple):
         return f"{self.file}:{self.line} ({self.function})" if self.file else ""
 
 
-class Recorded(NamedTuple):
-    """A function at a point, operation by operation.
+class Graph(NamedTuple):
+    """The computational graph of a function at a point; `print` it, or end a notebook's cell with it.
 
     Attributes:
-        name: of the function.
+        name: the function's.
         leaves: inputs, then constants, then numbers.
-        nodes: the operations in the order in which they were evaluated.
-        outputs: where each output leaf of the function comes from.
-        value: what the function gave.
-        gradients: a tuple like its arguments, ∂(output)/∂(each); None in the place of what has none. () if only
-            values were asked for.
-        cotangents: the gradient that each output leaf was given to begin with; None for integers.
+        nodes: the operations in the order of evaluation.
+        outputs: the source of each output leaf of the function.
+        value: the function's value.
+        gradients: a tuple like its arguments, ∂(output)/∂(each), with None for what has no gradient; () if only
+            values were computed.
+        cotangents: the gradient given to each output leaf; None for integers.
     """
 
     name: str
@@ -140,10 +140,23 @@ class Recorded(NamedTuple):
         node = self.nodes[ref.node]
         return node.values[ref.output], node.gradients[ref.output] if node.gradients else None
 
+    def __repr__(self) -> str:
+        return f"<graph of {self.name}: {len(self.nodes)} operations, {len(self.leaves)} leaves>"
+
+    def __str__(self) -> str:
+        from jaxnn.graph.text import table  # imported when used: a graph does not depend on its drawings
+
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        from jaxnn.graph.html import page
+
+        return page(self)._repr_html_()
+
 
 def check_graph(where: str, graph: Any) -> None:
     """Raises TypeError unless graph is one, of a function at a point."""
-    if isinstance(graph, Recorded):
+    if isinstance(graph, Graph):
         return
     if callable(graph) and getattr(graph, "__qualname__", "").startswith("trace."):
         raise TypeError(f"{where} expects a graph: trace(f) is a function of f's arguments, give trace(f)(*args)")

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from jaxnn.graph.rule import Note, Pull, Rule, at, nothing, share
+from jaxnn.aliases import Array
+from jaxnn.graph.rules.rule import Note, Params, Passed, Pull, Rule, note_where, nothing, winner_slope
 from jaxnn.jaxprs import is_float
 
-Slope = Callable[..., Any]
+Slope = Callable[..., Array]
 
 
-def _fit(gradient: Any, x: Any) -> Any:
+def _fit(gradient: Array, x: Array) -> Array:
     """The gradient summed over the axes along which the operation repeated x."""
     if gradient.shape == x.shape:
         return gradient
@@ -36,7 +37,7 @@ def _fit(gradient: Any, x: Any) -> Any:
 def _elementwise(*slopes: Slope | None) -> Pull:
     """The pull of an operation on equal or broadcast shapes; slope(δ, *inputs, output) is what one input is passed."""
 
-    def pull(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> list[Any]:
+    def pull(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
         return [
             _fit(slope(delta, *inputs, output), x) if slope and is_float(x) else None
             for slope, x in zip(slopes, inputs, strict=True)
@@ -48,19 +49,19 @@ def _elementwise(*slopes: Slope | None) -> Pull:
 def _accurate(usual: Slope, highest: Slope) -> Pull:
     """The pull of an operation that can be asked for its most accurate form, whose rule then cancels nothing."""
 
-    def pull(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> list[Any]:
+    def pull(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
         slope = highest if params.get("accuracy") is lax.AccuracyMode.HIGHEST else usual
         return [slope(delta, *inputs, output)]
 
     return pull
 
 
-def _x(where: Callable[[Any], Any], text: str) -> Note:
+def _x(where: Callable[[Array], ArrayLike], text: str) -> Note:
     """A note on the values of the only, or the first, input."""
-    return at(lambda inputs, output, params: where(inputs[0]), text)
+    return note_where(lambda inputs, output, params: where(inputs[0]), text)
 
 
-def _mul(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> list[Any]:
+def _mul(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
     """δx = δ y, δy = δ x, multiplied in the output's dtype, which a user may ask to be wider than the factors'."""
     x, y = inputs
     return [
@@ -69,7 +70,7 @@ def _mul(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> 
     ]
 
 
-def _pow_base(delta: Any, x: Any, y: Any, z: Any) -> Any:
+def _pow_base(delta: Array, x: Array, y: Array, z: Array) -> Array:
     """δ y xʸ⁻¹; an integer power of 0 has no slope, where a float one gives 0·∞ = NaN at x = 0."""
     whole = not is_float(y)
     y = y.astype(x.dtype)
@@ -77,17 +78,17 @@ def _pow_base(delta: Any, x: Any, y: Any, z: Any) -> Any:
     return delta * (jnp.where(y == 0, jnp.zeros_like(slope), slope) if whole else slope)
 
 
-def _pow_exponent(delta: Any, x: Any, y: Any, z: Any) -> Any:
+def _pow_exponent(delta: Array, x: Array, y: Array, z: Array) -> Array:
     """δ z log x, with log x taken as 0 at x = 0."""
     return delta * (jnp.log(jnp.where(x == 0, jnp.ones_like(x), x)) * z)
 
 
-def _steep_pow(inputs: list[Any], output: Any, params: dict[str, Any]) -> Any:
+def _steep_pow(inputs: list[Array], output: Array, params: Params) -> ArrayLike:
     x, y = inputs
     return (x == 0) & (y < (1 if is_float(y) else 0))
 
 
-def _integer_pow(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> list[Any]:
+def _integer_pow(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
     """δx = δ n xⁿ⁻¹."""
     (x,), n = inputs, params["y"]
     if n == 0 or not is_float(x):
@@ -95,28 +96,28 @@ def _integer_pow(delta: Any, inputs: list[Any], output: Any, params: dict[str, A
     return [delta if n == 1 else delta * (n * lax.integer_pow(x, n - 1))]
 
 
-def _select_n(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> list[Any]:
+def _select_n(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
     """δxᵢ = δ where `which` is i, 0 elsewhere: an exact zero, whatever δ is."""
     which, *cases = inputs
     index = which.astype(jnp.int32)
     return [None, *(jnp.where(index == i, delta, 0) if is_float(x) else None for i, x in enumerate(cases))]
 
 
-def _clamp_at_bound(inputs: list[Any], output: Any, params: dict[str, Any]) -> Any:
+def _clamp_at_bound(inputs: list[Array], output: Array, params: Params) -> ArrayLike:
     low, x, high = inputs
     return is_float(x) and ((x == low) | (x == high))
 
 
-def _whole(x: Any) -> Any:
+def _whole(x: Array) -> ArrayLike:
     return np.isfinite(x) & (x == np.floor(x))
 
 
-def _pole(x: Any) -> Any:
+def _pole(x: Array) -> ArrayLike:
     return (x <= 0) & _whole(x)
 
 
-_HALF = at(lambda xs, z, p: is_float(xs[0]) and xs[0] == xs[1], "x = y, a tie: JAX passes half of δ to each")
-_MAXIMUM = _elementwise(lambda δ, x, y, z: δ * share(x, y, z), lambda δ, x, y, z: δ * share(y, x, z))
+_HALF = note_where(lambda xs, z, p: is_float(xs[0]) and xs[0] == xs[1], "x = y, a tie: JAX passes half of δ to each")
+_MAXIMUM = _elementwise(lambda δ, x, y, z: δ * winner_slope(x, y, z), lambda δ, x, y, z: δ * winner_slope(y, x, z))
 _EDGE = _x(lambda x: abs(x) == 1, "|x| = 1: the slope is infinite")
 _ROOT_PI = math.sqrt(math.pi)
 
@@ -128,12 +129,12 @@ _ARITHMETIC = {
     "div": Rule(
         "δx = δ / y, δy = −δ x / y²",
         _elementwise(lambda δ, x, y, z: δ / y, lambda δ, x, y, z: -δ * x * lax.integer_pow(y, -2)),
-        at(lambda xs, z, p: is_float(xs[1]) and xs[1] == 0, "y = 0: the slopes are infinite"),
+        note_where(lambda xs, z, p: is_float(xs[1]) and xs[1] == 0, "y = 0: the slopes are infinite"),
     ),
     "rem": Rule(
         "δx = δ, δy = −δ trunc(x / y)",
         _elementwise(lambda δ, x, y, z: δ, lambda δ, x, y, z: -δ * jnp.trunc(x / y)),
-        at(
+        note_where(
             lambda xs, z, p: is_float(xs[0]) and (np.asarray(z) == 0) & (xs[0] != 0),
             "x / y is a whole number, a jump: the slope beside it is taken",
         ),
@@ -143,7 +144,7 @@ _ARITHMETIC = {
     "pow": Rule(
         "δx = δ y xʸ⁻¹, δy = δ z log x",
         _elementwise(_pow_base, _pow_exponent),
-        at(
+        note_where(
             _steep_pow,
             "x = 0 with so small a y: the slope in x is not finite (0·∞ where y = 0), and JAX takes log x as 0",
         ),
@@ -151,7 +152,7 @@ _ARITHMETIC = {
     "integer_pow": Rule(
         "δx = δ n xⁿ⁻¹",
         _integer_pow,
-        at(lambda xs, y, p: p["y"] < 0 and xs[0] == 0, "x = 0: the slope is infinite"),
+        note_where(lambda xs, y, p: p["y"] < 0 and xs[0] == 0, "x = 0: the slope is infinite"),
     ),
 }
 
@@ -208,7 +209,7 @@ _TRIGONOMETRY = {
             lambda δ, x, y, z: δ * (y / (x * x + y * y)),
             lambda δ, x, y, z: δ * (-x / (x * x + y * y)),
         ),
-        at(lambda xs, z, p: (xs[0] == 0) & (xs[1] == 0), "x = y = 0: no direction, and no slope (0/0)"),
+        note_where(lambda xs, z, p: (xs[0] == 0) & (xs[1] == 0), "x = y = 0: no direction, and no slope (0/0)"),
     ),
     "sinh": Rule("δx = δ cosh x", _elementwise(lambda δ, x, y: δ * jnp.cosh(x))),
     "cosh": Rule("δx = δ sinh x", _elementwise(lambda δ, x, y: δ * jnp.sinh(x))),
@@ -254,7 +255,7 @@ _CHOICES = {
             lambda δ, a, x, b, y: jnp.where((x > a) & (x < b), δ, 0),
             lambda δ, a, x, b, y: jnp.where(b < x, δ, 0),
         ),
-        at(_clamp_at_bound, "x is at its bound, a kink: JAX passes δ to neither"),
+        note_where(_clamp_at_bound, "x is at its bound, a kink: JAX passes δ to neither"),
     ),
     "select_n": Rule("δxᵢ = δ where which = i, 0 elsewhere", _select_n),
     "sign": Rule(
@@ -268,7 +269,7 @@ _CHOICES = {
 }
 
 
-def _convert(delta: Any, inputs: list[Any], output: Any, params: dict[str, Any]) -> list[Any]:
+def _convert(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
     """δx = δ in x's dtype."""
     (x,) = inputs
     return [lax.convert_element_type(delta, x.dtype) if is_float(x) and is_float(output) else None]

@@ -115,20 +115,9 @@ def number(x: Any) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def describe(value: Any) -> str:
-    """A number, or shape, dtype, range, norm and what is not finite.
-
-    >>> describe(np.array([3.0, -4.0, np.nan]))
-    'float64[3] -4 … 3, norm 5, 1 not finite'
-    """
-    s = summary(value)
-    if s.number is not None:
-        return number(s.number)
-    kind = f"{s.dtype}[{', '.join(map(str, s.shape))}]"
-    if not s.known or s.size == 0:
-        return kind
-    parts = [f" {number(s.low)} … {number(s.high)}, norm {number(s.norm)}"] if s.nonfinite < s.size else []
-    return kind + ",".join(parts + ([f" {s.nonfinite} not finite"] if s.nonfinite else []))
+def digits(x: float) -> str:
+    """Three significant digits."""
+    return number(float(f"{x:.3g}"))
 
 
 def _plain(value: Any) -> bool:

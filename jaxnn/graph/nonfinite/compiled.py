@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import jaxnn.graph.causes as causes
-from jaxnn.graph.causes import cause
-from jaxnn.graph.explanation import BACKWARD, FORWARD, Explanation, explanation, named, numbers
-from jaxnn.graph.formulas import difference, rounding
-from jaxnn.graph.forward_causes import cancelled
-from jaxnn.graph.graph import Graph
-from jaxnn.graph.nodes import Node
-from jaxnn.graph.spots import first, holds, spot
-from jaxnn.graph.values import number
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import Graph, Node
+from jaxnn.graph.nonfinite.causes import cause
+from jaxnn.graph.nonfinite.entries import first, holds, spot
+from jaxnn.graph.nonfinite.explanation import BACKWARD, FORWARD, Explanation, explanation, named, numbers
+from jaxnn.graph.nonfinite.forward import cancelled
+from jaxnn.graph.nonfinite.patterns import difference, rounding
+from jaxnn.graph.summaries import number
 from jaxnn.jaxprs import is_float
 from jaxnn.types import Tree
 

@@ -7,10 +7,10 @@ import os
 import textwrap
 from typing import NamedTuple
 
-from jaxnn.graph.causes import Cause
 from jaxnn.graph.nodes import Node
-from jaxnn.graph.spots import Spot
-from jaxnn.graph.values import number
+from jaxnn.graph.nonfinite.causes import Cause
+from jaxnn.graph.nonfinite.entries import Spot
+from jaxnn.graph.summaries import number
 from jaxnn.showing import shown
 
 FORWARD, BACKWARD = "forward", "backward"

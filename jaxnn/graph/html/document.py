@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxnn.checks import seen, whole_number
-from jaxnn.graph.levels import Level, levels
-from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref, check_graph
-from jaxnn.graph.values import histogram, number, summary
+from jaxnn.graph.html.subgraphs import Level, levels
+from jaxnn.graph.nodes import Graph, Leaf, Node, Ref, check_graph
+from jaxnn.graph.summaries import histogram, number, summary
 from jaxnn.jaxprs import is_program, with_constants
 from jaxnn.showing import shown
 
@@ -76,7 +76,7 @@ class Page(NamedTuple):
         return f'<iframe title="computational graph" style="{style}" srcdoc="{html.escape(self.html)}"></iframe>'
 
 
-def page(graph: Recorded, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page:
+def page(graph: Graph, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page:
     """The page of a graph: its drawing with value and gradient at each node, and both passes step by step.
 
     Groups (layers, jitted functions, iterations) fold; more than 80 items side by side become groups of neighbours.
@@ -116,10 +116,10 @@ def page(graph: Recorded, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page
 
 
 def _file(name: str) -> str:
-    return resources.files("jaxnn.graph").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("jaxnn.graph.html").joinpath(name).read_text(encoding="utf-8")
 
 
-def _data(graph: Recorded, tree: tuple[Level, ...], title: str, most: int, room: int) -> str:
+def _data(graph: Graph, tree: tuple[Level, ...], title: str, most: int, room: int) -> str:
     """JSON that no name in it can end: a script element ends at </script>, and at nothing else."""
     writer = _Writer()
     writer.graph(graph, tree, _sealed(graph, tree, room), title, most)
@@ -162,7 +162,7 @@ class _Writer:
         return [kind, s.size, number(s.low), number(s.high), number(s.norm), s.nonfinite, drawn]
 
     def graph(
-        self, graph: Recorded, tree: tuple[Level, ...], sealed: list[bool], title: str, most: int, depth: int = 0
+        self, graph: Graph, tree: tuple[Level, ...], sealed: list[bool], title: str, most: int, depth: int = 0
     ) -> int:
         """Writes a graph and those inside its operations; its number."""
         at = len(self.graphs)
@@ -202,12 +202,12 @@ class _Writer:
             [self.whole(graph, depth + 1) for graph in self.inside(node, depth)],
         ]
 
-    def whole(self, graph: Recorded, depth: int) -> int:
+    def whole(self, graph: Graph, depth: int) -> int:
         """Writes a graph inside an operation."""
         tree = levels(graph)
         return self.graph(graph, tree, [False] * len(tree), graph.name, OPEN_AT_FIRST, depth)
 
-    def inside(self, node: Node, depth: int) -> Iterator[Recorded]:
+    def inside(self, node: Node, depth: int) -> Iterator[Graph]:
         """The graphs inside an operation, as many as there is room for."""
         for t in _iterations(node) if depth < DEEPEST else ():
             if self.room <= 0 or node.inner is None:
@@ -219,7 +219,7 @@ class _Writer:
             self.room -= len(graph.nodes)
             yield graph
 
-    def level(self, graph: Recorded, tree: tuple[Level, ...], sealed: list[bool], g: int) -> list[Any]:
+    def level(self, graph: Graph, tree: tuple[Level, ...], sealed: list[bool], g: int) -> list[Any]:
         level, n = tree[g], len(graph.nodes)
         head = [level.name, level.parent, level.nodes.start, level.nodes.stop - 1, [[*ref] for ref in level.exits]]
         if sealed[g]:
@@ -235,7 +235,7 @@ class _Writer:
         return [*head, level.items, entries, links, level.layout.rows, level.layout.bends]
 
 
-def _total(graph: Recorded, nodes: range, ref: Ref, needed: bool) -> Any:
+def _total(graph: Graph, nodes: range, ref: Ref, needed: bool) -> Any:
     """The sum of what a group passes back to an array; None where it is one part, which is written with its node."""
     parts = [
         part
@@ -251,7 +251,7 @@ def _total(graph: Recorded, nodes: range, ref: Ref, needed: bool) -> Any:
     return total
 
 
-def _sealed(graph: Recorded, tree: tuple[Level, ...], room: int) -> list[bool]:
+def _sealed(graph: Graph, tree: tuple[Level, ...], room: int) -> list[bool]:
     """Which groups are not written, so that no more than `room` operations and leaves are."""
     n = len(graph.nodes)
     own = [sum(item < n for item in level.items) for level in tree]  # operations and leaves, without inner groups

@@ -9,12 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-import jaxnn.graph.causes as causes
-from jaxnn.graph.causes import Cause, cause
-from jaxnn.graph.formulas import OF_ROOT, difference, exponential, logarithm, quotient, rounding, squares_of
-from jaxnn.graph.nodes import Node, Recorded
-from jaxnn.graph.spots import Spot, first, numbers_of, origin, parent, said, spot
-from jaxnn.graph.values import number
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import Graph, Node
+from jaxnn.graph.nonfinite.causes import Cause, cause
+from jaxnn.graph.nonfinite.entries import Spot, first, numbers_of, origin, parent, said, spot
+from jaxnn.graph.nonfinite.patterns import OF_ROOT, difference, exponential, logarithm, quotient, rounding, squares_of
+from jaxnn.graph.summaries import number
 from jaxnn.jaxprs import is_float
 
 
@@ -125,7 +125,7 @@ def _sqrt(s: Spot) -> Cause | None:
     return cause(causes.CANCELLATION, f"{what}; it is what rounding left of {cancelled(s.graph, source)}")
 
 
-def cancelled(graph: Recorded, node: Node) -> str:
+def cancelled(graph: Graph, node: Node) -> str:
     """A difference in words: its terms and its line."""
     lost = rounding(graph, node)
     s = spot(graph, node, 0, first(abs(np.asarray(node.values[0], np.float64)) <= lost))

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.graph.nodes import Node, Recorded, Ref
-from jaxnn.graph.values import number
+from jaxnn.graph.nodes import Graph, Node, Ref
+from jaxnn.graph.summaries import number
 from jaxnn.jaxprs import is_float
 
 CARRIED = {  # operations that hand the numbers on
@@ -34,14 +34,14 @@ class Spot(NamedTuple):
         delta: the gradient of z there; None in a forward pass.
     """
 
-    graph: Recorded
+    graph: Graph
     node: Node
     x: tuple[float | None, ...]
     z: float
     delta: float | None = None
 
 
-def spot(graph: Recorded, node: Node, output: int, element: tuple[int, ...]) -> Spot:
+def spot(graph: Graph, node: Node, output: int, element: tuple[int, ...]) -> Spot:
     """An operation at an element of one of its outputs."""
     shape = np.shape(node.values[output])
     gradient = node.gradients[output] if node.gradients else None
@@ -74,7 +74,7 @@ def fits(value: Any, shape: tuple[int, ...]) -> bool:
     return ours == () or (len(ours) == len(shape) and all(n in (1, m) for n, m in zip(ours, shape, strict=True)))
 
 
-def entrywise(graph: Recorded, node: Node) -> bool:
+def entrywise(graph: Graph, node: Node) -> bool:
     """True for an operation with one output, each entry of which is made of one entry of every input."""
     shape = np.shape(node.values[0])
     return len(node.values) == 1 and all(fits(graph.at(ref)[0], shape) for ref in node.inputs)
@@ -109,7 +109,7 @@ def first(mask: Any) -> tuple[int, ...]:
 # ---------------------------------------------------------------- what made a number
 
 
-def origin(graph: Recorded, ref: Ref) -> Ref:
+def origin(graph: Graph, ref: Ref) -> Ref:
     """Where an array's numbers come from, seen through reshaping, casts and selections."""
     while ref.leaf is None:
         node = graph.nodes[ref.node]
@@ -123,13 +123,13 @@ def origin(graph: Recorded, ref: Ref) -> Ref:
     return ref
 
 
-def parent(graph: Recorded, ref: Ref) -> Node | None:
+def parent(graph: Graph, ref: Ref) -> Node | None:
     """The operation that made an array, seen through the same; None for a leaf."""
     ref = origin(graph, ref)
     return graph.nodes[ref.node] if ref.leaf is None else None
 
 
-def above(graph: Recorded, ref: Ref, through: set[str]) -> Iterator[Node]:
+def above(graph: Graph, ref: Ref, through: set[str]) -> Iterator[Node]:
     """The operations that made an array, nearest first; past each only where it is one of `through`."""
     todo = [parent(graph, ref)]
     for _ in range(4 * NEAR):
@@ -142,13 +142,13 @@ def above(graph: Recorded, ref: Ref, through: set[str]) -> Iterator[Node]:
                 todo += [parent(graph, r) for r in node.inputs]
 
 
-def is_number(graph: Recorded, ref: Ref, wanted: float) -> bool:
+def is_number(graph: Graph, ref: Ref, wanted: float) -> bool:
     """True for an array of which every entry is a certain number."""
     value = graph.at(ref)[0]
     return bool(is_float(value) and np.size(value) and (np.asarray(value, np.float64) == wanted).all())
 
 
-def is_square(graph: Recorded, node: Node) -> bool:
+def is_square(graph: Graph, node: Node) -> bool:
     """True for x²."""
     return (
         node.operation == "square"
@@ -163,7 +163,7 @@ def is_square(graph: Recorded, node: Node) -> bool:
 Users = dict[Ref, list[tuple[Node, int]]]
 
 
-def users_of(graph: Recorded) -> Users:
+def users_of(graph: Graph) -> Users:
     """For each array the operations that it goes into, and as which of their inputs."""
     found: Users = {}
     for node in graph.nodes:
@@ -172,7 +172,7 @@ def users_of(graph: Recorded) -> Users:
     return found
 
 
-def below(graph: Recorded, node: Node, through: set[str]) -> Iterator[tuple[Node, int, tuple[str, ...]]]:
+def below(graph: Graph, node: Node, through: set[str]) -> Iterator[tuple[Node, int, tuple[str, ...]]]:
     """The operations that an operation's output goes into: (it, as which input, what lies between), nearest first."""
     users = users_of(graph)
     todo: list[tuple[Node, tuple[str, ...]]] = [(node, ())]
@@ -190,6 +190,6 @@ def below(graph: Recorded, node: Node, through: set[str]) -> Iterator[tuple[Node
                     todo.append((user, (*path, user.operation)))
 
 
-def numbers_of(graph: Recorded, refs: Sequence[Ref]) -> list[Any]:
+def numbers_of(graph: Graph, refs: Sequence[Ref]) -> list[Any]:
     """The arrays of floats among them."""
     return [graph.at(ref)[0] for ref in refs if is_float(graph.at(ref)[0])]

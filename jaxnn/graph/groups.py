@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxnn.graph.nodes import Recorded, Ref
+from jaxnn.graph.nodes import Graph, Ref
 
 SHOWN = 8  # groups that an error names
 
@@ -77,7 +77,7 @@ class Folded(NamedTuple):
     opened: tuple[Group, ...]
 
 
-def groups(graph: Recorded) -> tuple[Group, ...]:
+def groups(graph: Graph) -> tuple[Group, ...]:
     """All groups, each before those inside it, in the forward order."""
     found: list[tuple[tuple[str, ...], int]] = []  # path and start
     stops: list[int] = []
@@ -100,7 +100,7 @@ def groups(graph: Recorded) -> tuple[Group, ...]:
     return tuple(made)
 
 
-def fold(graph: Recorded, unfold: bool | str | Iterable[str] = (), *, most: int = 0) -> Folded:
+def fold(graph: Graph, unfold: bool | str | Iterable[str] = (), *, most: int = 0) -> Folded:
     """The visible items of a graph, and the edges between them.
 
     Groups are opened level by level, from the outermost, as long as there are no more than `most` items; after that
@@ -127,7 +127,7 @@ def fold(graph: Recorded, unfold: bool | str | Iterable[str] = (), *, most: int 
     return _folded(graph, everything, opened)
 
 
-def _wanted(graph: Recorded, everything: tuple[Group, ...], unfold: bool | str | Iterable[str]) -> set[int] | None:
+def _wanted(graph: Graph, everything: tuple[Group, ...], unfold: bool | str | Iterable[str]) -> set[int] | None:
     """The groups that are to be opened and those around them, as indices; None for everything."""
     if isinstance(unfold, bool):
         return None if unfold else set()
@@ -147,7 +147,7 @@ def _wanted(graph: Recorded, everything: tuple[Group, ...], unfold: bool | str |
     return {k for name in asked for around in named[name] for k in around}
 
 
-def _shared(graph: Recorded) -> list[int]:
+def _shared(graph: Graph) -> list[int]:
     """For each operation how many scopes it shares with the one before it; 0 for the first."""
     shared: list[int] = []
     before: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ def _shared(graph: Recorded) -> list[int]:
     return shared
 
 
-def _level(graph: Recorded, most: int) -> int:
+def _level(graph: Graph, most: int) -> int:
     """How many levels of groups are opened."""
     shared = _shared(graph)
     deepest = max((len(node.group) for node in graph.nodes), default=0)
@@ -172,7 +172,7 @@ def _level(graph: Recorded, most: int) -> int:
     return level
 
 
-def _folded(graph: Recorded, everything: tuple[Group, ...], opened: list[Group]) -> Folded:
+def _folded(graph: Graph, everything: tuple[Group, ...], opened: list[Group]) -> Folded:
     keys = {group.key for group in opened}
     closed: dict[int, Group] = {}  # the outermost folded group that begins at an operation
     for group in everything:

@@ -9,37 +9,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.graph.nodes import Recorded
-from jaxnn.graph.values import number, summary
+from jaxnn.graph.nodes import Graph
+from jaxnn.graph.summaries import digits, number, summary
 from jaxnn.jaxprs import is_float
 
 DTYPES = {"float": "f", "int": "i", "uint": "u", "complex": "c", "bfloat": "bf"}  # as in jaxprs: f32, i8
 
 
-def finite(x: Any) -> bool:
+def is_finite(x: Any) -> bool:
     """False where an array holds NaN or infinity; True for what has no numbers to look at."""
     if x is None or isinstance(x, jax.core.Tracer) or not is_float(x):
         return True
     return bool(np.isfinite(np.asarray(x)).all())
 
 
-def sound(graph: Recorded) -> list[bool]:
+def finite_operations(graph: Graph) -> list[bool]:
     """For each operation whether values and gradients are finite; NaN or −inf that the code itself writes is meant."""
     found: list[bool] = []
     written: list[bool] = []  # of numbers in the code alone
     for node in graph.nodes:
         sources = (graph.leaves[-1 - r.node].kind == "number" if r.node < 0 else written[r.node] for r in node.inputs)
         written.append(all(sources))
-        found.append(written[-1] or all(map(finite, (*node.values, *node.gradients))))
+        found.append(written[-1] or all(map(is_finite, (*node.values, *node.gradients))))
     return found
 
 
-def brief(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:
+def range_and_norm(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:
     """Numbers as such, arrays as range and norm; several as if they were one; "" for none.
 
-    >>> brief([np.array([3.0, -4.0])]), brief([np.array([3.0, -4.0])], limits=False), brief([np.float32(0.25)])
-    ('-4…3 ‖5‖', '‖5‖', '0.25')
-    >>> brief([np.array([3.0, np.nan])])
+    >>> range_and_norm([np.array([3.0, -4.0])]), range_and_norm([np.array([3.0, -4.0])], limits=False)
+    ('-4…3 ‖5‖', '‖5‖')
+    >>> range_and_norm([np.array([3.0, np.nan])])
     '1 of 2 not finite'
     """
     known = [summary(x) for x in arrays if x is not None]
@@ -57,15 +57,10 @@ def brief(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> s
     return " ".join([between] * limits + [length] * norm)
 
 
-def digits(x: float) -> str:
-    """Three significant digits."""
-    return number(float(f"{x:.3g}"))
-
-
-def kind(arrays: Sequence[Any]) -> str:
+def dtype_and_shape(arrays: Sequence[Any]) -> str:
     """Type and shape of the first, and how many there are besides.
 
-    >>> kind([np.ones((6, 5), np.float32), np.ones(3)]), kind([np.int8(1)])
+    >>> dtype_and_shape([np.ones((6, 5), np.float32), np.ones(3)]), dtype_and_shape([np.int8(1)])
     ('f32[6,5] +1', 'i8')
     """
     if not arrays:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from jaxnn.graph.briefs import brief, finite, kind, sound
-from jaxnn.graph.folding import Edge, Folded, Group, Item, fold
-from jaxnn.graph.nodes import BY_HAND, Recorded, Ref, check_graph
+from jaxnn.graph.groups import Edge, Folded, Group, Item, fold
+from jaxnn.graph.nodes import BY_HAND, Graph, Ref, check_graph
+from jaxnn.graph.text.arrays import dtype_and_shape, finite_operations, is_finite, range_and_norm
 
 LEAF_COLOURS = {"input": "#dbe9f6", "constant": "#e6e6e6", "number": "#f5f5f5"}
 OPERATION, FOLDED, NOT_FINITE, GRADIENT = "#ffffff", "#fdf1d3", "#f8d0cc", "#1f5fa8"
@@ -19,7 +19,7 @@ HEAD = """\
   edge [fontname="Helvetica", fontsize=10, fontcolor="{gradient}", arrowsize=0.7, color="#555555"];"""
 
 
-def dot(graph: Recorded, *, most: int = 80, unfold: bool | str | Iterable[str] = ()) -> str:
+def dot(graph: Graph, *, most: int = 80, unfold: bool | str | Iterable[str] = ()) -> str:
     r"""The drawing of a graph as DOT source: values and gradients at the nodes, on each edge what is passed back.
 
     A node has its operation, its value and, after δ, its gradient; an array is shown as least…greatest ‖norm‖. Groups
@@ -48,20 +48,20 @@ def dot(graph: Recorded, *, most: int = 80, unfold: bool | str | Iterable[str] =
     folded = fold(graph, unfold, most=most)
     shown = sum(item.group is not None for item in folded.items)
     note = f"; {shown} groups folded" if shown else ""
-    title = f"{graph.name} = {brief([graph.at(ref)[0] for ref in graph.outputs])}{note}"
+    title = f"{graph.name} = {range_and_norm([graph.at(ref)[0] for ref in graph.outputs])}{note}"
     lines = ["digraph {", HEAD.format(title=_text(title), fill=OPERATION, gradient=GRADIENT)]
     lines += _nodes(graph, folded)
     lines += [_edge(graph, folded.items, edge) for edge in folded.edges]
     return "\n".join([*lines, "}", ""])
 
 
-def _nodes(graph: Recorded, folded: Folded) -> list[str]:
+def _nodes(graph: Graph, folded: Folded) -> list[str]:
     """Leaves and items; the frames of open groups around what is inside."""
     targets: dict[int, list[int]] = {}  # of each leaf
     for edge in folded.edges:
         if edge.source < 0:
             targets.setdefault(-1 - edge.source, []).append(edge.target)
-    outputs, good = set(graph.outputs), sound(graph)
+    outputs, good = set(graph.outputs), finite_operations(graph)
     inside: dict[int, list[int]] = {}  # numbers stand beside the item that takes them
     lines = []
     for k, leaf in enumerate(graph.leaves):
@@ -86,17 +86,17 @@ def _nodes(graph: Recorded, folded: Folded) -> list[str]:
     return lines + ["  " * depth + "}" for depth in range(len(open_frames), 0, -1)]
 
 
-def _leaf(graph: Recorded, k: int, is_output: bool) -> str:
+def _leaf(graph: Graph, k: int, is_output: bool) -> str:
     leaf = graph.leaves[k]
-    array = kind([leaf.value])
-    words = [leaf.name] if leaf.kind == "number" else [f"{leaf.name}  {array}", brief([leaf.value])]
+    array = dtype_and_shape([leaf.value])
+    words = [leaf.name] if leaf.kind == "number" else [f"{leaf.name}  {array}", range_and_norm([leaf.value])]
     words += _delta([leaf.gradient])
-    fine = leaf.kind == "number" or (finite(leaf.value) and finite(leaf.gradient))
+    fine = leaf.kind == "number" or (is_finite(leaf.value) and is_finite(leaf.gradient))
     colour = LEAF_COLOURS[leaf.kind] if fine else NOT_FINITE
     return _node(f"leaf{k}", words, colour, f"{leaf.kind} {array}", is_output, "shape=ellipse, style=filled, ")
 
 
-def _item(graph: Recorded, item: Item, good: list[bool], is_output: bool) -> str:
+def _item(graph: Graph, item: Item, good: list[bool], is_output: bool) -> str:
     nodes = [graph.nodes[i] for i in item.nodes]
     arrays = [graph.at(ref) for ref in item.outputs]
     values, gradients = [value for value, _ in arrays], [gradient for _, gradient in arrays]
@@ -111,7 +111,7 @@ def _item(graph: Recorded, item: Item, good: list[bool], is_output: bool) -> str
     else:
         name, colour = f"▸ {_last(item.key)} ({len(nodes)})", FOLDED
         tip = [f"{item.key}: {len(nodes)} operations", ", ".join(dict.fromkeys(node.operation for node in nodes))]
-    words = [f"{mark}{name}  {kind(values)}", brief(values), *_delta(gradients)]
+    words = [f"{mark}{name}  {dtype_and_shape(values)}", range_and_norm(values), *_delta(gradients)]
     tooltip = "\n".join(filter(None, tip))
     return _node(_id(item), words, colour if fine else NOT_FINITE, tooltip, is_output)
 
@@ -122,12 +122,14 @@ def _node(name: str, words: list[str], colour: str, tooltip: str, is_output: boo
     return f'  {name} [{shape}label="{_text(label)}", fillcolor="{colour}", tooltip="{_text(tooltip)}"{border}];'
 
 
-def _edge(graph: Recorded, items: Sequence[Item], edge: Edge) -> str:
+def _edge(graph: Graph, items: Sequence[Item], edge: Edge) -> str:
     """What comes back along it: 2 + 2 where an array is used twice."""
     source = f"leaf{-1 - edge.source}" if edge.source < 0 else _id(items[edge.source])
     passed = [graph.nodes[i].passed[slot] for i, slot in edge.uses if graph.nodes[i].passed]
-    parts = [brief([part], limits=False) for part in passed if part is not None]
-    label = " + ".join(parts) if len(parts) <= PARTS else brief([p for p in passed if p is not None], limits=False)
+    parts = [range_and_norm([part], limits=False) for part in passed if part is not None]
+    label = (
+        " + ".join(parts) if len(parts) <= PARTS else range_and_norm([p for p in passed if p is not None], limits=False)
+    )
     tip = "passes back" if parts else "passes nothing back"
     text = f'label=" δ {_text(label)}", ' if parts else ""
     style = "" if parts else ', style=dashed, color="#aaaaaa"'
@@ -135,7 +137,7 @@ def _edge(graph: Recorded, items: Sequence[Item], edge: Edge) -> str:
 
 
 def _delta(gradients: Sequence[Any]) -> list[str]:
-    text = brief(gradients)
+    text = range_and_norm(gradients)
     return [f"δ {text}"] if text else []
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from jaxnn.graph.folding import groups
-from jaxnn.graph.layout import Layout, layout
-from jaxnn.graph.nodes import Recorded, Ref
+from jaxnn.graph.groups import groups
+from jaxnn.graph.html.layout import Layout, layout
+from jaxnn.graph.nodes import Graph, Ref
 
 MOST = 80  # items of one level; more become runs of neighbours
 OWN_LEAVES = 12  # a function's plain arguments stand at the top as long as they are no more
@@ -73,7 +73,7 @@ class _Group:
         self.links: dict[tuple[Key, Key, Ref, int], None] = {}
 
 
-def levels(graph: Recorded, *, engine: str = "") -> tuple[Level, ...]:
+def levels(graph: Graph, *, engine: str = "") -> tuple[Level, ...]:
     """The whole graph first, and every group before those inside it."""
     n = len(graph.nodes)
     tree = _tree(graph)
@@ -98,7 +98,7 @@ def levels(graph: Recorded, *, engine: str = "") -> tuple[Level, ...]:
 # ---------------------------------------------------------------- the tree
 
 
-def _tree(graph: Recorded) -> list[_Group]:
+def _tree(graph: Graph) -> list[_Group]:
     n = len(graph.nodes)
     tree = [_Group("", range(n), [])]
     inside = [0]
@@ -171,7 +171,7 @@ def _around(tree: list[_Group]) -> list[tuple[int, ...]]:
     return around
 
 
-def _homes(graph: Recorded, home: list[int], around: list[tuple[int, ...]]) -> list[int]:
+def _homes(graph: Graph, home: list[int], around: list[tuple[int, ...]]) -> list[int]:
     """The group of each leaf: the innermost with all that it goes into; the whole graph for plain arguments."""
     found: list[int | None] = [None] * len(graph.leaves)
     for node in graph.nodes:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxnn.graph.causes as causes
-from jaxnn.graph.nodes import CUSTOM, Node, Recorded, Ref
-from jaxnn.graph.spots import entrywise, users_of
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import CUSTOM, Graph, Node, Ref
+from jaxnn.graph.nonfinite.entries import entrywise, users_of
 from jaxnn.jaxprs import bind, is_float
 
 LINEAR = {  # what an entry goes to is found by the operation itself: it is given 1 there, and 0 elsewhere
@@ -53,7 +53,7 @@ class Hidden(NamedTuple):
         return f"{name} at {self.node.source}" if self.node.source else name
 
 
-def hidden(graph: Recorded, ref: Ref, mask: Any) -> Hidden | None:
+def hidden(graph: Graph, ref: Ref, mask: Any) -> Hidden | None:
     """What threw away the entries of an array at a mask; None where they count, or where nothing in this graph did."""
     users = users_of(graph)
     todo, seen = [(ref, mask)], set[tuple[int, int]]()
@@ -74,7 +74,7 @@ def hidden(graph: Recorded, ref: Ref, mask: Any) -> Hidden | None:
     return None
 
 
-def _chosen(graph: Recorded, node: Node, slot: int, mask: Any) -> bool:
+def _chosen(graph: Graph, node: Node, slot: int, mask: Any) -> bool:
     which = np.asarray(graph.at(node.inputs[0])[0]).astype(int)
     return bool(((which == slot - 1) & mask).any())
 
@@ -83,7 +83,7 @@ def _live(gradient: Any, mask: Any) -> bool:
     return gradient is not None and bool(((np.asarray(gradient) != 0) & mask).any())
 
 
-def reached(graph: Recorded, node: Node, slot: int, mask: Any) -> list[Any]:
+def reached(graph: Graph, node: Node, slot: int, mask: Any) -> list[Any]:
     """Which entries of an operation's outputs are made of certain entries of one of its inputs."""
     shapes = [np.shape(value) for value in node.values]
     if node.operation in LINEAR:
@@ -96,7 +96,7 @@ def reached(graph: Recorded, node: Node, slot: int, mask: Any) -> list[Any]:
     return [np.ones(shape, bool) for shape in shapes]
 
 
-def _by_itself(graph: Recorded, node: Node, slot: int, mask: Any) -> list[Any]:
+def _by_itself(graph: Graph, node: Node, slot: int, mask: Any) -> list[Any]:
     primitive = getattr(jax.lax, f"{node.operation.replace('-', '_')}_p", None)
     if primitive is None:
         return [np.ones(np.shape(value), bool) for value in node.values]
@@ -109,7 +109,7 @@ def _by_itself(graph: Recorded, node: Node, slot: int, mask: Any) -> list[Any]:
     return [np.asarray(out) != 0 for out in bind(primitive, given, dict(node.params))]
 
 
-def _opened(graph: Recorded, node: Node, slot: int, mask: Any) -> Hidden | None:
+def _opened(graph: Graph, node: Node, slot: int, mask: Any) -> Hidden | None:
     """The operation inside a scan or a branch that threw it away."""
     if node.inner is None or node.rule == CUSTOM or node.operation not in ("scan", "cond"):
         return None
@@ -126,7 +126,7 @@ def _opened(graph: Recorded, node: Node, slot: int, mask: Any) -> Hidden | None:
     return hidden(inner, Ref(-1 - slot), inside) if inner.gradients else None
 
 
-def _kind(graph: Recorded, node: Node, slot: int) -> str:
+def _kind(graph: Graph, node: Node, slot: int) -> str:
     if node.operation in CHOOSES:
         return causes.WHERE
     if node.operation in BOUNDS:
@@ -138,5 +138,5 @@ def _kind(graph: Recorded, node: Node, slot: int) -> str:
     return ""
 
 
-def _has_zero(graph: Recorded, inputs: Sequence[Ref], slot: int) -> bool:
+def _has_zero(graph: Graph, inputs: Sequence[Ref], slot: int) -> bool:
     return any(i != slot and bool((np.asarray(graph.at(ref)[0]) == 0).any()) for i, ref in enumerate(inputs))

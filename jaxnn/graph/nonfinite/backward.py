@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-import jaxnn.graph.causes as causes
-from jaxnn.graph.causes import Cause, cause
-from jaxnn.graph.formulas import exponential, logarithm, quotient, squares_of
-from jaxnn.graph.forward_causes import inverse_root, log_words, overflow
-from jaxnn.graph.nodes import CUSTOM, Node, Recorded
-from jaxnn.graph.spots import Spot, entrywise, first, nonfinite, said, spot
-from jaxnn.graph.values import number
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import CUSTOM, Graph, Node
+from jaxnn.graph.nonfinite.causes import Cause, cause
+from jaxnn.graph.nonfinite.entries import Spot, entrywise, first, nonfinite, said, spot
+from jaxnn.graph.nonfinite.forward import inverse_root, log_words, overflow
+from jaxnn.graph.nonfinite.patterns import exponential, logarithm, quotient, squares_of
+from jaxnn.graph.summaries import number
 
 TIMES_ZERO = "; δ = 0, and 0·∞ is NaN"
 DECOMPOSITIONS = {"eigh", "svd", "eig"}
@@ -48,7 +48,7 @@ STEEP: dict[str, Mask] = {
 }
 
 
-def steep(graph: Recorded, node: Node, edge: int) -> tuple[int, ...] | None:
+def steep(graph: Graph, node: Node, edge: int) -> tuple[int, ...] | None:
     """The first element at which an operation passes back what is not finite, rather one where δ is not 0.
 
     Args:
@@ -74,7 +74,7 @@ def steep(graph: Recorded, node: Node, edge: int) -> tuple[int, ...] | None:
     return None
 
 
-def backward_cause(graph: Recorded, node: Node, edge: int, element: tuple[int, ...] | None) -> Cause:
+def backward_cause(graph: Graph, node: Node, edge: int, element: tuple[int, ...] | None) -> Cause:
     """Why what an operation passes back along an edge is not finite, while its own gradient is.
 
     Args:

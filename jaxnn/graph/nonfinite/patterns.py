@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-import jaxnn.graph.causes as causes
-from jaxnn.graph.nodes import Node, Recorded, Ref
-from jaxnn.graph.spots import (
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import Graph, Node, Ref
+from jaxnn.graph.nonfinite.entries import (
     Spot,
     above,
     below,
@@ -29,7 +29,7 @@ TAILS = {"erf", "erfc", "ndtr"}
 # ---------------------------------------------------------------- roots and divisors
 
 
-def squares_of(graph: Recorded, ref: Ref) -> str:
+def squares_of(graph: Graph, ref: Ref) -> str:
     """DEVIATION for a mean of squared differences, NORM for a sum of squares, "" for anything else."""
     node = parent(graph, ref)
     mean = False
@@ -54,7 +54,7 @@ def squares_of(graph: Recorded, ref: Ref) -> str:
 OF_ROOT = {causes.DEVIATION: causes.BY_VARIANCE, causes.NORM: causes.BY_NORM}
 
 
-def divisor(graph: Recorded, ref: Ref) -> str:
+def divisor(graph: Graph, ref: Ref) -> str:
     """A divisor of 0 by name: a norm, a variance, or just a number."""
     node = parent(graph, ref)
     if node is None:
@@ -87,7 +87,7 @@ def quotient(s: Spot) -> str:
     return causes.LIMIT if _made_of(s.graph, s.node.inputs[0], base) else causes.ZERO_BY_ZERO
 
 
-def _sum_of_deviations(graph: Recorded, ref: Ref) -> bool:
+def _sum_of_deviations(graph: Graph, ref: Ref) -> bool:
     """True for Σ (x − mean)²."""
     total = parent(graph, ref)
     square = parent(graph, total.inputs[0]) if total is not None and total.operation == "reduce_sum" else None
@@ -95,12 +95,12 @@ def _sum_of_deviations(graph: Recorded, ref: Ref) -> bool:
     return base is not None and base.operation == "sub"
 
 
-def _constant(graph: Recorded, ref: Ref) -> bool:
+def _constant(graph: Graph, ref: Ref) -> bool:
     ref = origin(graph, ref)
     return ref.leaf is not None and graph.leaves[ref.leaf].kind != "input"
 
 
-def _made_of(graph: Recorded, ref: Ref, base: Ref) -> bool:
+def _made_of(graph: Graph, ref: Ref, base: Ref) -> bool:
     """Whether an array is a function of another, entry by entry, and of constants."""
     todo, seen = [origin(graph, ref)], set[Ref]()
     while todo:
@@ -160,7 +160,7 @@ def _is_product(s: Spot) -> bool:
     )
 
 
-def _is_softmax(graph: Recorded, node: Node) -> bool:
+def _is_softmax(graph: Graph, node: Node) -> bool:
     """Exp divided by a sum."""
     if node.operation != "div":
         return False
@@ -168,7 +168,7 @@ def _is_softmax(graph: Recorded, node: Node) -> bool:
     return top is not None and top.operation == "exp" and bottom is not None and bottom.operation == "reduce_sum"
 
 
-def _is_sigmoid(graph: Recorded, node: Node) -> bool:
+def _is_sigmoid(graph: Graph, node: Node) -> bool:
     """A number divided by one and an exp."""
     bottom = parent(graph, node.inputs[1]) if node.operation == "div" else None
     return (
@@ -180,7 +180,7 @@ def _is_sigmoid(graph: Recorded, node: Node) -> bool:
     )
 
 
-def _parent_is(graph: Recorded, node: Node, operation: str) -> bool:
+def _parent_is(graph: Graph, node: Node, operation: str) -> bool:
     maker = parent(graph, node.inputs[0])
     return maker is not None and maker.operation == operation
 
@@ -197,12 +197,12 @@ def _is_x_log_y(s: Spot) -> bool:
     return False
 
 
-def _zero_where_infinite(graph: Recorded, node: Node, i: int) -> bool:
+def _zero_where_infinite(graph: Graph, node: Node, i: int) -> bool:
     ours, other = (np.asarray(graph.at(node.inputs[k])[0], np.float64) for k in (i, 1 - i))
     return bool((np.isinf(ours) & (other == 0)).any()) if np.shape(ours) == np.shape(other) else False
 
 
-def _is_mask(graph: Recorded, ref: Ref) -> bool:
+def _is_mask(graph: Graph, ref: Ref) -> bool:
     """Made of booleans."""
     ref = origin(graph, ref)
     return graph.at(ref)[0].dtype == bool
@@ -260,7 +260,7 @@ def _goes(found: list[tuple[Node, set[str]]], operation: str, between: set[str])
 DIGITS_LOST = 64  # times the spacing of the terms that a difference of rounded terms may be
 
 
-def difference(graph: Recorded, ref: Ref, left: float | None = None) -> Node | None:
+def difference(graph: Graph, ref: Ref, left: float | None = None) -> Node | None:
     """The subtraction of whose terms' rounding an array is made, at least in one entry; None where none is.
 
     Args:
@@ -280,7 +280,7 @@ def difference(graph: Recorded, ref: Ref, left: float | None = None) -> Node | N
     return None
 
 
-def rounding(graph: Recorded, node: Node) -> Any:
+def rounding(graph: Graph, node: Node) -> Any:
     """By how much a sum or difference may be off, its terms being rounded; 0 where they are 0 or not finite."""
     x, y = (abs(np.asarray(graph.at(ref)[0], np.float64)) for ref in node.inputs)
     eps = float(jnp.finfo(node.values[0].dtype).eps)

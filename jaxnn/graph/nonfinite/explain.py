@@ -12,14 +12,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxnn.graph.explain_gradients import explain_gradient
-from jaxnn.graph.explain_values import explain_value, meant
-from jaxnn.graph.explanation import Explanation
-from jaxnn.graph.graph import Graph
-from jaxnn.graph.nodes import check_function
-from jaxnn.graph.spots import holds
-from jaxnn.graph.trace import trace
-from jaxnn.graph.whole import differing, runs, settled
+from jaxnn.graph.nodes import Graph, check_function
+from jaxnn.graph.nonfinite.compiled import differing, runs, settled
+from jaxnn.graph.nonfinite.entries import holds
+from jaxnn.graph.nonfinite.explanation import Explanation
+from jaxnn.graph.nonfinite.gradients import explain_gradient
+from jaxnn.graph.nonfinite.values import explain_value, meant
+from jaxnn.graph.tracing import trace
 from jaxnn.jaxprs import is_float
 from jaxnn.types import Tree
 

@@ -12,14 +12,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-import jaxnn.graph.causes as causes
 import jaxnn.graph.loops as loops
-from jaxnn.graph.causes import cause
-from jaxnn.graph.explanation import FORWARD, Explanation, explanation, named, numbers, within
-from jaxnn.graph.forward_causes import LIBRARY, forward_cause
-from jaxnn.graph.graph import Graph
-from jaxnn.graph.nodes import Node, Ref
-from jaxnn.graph.spots import first, fits, holds, nonfinite, said, spot
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import Graph, Node, Ref
+from jaxnn.graph.nonfinite.causes import cause
+from jaxnn.graph.nonfinite.entries import first, fits, holds, nonfinite, said, spot
+from jaxnn.graph.nonfinite.explanation import FORWARD, Explanation, explanation, named, numbers, within
+from jaxnn.graph.nonfinite.forward import LIBRARY, forward_cause
 from jaxnn.jaxprs import Scan, While
 
 

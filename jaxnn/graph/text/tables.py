@@ -13,10 +13,10 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from jaxnn.checks import whole_number
-from jaxnn.graph.briefs import brief, finite, kind, sound
-from jaxnn.graph.folding import Folded, Item, fold
-from jaxnn.graph.nodes import BY_HAND, Node, Recorded, Ref, check_graph
-from jaxnn.graph.terminal import columns, cut, distinct, pad
+from jaxnn.graph.groups import Folded, Item, fold
+from jaxnn.graph.nodes import BY_HAND, Graph, Node, Ref, check_graph
+from jaxnn.graph.text.arrays import dtype_and_shape, finite_operations, is_finite, range_and_norm
+from jaxnn.graph.text.terminal import columns, cut, distinct, pad
 
 NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED, BELOW = "✗", "∧", "▸", "▾", "⋮", "↳"
 NONE = "–"  # in the place of a gradient that is not there
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     below: str = ""
 
 
-def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: bool | str | Iterable[str] = ()) -> str:
+def table(graph: Graph, *, width: int | None = None, rows: int = 40, unfold: bool | str | Iterable[str] = ()) -> str:
     """A graph as text: an operation a line, with its value, its gradient and its local rule.
 
     An array is shown as least…greatest ‖norm‖; where there is less room, its value as the range, its gradient as the
@@ -72,14 +72,14 @@ def table(graph: Recorded, *, width: int | None = None, rows: int = 40, unfold: 
     width = None if width is None else whole_number("graph.table: width", width, least=-1)
     width = max(shutil.get_terminal_size().columns if width is None else width, 1)
     folded = fold(graph, unfold, most=rows)
-    good = sound(graph)
+    good = finite_operations(graph)
     body, remarks = _body(graph, folded, good, rows)
     types = {row.whole[ARRAY] for row in body if row.whole[ARRAY]}
     alike = len(types) == 1 and len(graph.nodes) == len(folded.items) <= rows and len(graph.leaves) <= LEAVES
     lines, below = _fitted(body, width, {ARRAY} if alike else set())
     if below and any(item.group is not None for item in folded.items):
         remarks.append(f"not shown at {width} columns: the operations of folded groups")
-    value = brief([graph.at(ref)[0] for ref in graph.outputs])
+    value = range_and_norm([graph.at(ref)[0] for ref in graph.outputs])
     title = f"{graph.name} = {value or 'nothing'}: {_count(len(graph.nodes), 'operation')}"
     title += f", all {types.pop()}" if alike else ""
     lines = [title, *([""] if lines else []), *lines]
@@ -95,7 +95,7 @@ def _count(n: int, what: str) -> str:
 # ---------------------------------------------------------------- rows
 
 
-def _body(graph: Recorded, folded: Folded, good: list[bool], rows: int) -> tuple[list[Row], list[str]]:
+def _body(graph: Graph, folded: Folded, good: list[bool], rows: int) -> tuple[list[Row], list[str]]:
     """The rows, and what is to be said below them."""
     leaves = [Ref(-1 - k) for k, leaf in enumerate(graph.leaves) if leaf.kind != "number"]
     body = [_leaf(graph, ref) for ref in leaves[:LEAVES]]
@@ -129,13 +129,13 @@ def _body(graph: Recorded, folded: Folded, good: list[bool], rows: int) -> tuple
     return body, _remarks(graph, folded, good, skipped)
 
 
-def _leaf(graph: Recorded, ref: Ref) -> Row:
+def _leaf(graph: Graph, ref: Ref) -> Row:
     value, gradient = graph.at(ref)
-    bad = not (finite(value) and finite(gradient))
+    bad = not (is_finite(value) and is_finite(gradient))
     return _row(NOT_FINITE if bad else "", "", graph.leaves[-1 - ref.node].name, "", [value], [gradient], "", "")
 
 
-def _operation(graph: Recorded, node: Node, item: Item, mark: str, indent: str, place: list[Item]) -> Row:
+def _operation(graph: Graph, node: Node, item: Item, mark: str, indent: str, place: list[Item]) -> Row:
     names = []
     for ref in node.inputs:
         source = None if ref.node < 0 else place[ref.node]
@@ -154,7 +154,7 @@ def _operation(graph: Recorded, node: Node, item: Item, mark: str, indent: str, 
     return row._replace(below=node.note)
 
 
-def _group(graph: Recorded, item: Item, mark: str, indent: str, inputs: list[str]) -> Row:
+def _group(graph: Graph, item: Item, mark: str, indent: str, inputs: list[str]) -> Row:
     arrays = [graph.at(ref) for ref in item.outputs]
     operations = dict.fromkeys(graph.nodes[i].operation for i in item.nodes)
     name = f"{indent}{FOLDED} {_label(item)} ({len(item.nodes)})"
@@ -172,10 +172,10 @@ def _row(
     rule: str,
     line: str,
 ) -> Row:
-    first, last = (mark, place, name, inputs, kind(values)), (rule, line)
+    first, last = (mark, place, name, inputs, dtype_and_shape(values)), (rule, line)
     return Row(
-        (*first, brief(values), brief(gradients) or NONE, *last),
-        (*first, brief(values, norm=False), brief(gradients, limits=False) or NONE, *last),
+        (*first, range_and_norm(values), range_and_norm(gradients) or NONE, *last),
+        (*first, range_and_norm(values, norm=False), range_and_norm(gradients, limits=False) or NONE, *last),
     )
 
 
@@ -188,7 +188,7 @@ def _label(item: Item) -> str:
     return item.key.rpartition("/")[2]
 
 
-def _name(graph: Recorded, ref: Ref, items: Sequence[Item]) -> str:
+def _name(graph: Graph, ref: Ref, items: Sequence[Item]) -> str:
     """Of a leaf, or of a visible item."""
     if ref.node < 0:
         return graph.leaves[-1 - ref.node].name
@@ -196,13 +196,13 @@ def _name(graph: Recorded, ref: Ref, items: Sequence[Item]) -> str:
     return f"#{item.key}" if item.group is None else _label(item)
 
 
-def _mark(graph: Recorded, good: list[bool], nodes: Iterable[int]) -> str:
+def _mark(graph: Graph, good: list[bool], nodes: Iterable[int]) -> str:
     if not all(good[i] for i in nodes):
         return NOT_FINITE
     return KINK if any(graph.nodes[i].note for i in nodes) else ""
 
 
-def _remarks(graph: Recorded, folded: Folded, good: list[bool], skipped: list[int]) -> list[str]:
+def _remarks(graph: Graph, folded: Folded, good: list[bool], skipped: list[int]) -> list[str]:
     remarks = []
     out = set(skipped)
     closed = [item for item in folded.items if item.group is not None and item.nodes[0] not in out]

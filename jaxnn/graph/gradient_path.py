@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnn.graph.nodes import Node, Recorded, Ref
-from jaxnn.graph.values import summary
+from jaxnn.graph.nodes import Graph, Node, Ref
+from jaxnn.graph.summaries import summary
 from jaxnn.jaxprs import Scan
 
 COPIES = frozenset(  # each entry of what comes out is an entry of what goes in, which may be read several times
@@ -28,7 +28,7 @@ PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 SUMS = frozenset({"reduce_sum", "reduce_window_sum"})
 
 
-class Step(NamedTuple):
+class Segment(NamedTuple):
     """The way of a gradient through one operation, or through branches that meet again in it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Step(NamedTuple):
     factor: float
 
 
-class Way(NamedTuple):
+class GradientPath(NamedTuple):
     """From the array furthest from the output to the output.
 
     Attributes:
@@ -56,22 +56,22 @@ class Way(NamedTuple):
     """
 
     trunk: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[Segment, ...]
     start: float
     end: float
     counted: bool
 
 
-def way(graph: Recorded) -> Way:
+def gradient_path(graph: Graph) -> GradientPath:
     """The way of a graph's gradient; no steps where it is not finite, or where there are no two arrays."""
     shared, begin, end = _trunk(graph)
     trunk = shared[begin : end + 1]
     sizes = [gradient_size(graph, i) for i in trunk]
     if not trunk or not all(map(math.isfinite, sizes)):
-        return Way(tuple(trunk), (), math.nan, math.nan, False)
+        return GradientPath(tuple(trunk), (), math.nan, math.nan, False)
     whole = [ratio(to, come) for to, come in itertools.pairwise(sizes)]
     factors = _without_means(graph, trunk, whole)
-    steps = [Step(a, b, f) for (a, b), f in zip(itertools.pairwise(trunk), factors, strict=True)]
+    steps = [Segment(a, b, f) for (a, b), f in zip(itertools.pairwise(trunk), factors, strict=True)]
     first, last = sizes[0], sizes[-1]
     entering = _entering(graph, graph.nodes[trunk[0]], first)
     if entering is not None and (not steps or abs(log(entering[0].factor)) > SLIGHT):
@@ -82,10 +82,10 @@ def way(graph: Recorded) -> Way:
         step, last = leaving
         steps.append(step)
     counted = not math.isclose(product(steps) * last, first, rel_tol=1e-3)
-    return Way(tuple(trunk), tuple(steps), first, last, counted)
+    return GradientPath(tuple(trunk), tuple(steps), first, last, counted)
 
 
-def product(steps: Sequence[Step]) -> float:
+def product(steps: Sequence[Segment]) -> float:
     """Of the factors; from 0 to 0 nothing changes."""
     return math.prod(step.factor for step in steps if not math.isnan(step.factor))
 
@@ -110,7 +110,7 @@ def size(array: Any) -> float:
     return s.norm / math.sqrt(max(int(np.count_nonzero(np.asarray(array))), 1))
 
 
-def gradient_size(graph: Recorded, i: int) -> float:
+def gradient_size(graph: Graph, i: int) -> float:
     """The g of what leaves an operation, all of its outputs together."""
     found = [g for g in graph.nodes[i].gradients if g is not None]
     sizes = [size(g) for g in found]
@@ -132,7 +132,7 @@ def beyond(factor: float, low: float, high: float) -> float:
 # ---------------------------------------------------------------- the steps
 
 
-def _without_means(graph: Recorded, trunk: Sequence[int], factors: list[float]) -> list[float]:
+def _without_means(graph: Graph, trunk: Sequence[int], factors: list[float]) -> list[float]:
     """The factors of the steps with sums over copies, and means, counted as 1."""
     found = list(factors)
     n = _summed(graph, graph.nodes[trunk[0]])  # entries that were added up, and may yet be divided by their number
@@ -155,7 +155,7 @@ def _without_means(graph: Recorded, trunk: Sequence[int], factors: list[float]) 
     return found
 
 
-def _summed(graph: Recorded, node: Node) -> float:
+def _summed(graph: Graph, node: Node) -> float:
     """How many entries an operation adds up, 1 for those that add none."""
     if node.operation == "reduce_window_sum":
         return float(math.prod(node.params["window_dimensions"]))
@@ -169,12 +169,12 @@ def _scales(node: Node) -> bool:
     return node.operation in ("div", "mul") and sum(part is not None for part in node.passed) == 1
 
 
-def _entering(graph: Recorded, node: Node, after: float) -> tuple[Step, float] | None:
+def _entering(graph: Graph, node: Node, after: float) -> tuple[Segment, float] | None:
     """The step into an operation's own input, and g there; None where it is given none.
 
     Of several inputs, such as x and a weight, the one is taken whose scale changes least.
     """
-    found: list[tuple[float, Step, float]] = []
+    found: list[tuple[float, Segment, float]] = []
     for i, (ref, part) in enumerate(zip(node.inputs, node.passed, strict=True)):
         if part is None or _times_nothing(graph, node, i):
             continue
@@ -182,7 +182,7 @@ def _entering(graph: Recorded, node: Node, after: float) -> tuple[Step, float] |
         factor = beyond(ratio(g, after), 1.0, _copies(graph, node, i))
         if math.isnan(factor):
             continue
-        found.append((abs(log(factor)), Step(ref.node, node.id, factor), g))
+        found.append((abs(log(factor)), Segment(ref.node, node.id, factor), g))
     if not found:
         return None
     return min(found, key=lambda entry: entry[0])[1:]
@@ -191,7 +191,7 @@ def _entering(graph: Recorded, node: Node, after: float) -> tuple[Step, float] |
 SLIGHT = math.log(30)  # a weight's gradient differs from δ by the size of its input, and by chance
 
 
-def _copies(graph: Recorded, node: Node, i: int) -> float:
+def _copies(graph: Graph, node: Node, i: int) -> float:
     """How many entries of the output an entry of an input goes into, at most."""
     if node.operation in COPIES:
         return math.inf
@@ -208,13 +208,13 @@ def _copies(graph: Recorded, node: Node, i: int) -> float:
     return max(products * _entries(node) / x, 1.0)
 
 
-def _times_nothing(graph: Recorded, node: Node, i: int) -> bool:
+def _times_nothing(graph: Graph, node: Node, i: int) -> bool:
     """A factor of zeros that came from outside, such as the first state of a recurrent network."""
     others = [ref for k, ref in enumerate(node.inputs) if k != i]
     return node.operation in PRODUCTS and any(not np.asarray(graph.at(ref)[0]).any() for ref in others)
 
 
-def _leaving(graph: Recorded, tail: Sequence[int], g: float) -> tuple[Step, float] | None:
+def _leaving(graph: Graph, tail: Sequence[int], g: float) -> tuple[Segment, float] | None:
     """The step from the last array of several entries to the output, and g there; None where it is a sum or a mean."""
     if len(tail) < 2:
         return None
@@ -222,7 +222,7 @@ def _leaving(graph: Recorded, tail: Sequence[int], g: float) -> tuple[Step, floa
     factor = beyond(ratio(g, last), 1.0 / max(_entries(graph.nodes[tail[0]]), 1), 1.0)
     if math.isnan(factor) or math.isclose(factor, 1.0, rel_tol=1e-3):
         return None
-    return Step(tail[0], tail[-1], factor), last
+    return Segment(tail[0], tail[-1], factor), last
 
 
 def log(factor: float) -> float:
@@ -233,7 +233,7 @@ def log(factor: float) -> float:
 # ---------------------------------------------------------------- the trunk
 
 
-def _trunk(graph: Recorded) -> tuple[list[int], int, int]:
+def _trunk(graph: Graph) -> tuple[list[int], int, int]:
     """The operations on all paths from the one furthest from the output on, and which of them are of one kind.
 
     What comes from one array alone, such as a weight before its product with x, has a gradient summed over the batch;
@@ -258,7 +258,7 @@ def _trunk(graph: Recorded) -> tuple[list[int], int, int]:
     return shared, (begin if begin < end else 0), end
 
 
-def _back(graph: Recorded) -> list[list[int]]:
+def _back(graph: Graph) -> list[list[int]]:
     """What each operation passes a gradient to, without what ends before an input, in stop_gradient or floor."""
     back: list[list[int]] = []
     for node in graph.nodes:
@@ -285,7 +285,7 @@ def _shared(back: list[list[int]], ends: set[int], start: int) -> list[int]:
     return shared
 
 
-def _arrays_into(graph: Recorded) -> list[int]:
+def _arrays_into(graph: Graph) -> list[int]:
     """For each operation the inputs and constants that it depends on, as the bits of a number."""
     bits: list[int] = []
     for node in graph.nodes:
@@ -299,7 +299,7 @@ def _arrays_into(graph: Recorded) -> list[int]:
     return bits
 
 
-def place(graph: Recorded, i: int) -> str:
+def place(graph: Graph, i: int) -> str:
     """The name of a leaf, or an operation with its group and line."""
     if i < 0:
         return graph.leaves[Ref(i).leaf or 0].name

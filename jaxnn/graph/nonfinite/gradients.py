@@ -11,17 +11,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-import jaxnn.graph.causes as causes
 import jaxnn.graph.loops as loops
-from jaxnn.graph.backward_causes import DECOMPOSITIONS, TIMES_ZERO, backward_cause, slope, steep
-from jaxnn.graph.causes import cause
-from jaxnn.graph.explain_values import bad_step, explain_arrays, explain_value
-from jaxnn.graph.explanation import BACKWARD, Explanation, explanation, line_of, named, numbers, within
-from jaxnn.graph.graph import Graph
-from jaxnn.graph.hiding import Hidden, hidden, reached
-from jaxnn.graph.nodes import CUSTOM, Node, Ref
-from jaxnn.graph.spots import entrywise, first, holds, nonfinite, spot, users_of
-from jaxnn.graph.values import number
+import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.graph.nodes import CUSTOM, Graph, Node, Ref
+from jaxnn.graph.nonfinite.backward import DECOMPOSITIONS, TIMES_ZERO, backward_cause, slope, steep
+from jaxnn.graph.nonfinite.causes import cause
+from jaxnn.graph.nonfinite.discarded import Hidden, hidden, reached
+from jaxnn.graph.nonfinite.entries import entrywise, first, holds, nonfinite, spot, users_of
+from jaxnn.graph.nonfinite.explanation import BACKWARD, Explanation, explanation, line_of, named, numbers, within
+from jaxnn.graph.nonfinite.values import bad_step, explain_arrays, explain_value
+from jaxnn.graph.summaries import number
 from jaxnn.jaxprs import Scan, is_float
 
 
