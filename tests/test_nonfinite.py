@@ -54,7 +54,7 @@ def test_what_the_advice_says_is_the_truth(case):
 
 
 def test_every_cause_has_a_case():
-    elsewhere = {causes.CANCELLATION, causes.COMPILED, causes.COTANGENT, causes.OWN_RULE, causes.UNKNOWN}
+    elsewhere = {causes.CANCELLATION, causes.COMPILED, causes.COTANGENT, causes.CUSTOM_RULE, causes.UNKNOWN}
     assert {case.cause for case in KNOWN} | elsewhere == set(causes.REWRITES)
     assert len(KNOWN) >= 60
     assert len(HEALTHY) >= 60
@@ -69,13 +69,13 @@ def test_no_alarm(name):
     assert why.finite, str(why)
     assert not why.runs
     assert bool(why.unknown) == (name in ("while loop", "whole numbers"))
-    assert bool(why.meant) == (name == "log_softmax of masked logits, all given")
+    assert bool(why.intended) == (name == "log_softmax of masked logits, all given")
 
 
 def test_an_infinity_is_meant_only_where_the_code_writes_it():
     x = jnp.array([0.0, 1.0])
     written = graph.explain_nonfinite(lambda x: jnp.where(x > 0, x, -jnp.inf), whole=False)(x)
-    assert (written.finite, written.meant) == (True, "−∞ where the code writes it")
+    assert (written.finite, written.intended) == (True, "−∞ where the code writes it")
     assert str(written).endswith(": its value is finite but for −∞ where the code writes it; its gradients are finite")
     made = graph.explain_nonfinite(jnp.log, whole=False)(x)
     assert (made.cause, made.direction) == (causes.LOG, "forward")
@@ -138,7 +138,7 @@ def test_one_that_is_not_finite_in_one_piece_alone(monkeypatch):
     assert why.reached == ("the value", "the gradient")
     assert why.operation == "sub"
     assert f":{marked(deviation_by_squares)[0]} " in why.source
-    assert why.then.startswith("it goes into sqrt at ")
+    assert why.then.startswith("it is an input of sqrt at ")
     assert why.runs[0] == "the value: finite operation by operation, finite eagerly, not finite jitted"
     other = graph.explain_nonfinite(lambda x: (2 * x).sum())(jnp.ones(3))
     assert other.cause == causes.COMPILED

@@ -1,4 +1,4 @@
-"""Where a gradient vanishes or explodes on its way back: its size along a graph, and a verdict with figures.
+"""The size of a gradient along a graph: whether it vanishes or explodes on its way back, with figures.
 
 Letters: g the root mean square of ∂(output)/∂(an array).
 """
@@ -23,7 +23,7 @@ from jaxnn.showing import shown
 from jaxnn.types import Tree
 
 VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
-NOT_FINITE, SHORT = "is not finite", "has no way to go"
+NOT_FINITE, SHORT = "is not finite", "has no path to follow"
 LOOPS = {"scan", "while"}
 
 
@@ -33,11 +33,11 @@ class Stage(NamedTuple):
     Attributes:
         name: the operation's, "tanh", or the group's key, "dense_0".
         nodes: the ids of its operations.
-        value_rms: √mean(x²) of its values; NaN without floats, and inf or NaN where one is.
+        value_rms: √mean(x²) of its values; NaN without floats, and inf or NaN if one of them is.
         value_max: max |x|.
         gradient_rms: g, likewise of ∂(output)/∂(values).
         gradient_max: max |∂(output)/∂(values)|.
-        source: the line of its last operation, "net.py:12"; "" where it is unknown.
+        source: the line of its last operation, "net.py:12"; "" if unknown.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Flow(NamedTuple):
     """The sizes of gradients along a graph; `str(flow)` is a verdict and a chart.
 
     Attributes:
-        name: of the function.
-        operations: those with a gradient, in the forward order.
-        groups: the same by groups of the depth that was asked for; operations outside of groups stand alone.
-        trunk: the ids of the operations that all paths share, from the one that is furthest from the output on. What
-            lies between two of them is a factor of the chain rule: the gradient at the first is the product.
-        factor: the product of the steps, which is g at the first of the trunk over g at the last but for sums and means
-            between them, times what enters and leaves them; NaN where there are no steps.
-        steepest: the step with the largest change, in the direction of the verdict; None where there is none.
+        name: the function's.
+        operations: those with a gradient, in forward order.
+        groups: the same, by groups of the given depth; operations outside of groups are listed alone.
+        trunk: the ids of the operations that all paths share, from the one furthest from the output on. What lies
+            between two of them is a factor of the chain rule; the gradient at the first is the product.
+        factor: the product of the segments' factors: g at the first of the trunk over g at the last, corrected for sums
+            and means between them, times what enters and leaves them; NaN if there are no segments.
+        steepest: the segment with the largest change, in the direction of the verdict; or None.
         verdict: VANISHES (factor < 1/1,000), EXPLODES (> 1,000), KEEPS, NOT_FINITE or SHORT.
-        why: the figures that the verdict rests on, in words.
+        why: the figures behind the verdict, in words.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Flow(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """True where the gradient keeps its scale, or has no way to go."""
+        """True if the gradient keeps its scale, or has no path to follow."""
         return self.verdict in (KEEPS, SHORT)
 
     def __str__(self) -> str:
@@ -89,21 +89,21 @@ class Flow(NamedTuple):
 def gradient_flow(
     f: Callable[..., Tree], *, cotangent: Tree = None, unroll: bool = False, depth: int = 1
 ) -> Callable[..., Flow]:
-    """How large the gradient of f is along its graph, and whether it vanishes or explodes on its way back.
+    """The size of the gradient of f along its graph, and whether it vanishes or explodes on its way back.
 
-    Followed is g, the root mean square of the gradient's entries that are not 0, from the output to where all paths
-    begin, the input of the operation that is furthest from it: a scale gained or lost counts wherever it is, in a
-    constant, a table, a loop or a single operation. A mean over N examples divides by N, and that is no loss, nor is
-    the sum over a batch in a weight's gradient a gain: they count as 1.
+    The size is g, the root mean square of the gradient's nonzero entries. It is followed from the output back to the
+    input of the operation furthest from it, where all paths begin; a gain or a loss of scale counts wherever it occurs,
+    in a constant, a table, a loop or a single operation. The division by N in a mean over N examples is no loss, and
+    the sum over a batch in a weight's gradient is no gain: both count as 1.
 
     Args:
         f: a pure function of pytrees of arrays, as for `trace`.
-        cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
-        unroll: whether loops are looked into, iteration by iteration: a recurrent network's vanish in time.
+        cotangent: the gradient at the output, like f's output; by default 1, if f returns a single number.
+        unroll: whether to follow loops iteration by iteration: in a recurrent network, gradients vanish in time.
         depth: of the groups: 1 for the outermost (layers, jitted functions), 2 for those inside them, …
 
     Returns:
-        A function of f's arguments that gives a Flow.
+        A function of f's arguments that returns a Flow.
 
     Raises:
         TypeError, ValueError: as `trace`; ValueError if depth is below 1.
@@ -146,7 +146,7 @@ def _flow(graph: Graph, depth: int) -> Flow:
 
 
 def _by_group(graph: Graph, depth: int) -> list[Stage]:
-    """A stage for each group, and one for each run of operations between them; for each operation without groups."""
+    """A stage for each group and for each run of operations between groups; without groups, for each operation."""
     everything = groups(graph)
     names = {g.nodes.start: g.key for g in everything if len(g.nodes) == 1 and len(g.path) <= depth}
     parents = {g.path for g in everything if any(len(graph.nodes[i].group) > len(g.path) for i in g.nodes)}
@@ -179,7 +179,7 @@ def _stage(graph: Graph, item: Item, name: str = "") -> Stage:
 
 
 def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
-    """Root mean square and largest magnitude of all floats among them, as if they were one array."""
+    """The root mean square and the largest magnitude of all floats among some arrays, taken as one."""
     found = [summary(x) for x in arrays if x is not None and has_slope(x)]
     found = [s for s in found if s.known and s.size]
     if not found or any(s.nans for s in found):
@@ -212,9 +212,9 @@ def _verdict(found: GradientPath) -> tuple[str, float, Segment | None]:
 def _why(graph: Graph, found: GradientPath, verdict: str, factor: float, steepest: Segment | None) -> str:
     if verdict == NOT_FINITE:
         first = next(i for i in reversed(found.trunk) if not math.isfinite(gradient_size(graph, i)))
-        return f"on its way back first at {place(graph, first)}; graph.explain_nonfinite says why"
+        return f"on its way back, first at {place(graph, first)}; graph.explain_nonfinite tells why"
     if steepest is None:
-        return "no two operations lie one behind the other on all paths to the output"
+        return "no two operations are in series on all paths to the output"
     count = len(found.steps)
     route = (
         f"its root mean square is {figure(found.end)} at {place(graph, found.steps[-1].after)} and "
@@ -222,7 +222,7 @@ def _why(graph: Graph, found: GradientPath, verdict: str, factor: float, steepes
         f"step{'s' if count > 1 else ''}" + (", sums and means not counted" if found.counted else "")
     )
     loops = [i for i in found.trunk if graph.nodes[i].operation in LOOPS]
-    inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step, unroll=True looks into it" if loops else ""
+    inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step; unroll=True resolves it" if loops else ""
     return f"{route}; the steepest is × {figure(steepest.factor)} through {place(graph, steepest.after)}{inside}"
 
 

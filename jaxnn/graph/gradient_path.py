@@ -1,10 +1,10 @@
-"""The way of a gradient along a graph: the arrays that all paths share, and the gain or loss of scale between them.
+"""The path of a gradient along a graph: the arrays that all paths share, and the gain or loss of scale between them.
 
-Letters: g the root mean square of ∂(output)/∂(an array) over its entries that are not 0: an entry that nothing reads,
-in a table, a slice or behind a maximum, says nothing of the scale of the others.
+Letters: g the root mean square of ∂(output)/∂(an array) over its nonzero entries: an unused entry, in a table, a slice
+or behind a maximum, does not reflect the scale of the others.
 
-Sums and means are no change of scale. An entry that is repeated n times has n times the gradient of a copy, an entry of
-a mean over n has 1/n of the mean's, and the loss of a batch may be either. They count as 1; what exceeds them counts.
+Sums and means are no change of scale. An entry repeated n times has n times the gradient of a copy, an entry of a mean
+over n has 1/n of the mean's, and the loss of a batch may be either. They count as 1; only what exceeds them counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxnn.graph.nodes import Graph, Node, Ref
 from jaxnn.graph.summaries import summary
 from jaxnn.jaxprs import Scan
 
-COPIES = frozenset(  # each entry of what comes out is an entry of what goes in, which may be read several times
+COPIES = frozenset(  # each entry of the output is an entry of the input, which may be read several times
     {"broadcast_in_dim", "tile", "gather", "dynamic_slice", "slice", "concatenate", "stack", "reshape", "squeeze"}
     | {"transpose", "rev", "pad", "copy", "split", "unstack", "expand_dims"}
 )
@@ -29,12 +29,12 @@ SUMS = frozenset({"reduce_sum", "reduce_window_sum"})
 
 
 class Segment(NamedTuple):
-    """The way of a gradient through one operation, or through branches that meet again in it.
+    """The path of a gradient through one operation, or through branches that join in it.
 
     Attributes:
-        before: the array at which the gradient arrives: an operation, or −1 − k for leaf k.
-        after: the operation at whose output it comes in.
-        factor: g at `before` over g at `after`, sums and means counted as 1.
+        before: the array that the gradient reaches: the output of an operation, or −1 − k for leaf k.
+        after: the operation whose output it starts from.
+        factor: g at `before` over g at `after`, with sums and means counted as 1.
     """
 
     before: int
@@ -43,16 +43,16 @@ class Segment(NamedTuple):
 
 
 class GradientPath(NamedTuple):
-    """From the array furthest from the output to the output.
+    """The path between the output and the array furthest from it.
 
     Attributes:
-        trunk: the operations that all paths share, from the one furthest from the output on, to the last whose output
-            has more than one entry.
-        steps: between them; before them the step into the first operation's own input, where it is the only one or
-            changes the scale by more than 30, and after them the step to the output, where it is no sum and no mean.
+        trunk: the operations that all paths share, from the one furthest from the output to the last whose output has
+            more than one entry.
+        steps: the segments between them, preceded by the one into the first operation's own input if it is the only one
+            or changes the scale by more than 30, and followed by the one to the output unless it is a sum or a mean.
         start: g at the beginning.
         end: g at the end.
-        counted: whether a sum or a mean between them was counted as 1.
+        counted: whether a sum or a mean in between was counted as 1.
     """
 
     trunk: tuple[int, ...]
@@ -63,7 +63,7 @@ class GradientPath(NamedTuple):
 
 
 def gradient_path(graph: Graph) -> GradientPath:
-    """The way of a graph's gradient; no steps where it is not finite, or where there are no two arrays."""
+    """The path of a graph's gradient; without segments if it is not finite or there are fewer than two arrays."""
     shared, begin, end = _trunk(graph)
     trunk = shared[begin : end + 1]
     sizes = [gradient_size(graph, i) for i in trunk]
@@ -86,12 +86,12 @@ def gradient_path(graph: Graph) -> GradientPath:
 
 
 def product(steps: Sequence[Segment]) -> float:
-    """Of the factors; from 0 to 0 nothing changes."""
+    """The product of the factors; 0/0 counts as no change."""
     return math.prod(step.factor for step in steps if not math.isnan(step.factor))
 
 
 def ratio(a: float, b: float) -> float:
-    """The ratio of two sizes: ∞ where b alone is 0, NaN where both are."""
+    """The ratio of two sizes: ∞ if only b is 0, NaN if both are."""
     if b == 0:
         return math.nan if a == 0 else math.inf
     return a / b
@@ -101,7 +101,7 @@ def ratio(a: float, b: float) -> float:
 
 
 def size(array: Any) -> float:
-    """The root mean square of the entries that are not 0; NaN or ∞ where one is, 0 where all are 0."""
+    """The root mean square of the nonzero entries; NaN or ∞ if one of them is, 0 if all are 0."""
     s = summary(array)
     if not s.known or not s.size or s.nans:
         return math.nan
@@ -111,7 +111,7 @@ def size(array: Any) -> float:
 
 
 def gradient_size(graph: Graph, i: int) -> float:
-    """The g of what leaves an operation, all of its outputs together."""
+    """The g of an operation's outputs, taken together."""
     found = [g for g in graph.nodes[i].gradients if g is not None]
     sizes = [size(g) for g in found]
     if not sizes or any(map(math.isnan, sizes)):
@@ -125,17 +125,17 @@ def _entries(node: Node) -> int:
 
 
 def beyond(factor: float, low: float, high: float) -> float:
-    """By how much a factor is above high or below low; 1 between them."""
+    """The excess of a factor above high or below low; 1 between them."""
     return factor / min(max(factor, low), high) if factor > 0 and math.isfinite(factor) else factor
 
 
-# ---------------------------------------------------------------- the steps
+# ---------------------------------------------------------------- segments
 
 
 def _without_means(graph: Graph, trunk: Sequence[int], factors: list[float]) -> list[float]:
-    """The factors of the steps with sums over copies, and means, counted as 1."""
+    """The factors of the segments, with sums over copies, and means, counted as 1."""
     found = list(factors)
-    n = _summed(graph, graph.nodes[trunk[0]])  # entries that were added up, and may yet be divided by their number
+    n = _summed(graph, graph.nodes[trunk[0]])  # entries that were summed and may yet be divided by their number
     for k, factor in enumerate(factors):
         before, node = graph.nodes[trunk[k]], graph.nodes[trunk[k + 1]]
         direct = any(ref.node == before.id for ref in node.inputs)
@@ -156,7 +156,7 @@ def _without_means(graph: Graph, trunk: Sequence[int], factors: list[float]) -> 
 
 
 def _summed(graph: Graph, node: Node) -> float:
-    """How many entries an operation adds up, 1 for those that add none."""
+    """The number of entries that an operation adds up; 1 if it adds none."""
     if node.operation == "reduce_window_sum":
         return float(math.prod(node.params["window_dimensions"]))
     if node.operation not in SUMS:
@@ -165,14 +165,14 @@ def _summed(graph: Graph, node: Node) -> float:
 
 
 def _scales(node: Node) -> bool:
-    """A product with, or a division by, something that the gradient does not pass."""
+    """True for a product with, or a division by, an array without a gradient."""
     return node.operation in ("div", "mul") and sum(part is not None for part in node.passed) == 1
 
 
 def _entering(graph: Graph, node: Node, after: float) -> tuple[Segment, float] | None:
-    """The step into an operation's own input, and g there; None where it is given none.
+    """The segment into an operation's own input, and g there; None if no input has a gradient.
 
-    Of several inputs, such as x and a weight, the one is taken whose scale changes least.
+    Of several inputs, such as x and a weight, the one whose scale changes least is taken.
     """
     found: list[tuple[float, Segment, float]] = []
     for i, (ref, part) in enumerate(zip(node.inputs, node.passed, strict=True)):
@@ -192,11 +192,11 @@ SLIGHT = math.log(30)  # a weight's gradient differs from δ by the size of its 
 
 
 def _copies(graph: Graph, node: Node, i: int) -> float:
-    """How many entries of the output an entry of an input goes into, at most."""
+    """The largest number of output entries that depend on one entry of an input."""
     if node.operation in COPIES:
         return math.inf
     x = int(np.size(graph.at(node.inputs[i])[0])) or 1
-    products = 1.0  # that are added up in an entry of the output
+    products = 1.0  # that are summed in an entry of the output
     if node.operation == "dot_general":
         shape = np.shape(graph.at(node.inputs[0])[0])
         products = math.prod(shape[axis] for axis in node.params["dimension_numbers"][0][0])
@@ -209,13 +209,13 @@ def _copies(graph: Graph, node: Node, i: int) -> float:
 
 
 def _times_nothing(graph: Graph, node: Node, i: int) -> bool:
-    """A factor of zeros that came from outside, such as the first state of a recurrent network."""
+    """True for a product with an array of zeros, such as the initial state of a recurrent network."""
     others = [ref for k, ref in enumerate(node.inputs) if k != i]
     return node.operation in PRODUCTS and any(not np.asarray(graph.at(ref)[0]).any() for ref in others)
 
 
 def _leaving(graph: Graph, tail: Sequence[int], g: float) -> tuple[Segment, float] | None:
-    """The step from the last array of several entries to the output, and g there; None where it is a sum or a mean."""
+    """The segment from the last array of several entries to the output, and g there; None for a sum or a mean."""
     if len(tail) < 2:
         return None
     last = gradient_size(graph, tail[-1])
@@ -226,7 +226,7 @@ def _leaving(graph: Graph, tail: Sequence[int], g: float) -> tuple[Segment, floa
 
 
 def log(factor: float) -> float:
-    """Of a ratio of sizes; from 0 to 0 nothing changes."""
+    """The logarithm of a ratio of sizes; 0/0 counts as no change."""
     return 0.0 if math.isnan(factor) else -math.inf if factor == 0 else math.log(factor)
 
 
@@ -234,13 +234,13 @@ def log(factor: float) -> float:
 
 
 def _trunk(graph: Graph) -> tuple[list[int], int, int]:
-    """The operations on all paths from the one furthest from the output on, and which of them are of one kind.
+    """The operations on all paths from the one furthest from the output, and the range of them to compare.
 
-    What comes from one array alone, such as a weight before its product with x, has a gradient summed over the batch;
-    and behind the last array of several entries there are only means and sums, or a number's own operations.
+    An array that depends on one input alone, such as a weight before its product with x, has a gradient summed over the
+    batch; and after the last array of several entries there are only means and sums, or operations on a number.
     """
     back = _back(graph)
-    reach = [0] * len(graph.nodes)  # operations on the longest way from the output
+    reach = [0] * len(graph.nodes)  # operations on the longest path from the output
     ends = {ref.node for ref, given in zip(graph.outputs, graph.cotangents, strict=True) if given is not None}
     for i in ends:
         if i >= 0:
@@ -259,7 +259,7 @@ def _trunk(graph: Graph) -> tuple[list[int], int, int]:
 
 
 def _back(graph: Graph) -> list[list[int]]:
-    """What each operation passes a gradient to, without what ends before an input, in stop_gradient or floor."""
+    """The sources to which each operation passes a gradient, except dead ends, at a stop_gradient or a floor."""
     back: list[list[int]] = []
     for node in graph.nodes:
         found = [ref.node for ref, part in zip(node.inputs, node.passed, strict=True) if part is not None]
@@ -268,16 +268,16 @@ def _back(graph: Graph) -> list[list[int]]:
 
 
 def _shared(back: list[list[int]], ends: set[int], start: int) -> list[int]:
-    """The operations that every path from start to the outputs goes through: those that no edge passes by."""
+    """The operations on every path from start to the outputs: those that no edge bypasses."""
     reached = [i == start for i in range(len(back))]
-    furthest = [len(back) if i in ends else i for i in range(len(back))]  # that an operation's output goes to
+    furthest = [len(back) if i in ends else i for i in range(len(back))]  # consumer of each operation's output
     for i in range(start, len(back)):
         for source in back[i]:
             if source >= 0 and reached[source]:
                 reached[i] = True
                 furthest[source] = max(furthest[source], i)
     shared, past = [], start
-    for i in range(start, len(back)):  # in the forward order, in which every edge goes on
+    for i in range(start, len(back)):  # in forward order, along which every edge points
         if reached[i]:
             if past <= i:
                 shared.append(i)
@@ -286,7 +286,7 @@ def _shared(back: list[list[int]], ends: set[int], start: int) -> list[int]:
 
 
 def _arrays_into(graph: Graph) -> list[int]:
-    """For each operation the inputs and constants that it depends on, as the bits of a number."""
+    """The inputs and constants that each operation depends on, as the bits of a number."""
     bits: list[int] = []
     for node in graph.nodes:
         of_node = 0

@@ -1,7 +1,7 @@
-"""Which groups of a graph are shown as one item each: the same for the table, for DOT and for the page.
+"""Groups of operations, and the graph in which some of them are folded to one item each.
 
-A group is a run of operations that follow one another inside one scope (a layer, a jitted function, an iteration). Runs
-are contiguous in the forward order, so that a folded graph is again acyclic and keeps that order.
+A group is a run of consecutive operations inside one scope (a layer, a jitted function, an iteration). Runs are
+contiguous in forward order, so a folded graph is again acyclic and keeps that order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Group(NamedTuple):
     """A run of operations inside one scope.
 
     Attributes:
-        key: its path, "residual_0/dense_0"; a scope entered again is "relu#2", "relu#3", … in the forward order.
+        key: its path, "residual_0/dense_0"; a scope entered again is "relu#2", "relu#3", … in forward order.
         path: names of the scopes, outermost first, its own last.
         nodes: the ids of its operations.
     """
@@ -30,15 +30,14 @@ class Group(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What is shown as one: an operation, or a folded group.
+    """An operation, or a folded group.
 
     Attributes:
         key: the group's, or the operation's number as a string.
         group: the group that is folded here; None for an operation.
         path: the open scopes around it, outermost first.
         nodes: the ids of its operations, one for an operation.
-        outputs: the arrays that it gives: all of an operation's; of a group those that leave it, or its last
-            operation's where none does.
+        outputs: an operation's outputs; of a group the arrays that leave it, or its last operation's if none does.
     """
 
     key: str
@@ -49,13 +48,13 @@ class Item(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """That arrays pass from one item, or from a leaf, to another item; there is one edge between two items.
+    """The arrays that pass from an item or a leaf to another item; there is at most one edge between two items.
 
     Attributes:
         source: an index in `Folded.items`; −1 − k for leaf k of the graph.
         target: an index in `Folded.items`.
-        uses: for every array that passes, (the id of the operation that takes it, which of its inputs it is).
-            The array is `graph.nodes[id].inputs[i]`, and what comes back along it is `graph.nodes[id].passed[i]`.
+        uses: for every array, (the id of the operation that takes it, the number of the input). The array is
+            `graph.nodes[id].inputs[i]`, and what is passed back along it is `graph.nodes[id].passed[i]`.
     """
 
     source: int
@@ -64,12 +63,12 @@ class Edge(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What of a graph is visible.
+    """The visible part of a graph.
 
     Attributes:
-        items: in the forward order.
-        edges: between them, by target; those inside a folded group are left out.
-        opened: the groups that are open, outermost first.
+        items: in forward order.
+        edges: between items, by target; without those inside a folded group.
+        opened: the open groups, outermost first.
     """
 
     items: tuple[Item, ...]
@@ -78,7 +77,7 @@ class Folded(NamedTuple):
 
 
 def groups(graph: Graph) -> tuple[Group, ...]:
-    """All groups, each before those inside it, in the forward order."""
+    """All groups in forward order, each before those inside it."""
     found: list[tuple[tuple[str, ...], int]] = []  # path and start
     stops: list[int] = []
     inside: list[int] = []  # the groups around the operation, as indices in found
@@ -103,18 +102,18 @@ def groups(graph: Graph) -> tuple[Group, ...]:
 def fold(graph: Graph, unfold: bool | str | Iterable[str] = (), *, most: int = 0) -> Folded:
     """The visible items of a graph, and the edges between them.
 
-    Groups are opened level by level, from the outermost, as long as there are no more than `most` items; after that
-    those that `unfold` names, with the groups around them. A group of one operation, and one that is all there is,
-    is always open.
+    Groups are opened level by level, from the outermost, as long as there are at most `most` items; then those that
+    `unfold` names, with the groups around them. A group of one operation, and one that contains the whole graph, is
+    always open.
 
     Args:
-        graph: what is shown.
-        unfold: keys of groups, "residual_0" or "residual_0/relu_0#2"; a path without a number opens every group with
-            that path. True opens all.
-        most: how many items there may be when a level is opened.
+        graph: the graph.
+        unfold: keys of groups, "residual_0" or "residual_0/relu_0#2"; a path without a number opens all groups with
+            that path. True opens all groups.
+        most: the largest number of items up to which levels are opened.
 
     Raises:
-        ValueError: if there is no group of that name; it names those that there are.
+        ValueError: if there is no group of that name; the message lists the existing ones.
     """
     everything = groups(graph)
     wanted = _wanted(graph, everything, unfold)
@@ -128,10 +127,10 @@ def fold(graph: Graph, unfold: bool | str | Iterable[str] = (), *, most: int = 0
 
 
 def _wanted(graph: Graph, everything: tuple[Group, ...], unfold: bool | str | Iterable[str]) -> set[int] | None:
-    """The groups that are to be opened and those around them, as indices; None for everything."""
+    """The indices of the groups to open and of those around them; None for all."""
     if isinstance(unfold, bool):
         return None if unfold else set()
-    named: dict[str, list[tuple[int, ...]]] = {}  # each group of that key or path, with those around it
+    named: dict[str, list[tuple[int, ...]]] = {}  # the groups of each key or path, with those around them
     inside: list[int] = []
     for k, group in enumerate(everything):
         inside[len(group.path) - 1 :] = [k]
@@ -148,7 +147,7 @@ def _wanted(graph: Graph, everything: tuple[Group, ...], unfold: bool | str | It
 
 
 def _shared(graph: Graph) -> list[int]:
-    """For each operation how many scopes it shares with the one before it; 0 for the first."""
+    """For each operation the number of scopes shared with the previous one; 0 for the first."""
     shared: list[int] = []
     before: tuple[str, ...] = ()
     for node in graph.nodes:
@@ -161,11 +160,11 @@ def _shared(graph: Graph) -> list[int]:
 
 
 def _level(graph: Graph, most: int) -> int:
-    """How many levels of groups are opened."""
+    """The number of levels of groups that are opened."""
     shared = _shared(graph)
     deepest = max((len(node.group) for node in graph.nodes), default=0)
     counts = Counter(shared)
-    items = [sum(counts[s] for s in range(level + 1)) for level in range(deepest + 1)]  # with so many levels open
+    items = [sum(counts[s] for s in range(level + 1)) for level in range(deepest + 1)]  # with that many levels open
     level = max((level for level, count in enumerate(items) if count <= most), default=0)
     while level < deepest and items[level] == 1:
         level += 1
@@ -174,7 +173,7 @@ def _level(graph: Graph, most: int) -> int:
 
 def _folded(graph: Graph, everything: tuple[Group, ...], opened: list[Group]) -> Folded:
     keys = {group.key for group in opened}
-    closed: dict[int, Group] = {}  # the outermost folded group that begins at an operation
+    closed: dict[int, Group] = {}  # the outermost folded group that begins at each operation
     for group in everything:
         if group.key not in keys:
             closed.setdefault(group.nodes.start, group)
@@ -203,6 +202,6 @@ def _folded(graph: Graph, everything: tuple[Group, ...], opened: list[Group]) ->
             left = dict.fromkeys(Ref(last.id, k) for k in range(len(last.values)))
         path = folded.path[:-1] if folded else last.group
         items.append(Item(folded.key if folded else str(last.id), folded, path, nodes, tuple(left)))
-    visible = [spans[place[group.nodes.start]][0] for group in opened]  # what is folded at their first operation
+    visible = [spans[place[group.nodes.start]][0] for group in opened]  # the folded group at their first operation
     shown = [g for g, first in zip(opened, visible, strict=True) if first is None or len(first.path) > len(g.path)]
     return Folded(tuple(items), tuple(Edge(s, t, tuple(uses)) for (s, t), uses in edges.items()), tuple(shown))

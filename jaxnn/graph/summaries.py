@@ -1,4 +1,4 @@
-"""What a reader is told of an array: a number as itself, several by shape, range, norm and what is not finite."""
+"""Summaries of arrays: a single number as it is, several by shape, range, norm and the count of non-finite entries."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DIGITS = 7  # of a number from 1 on, at most: float32 has no more
-DECIMALS = 4  # at most, from 1 on; below 1 as many significant digits
-SMALLEST, LARGEST = 1e-4, 1e7  # outside, powers of ten
+DIGITS = 7  # at most, of a number from 1 on: float32 has no more
+DECIMALS = 4  # at most, from 1 on; below 1, significant digits
+SMALLEST, LARGEST = 1e-4, 1e7  # outside, scientific notation
 
 
 class Summary(NamedTuple):
@@ -20,13 +20,13 @@ class Summary(NamedTuple):
     Attributes:
         shape: of the array.
         dtype: its name, "float32".
-        number: the number itself where there is one alone, of shape (); else None.
-        low: the least of the finite entries; NaN where there is none.
-        high: the greatest of them.
-        norm: √Σx² over them.
-        nans: how many entries are NaN.
-        infinite: how many are infinite.
-        known: whether there are numbers to look at: False for random keys, for float0 and under a transformation.
+        number: the number itself for shape (); else None.
+        low: the smallest finite entry; NaN if there is none.
+        high: the largest finite entry.
+        norm: √Σx² of the finite entries.
+        nans: the number of NaNs.
+        infinite: the number of infinite entries.
+        known: whether there are numbers to summarise: False for random keys, for float0 and under a transformation.
     """
 
     shape: tuple[int, ...]
@@ -41,17 +41,17 @@ class Summary(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many entries it has."""
+        """The number of entries."""
         return math.prod(self.shape)
 
     @property
     def nonfinite(self) -> int:
-        """How many entries are NaN or infinite."""
+        """The number of entries that are NaN or infinite."""
         return self.nans + self.infinite
 
 
 def summary(value: Any) -> Summary:
-    """An array of any dtype in a few numbers; for complex ones low and high are of |z|.
+    """The summary of an array of any dtype; for a complex one low and high are those of |z|.
 
     >>> s = summary(np.array([[3.0, -4.0], [np.nan, 0.0]]))
     >>> s.shape, s.dtype, s.number, s.low, s.high, s.norm, s.nonfinite
@@ -64,7 +64,7 @@ def summary(value: Any) -> Summary:
     if entries is None:
         return Summary(shape, "float0" if "float0" in dtype else dtype, known=False)
     number = np.asarray(value).item() if shape == () else None
-    if not np.issubdtype(entries.dtype, np.inexact):  # integers and booleans: exact, and always finite
+    if not np.issubdtype(entries.dtype, np.inexact):  # integers and booleans are always finite
         low, high = (float(entries.min()), float(entries.max())) if entries.size else (math.nan, math.nan)
         return Summary(shape, dtype, number, low, high, _norm(entries.astype(np.float64)))
     finite = entries[np.isfinite(entries)]
@@ -75,7 +75,7 @@ def summary(value: Any) -> Summary:
 
 
 def histogram(value: Any, bins: int) -> list[int]:
-    """How many of the finite entries lie in each of so many equal parts of their range; [] where there is no range.
+    """The number of finite entries in each of `bins` equal parts of their range; [] for an empty range.
 
     >>> histogram(np.array([0.0, 0.1, 0.9, 1.0, np.inf]), 2)
     [2, 2]
@@ -87,7 +87,7 @@ def histogram(value: Any, bins: int) -> list[int]:
     finite = sizes[np.isfinite(sizes)]
     if finite.size == 0:
         return []
-    low, high = finite.min() / 2, finite.max() / 2  # halved: the range of the whole may overflow
+    low, high = finite.min() / 2, finite.max() / 2  # halved: the full range may overflow
     if low == high:
         return []
     place = np.clip((finite / 2 - low) / (high - low) * bins, 0, bins - 1).astype(np.int64)
@@ -126,18 +126,18 @@ def _plain(value: Any) -> bool:
 
 
 def _entries(value: Any) -> Any:
-    """The entries flat, in a precision that NumPy computes in; None where there is nothing to look at."""
+    """The flattened entries, in a precision that NumPy computes in; None if there are no numbers."""
     if isinstance(value, jax.core.Tracer):
         return None
     if not _plain(value) and (value.dtype == jax.dtypes.float0 or jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
         return None
     array = np.asarray(value).ravel()
     if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 8:
-        return array.astype(np.float64)  # float16 overflows in its own norm, and bfloat16 has no NumPy ufuncs
+        return array.astype(np.float64)  # norms in float16 overflow, and bfloat16 has no NumPy ufuncs
     return array
 
 
 def _norm(sizes: Any) -> float:
-    """√Σx² without overflow on the way."""
+    """√Σx² without intermediate overflow."""
     largest = float(np.abs(sizes).max()) if sizes.size else 0.0
     return largest * float(np.sqrt(np.square(sizes / largest).sum())) if largest else 0.0

@@ -1,4 +1,4 @@
-"""`trace` and `grad`: any JAX function as a graph of operations, with value and gradient at each."""
+"""`trace` and `grad`: any JAX function as a graph of operations, with the value and the gradient at each."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def trace(
     """The computational graph of f at a point: every operation with its value, its gradient and its local rule.
 
     Args:
-        f: a pure function of pytrees of arrays. Complex numbers may occur on the way, and JAX's rules serve for them.
-        cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
-        unroll: whether loops and branches become the operations that ran, iteration by iteration.
-        backward: whether to derive gradients too.
+        f: a pure function of pytrees of arrays. Intermediate values may be complex; JAX's own rules are used for these.
+        cotangent: the gradient at the output, like f's output; by default 1, if f returns a single number.
+        unroll: whether to record loops and branches as the operations that ran, iteration by iteration.
+        backward: whether to compute gradients too.
 
     Returns:
-        A function of f's arguments that gives a graph: `.value` like `f(*args)`, `.gradients` a tuple like args,
-        `.nodes` in the order of evaluation, `.leaves` with the inputs among them.
+        A function of f's arguments that returns a graph: `.value` like `f(*args)`, `.gradients` a tuple like args,
+        `.nodes` in the order of evaluation, and `.leaves`, which include the inputs.
 
     Raises:
-        TypeError: if an argument is no array, or none holds floats.
-        ValueError: if f gives more than one number and no cotangent is given, is not pure, or an operation has no
-            reverse rule.
+        TypeError: if an argument is not an array, or none contains floats.
+        ValueError: if f returns more than one number and no cotangent is given, if f is not pure, or if an operation
+            has no reverse rule.
 
     Source: Linnainmaa (1970); Griewank & Walther (2008), ch. 3.
 
@@ -54,14 +54,14 @@ def _graph(
     backward: bool = True,
     argnums: Sequence[int] | None = None,
 ) -> Graph:
-    """What `trace` gives; differentiated by the arguments of those numbers, or by all."""
+    """The graph that `trace` returns, differentiated with respect to the arguments `argnums`, or all."""
     arrays = _arrays(f, args)
     closed, out = _jaxpr(f, arrays)
     leaves, tree = jax.tree.flatten(arrays)
     outs, out_tree = jax.tree.flatten(out)
     given = _cotangents(f, outs, out_tree, cotangent) if backward else None
     if backward and not any(map(is_float, leaves)):
-        raise TypeError(f"graph: {name_of(f)} is given no floats: there is nothing to differentiate by")
+        raise TypeError(f"graph: {name_of(f)} has no float inputs: there is nothing to differentiate with respect to")
     wanted = [argnums is None or i in argnums for i, arg in enumerate(arrays) for _ in jax.tree.leaves(arg)]
     graph = recorded(name_of(f), closed, leaves, _names(f, arrays), given, unroll=unroll, wanted=wanted)
     value = jax.tree.unflatten(out_tree, graph.value)
@@ -72,11 +72,11 @@ def _graph(
 
 
 def grad(f: Callable[..., Tree], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
-    """The gradient of f by the reverse pass of its graph, as `jax.grad` gives it.
+    """The gradient of f by the reverse pass of its graph, equal to that of `jax.grad`.
 
     Args:
-        f: a function that gives one number.
-        argnums: which arguments to differentiate by; a sequence gives a tuple.
+        f: a function that returns one number.
+        argnums: the arguments to differentiate with respect to; a sequence returns a tuple.
 
     Raises:
         TypeError, ValueError: as `trace`.
@@ -102,7 +102,7 @@ def _arrays(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, ...]:
             return jnp.asarray(leaf)
         except (TypeError, ValueError):
             where = f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
-            raise TypeError(f"graph: {where} is no array but {leaf!r}: close over it in a lambda") from None
+            raise TypeError(f"graph: {where} is not an array but {leaf!r}: close over it in a lambda") from None
 
     return tuple(jax.tree_util.tree_map_with_path(array, args))
 
@@ -113,39 +113,39 @@ def _names(f: Callable[..., Tree], args: tuple[Tree, ...]) -> list[str]:
     return [f"{names[path[0].idx]}{jax.tree_util.keystr(path[1:])}" for path in paths]
 
 
-CONCRETE = (  # what JAX raises where a function looks at the numbers themselves, and the way out of it
-    (jax.errors.TracerBoolConversionError, "f decides by the value of an array: use jnp.where or jax.lax.cond"),
-    (jax.errors.TracerArrayConversionError, "f hands an array to NumPy: use jax.numpy"),
+CONCRETE = (  # errors of JAX about functions that need concrete values, with advice
+    (jax.errors.TracerBoolConversionError, "f branches on the value of an array: use jnp.where or jax.lax.cond"),
+    (jax.errors.TracerArrayConversionError, "f passes an array to NumPy: use jax.numpy"),
     (jax.errors.TracerIntegerConversionError, "f uses an array as a Python index: use jnp.take, or a static number"),
-    (jax.errors.ConcretizationTypeError, "f makes a Python number of an array: use jax.numpy"),
+    (jax.errors.ConcretizationTypeError, "f converts an array to a Python number: use jax.numpy"),
 )
 
 
 def _jaxpr(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
-    """The jaxpr of f and its output's form.
+    """The jaxpr of f and the structure of its output.
 
     Raises:
-        ValueError: if f is no pure function: traced twice, it gives two programs.
+        ValueError: if f is not pure: traced twice, it yields different programs.
     """
     first, second = (_traced(f, args) for _ in range(2))
     differs = first_difference(first[0], second[0])
     if differs is not None:
         raise ValueError(
-            f"graph: {name_of(f)} is not pure: called twice with the same arguments, it is two different programs, "
-            f"first at {differs}; draw random numbers from a key and count in an argument, not in Python"
+            f"graph: {name_of(f)} is not pure: traced twice with the same arguments, it yields different programs, "
+            f"first at {differs}; draw random numbers from a key, and keep counters in arguments, not in Python"
         )
     return second
 
 
 def _traced(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
-    def again(*args: Tree) -> Tree:  # JAX would not call f a second time
+    def again(*args: Tree) -> Tree:  # JAX caches by function: f itself would not be called again
         return f(*args)
 
     try:
         traced: tuple[Any, Tree] = jax.make_jaxpr(again, return_shape=True)(*args)
     except tuple(kind for kind, _ in CONCRETE) as error:
         advice = next(advice for kind, advice in CONCRETE if isinstance(error, kind))
-        error.add_note(f"graph: {advice}, or close over what is fixed")
+        error.add_note(f"graph: {advice}, or close over fixed values")
         raise
     return traced
 
@@ -159,10 +159,12 @@ def _cotangents(f: Callable[..., Tree], outs: list[Any], tree: Any, cotangent: T
             raise ValueError(f"graph: cotangent must be like the output of {name_of(f)}, {_shapes(outs)}")
         return [jnp.asarray(g, out.dtype) if is_float(out) else None for g, out in zip(given, outs, strict=True)]
     if not floats:
-        raise TypeError(f"graph: {name_of(f)} gives no floats, but {_shapes(outs)}: backward=False traces values alone")
+        raise TypeError(
+            f"graph: {name_of(f)} returns no floats but {_shapes(outs)}; backward=False traces values"
+        )
     if len(floats) > 1 or floats[0].shape:
         raise ValueError(
-            f"graph: {name_of(f)} gives {_shapes(outs)} and no single number: give cotangent=…, like that output, "
+            f"graph: {name_of(f)} returns {_shapes(outs)}, not a single number; give cotangent=…, like that output, "
             "or backward=False"
         )
     return [jnp.ones((), out.dtype) if is_float(out) else None for out in outs]
@@ -173,7 +175,7 @@ def _shapes(outs: list[Any]) -> str:
 
 
 def _whole(leaf: Any, gradient: Any) -> Any:
-    """The gradient of an input; zeros where nothing came back, None where there is none."""
+    """The gradient of an input: zeros if nothing was passed to it, None if it has none."""
     if not is_float(leaf):
         return None
     return jnp.zeros_like(leaf) if gradient is None else gradient

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxnn.checks import seen, whole_number
-from jaxnn.graph.html.subgraphs import Level, levels
+from jaxnn.graph.html.subgraphs import Subgraph, subgraphs
 from jaxnn.graph.nodes import Graph, Leaf, Node, Ref, check_graph
 from jaxnn.graph.summaries import histogram, number, summary
 from jaxnn.jaxprs import is_program, with_constants
@@ -87,7 +87,7 @@ def page(graph: Graph, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page:
     Args:
         graph: what `graph.trace(f)(*args)` gives.
         title: of the page; by default the function's name.
-        most: groups are opened at first, level by level, while no more than so many items are to be seen.
+        most: groups are opened at first, subgraph by subgraph, while no more than so many items are to be seen.
 
     >>> from jaxnn import graph
     >>> shown = graph.page(graph.trace(lambda x, y: x * (x + y))(2.0, 1.0), title="x (x + y)")
@@ -99,7 +99,7 @@ def page(graph: Graph, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page:
     if not isinstance(title, str):
         raise TypeError(f"graph.page: title must be a string, got {seen(title)}")
     title = title or graph.name
-    tree = levels(graph)
+    tree = subgraphs(graph)
     room = sum(map(len, (graph.nodes, graph.leaves)))
     data = _data(graph, tree, title, most, room)
     while len(data) > LARGEST and room > 0:
@@ -119,10 +119,10 @@ def _file(name: str) -> str:
     return resources.files("jaxnn.graph.html").joinpath(name).read_text(encoding="utf-8")
 
 
-def _data(graph: Graph, tree: tuple[Level, ...], title: str, most: int, room: int) -> str:
+def _data(graph: Graph, tree: tuple[Subgraph, ...], title: str, most: int, room: int) -> str:
     """JSON that no name in it can end: a script element ends at </script>, and at nothing else."""
     writer = _Writer()
-    writer.graph(graph, tree, _sealed(graph, tree, room), title, most)
+    writer.graph(graph, tree, _omitted(graph, tree, room), title, most)
     data = {"graphs": writer.graphs, "strings": list(writer.strings)}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -162,15 +162,15 @@ class _Writer:
         return [kind, s.size, number(s.low), number(s.high), number(s.norm), s.nonfinite, drawn]
 
     def graph(
-        self, graph: Graph, tree: tuple[Level, ...], sealed: list[bool], title: str, most: int, depth: int = 0
+        self, graph: Graph, tree: tuple[Subgraph, ...], omitted: list[bool], title: str, most: int, depth: int = 0
     ) -> int:
         """Writes a graph and those inside its operations; its number."""
         at = len(self.graphs)
         self.graphs.append({})
-        written = {item for level, shut in zip(tree, sealed, strict=True) if not shut for item in level.items}
-        for level, shut in zip(tree, sealed, strict=True):
-            if shut:  # what leaves it is shown on its card
-                written.update(ref.node for ref in level.exits)
+        written = {item for subgraph, omit in zip(tree, omitted, strict=True) if not omit for item in subgraph.items}
+        for subgraph, omit in zip(tree, omitted, strict=True):
+            if omit:  # what leaves it is shown on its card
+                written.update(ref.node for ref in subgraph.exits)
         written.update(ref.node for ref in graph.outputs)
         self.graphs[at] = {
             "name": title,
@@ -181,8 +181,8 @@ class _Writer:
             "nodes": [self.node(node, depth) if node.id in written else None for node in graph.nodes],
             "outputs": [[*ref] for ref in graph.outputs],
             "seeds": [self.brief(cotangent) for cotangent in graph.cotangents],
-            "levels": [self.level(graph, tree, sealed, g) for g in range(len(tree))],
-            "opened": _opened(tree, sealed, len(graph.nodes), most),
+            "subgraphs": [self.subgraph(graph, tree, omitted, g) for g in range(len(tree))],
+            "opened": _opened(tree, omitted, len(graph.nodes), most),
         }  # fmt: skip
         return at
 
@@ -204,7 +204,7 @@ class _Writer:
 
     def whole(self, graph: Graph, depth: int) -> int:
         """Writes a graph inside an operation."""
-        tree = levels(graph)
+        tree = subgraphs(graph)
         return self.graph(graph, tree, [False] * len(tree), graph.name, OPEN_AT_FIRST, depth)
 
     def inside(self, node: Node, depth: int) -> Iterator[Graph]:
@@ -219,20 +219,26 @@ class _Writer:
             self.room -= len(graph.nodes)
             yield graph
 
-    def level(self, graph: Graph, tree: tuple[Level, ...], sealed: list[bool], g: int) -> list[Any]:
-        level, n = tree[g], len(graph.nodes)
-        head = [level.name, level.parent, level.nodes.start, level.nodes.stop - 1, [[*ref] for ref in level.exits]]
-        if sealed[g]:
+    def subgraph(self, graph: Graph, tree: tuple[Subgraph, ...], omitted: list[bool], g: int) -> list[Any]:
+        subgraph, n = tree[g], len(graph.nodes)
+        head = [
+            subgraph.name,
+            subgraph.parent,
+            subgraph.nodes.start,
+            subgraph.nodes.stop - 1,
+            [[*ref] for ref in subgraph.exits],
+        ]
+        if omitted[g]:
             return head
         links = []
-        for link in level.links:
+        for link in subgraph.links:
             total = None
-            if link.slot < 0 and link.target < len(level.items):
-                inner = level.items[link.target] - n
-                total = self.brief(_total(graph, tree[inner].nodes, link.ref, sealed[inner]))
+            if link.slot < 0 and link.target < len(subgraph.items):
+                inner = subgraph.items[link.target] - n
+                total = self.brief(_total(graph, tree[inner].nodes, link.ref, omitted[inner]))
             links.append([link.source, link.target, [*link.ref], link.slot, total])
-        entries = [[*ref] for ref in level.entries]
-        return [*head, level.items, entries, links, level.layout.rows, level.layout.bends]
+        entries = [[*ref] for ref in subgraph.entries]
+        return [*head, subgraph.items, entries, links, subgraph.layout.rows, subgraph.layout.bends]
 
 
 def _total(graph: Graph, nodes: range, ref: Ref, needed: bool) -> Any:
@@ -251,34 +257,34 @@ def _total(graph: Graph, nodes: range, ref: Ref, needed: bool) -> Any:
     return total
 
 
-def _sealed(graph: Graph, tree: tuple[Level, ...], room: int) -> list[bool]:
+def _omitted(graph: Graph, tree: tuple[Subgraph, ...], room: int) -> list[bool]:
     """Which groups are not written, so that no more than `room` operations and leaves are."""
     n = len(graph.nodes)
-    own = [sum(item < n for item in level.items) for level in tree]  # operations and leaves, without inner groups
-    sealed = [False] * len(tree)
+    own = [sum(item < n for item in subgraph.items) for subgraph in tree]  # operations and leaves, without inner groups
+    omitted = [False] * len(tree)
     if sum(own) <= room:
-        return sealed
+        return omitted
 
     def bad(g: int) -> bool:
         arrays = (array for i in tree[g].nodes for array in (*graph.nodes[i].values, *graph.nodes[i].gradients))
         return any(array is not None and summary(array).nonfinite for array in arrays)
 
     for g in sorted(range(len(tree)), key=lambda g: (g != 0, not bad(g), g)):
-        sealed[g] = own[g] > room
-        room -= 0 if sealed[g] else own[g]
-    for g, level in enumerate(tree):
-        sealed[g] = sealed[g] or (g > 0 and sealed[level.parent])
-    return sealed
+        omitted[g] = own[g] > room
+        room -= 0 if omitted[g] else own[g]
+    for g, subgraph in enumerate(tree):
+        omitted[g] = omitted[g] or (g > 0 and omitted[subgraph.parent])
+    return omitted
 
 
-def _opened(tree: tuple[Level, ...], sealed: list[bool], n: int, most: int) -> list[int]:
-    """The groups that are open at first: whole levels while no more than `most` items are to be seen."""
+def _opened(tree: tuple[Subgraph, ...], omitted: list[bool], n: int, most: int) -> list[int]:
+    """The groups that are open at first: whole subgraphs while no more than `most` items are to be seen."""
     opened, ring = [0], [0]
     seen = sum(item >= 0 for item in tree[0].items)
     while True:
         ring = [item - n for g in ring for item in tree[g].items if item >= n]
         seen += sum(sum(item >= 0 for item in tree[g].items) - 1 for g in ring)
-        if not ring or seen > most or any(sealed[g] for g in ring):
+        if not ring or seen > most or any(omitted[g] for g in ring):
             return opened
         opened += ring
 

@@ -1,8 +1,8 @@
-"""A layered drawing of a directed acyclic graph: every edge points down, few cross, and none runs through a node.
+"""A layered order of a directed acyclic graph: every edge points down, few cross, and none runs through a node.
 
-Three steps (Sugiyama, Tagawa & Toda 1981): a layer for each node; an order within each layer, with bend points where
-an edge passes through; then coordinates, by a least-squares fit. The order comes from a few barycentre sweeps, or from
-igraph where that is installed and finds one in which fewer edges cross.
+Two steps (Sugiyama, Tagawa & Toda 1981): a layer for each node, and an order within each layer, with bend points where
+an edge passes through. The order comes from a few barycentre sweeps, or from igraph if it is installed and finds an
+order with fewer crossings. The third step, coordinates, is the page's own: it knows how wide text is.
 """
 
 from __future__ import annotations
@@ -12,46 +12,34 @@ import itertools
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-GAP = 0.25  # between neighbours in a layer, where a node is 1 wide
-BEND = 0.1  # the width that is kept free for a passing edge
-SWEEPS = 8  # down and up again; most graphs are settled after three or four
-STIFF = 8.0  # how much more a long edge wants to be straight than a node wants to stand below its inputs
-MOST_BENDS = 20_000  # above, the longest edges run straight
-MOST_FOR_IGRAPH = 3_000  # nodes and bend points: its sweeps take seconds above
+SWEEPS = 8  # down and up alternately; most graphs settle after three or four
+MOST_BENDS = 20_000  # beyond these, the longest edges run straight
+MOST_FOR_IGRAPH = 3_000  # nodes and bend points: with more its sweeps take seconds
 
 Rows = list[list[int]]
 Edge = tuple[int, int]
 
 
 class Layout(NamedTuple):
-    """Where nodes and edges are drawn. Points are the nodes, then the bend points.
+    """The order in which nodes and edges are drawn. Points are the nodes, then the bend points.
 
     Attributes:
-        x: of each point, its centre.
         layer: of each point; layer 0 is at the top.
-        bends: for each edge the points that it passes between its nodes, one a layer; () also for the longest edges of
-            a graph that would have more than MOST_BENDS of them. Edges of one source share them while they run
-            together.
+        rows: the points of each layer from left to right.
+        bends: for each edge the points that it passes between its nodes, one per layer; also () for the longest edges
+            of a graph that would have more than MOST_BENDS of them. Edges from one source share bend points as long as
+            they run together.
     """
 
-    x: tuple[float, ...]
     layer: tuple[int, ...]
+    rows: Rows
     bends: tuple[tuple[int, ...], ...]
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """The points of each layer from left to right."""
-        rows: Rows = [[] for _ in range(max(self.layer, default=-1) + 1)]
-        for point in sorted(range(len(self.x)), key=self.x.__getitem__):
-            rows[self.layer[point]].append(point)
-        return rows
 
 
 def layout(
     count: int,
     edges: Sequence[Edge],
     *,
-    widths: Sequence[float] = (),
     sources: Sequence[Hashable] = (),
     top: Sequence[int] = (),
     bottom: Sequence[int] = (),
@@ -60,23 +48,22 @@ def layout(
     """Nodes 0 … count − 1 and edges (from, to) in layers.
 
     Args:
-        count: how many nodes.
-        edges: from above to below; several between the same nodes are allowed.
-        widths: of each node; 1 by default.
-        sources: for each edge what it carries: edges that carry the same from one node share their bend points. By
-            default that is the node.
-        top: nodes that stand alone in the first layer.
-        bottom: nodes that stand alone in the last.
-        engine: whose order, "igraph" or "plain"; by default the one in which fewer edges cross, where igraph is
-            installed and the graph has no more than MOST_FOR_IGRAPH points.
+        count: the number of nodes.
+        edges: from above to below; several between the same two nodes are allowed.
+        sources: for each edge what it carries: edges that carry the same array from one node share their bend points.
+            By default, all edges of a node do.
+        top: nodes that are alone in the first layer.
+        bottom: nodes that are alone in the last layer.
+        engine: "igraph" or "plain"; by default whichever order has fewer crossings, if igraph is installed and the
+            graph has at most MOST_FOR_IGRAPH points.
 
     Raises:
-        ValueError: if the edges run in a circle, or engine is another.
+        ValueError: if the edges contain a cycle, or engine is another.
 
-    Source: Sugiyama, Tagawa & Toda (1981); layers: Eades & Sugiyama (1990); the fit: Ayer et al. (1955).
+    Source: Sugiyama, Tagawa & Toda (1981); layers: Eades & Sugiyama (1990).
 
     >>> drawn = layout(4, [(0, 1), (1, 2), (0, 2), (3, 2)])
-    >>> drawn.layer[:4], drawn.bends  # node 3 has moved down to the node that it goes into
+    >>> drawn.layer[:4], drawn.bends  # node 3 is just above its only successor
     ((0, 1, 2, 1), ((), (), (4,), ()))
     """
     if engine not in ("", "igraph", "plain"):
@@ -89,16 +76,14 @@ def layout(
         found.append(_swept(layer, above, below))
     if engine == "igraph" or (not engine and len(layer) <= MOST_FOR_IGRAPH and importlib.util.find_spec("igraph")):
         found.append(_by_igraph(layer, above))
-    rows = min(found, key=lambda rows: crossings(rows, below))
-    x = _fit(rows, [*(widths or [1.0] * count), *[BEND] * (len(layer) - count)], above, below, count)
-    return Layout(tuple(x), tuple(layer), tuple(bends))
+    return Layout(tuple(layer), min(found, key=lambda rows: crossings(rows, below)), tuple(bends))
 
 
 def layers(count: int, edges: Sequence[Edge], top: Sequence[int] = (), bottom: Sequence[int] = ()) -> list[int]:
-    """A layer for each node, by the longest path to it; nodes without inputs stand just above where they are used.
+    """A layer for each node, by the longest path to it; nodes without inputs are just above their first use.
 
     Raises:
-        ValueError: if the edges run in a circle.
+        ValueError: if the edges contain a cycle.
     """
     below: list[list[int]] = [[] for _ in range(count)]
     waiting = [0] * count
@@ -116,7 +101,7 @@ def layers(count: int, edges: Sequence[Edge], top: Sequence[int] = (), bottom: S
             if waiting[v] == 0:
                 order.append(v)
     if len(order) < count:
-        raise ValueError("graph.layout: the edges run in a circle")
+        raise ValueError("graph.layout: the edges contain a cycle")
     for u in set(first) - set(top):
         layer[u] = min((layer[v] for v in below[u]), default=layer[u] + 1) - 1
     if bottom:
@@ -130,7 +115,7 @@ def layers(count: int, edges: Sequence[Edge], top: Sequence[int] = (), bottom: S
 
 
 def _bent(layer: list[int], edges: Sequence[Edge], sources: Sequence[Hashable]) -> tuple[list[tuple[int, ...]], Rows]:
-    """The bends of each edge, and the links from layer to layer: above[p], the points that p hangs from.
+    """The bends of each edge, and above[p], the neighbours of point p in the layer above.
 
     Appends the bends' layers to `layer`.
     """
@@ -169,7 +154,15 @@ def _by_igraph(layer: list[int], above: Rows) -> Rows:
 
     drawn = igraph.Graph(n=len(layer), edges=[(u, v) for v, us in enumerate(above) for u in us], directed=True)
     x = [point[0] for point in drawn.layout_sugiyama(layers=layer).coords]
-    return Layout(tuple(x), tuple(layer), ()).rows
+    return _rows(layer, sorted(range(len(layer)), key=x.__getitem__))
+
+
+def _rows(layer: Sequence[int], points: Sequence[int]) -> Rows:
+    """The points of each layer, in the order in which they are given."""
+    rows: Rows = [[] for _ in range(max(layer, default=-1) + 1)]
+    for point in points:
+        rows[layer[point]].append(point)
+    return rows
 
 
 def _below(above: Rows) -> Rows:
@@ -181,10 +174,8 @@ def _below(above: Rows) -> Rows:
 
 
 def _swept(layer: list[int], above: Rows, below: Rows) -> Rows:
-    """Barycentre sweeps, the best of what they pass through."""
-    rows: Rows = [[] for _ in range(max(layer, default=-1) + 1)]
-    for point in range(len(layer)):
-        rows[layer[point]].append(point)
+    """The best order met in a few barycentre sweeps."""
+    rows = _rows(layer, range(len(layer)))
     best, fewest = [list(row) for row in rows], crossings(rows, below)
     for sweep in range(SWEEPS):
         if fewest == 0:
@@ -193,14 +184,14 @@ def _swept(layer: list[int], above: Rows, below: Rows) -> Rows:
         others = above if down else below
         for row in rows if down else reversed(rows):
             _sort(row, rows, layer, others, -1 if down else 1)
-        met = crossings(rows, below)
-        if met < fewest:
-            best, fewest = [list(row) for row in rows], met
+        crossed = crossings(rows, below)
+        if crossed < fewest:
+            best, fewest = [list(row) for row in rows], crossed
     return best
 
 
 def _sort(row: list[int], rows: Rows, layer: list[int], others: Rows, step: int) -> None:
-    """Sorts a layer by the mean place of what its points hang from; points without any keep their place."""
+    """Sorts a layer by the mean place of its points' neighbours; points without any keep their place."""
     if not row or not 0 <= layer[row[0]] + step < len(rows):
         return
     near = rows[layer[row[0]] + step]
@@ -215,7 +206,7 @@ def _sort(row: list[int], rows: Rows, layer: list[int], others: Rows, step: int)
 
 
 def crossings(rows: Rows, below: Rows) -> int:
-    """How many pairs of links cross: inversions, counted in a Fenwick tree (Barth, Jünger & Mutzel 2002)."""
+    """The number of crossings: inversions, counted with a Fenwick tree (Barth, Jünger & Mutzel 2002)."""
     total = 0
     for upper, lower in itertools.pairwise(rows):
         place = {point: i for i, point in enumerate(lower)}
@@ -234,49 +225,3 @@ def crossings(rows: Rows, below: Rows) -> int:
                     tree[i] += 1
                     i += i & -i
     return total
-
-
-# ---------------------------------------------------------------- coordinates
-
-
-def _fit(rows: Rows, size: list[float], above: Rows, below: Rows, count: int) -> list[float]:
-    """Coordinates that bring every point near the mean of its neighbours, the order and the gaps kept."""
-    x = [0.0] * len(size)
-    for row in rows:
-        _apart(row, x, [0.0] * len(row), [1.0] * len(row), size)
-    for sweep in range(2 * SWEEPS):
-        down = sweep % 2 == 0
-        for row in rows if down else reversed(rows):
-            wanted, weights = [], []
-            for p in row:
-                near = above[p] if down else below[p]  # first from one side, to untangle; then from both, to settle
-                if sweep >= SWEEPS or not near:
-                    near = above[p] + below[p]
-                pulls = [(1.0 if min(p, q) < count else STIFF, x[q]) for q in near] or [(1.0, x[p])]
-                weights.append(sum(w for w, _ in pulls))
-                wanted.append(sum(w * at for w, at in pulls) / weights[-1])
-            _apart(row, x, wanted, weights, size)
-    return x
-
-
-def _apart(row: list[int], x: list[float], wanted: list[float], weights: list[float], size: list[float]) -> None:
-    """Sets x[row] to the least-squares nearest to `wanted` at which no two of the row overlap.
-
-    Σ w (x − wanted)² under x[i + 1] − x[i] ≥ gap is isotonic regression after the gaps are taken off; the pooled
-    blocks are its exact solution (Ayer et al. 1955).
-    """
-    offset = 0.0
-    blocks: list[tuple[float, float, int]] = []  # weight, mean, how many
-    offsets = []
-    for i, p in enumerate(row):
-        offset += (size[row[i - 1]] + size[p]) / 2 + GAP if i else 0.0
-        offsets.append(offset)
-        weight, mean, many = weights[i], wanted[i] - offset, 1
-        while blocks and blocks[-1][1] >= mean:
-            w, m, n = blocks.pop()
-            mean = (w * m + weight * mean) / (w + weight)
-            weight, many = w + weight, n + many
-        blocks.append((weight, mean, many))
-    means = [mean for _, mean, many in blocks for _ in range(many)]
-    for p, mean, offset in zip(row, means, offsets, strict=True):
-        x[p] = mean + offset

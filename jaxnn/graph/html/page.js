@@ -112,14 +112,14 @@ function statusText(now) {
   if (state.phase === "forward") {
     if (now === null) return `Forward, start: what ${graph} is given.`;
     const head = `Forward, ${step()} of ${items.length}: ${nameOf(now)}`;
-    if (isGroup(now)) return `${head}, ${levelOf(now).last - levelOf(now).first + 1} operations in one.`;
+    if (isGroup(now)) return `${head}, ${subgraphOf(now).last - subgraphOf(now).first + 1} operations in one.`;
     const node = G.nodes[now], value = node.values[0];
     const from = node.inputs.map(ref => said(ref)).join(", ");
     return `${head} of ${from}${isNumber(value) ? ` gives ${minus(value)}` : ""}.`;
   }
   if (now === null) return `Backward, start: the gradient of the output is ${G.seeds.size === 1 && isNumber([...G.seeds.values()][0]) ? minus([...G.seeds.values()][0]) : "given"}.`;
   const head = `Backward, ${step() - items.length - 1} of ${back.length}: ${nameOf(now)}`;
-  if (isGroup(now)) return `${head}, ${levelOf(now).last - levelOf(now).first + 1} operations in one.`;
+  if (isGroup(now)) return `${head}, ${subgraphOf(now).last - subgraphOf(now).first + 1} operations in one.`;
   const node = G.nodes[now], own = node.grads.find(g => g != null);
   const passes = node.inputs.map((ref, slot) => node.passed[slot] == null ? null
     : `${short(node.passed[slot])} to ${sourceName(ref)}`).filter(Boolean);
@@ -191,7 +191,7 @@ function source(node) {
 }
 function nesting(item) { // the groups around an item
   const names = [];
-  for (let g = G.home.get(item); g > 0; g = G.levels[g].parent) names.unshift(nameOf(G.n + g));
+  for (let g = G.home.get(item); g > 0; g = G.subgraphs[g].parent) names.unshift(nameOf(G.n + g));
   return names.length ? p("path", `in ${names.join(" › ")}`) : "";
 }
 function describeNode(node) {
@@ -241,16 +241,16 @@ function describeLeaf(leaf) {
   if (G.backward && leaf.kind !== "number") add(...gradientSection([-1 - leaf.k, 0], "gradient"));
 }
 function describeGroup(item) {
-  const level = levelOf(item), count = level.last - level.first + 1;
-  heading(level.name || nameOf(item), `group of ${count} operations`);
+  const subgraph = subgraphOf(item), count = subgraph.last - subgraph.first + 1;
+  heading(subgraph.name || nameOf(item), `group of ${count} operations`);
   add(nesting(item));
-  if (level.sealed) add(p("note", "Its operations are not in this page, which has room for no more of them."));
+  if (subgraph.omitted) add(p("note", "Its operations are not in this page, which has room for no more of them."));
   const ref = mainRef(item);
   if (ref) {
     add(html("h3", {}, "value that leaves it"), valueKnown(ref) ? full(brief(ref)) : p("none", "not yet"));
     if (G.backward) add(...gradientSection(ref));
   }
-  const inside = G.leaves.filter(l => l && l.kind !== "number" && within(G.home.get(-1 - l.k), level.g));
+  const inside = G.leaves.filter(l => l && l.kind !== "number" && within(G.home.get(-1 - l.k), subgraph.g));
   if (inside.length) add(html("h3", {}, "used in it alone"), leafTable(inside));
 }
 function leafTable(leaves) {
@@ -277,10 +277,10 @@ function overview() {
     }
     add(html("h3", {}, `not finite: ${wrong.length} operations`), list);
   }
-  const sealed = G.levels.filter(level => level.sealed);
-  if (sealed.length) {
+  const omitted = G.subgraphs.filter(subgraph => subgraph.omitted);
+  if (omitted.length) {
     const lost = G.nodes.filter(node => !node).length;
-    add(p("note", `${lost} of ${G.n} operations are in ${sealed.length} groups that cannot be opened here: the page would be too large.`));
+    add(p("note", `${lost} of ${G.n} operations are in ${omitted.length} groups that cannot be opened here: the page would be too large.`));
   }
   add(legend());
 }
@@ -298,7 +298,7 @@ function legend() {
 
 function toggle(g) {
   const item = G.n + g, before = place(item);
-  if (state.open.has(g)) for (const level of G.levels) { if (within(level.g, g)) state.open.delete(level.g); }
+  if (state.open.has(g)) for (const subgraph of G.subgraphs) { if (within(subgraph.g, g)) state.open.delete(subgraph.g); }
   else state.open.add(g);
   state.hovered = null;
   if (state.pinned !== null) state.pinned = null;
@@ -314,15 +314,15 @@ function place(item) { // on the screen
 function openAll() {
   const before = state.open.size;
   let count = items.length;
-  for (const level of G.levels) {
-    if (level.sealed || state.open.has(level.g)) continue;
-    if (!state.open.has(level.parent)) continue;
-    count += level.items.filter(item => item >= 0).length - 1;
+  for (const subgraph of G.subgraphs) {
+    if (subgraph.omitted || state.open.has(subgraph.g)) continue;
+    if (!state.open.has(subgraph.parent)) continue;
+    count += subgraph.items.filter(item => item >= 0).length - 1;
     if (count > DRAWABLE) break;
-    state.open.add(level.g);
+    state.open.add(subgraph.g);
   }
   if (state.open.size > before) { rebuild(); fit(); }
-  const left = G.levels.filter(level => !state.open.has(level.g)).length;
+  const left = G.subgraphs.filter(subgraph => !state.open.has(subgraph.g)).length;
   if (left) byId("status").textContent = `${left} groups stay folded: no more than ${DRAWABLE} items are drawn at once. Unfold them one by one.`;
 }
 function foldAll() {
@@ -333,7 +333,7 @@ function foldAll() {
 }
 function show(item) { // opens what is around an item and brings it into view
   let changed = false;
-  for (let g = G.home.get(item); g > 0; g = G.levels[g].parent) if (!state.open.has(g)) { state.open.add(g); changed = true; }
+  for (let g = G.home.get(item); g > 0; g = G.subgraphs[g].parent) if (!state.open.has(g)) { state.open.add(g); changed = true; }
   if (changed) rebuild();
   reveal(item);
 }
@@ -382,7 +382,7 @@ function present() {
     path.append(button, " › ");
   });
   byId("title").textContent = G.name + (G.outputs.length === 1 && isNumber(G.value[0]) ? ` = ${minus(G.value[0])}` : "");
-  const folds = G.levels.length > 1;
+  const folds = G.subgraphs.length > 1;
   byId("folds").hidden = !folds;
   rebuild();
   fit();

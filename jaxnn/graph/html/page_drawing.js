@@ -1,6 +1,6 @@
-// Measures, places and draws a graph. The order of points within each level comes with the data. Names: an item is an
+// Measures, places and draws a graph. The order of points within each subgraph comes with the data. Names: an item is an
 // operation (its id), a leaf (−1 − k) or a group (count of operations + g); a point is an item, an entry, an exit or a
-// bend of one level; a ref is an array, [node, output]. page.html puts this and page.js into one function.
+// bend of one subgraph; a ref is an array, [node, output]. page.html puts this and page.js into one function.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
 const svg = byId("drawing"), view = byId("view"), panel = byId("panel"), slider = byId("slider");
@@ -8,7 +8,7 @@ const FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif";
 const GAP = { item: 26, bend: 12, row: 52, exit: 20 }; // pixels between neighbours
 const STACK = 6; // how far the sheets below a folded group are seen
 const PAD = { box: 18, head: 30, card: 10 };
-const SWEEPS = 8, STIFF = 8; // as in layout.py
+const SWEEPS = 8, STIFF = 8; // of the fit: passes down and up; how much straighter a long edge is than a short one
 const WIDEST = 200; // of a card's number
 const LABELLED = 3; // edges into one card whose labels have room
 const DRAWABLE = 800; // items at once
@@ -50,8 +50,8 @@ function decode(raw) {
     file: text(n[9]), fn: text(n[10]), params: text(n[11]), line: n[12], inside: n[13],
   });
   const leaves = raw.leaves.map((l, k) => l && { k, name: l[0], kind: l[1], value: l[2], grad: l[3] });
-  const levels = raw.levels.map(([name, parent, first, last, exits, items, entries, links, rows, bends], g) => ({
-    g, name, parent, first, last, exits, items, entries, rows, sealed: !items,
+  const subgraphs = raw.subgraphs.map(([name, parent, first, last, exits, items, entries, links, rows, bends], g) => ({
+    g, name, parent, first, last, exits, items, entries, rows, omitted: !items,
     links: (links || []).map(([u, v, ref, slot, total], i) => ({ u, v, ref, slot, total, path: [u, ...bends[i], v] })),
   }));
   const uses = new Map(); // of each array: [node, slot]
@@ -63,10 +63,10 @@ function decode(raw) {
   for (const node of nodes) {
     fixed.push(Boolean(node?.inputs.every(([i]) => i < 0 ? leaves[-1 - i]?.kind === "number" : fixed[i])));
   }
-  const home = new Map(); // item: the level that it is in
-  for (const level of levels) for (const item of level.items || []) home.set(item, level.g);
+  const home = new Map(); // item: the subgraph that it is in
+  for (const subgraph of subgraphs) for (const item of subgraph.items || []) home.set(item, subgraph.g);
   const seeds = new Map(raw.outputs.map((ref, i) => [key(ref), raw.seeds[i] ?? null]));
-  return { ...raw, nodes, leaves, levels, uses, fixed, home, seeds, n: nodes.length };
+  return { ...raw, nodes, leaves, subgraphs, uses, fixed, home, seeds, n: nodes.length };
 }
 
 // What an array is: a number is text; others are [kind, size, low, high, norm, not finite, histogram].
@@ -75,12 +75,12 @@ const barsOf = brief => isNumber(brief) ? "" : brief[6];
 const isWrong = brief => brief != null && (isNumber(brief) ? /nan|inf/.test(brief) : brief[5] > 0);
 
 let G; // the graph that is shown
-let state; // { open: Set of levels, phase, at, pinned, hovered }
+let state; // { open: Set of subgraphs, phase, at, pinned, hovered }
 
 const brief = ([node, output]) => node < 0 ? G.leaves[-1 - node]?.value : G.nodes[node]?.values[output];
 const gradient = ([node, output]) => node < 0 ? G.leaves[-1 - node]?.grad : G.nodes[node]?.grads[output];
 const isGroup = item => item >= G.n;
-const levelOf = item => G.levels[item - G.n];
+const subgraphOf = item => G.subgraphs[item - G.n];
 
 const lastKey = name => (/\['?([^'\]]*)'?\]$/.exec(name) || /\.(\w+)$/.exec(name) || [0, name])[1]; // of a tree's path
 function mainRef(item) { // the array that a card speaks of
@@ -89,8 +89,8 @@ function mainRef(item) { // the array that a card speaks of
     const node = G.nodes[item];
     return [item, Math.max(0, node.grads.findIndex(g => g != null))];
   }
-  const level = levelOf(item);
-  const left = level.exits.length ? level.exits : G.outputs.filter(([n]) => n >= level.first && n <= level.last);
+  const subgraph = subgraphOf(item);
+  const left = subgraph.exits.length ? subgraph.exits : G.outputs.filter(([n]) => n >= subgraph.first && n <= subgraph.last);
   return left.find(ref => gradient(ref) != null) ?? left[0] ?? null;
 }
 const isOutput = ref => ref && G.seeds.has(key(ref));
@@ -98,7 +98,7 @@ const isOutput = ref => ref && G.seeds.has(key(ref));
 function nameOf(item) {
   if (item < 0) return G.leaves[-1 - item].name;
   if (!isGroup(item)) return G.nodes[item].name;
-  const { name, first, last } = levelOf(item);
+  const { name, first, last } = subgraphOf(item);
   if (name.includes(" … ")) return name;
   return name ? name.split("/").pop() : `operations ${first}–${last}`;
 }
@@ -112,7 +112,7 @@ function wrongIn(item) {
   for (let i = first; i <= last; i++) if (wrongNode(i)) return true;
   return false;
 }
-const span = item => isGroup(item) ? [levelOf(item).first, levelOf(item).last] : [item, item];
+const span = item => isGroup(item) ? [subgraphOf(item).first, subgraphOf(item).last] : [item, item];
 
 // ---------------------------------------------------------------- what is known at a step
 
@@ -169,10 +169,10 @@ function content(item) { // { title, symbol, sub, rows, kind, w, h }
     if (G.home.get(item) > 0) card.title = lastKey(leaf.name); // the groups around it say the rest
   }
   if (isGroup(item)) {
-    const level = levelOf(item), count = level.last - level.first + 1;
-    const inside = G.leaves.filter(l => l && l.kind !== "number" && within(G.home.get(-1 - l.k), level.g));
+    const subgraph = subgraphOf(item), count = subgraph.last - subgraph.first + 1;
+    const inside = G.leaves.filter(l => l && l.kind !== "number" && within(G.home.get(-1 - l.k), subgraph.g));
     const names = inside.map(l => lastKey(l.name));
-    card.kind = level.sealed ? "group sealed" : "group";
+    card.kind = subgraph.omitted ? "group omitted" : "group";
     card.sub = `${count} operation${count > 1 ? "s" : ""}` + (names.length && names.length < 4 ? ` · ${names.join(", ")}` : "");
   } else if (array) {
     card.sub = text(value[0]);
@@ -210,7 +210,7 @@ function content(item) { // { title, symbol, sub, rows, kind, w, h }
   Object.assign(state, saved);
   card.w = Math.ceil(Math.max(leaf?.kind === "number" && !array ? 30 : 92, Math.min(head, 240), Math.min(wide(card.sub, "11px"), 240), widest)
     + 2 * PAD.card);
-  const arriving = isGroup(item) ? levelOf(item).entries?.length ?? 0 : item < 0 ? 0 : G.nodes[item].inputs.length;
+  const arriving = isGroup(item) ? subgraphOf(item).entries?.length ?? 0 : item < 0 ? 0 : G.nodes[item].inputs.length;
   if (arriving > 1 && arriving <= LABELLED) { // room for what is passed back along each edge
     const said = isGroup(item) ? ["norm 0.0000"] : G.nodes[item].passed.filter(part => part != null).map(part => short(part));
     card.w = Math.max(card.w, Math.ceil(arriving * (Math.max(0, ...said.map(part => wide(part, "11px"))) + 18)));
@@ -221,42 +221,42 @@ function content(item) { // { title, symbol, sub, rows, kind, w, h }
   return card;
 }
 function within(g, outer) {
-  while (g > outer) g = G.levels[g].parent;
+  while (g > outer) g = G.subgraphs[g].parent;
   return g === outer;
 }
 
 // ---------------------------------------------------------------- placing
 
-function arranged(g) { // a level, opened: its points with centres and sizes, in its own coordinates
-  const level = G.levels[g], count = level.items.length + level.entries.length + level.exits.length;
+function arranged(g) { // a subgraph, opened: its points with centres and sizes, in its own coordinates
+  const subgraph = G.subgraphs[g], count = subgraph.items.length + subgraph.entries.length + subgraph.exits.length;
   const points = [];
   for (let p = 0; p < count; p++) {
-    const item = level.items[p];
-    if (item === undefined) points.push({ w: 0, h: 0, port: p < level.items.length + level.entries.length ? "entry" : "exit" });
+    const item = subgraph.items[p];
+    if (item === undefined) points.push({ w: 0, h: 0, port: p < subgraph.items.length + subgraph.entries.length ? "entry" : "exit" });
     else if (isGroup(item) && state.open.has(item - G.n)) {
       const inner = arranged(item - G.n);
       points.push({ item, w: inner.w, h: inner.h, inner });
     } else points.push({ item, ...content(item) });
   }
-  for (const row of level.rows) for (const p of row) if (!points[p]) points[p] = { w: 0, h: 0, bend: true };
-  level.rows.forEach((row, r) => row.forEach(p => { points[p].row = r; }));
-  placeAcross(level, points);
+  for (const row of subgraph.rows) for (const p of row) if (!points[p]) points[p] = { w: 0, h: 0, bend: true };
+  subgraph.rows.forEach((row, r) => row.forEach(p => { points[p].row = r; }));
+  placeAcross(subgraph, points);
   const tops = [], bottoms = [];
-  let y = level.entries.length || g === 0 ? 0 : PAD.head + 8;
-  level.rows.forEach((row, r) => {
+  let y = subgraph.entries.length || g === 0 ? 0 : PAD.head + 8;
+  subgraph.rows.forEach((row, r) => {
     const tall = Math.max(0, ...row.map(p => points[p].h));
-    if (r && r === level.rows.length - 1 && level.exits.length) y -= GAP.row - GAP.exit;
+    if (r && r === subgraph.rows.length - 1 && subgraph.exits.length) y -= GAP.row - GAP.exit;
     tops.push(y);
     bottoms.push(y + tall);
     y += tall + GAP.row;
   });
   const unfed = new Set(points);
-  for (const link of level.links) unfed.delete(points[link.v]);
+  for (const link of subgraph.links) unfed.delete(points[link.v]);
   for (const point of points) {
     const top = tops[point.row], bottom = bottoms[point.row];
     point.y = unfed.has(point) ? bottom - point.h / 2 : (top + bottom) / 2; // what has no inputs stands just above its use
   }
-  const h = Math.max(0, y - GAP.row) + (level.exits.length || g === 0 ? 0 : PAD.box);
+  const h = Math.max(0, y - GAP.row) + (subgraph.exits.length || g === 0 ? 0 : PAD.box);
   const left = Math.min(0, ...points.map(p => p.x - p.w / 2)), right = Math.max(0, ...points.map(p => p.x + p.w / 2));
   const side = g === 0 ? 0 : PAD.box;
   let w = right - left + 2 * side, shift = side - left;
@@ -265,16 +265,16 @@ function arranged(g) { // a level, opened: its points with centres and sizes, in
     if (w < least) { shift += (least - w) / 2; w = least; }
   }
   for (const point of points) point.x += shift;
-  return { level, points, tops, bottoms, w, h };
+  return { subgraph, points, tops, bottoms, w, h };
 }
 
-function placeAcross(level, points) {
+function placeAcross(subgraph, points) {
   const size = p => points[p].w;
   const gap = (p, q) => points[p].bend || points[q].bend || points[p].port && points[q].port ? GAP.bend : GAP.item;
   const near = points.map(() => ({ up: [], down: [] }));
   const seen = new Set();
   const ports = new Map(); // of each item: the links that come in
-  for (const link of level.links) {
+  for (const link of subgraph.links) {
     link.from = 0; link.to = 0;
     if (!ports.has(link.v)) ports.set(link.v, []);
     ports.get(link.v).push(link);
@@ -291,7 +291,7 @@ function placeAcross(level, points) {
   }
   const sent = step => (step.first ? step.link.from : 0), taken = step => (step.last ? step.link.to : 0);
   const attach = () => {
-    for (const link of level.links) {
+    for (const link of subgraph.links) {
       link.from = leaves(points[link.u], link.ref);
       const inner = points[link.v].inner;
       if (inner) link.to = port(inner, "entry", link.ref) - points[link.v].w / 2;
@@ -304,12 +304,12 @@ function placeAcross(level, points) {
       });
     }
   };
-  for (const row of level.rows) apart(row, points, row.map(() => 0), row.map(() => 1), size, gap);
+  for (const row of subgraph.rows) apart(row, points, row.map(() => 0), row.map(() => 1), size, gap);
   attach();
   for (let sweep = 0; sweep < 3 * SWEEPS; sweep++) {
     if (sweep === SWEEPS || sweep === 2 * SWEEPS) attach();
     const down = sweep % 2 === 0;
-    for (const row of down ? level.rows : [...level.rows].reverse()) {
+    for (const row of down ? subgraph.rows : [...subgraph.rows].reverse()) {
       const wanted = [], weights = [];
       for (const p of row) {
         let some = down ? near[p].up.map(s => [s, true]) : near[p].down.map(s => [s, false]);
@@ -325,15 +325,15 @@ function placeAcross(level, points) {
       apart(row, points, wanted, weights, size, gap);
     }
   }
-  straighten(level, points, gap);
+  straighten(subgraph, points, gap);
   attach();
 }
-function straighten(level, points, gap) { // a long edge stays on one line as far as there is room
+function straighten(subgraph, points, gap) { // a long edge stays on one line as far as there is room
   const done = new Set();
-  for (const link of [...level.links].sort((a, b) => b.path.length - a.path.length)) {
+  for (const link of [...subgraph.links].sort((a, b) => b.path.length - a.path.length)) {
     const chain = link.path.slice(1, -1).filter(p => !done.has(p));
     const room = p => {
-      const row = level.rows[points[p].row], i = row.indexOf(p);
+      const row = subgraph.rows[points[p].row], i = row.indexOf(p);
       const [left, right] = [row[i - 1], row[i + 1]];
       return [left === undefined ? -Infinity : points[left].x + points[left].w / 2 + gap(left, p),
         right === undefined ? Infinity : points[right].x - points[right].w / 2 - gap(p, right)];
@@ -352,7 +352,7 @@ function straighten(level, points, gap) { // a long edge stays on one line as fa
     }
   }
 }
-function apart(row, points, wanted, weights, size, gap) { // least squares under the gaps, as _apart in layout.py
+function apart(row, points, wanted, weights, size, gap) { // isotonic regression: least squares under the gaps (Ayer et al. 1955)
   const offsets = [], blocks = [];
   let offset = 0;
   row.forEach((p, i) => {
@@ -368,7 +368,7 @@ function apart(row, points, wanted, weights, size, gap) { // least squares under
   blocks.flatMap(([, mean, many]) => Array(many).fill(mean)).forEach((mean, i) => { points[row[i]].x = mean + offsets[i]; });
 }
 function port(inner, kind, ref) { // where an array passes an open group's border, from its left side
-  const { items, entries, exits } = inner.level;
+  const { items, entries, exits } = inner.subgraph;
   const refs = kind === "entry" ? entries : exits;
   const at = refs.findIndex(r => key(r) === key(ref));
   return inner.points[items.length + (kind === "exit" ? entries.length : 0) + at].x;
@@ -376,7 +376,7 @@ function port(inner, kind, ref) { // where an array passes an open group's borde
 function leaves(point, ref) { // where an array leaves an item, from its centre
   if (point.inner) return port(point.inner, "exit", ref) - point.w / 2;
   if (point.item === undefined || point.item < 0) return 0;
-  const refs = isGroup(point.item) ? levelOf(point.item).exits : G.nodes[point.item].values.map((_, o) => [point.item, o]);
+  const refs = isGroup(point.item) ? subgraphOf(point.item).exits : G.nodes[point.item].values.map((_, o) => [point.item, o]);
   const used = refs.filter(r => G.uses.has(key(r)) || isGroup(point.item));
   const at = used.findIndex(r => key(r) === key(ref));
   return used.length < 2 || at < 0 ? 0 : ((at + 0.5) / used.length - 0.5) * point.w;
@@ -390,7 +390,7 @@ function build() {
   scene = { cards: [], edges: [], boxes: [] };
   const root = arranged(0);
   (function spread(inner, ox, oy, depth) {
-    const { level, points, tops, bottoms } = inner;
+    const { subgraph, points, tops, bottoms } = inner;
     for (const point of points) {
       if (point.item === undefined) continue;
       const tenths = length => Math.round(10 * length) / 10;
@@ -400,14 +400,14 @@ function build() {
         spread(point.inner, at.x, at.y, depth + 1);
       } else scene.cards.push({ ...point, ...at });
     }
-    for (const link of level.links) scene.edges.push(route(level, link, points, tops, bottoms, ox, oy));
+    for (const link of subgraph.links) scene.edges.push(route(subgraph, link, points, tops, bottoms, ox, oy));
   })(root, 0, 0, 1);
   Object.assign(scene, { w: root.w, h: root.h });
   visible();
   draw();
 }
 
-function route(level, link, points, tops, bottoms, ox, oy) {
+function route(subgraph, link, points, tops, bottoms, ox, oy) {
   const first = points[link.u], last = points[link.v];
   const folded = last.item !== undefined && isGroup(last.item) && !last.inner;
   let x = ox + first.x + link.from, y = oy + first.y + first.h / 2, row = first.row;
@@ -426,7 +426,7 @@ function route(level, link, points, tops, bottoms, ox, oy) {
   }
   const top = oy + last.y - last.h / 2 - (folded ? STACK : 0);
   if (top > y + 0.5) path += `V${top.toFixed(1)}`;
-  return { link, path, level, source: first.item ?? null, target: last.item ?? null, open: Boolean(last.inner), x, y: top,
+  return { link, path, subgraph, source: first.item ?? null, target: last.item ?? null, open: Boolean(last.inner), x, y: top,
     starts: first.item !== undefined && !first.inner, ends: last.item !== undefined && !last.inner };
 }
 
@@ -537,10 +537,10 @@ function passedOn(edge) { // what comes back along an edge into an operation or 
   return inside.map(([node, slot]) => G.nodes[node].passed[slot]).find(part => part != null) ?? null;
 }
 function returnsAlong(edge) { // whether something has come back along an edge by now
-  const { link, target, level } = edge, part = passedOn(edge);
+  const { link, target, subgraph } = edge, part = passedOn(edge);
   if (state.phase !== "backward") return state.phase === "all" && part != null;
   if (target !== null && !edge.open) return part != null && span(target)[0] >= state.at;
-  const [first, last] = target === null ? [level.first, level.last] : span(target);
+  const [first, last] = target === null ? [subgraph.first, subgraph.last] : span(target);
   return parts(link.ref).some(({ from, arrived }) => arrived && (from !== null && from >= first && from <= last) === (target !== null));
 }
 const sourceName = ([node]) => nameOf(node);

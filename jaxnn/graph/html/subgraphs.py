@@ -1,7 +1,7 @@
-"""A graph as a tree of groups that fold, each a small graph of its own: what is inside, what comes in, what leaves.
+"""A graph as a tree of groups that fold, each drawn as a small graph with its items, its entries and its exits.
 
-A group is drawn as one item of the group around it, so that opening one moves its neighbours and changes no order.
-Where a group would have too many items, runs of neighbours become groups too: no level is too large to be drawn well.
+A group is one item of the group around it, so opening it moves its neighbours and changes no order. If a group has too
+many items, runs of neighbours become groups too: no subgraph is too large to be drawn well.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from jaxnn.graph.groups import groups
 from jaxnn.graph.html.layout import Layout, layout
 from jaxnn.graph.nodes import Graph, Ref
 
-MOST = 80  # items of one level; more become runs of neighbours
-OWN_LEAVES = 12  # a function's plain arguments stand at the top as long as they are no more
-PORT = 0.1  # the width of a place where an array passes through a group's border; an item is 1 wide
+MOST = 80  # items of one subgraph; more become runs of neighbours
+OWN_LEAVES = 12  # a function's plain arguments are drawn at the top if there are at most this many
 
 # An item is an int: operation i is i, leaf k is −1 − k (as in Ref), and group g is len(graph.nodes) + g.
-Key = tuple[str, int | Ref]  # of a point while a level is made: an item, an entry or an exit
+Key = tuple[str, int | Ref]  # of a point during construction: an item, an entry or an exit
 
 
 class Link(NamedTuple):
-    """An array on its way inside one level.
+    """An array that passes between two points of a subgraph.
 
     Attributes:
-        source: a point of the level.
-        target: a point of the level.
+        source: a point of the subgraph.
+        target: a point of the subgraph.
         ref: the array.
-        slot: which input of the operation at target it is; −1 where target is a group or a port.
+        slot: the number of the input of the operation at target; −1 if target is a group or a port.
     """
 
     source: int
@@ -37,19 +36,19 @@ class Link(NamedTuple):
     slot: int
 
 
-class Level(NamedTuple):
-    """A group, drawn. Its points are its items, then its entries, then its exits, then the bends of the layout.
+class Subgraph(NamedTuple):
+    """A group as it is drawn. Its points are its items, then its entries, its exits, and the bends of the layout.
 
     Attributes:
-        name: the group's key; "" for the whole graph; "dense_0 … dense_7" for a run of neighbours, or "" where they are
-            operations alone.
-        parent: the level around it; −1 for the whole graph.
+        name: the group's key; "" for the whole graph; "dense_0 … dense_7" for a run of neighbours, or "" if these are
+            all operations.
+        parent: the subgraph around it; −1 for the whole graph.
         nodes: the ids of its operations.
-        items: what is in it: first the groups and operations in the forward order, then leaves.
+        items: groups and operations in forward order, then leaves.
         entries: arrays from outside that are used inside.
         exits: arrays that are used outside.
         links: between its points.
-        layout: of its points and links.
+        layout: of points and links.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Level(NamedTuple):
 
 
 class _Group:
-    """A group while the tree is made."""
+    """A group during construction."""
 
     def __init__(self, name: str, nodes: range, items: list[int]) -> None:
         self.name, self.nodes, self.items = name, nodes, items
@@ -73,7 +72,7 @@ class _Group:
         self.links: dict[tuple[Key, Key, Ref, int], None] = {}
 
 
-def levels(graph: Graph, *, engine: str = "") -> tuple[Level, ...]:
+def subgraphs(graph: Graph, *, engine: str = "") -> tuple[Subgraph, ...]:
     """The whole graph first, and every group before those inside it."""
     n = len(graph.nodes)
     tree = _tree(graph)
@@ -113,13 +112,13 @@ def _tree(graph: Graph) -> list[_Group]:
             tree[inside[-1]].items.append(n + g)
             inside.append(g)
         tree[inside[-1]].items.append(i)
-    _dissolve(tree, n)
+    _collapse(tree, n)
     for group in list(tree):
-        _shorten(tree, group, n)
+        _split_long(tree, group, n)
     return _numbered(tree, n)
 
 
-def _dissolve(tree: list[_Group], n: int) -> None:
+def _collapse(tree: list[_Group], n: int) -> None:
     """A group of one item is that item; inner groups come first, so that chains collapse."""
     for group in reversed(tree):
         for place, item in enumerate(group.items):
@@ -129,7 +128,7 @@ def _dissolve(tree: list[_Group], n: int) -> None:
         tree[0].items = tree[tree[0].items[0] - n].items
 
 
-def _shorten(tree: list[_Group], group: _Group, n: int) -> None:
+def _split_long(tree: list[_Group], group: _Group, n: int) -> None:
     """Runs of neighbours become groups until no more than MOST items are left."""
     while len(group.items) > MOST:
         size = min(MOST, math.ceil(math.sqrt(len(group.items))))
@@ -140,18 +139,18 @@ def _shorten(tree: list[_Group], group: _Group, n: int) -> None:
         for run in runs:
             first, last = (tree[item - n].nodes if item >= n else range(item, item + 1) for item in (run[0], run[-1]))
             made.append(n + len(tree))
-            tree.append(_Group(_spoken(tree, run, n), range(first.start, last.stop), run))
+            tree.append(_Group(_run_name(tree, run, n), range(first.start, last.stop), run))
         group.items = made
 
 
-def _spoken(tree: list[_Group], run: list[int], n: int) -> str:
+def _run_name(tree: list[_Group], run: list[int], n: int) -> str:
     """The first and the last group in a run of neighbours; "" where all are operations."""
     names = [part.rsplit("/", 1)[-1] for item in run if item >= n for part in tree[item - n].name.split(" … ") if part]
     return " … ".join(dict.fromkeys([names[0], names[-1]])) if names else ""
 
 
 def _numbered(tree: list[_Group], n: int) -> list[_Group]:
-    """The groups that are reached, each before those inside it."""
+    """The groups that are still used, each before those inside it."""
     order, number = [0], {0: 0}
     for g in order:
         for item in tree[g].items:
@@ -172,7 +171,7 @@ def _around(tree: list[_Group]) -> list[tuple[int, ...]]:
 
 
 def _homes(graph: Graph, home: list[int], around: list[tuple[int, ...]]) -> list[int]:
-    """The group of each leaf: the innermost with all that it goes into; the whole graph for plain arguments."""
+    """The group of each leaf: the innermost that contains all its uses; the whole graph for plain arguments."""
     found: list[int | None] = [None] * len(graph.leaves)
     for node in graph.nodes:
         for ref in node.inputs:
@@ -195,10 +194,10 @@ def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _connect(
-    tree: list[_Group], n: int, ways: tuple[tuple[int, ...], tuple[int, ...]], target: int, slot: int, ref: Ref
+    tree: list[_Group], n: int, around: tuple[tuple[int, ...], tuple[int, ...]], target: int, slot: int, ref: Ref
 ) -> None:
-    """An array's way out of the groups around its source and into those around its target, a link in each."""
-    out, into = ways
+    """Links an array out of the groups around its source and into those around its target."""
+    out, into = around
     common = len(_shared(out, into))
     at: Key = ("item", ref.node)
     for g in reversed(out[common:]):
@@ -213,7 +212,7 @@ def _connect(
             at = ("entry", ref)
 
 
-def _drawn(group: _Group, engine: str) -> Level:
+def _drawn(group: _Group, engine: str) -> Subgraph:
     items: list[Key] = [("item", item) for item in group.items]
     ports: list[Key] = [*(("entry", ref) for ref in group.entries), *(("exit", ref) for ref in group.exits)]
     keys = [*items, *ports]
@@ -224,11 +223,10 @@ def _drawn(group: _Group, engine: str) -> Level:
     placed = layout(
         len(keys),
         [(link.source, link.target) for link in links],
-        widths=[1.0] * inner + [PORT] * len(ports),
         sources=[link.ref for link in links],
         top=range(inner, first_exit),
         bottom=range(first_exit, len(keys)),
         engine=engine,
     )
     entries, exits = tuple(group.entries), tuple(group.exits)
-    return Level(group.name, group.parent, group.nodes, tuple(group.items), entries, exits, links, placed)
+    return Subgraph(group.name, group.parent, group.nodes, tuple(group.items), entries, exits, links, placed)

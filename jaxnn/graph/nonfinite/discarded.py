@@ -1,8 +1,8 @@
-"""What threw a result away: the operation behind which a number no longer counts, though its slope still does.
+"""The operation that discards a result: its value is then unused, but its slope still enters the gradient.
 
-An operation whose result is not chosen has δ = 0, and 0 times a slope that is not finite is NaN. From the entries
-concerned it goes downstream: an operation is asked for its own gradient at the entries that are made of them, and the
-first that has one there, or has no such entry, is the one that threw them away.
+An operation whose result is not selected has δ = 0, and 0 times an infinite slope is NaN. The search goes downstream
+from the affected entries: the first operation that has a nonzero gradient at the entries computed from them, or has no
+such entries, is the one that discards them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxnn.graph.nodes import CUSTOM, Graph, Node, Ref
 from jaxnn.graph.nonfinite.entries import entrywise, users_of
 from jaxnn.jaxprs import bind, is_float
 
-LINEAR = {  # what an entry goes to is found by the operation itself: it is given 1 there, and 0 elsewhere
+LINEAR = {  # entries are followed by the operation itself, applied to 1 there and 0 elsewhere
     *("slice", "dynamic_slice", "gather", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "rev"),
     *("concatenate", "pad", "reduce_sum", "cumsum", "copy", "copy_p", "split", "dynamic_update_slice", "scatter"),
     *("scatter-add", "dot_general", "conv_general_dilated", "stack"),
@@ -31,16 +31,16 @@ BOUNDS = {
     *("approx_top_k", "reduce_window_max", "reduce_window", "select_and_gather_add"),
 }
 TAKES = {"slice", "dynamic_slice", "gather", "pad", "dynamic_update_slice", "scatter", "split"}
-SPOKEN = {"select_n": "where", "gather": "indexing", "reduce_max": "max", "reduce_min": "min"}
-MOST = 256  # operations that are asked
+SHOWN_AS = {"select_n": "where", "gather": "indexing", "reduce_max": "max", "reduce_min": "min"}
+MOST = 256  # operations that are visited
 
 
-class Hidden(NamedTuple):
-    """What threw a result away.
+class Discard(NamedTuple):
+    """An operation that discards a result.
 
     Attributes:
         node: the operation.
-        cause: WHERE, DROPPED, BOUNDED or MASKED; "" for one that does so by its slope of 0, such as exp at −∞.
+        cause: WHERE, DROPPED, BOUNDED or MASKED; "" for an operation whose slope is 0 there, such as exp at −∞.
     """
 
     node: Node
@@ -49,12 +49,12 @@ class Hidden(NamedTuple):
     @property
     def words(self) -> str:
         """Its name and its line."""
-        name = SPOKEN.get(self.node.operation, self.node.operation)
+        name = SHOWN_AS.get(self.node.operation, self.node.operation)
         return f"{name} at {self.node.source}" if self.node.source else name
 
 
-def hidden(graph: Graph, ref: Ref, mask: Any) -> Hidden | None:
-    """What threw away the entries of an array at a mask; None where they count, or where nothing in this graph did."""
+def discarded_by(graph: Graph, ref: Ref, mask: Any) -> Discard | None:
+    """The operation that discards the masked entries of an array; None if this graph uses or returns them."""
     users = users_of(graph)
     todo, seen = [(ref, mask)], set[tuple[int, int]]()
     while todo and len(seen) < MOST:
@@ -65,11 +65,11 @@ def hidden(graph: Graph, ref: Ref, mask: Any) -> Hidden | None:
             seen.add((user.id, slot))
             masks = reached(graph, user, slot, mask)
             if user.operation in CHOOSES and slot and not _chosen(graph, user, slot, masks[0]):
-                return Hidden(user, causes.WHERE)
+                return Discard(user, causes.WHERE)
             live = any(_live(g, m) for g, m in zip(user.gradients, masks, strict=True))
             if live or not any(m.any() for m in masks):
                 kind = _kind(graph, user, slot) if live else causes.DROPPED
-                return _opened(graph, user, slot, mask) or Hidden(user, kind)
+                return _opened(graph, user, slot, mask) or Discard(user, kind)
             todo += [(Ref(user.id, k), m) for k, m in enumerate(masks) if m.any()]
     return None
 
@@ -84,7 +84,7 @@ def _live(gradient: Any, mask: Any) -> bool:
 
 
 def reached(graph: Graph, node: Node, slot: int, mask: Any) -> list[Any]:
-    """Which entries of an operation's outputs are made of certain entries of one of its inputs."""
+    """Masks of the entries of an operation's outputs that depend on the masked entries of one input."""
     shapes = [np.shape(value) for value in node.values]
     if node.operation in LINEAR:
         return _by_itself(graph, node, slot, mask)
@@ -104,13 +104,13 @@ def _by_itself(graph: Graph, node: Node, slot: int, mask: Any) -> list[Any]:
     others = 1 if node.operation in FACTORS else 0
     given = [jnp.full_like(x, others) if is_float(x) else x for x in inputs]
     given[slot] = jax.device_put(np.broadcast_to(mask, np.shape(inputs[slot])).astype(inputs[slot].dtype))
-    if node.operation == "reduce_sum" and mask.any():  # a sum of many ones is no infinity
+    if node.operation == "reduce_sum" and mask.any():  # so that many ones do not overflow
         return [np.asarray(mask).any(axis=tuple(node.params["axes"])).reshape(np.shape(node.values[0]))]
     return [np.asarray(out) != 0 for out in bind(primitive, given, dict(node.params))]
 
 
-def _opened(graph: Graph, node: Node, slot: int, mask: Any) -> Hidden | None:
-    """The operation inside a scan or a branch that threw it away."""
+def _opened(graph: Graph, node: Node, slot: int, mask: Any) -> Discard | None:
+    """The operation inside a scan or a branch that discards it."""
     if node.inner is None or node.rule == CUSTOM or node.operation not in ("scan", "cond"):
         return None
     inside, t = mask, 0
@@ -123,7 +123,7 @@ def _opened(graph: Graph, node: Node, slot: int, mask: Any) -> Hidden | None:
         t = int(np.argwhere(mask)[0][0])
         inside = mask[t]
     inner = node.inner(t)
-    return hidden(inner, Ref(-1 - slot), inside) if inner.gradients else None
+    return discarded_by(inner, Ref(-1 - slot), inside) if inner.gradients else None
 
 
 def _kind(graph: Graph, node: Node, slot: int) -> str:

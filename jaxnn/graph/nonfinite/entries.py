@@ -1,7 +1,7 @@
-"""One operation at one element, what made its numbers, and what became of them.
+"""One operation at one element, the producers of its inputs, and the consumers of its output.
 
-Numbers are followed through what only hands them on: reshaping, casts, a selection that took them. Letters as in the
-rules: x and y go in, z comes out, δ is the gradient of z.
+Numbers are followed through operations that leave them unchanged: reshaping, casts, selection. Letters as in the rules:
+x and y are inputs, z is the output, δ the gradient of z.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from jaxnn.graph.nodes import Graph, Node, Ref
 from jaxnn.graph.summaries import number
 from jaxnn.jaxprs import is_float
 
-CARRIED = {  # operations that hand the numbers on
+TRANSPARENT = {  # operations that leave the numbers unchanged
     *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy", "copy_p"),
     *("stop_gradient", "reduce_precision", "slice", "dynamic_slice"),
 }
-NEAR = 8  # operations that a formula written by hand has between its parts, at most
+NEAR = 8  # operations between the parts of a hand-written formula, at most
 
 
-class Spot(NamedTuple):
+class Entry(NamedTuple):
     """An operation at one element.
 
     Attributes:
-        graph: it stands in.
+        graph: its graph.
         node: the operation.
-        x: what it was given there, one number for each input; None for an input of another shape.
-        z: what it gave there.
-        delta: the gradient of z there; None in a forward pass.
+        x: one number for each input; None for an input of another shape.
+        z: the output.
+        delta: the gradient of z; None in a forward pass.
     """
 
     graph: Graph
@@ -41,11 +41,11 @@ class Spot(NamedTuple):
     delta: float | None = None
 
 
-def spot(graph: Graph, node: Node, output: int, element: tuple[int, ...]) -> Spot:
+def entry(graph: Graph, node: Node, output: int, element: tuple[int, ...]) -> Entry:
     """An operation at an element of one of its outputs."""
     shape = np.shape(node.values[output])
     gradient = node.gradients[output] if node.gradients else None
-    return Spot(
+    return Entry(
         graph,
         node,
         tuple(_entry(graph.at(ref)[0], element, shape) for ref in node.inputs),
@@ -55,7 +55,7 @@ def spot(graph: Graph, node: Node, output: int, element: tuple[int, ...]) -> Spo
 
 
 def _real(x: Any) -> float:
-    """A number; of a complex one its size."""
+    """A number; the modulus of a complex one."""
     return float(abs(x)) if jnp.issubdtype(x.dtype, jnp.complexfloating) else float(x)
 
 
@@ -69,31 +69,31 @@ def _entry(value: Any, element: tuple[int, ...], shape: tuple[int, ...]) -> floa
 
 
 def fits(value: Any, shape: tuple[int, ...]) -> bool:
-    """True for what an operation may have taken entry by entry: of its output's shape, or repeated along axes."""
+    """True for an array that broadcasts to the shape of an operation's output."""
     ours = np.shape(value)
     return ours == () or (len(ours) == len(shape) and all(n in (1, m) for n, m in zip(ours, shape, strict=True)))
 
 
 def entrywise(graph: Graph, node: Node) -> bool:
-    """True for an operation with one output, each entry of which is made of one entry of every input."""
+    """True for an operation with one output, each entry of which depends on one entry of every input."""
     shape = np.shape(node.values[0])
     return len(node.values) == 1 and all(fits(graph.at(ref)[0], shape) for ref in node.inputs)
 
 
 def nonfinite(value: Any) -> Any:
-    """Which entries are NaN or infinite."""
+    """A mask of the entries that are NaN or infinite."""
     return ~np.isfinite(np.asarray(value))
 
 
 def holds(value: Any, bad: Callable[[Any], Any] = nonfinite) -> bool:
-    """True for real or complex numbers of which some are bad."""
+    """True for real or complex numbers some of which are bad."""
     return bool(value is not None and jnp.issubdtype(value.dtype, jnp.inexact) and bad(value).any())
 
 
-def said(x: Any) -> str:
-    """A number in words: NaN and ∞ as they are written in a sentence.
+def in_words(x: Any) -> str:
+    """A number as written in a sentence: NaN and ∞ spelled out.
 
-    >>> said(0.5), said(float("-inf")), said(float("nan"))
+    >>> in_words(0.5), in_words(float("-inf")), in_words(float("nan"))
     ('0.5', '−∞', 'NaN')
     """
     if np.isnan(x):
@@ -106,16 +106,16 @@ def first(mask: Any) -> tuple[int, ...]:
     return tuple(map(int, np.argwhere(mask)[0]))
 
 
-# ---------------------------------------------------------------- what made a number
+# ---------------------------------------------------------------- producers
 
 
 def origin(graph: Graph, ref: Ref) -> Ref:
-    """Where an array's numbers come from, seen through reshaping, casts and selections."""
+    """The source of an array's numbers, behind reshaping, casts and selections."""
     while ref.leaf is None:
         node = graph.nodes[ref.node]
-        if node.operation in CARRIED:
+        if node.operation in TRANSPARENT:
             ref = node.inputs[0]
-        elif node.operation == "select_n" and len(node.inputs) == 3:  # var() is NaN where nothing is left
+        elif node.operation == "select_n" and len(node.inputs) == 3:  # of var(), which selects NaN for too few entries
             which = np.asarray(graph.at(node.inputs[0])[0])
             ref = node.inputs[1 + int(which.flat[0])] if which.size else node.inputs[1]
         else:
@@ -123,15 +123,15 @@ def origin(graph: Graph, ref: Ref) -> Ref:
     return ref
 
 
-def parent(graph: Graph, ref: Ref) -> Node | None:
-    """The operation that made an array, seen through the same; None for a leaf."""
+def producer(graph: Graph, ref: Ref) -> Node | None:
+    """The operation that produced an array, behind reshaping, casts and selections; None for a leaf."""
     ref = origin(graph, ref)
     return graph.nodes[ref.node] if ref.leaf is None else None
 
 
-def above(graph: Graph, ref: Ref, through: set[str]) -> Iterator[Node]:
-    """The operations that made an array, nearest first; past each only where it is one of `through`."""
-    todo = [parent(graph, ref)]
+def ancestors(graph: Graph, ref: Ref, through: set[str]) -> Iterator[Node]:
+    """The operations that lead to an array, nearest first, continuing only through those in `through`."""
+    todo = [producer(graph, ref)]
     for _ in range(4 * NEAR):
         if not todo:
             return
@@ -139,11 +139,11 @@ def above(graph: Graph, ref: Ref, through: set[str]) -> Iterator[Node]:
         if node is not None:
             yield node
             if node.operation in through:
-                todo += [parent(graph, r) for r in node.inputs]
+                todo += [producer(graph, r) for r in node.inputs]
 
 
-def is_number(graph: Graph, ref: Ref, wanted: float) -> bool:
-    """True for an array of which every entry is a certain number."""
+def is_constant(graph: Graph, ref: Ref, wanted: float) -> bool:
+    """True for an array whose entries all equal a number."""
     value = graph.at(ref)[0]
     return bool(is_float(value) and np.size(value) and (np.asarray(value, np.float64) == wanted).all())
 
@@ -154,17 +154,17 @@ def is_square(graph: Graph, node: Node) -> bool:
         node.operation == "square"
         or (node.operation == "mul" and node.inputs[0] == node.inputs[1])
         or (node.operation == "integer_pow" and node.params["y"] == 2)
-        or (node.operation == "pow" and is_number(graph, node.inputs[1], 2))
+        or (node.operation == "pow" and is_constant(graph, node.inputs[1], 2))
     )
 
 
-# ---------------------------------------------------------------- what became of it
+# ---------------------------------------------------------------- consumers
 
 Users = dict[Ref, list[tuple[Node, int]]]
 
 
 def users_of(graph: Graph) -> Users:
-    """For each array the operations that it goes into, and as which of their inputs."""
+    """For each array the operations that take it, with the number of the input."""
     found: Users = {}
     for node in graph.nodes:
         for i, ref in enumerate(node.inputs):
@@ -172,8 +172,8 @@ def users_of(graph: Graph) -> Users:
     return found
 
 
-def below(graph: Graph, node: Node, through: set[str]) -> Iterator[tuple[Node, int, tuple[str, ...]]]:
-    """The operations that an operation's output goes into: (it, as which input, what lies between), nearest first."""
+def descendants(graph: Graph, node: Node, through: set[str]) -> Iterator[tuple[Node, int, tuple[str, ...]]]:
+    """The operations downstream: (operation, number of the input, names of those between), nearest first."""
     users = users_of(graph)
     todo: list[tuple[Node, tuple[str, ...]]] = [(node, ())]
     seen = set[tuple[int, int]]()
@@ -184,12 +184,12 @@ def below(graph: Graph, node: Node, through: set[str]) -> Iterator[tuple[Node, i
                 if (user.id, i) in seen or len(path) > NEAR:
                     continue
                 seen.add((user.id, i))
-                if user.operation not in CARRIED:
+                if user.operation not in TRANSPARENT:
                     yield user, i, path
-                if user.operation in CARRIED | through:
+                if user.operation in TRANSPARENT | through:
                     todo.append((user, (*path, user.operation)))
 
 
-def numbers_of(graph: Graph, refs: Sequence[Ref]) -> list[Any]:
-    """The arrays of floats among them."""
+def floats_among(graph: Graph, refs: Sequence[Ref]) -> list[Any]:
+    """The float arrays among them."""
     return [graph.at(ref)[0] for ref in refs if is_float(graph.at(ref)[0])]

@@ -1,49 +1,49 @@
-"""The record of why a value or a gradient is not finite, and its text."""
+"""The record of an explanation, and its text."""
 
 from __future__ import annotations
 
 import linecache
 import os
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxnn.graph.nodes import Node
-from jaxnn.graph.nonfinite.causes import Cause
-from jaxnn.graph.nonfinite.entries import Spot
+from jaxnn.graph.nonfinite.causes import REWRITES, Cause
+from jaxnn.graph.nonfinite.entries import Entry
 from jaxnn.graph.summaries import number
 from jaxnn.showing import shown
 
 FORWARD, BACKWARD = "forward", "backward"
 WIDTH = 110  # of a line of text
-OTHERS = 3  # more origins that are listed
+OTHERS = 3  # further origins that are listed
 
 
 @shown(lambda found: f"<explanation: {_text(found).splitlines()[0]}>")
 class Explanation(NamedTuple):
-    """What made a value or a gradient that is not finite; `print` it.
+    """The origin of a value or a gradient that is not finite; `print` it.
 
     Attributes:
-        finite: True if the value and every gradient are finite; all that follows is then empty but for `meant`,
-            `unknown` and `runs`.
-        name: of the function.
+        finite: True if the value and every gradient are finite; of what follows, only `name`, `intended`, `unknown` and
+            `runs` are then filled.
+        name: the function's.
         direction: "forward" for a value, "backward" for a gradient.
-        reached: what is not finite in the end: "the value", "the gradient of x".
-        cause: by name, "the where trap".
+        reached: the results that are not finite: "the value", "the gradient of x".
+        cause: its name, "the where trap".
         detail: what happened, with the numbers.
-        rewrite: what fixes it, and what that changes.
-        operation: that made it, "sqrt"; "" where it came in.
+        rewrite: the fix, and what it changes.
+        operation: the operation that produced it, "sqrt"; "" if it was an input.
         source: the user's line, `file:line (function)`, or "".
-        line: its text, or "".
-        steps: the iterations and branches that it stands in, outermost first: ("scan step 17",).
+        line: the text of that line, or "".
+        steps: the iterations and branches around it, outermost first: ("scan step 17",).
         group: names of the scopes around it, outermost first.
-        element: the index of the first entry concerned, or None.
-        numbers: what the operation was given and gave at that element, "x = 0, z = 0, δ = 0".
-        hidden: what threw the result away, "where at file:line (function)"; "" where it counts.
-        then: what became of it afterwards, where that is another operation: "∞/∞ in div at file:line (function)".
-        others: more origins of the same kind, each an operation and its line.
-        unknown: why nothing is said of gradients, "f has no float inputs"; "" where they were looked at.
-        meant: where an infinity in the value was written in the code, which raises no alarm; or "".
-        runs: where f run whole, eagerly or jitted, is finite and operation by operation is not, or the reverse.
+        element: the index of the first affected entry, or None.
+        numbers: the operation's inputs and output at that element, "x = 0, z = 0, δ = 0".
+        hidden: the operation that discards the result, "where at file:line (function)"; "" if the result is used.
+        then: the consequence, in a later operation: "∞/∞ in div at file:line (function)"; or "".
+        others: further origins of the same kind, each an operation and its line.
+        unknown: the reason why gradients were not checked, "f has no float inputs"; "" if they were.
+        intended: an infinity in the value that the code itself writes, which raises no alarm; or "".
+        runs: disagreements between the function run as a whole, eagerly or jitted, and operation by operation.
     """
 
     finite: bool
@@ -64,7 +64,7 @@ class Explanation(NamedTuple):
     then: str = ""
     others: tuple[str, ...] = ()
     unknown: str = ""
-    meant: str = ""
+    intended: str = ""
     runs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -74,14 +74,19 @@ class Explanation(NamedTuple):
 def explanation(
     direction: str, node: Node, why: Cause, element: tuple[int, ...] | None, numbers: str = ""
 ) -> Explanation:
-    """What an operation did."""
+    """The explanation of what an operation did."""
     return Explanation(
         False, "", direction, (), *why, node.operation, node.source, line_of(node), (), node.group, element, numbers
     )
 
 
+def with_cause(found: Explanation, name: str, detail: str, **changes: Any) -> Explanation:
+    """The same explanation with another cause."""
+    return found._replace(cause=name, detail=detail, rewrite=REWRITES[name], **changes)
+
+
 def within(found: Explanation, node: Node, word: str) -> Explanation:
-    """What was found inside an operation, as seen from outside."""
+    """An explanation found inside an operation, as seen from outside."""
     steps = (word, *found.steps) if word else found.steps
     source, line = found.source, found.line
     if not source:
@@ -90,7 +95,7 @@ def within(found: Explanation, node: Node, word: str) -> Explanation:
 
 
 def line_of(node: Node) -> str:
-    """The text of the line that made an operation."""
+    """The text of an operation's line."""
     return linecache.getline(node.file, node.line).strip() if node.file else ""
 
 
@@ -99,8 +104,8 @@ def named(node: Node) -> str:
     return f"{node.operation} at {node.source}" if node.source else node.operation
 
 
-def numbers(s: Spot) -> str:
-    """What an operation was given and gave at an element."""
+def numbers(s: Entry) -> str:
+    """The inputs and the output of an operation at an element."""
     letters = "xyabcd" if len(s.x) > 1 else "x"
     shown = [f"{letter} = {number(x)}" for letter, x in zip(letters, s.x, strict=False) if x is not None]
     shown += [f"z = {number(s.z)}"] + ([] if s.delta is None or s.delta != s.delta else [f"δ = {number(s.delta)}"])
@@ -128,9 +133,9 @@ def _text(e: Explanation) -> str:
 
 def _clean(e: Explanation) -> str:
     if e.unknown:
-        return f"{e.name}: its value is finite; its gradients were not looked at: {e.unknown}"
-    if e.meant:
-        return f"{e.name}: its value is finite but for {e.meant}; its gradients are finite"
+        return f"{e.name}: its value is finite; its gradients were not checked: {e.unknown}"
+    if e.intended:
+        return f"{e.name}: its value is finite but for {e.intended}; its gradients are finite"
     return f"{e.name}: its value and its gradients are finite"
 
 
@@ -144,7 +149,7 @@ def _place(e: Explanation) -> str:
 
 
 def _entry(word: str, texts: tuple[str, ...] | list[str]) -> list[str]:
-    """A word and what belongs to it, in lines that are no wider than a terminal; lines of code are kept whole."""
+    """A heading and its texts, wrapped to a terminal; lines of code are kept whole."""
     wrapped = [
         part
         for text in texts

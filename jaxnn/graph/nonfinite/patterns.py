@@ -1,6 +1,6 @@
-"""Which formula an operation belongs to: √ of a sum of squares is a norm, exp divided by its sum a softmax.
+"""The formula that an operation is part of: √ of a sum of squares is a norm, exp divided by its sum a softmax.
 
-The formulas are those that people write by hand and for which there is another that stays finite.
+These are formulas that people write by hand and that have an equivalent which stays finite.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import jaxnn.graph.nonfinite.causes as causes
 from jaxnn.graph.nodes import Graph, Node, Ref
 from jaxnn.graph.nonfinite.entries import (
-    Spot,
-    above,
-    below,
+    Entry,
+    ancestors,
+    descendants,
     entrywise,
     is_square,
     origin,
-    parent,
+    producer,
 )
 
 SCALED = {"neg", "mul", "div"}
@@ -31,23 +31,23 @@ TAILS = {"erf", "erfc", "ndtr"}
 
 def squares_of(graph: Graph, ref: Ref) -> str:
     """DEVIATION for a mean of squared differences, NORM for a sum of squares, "" for anything else."""
-    node = parent(graph, ref)
+    node = producer(graph, ref)
     mean = False
     while node is not None and node.operation in ("div", "mul", "max"):
         if node.operation == "mul" and node.inputs[0] == node.inputs[1]:
             break
         mean = mean or node.operation == "div"
-        node = parent(graph, node.inputs[0])
+        node = producer(graph, node.inputs[0])
     if node is None:
         return ""
     if node.operation == "dot_general" and node.inputs[0] == node.inputs[1]:
         return causes.NORM
     if node.operation != "reduce_sum":
         return ""
-    square = parent(graph, node.inputs[0])
+    square = producer(graph, node.inputs[0])
     if square is None or not is_square(graph, square):
         return ""
-    base = parent(graph, square.inputs[0])
+    base = producer(graph, square.inputs[0])
     return causes.DEVIATION if mean and base is not None and base.operation == "sub" else causes.NORM
 
 
@@ -55,8 +55,8 @@ OF_ROOT = {causes.DEVIATION: causes.BY_VARIANCE, causes.NORM: causes.BY_NORM}
 
 
 def divisor(graph: Graph, ref: Ref) -> str:
-    """A divisor of 0 by name: a norm, a variance, or just a number."""
-    node = parent(graph, ref)
+    """The cause of a zero divisor: a norm, a variance, or any other number."""
+    node = producer(graph, ref)
     if node is None:
         return causes.BY_ZERO
     if node.operation == "sqrt":
@@ -68,8 +68,8 @@ def divisor(graph: Graph, ref: Ref) -> str:
     return OF_ROOT.get(squares_of(graph, ref), causes.BY_ZERO)
 
 
-def quotient(s: Spot) -> str:
-    """0/0 by name: one that has a limit, where numerator and divisor are made of the same number entry by entry."""
+def quotient(s: Entry) -> str:
+    """The cause of 0/0, which may have a limit if numerator and divisor are functions of the same number."""
     if _is_softmax(s.graph, s.node):
         return causes.SOFTMAX
     if _sum_of_deviations(s.graph, s.node.inputs[0]):
@@ -89,9 +89,9 @@ def quotient(s: Spot) -> str:
 
 def _sum_of_deviations(graph: Graph, ref: Ref) -> bool:
     """True for Σ (x − mean)²."""
-    total = parent(graph, ref)
-    square = parent(graph, total.inputs[0]) if total is not None and total.operation == "reduce_sum" else None
-    base = parent(graph, square.inputs[0]) if square is not None and is_square(graph, square) else None
+    total = producer(graph, ref)
+    square = producer(graph, total.inputs[0]) if total is not None and total.operation == "reduce_sum" else None
+    base = producer(graph, square.inputs[0]) if square is not None and is_square(graph, square) else None
     return base is not None and base.operation == "sub"
 
 
@@ -101,7 +101,7 @@ def _constant(graph: Graph, ref: Ref) -> bool:
 
 
 def _made_of(graph: Graph, ref: Ref, base: Ref) -> bool:
-    """Whether an array is a function of another, entry by entry, and of constants."""
+    """Whether an array is an elementwise function of another, and of constants."""
     todo, seen = [origin(graph, ref)], set[Ref]()
     while todo:
         here = todo.pop()
@@ -119,8 +119,8 @@ def _made_of(graph: Graph, ref: Ref, base: Ref) -> bool:
 # ---------------------------------------------------------------- logarithms
 
 
-def logarithm(s: Spot) -> str:
-    """A log of 0, or of less, by name; "" where it belongs to no formula."""
+def logarithm(s: Entry) -> str:
+    """The cause of a log of 0 or of a negative number; "" outside known formulas."""
     graph, node = s.graph, s.node
     if _is_product(s):
         return causes.PRODUCT
@@ -128,7 +128,7 @@ def logarithm(s: Spot) -> str:
         return ""
     if _sums_exps_of_nothing(s):
         return causes.ALL_MASKED
-    for maker in above(graph, node.inputs[0], SCALED | {"add", "sub", "max", "min", "clamp", "neg"}):
+    for maker in ancestors(graph, node.inputs[0], SCALED | {"add", "sub", "max", "min", "clamp", "neg"}):
         if maker.operation.lstrip("_") == "det":
             return causes.SINGULAR
         if maker.operation in TAILS or {"ndtr", "_ndtr"} & set(maker.group):
@@ -147,47 +147,47 @@ def logarithm(s: Spot) -> str:
             return causes.LOGSUMEXP
     if _is_x_log_y(s):
         return causes.X_LOG_X
-    users = {user.operation for user, _, path in below(graph, node, SCALED | {"sub"})}
+    users = {user.operation for user, _, path in descendants(graph, node, SCALED | {"sub"})}
     return causes.EXP_LOG if users & {"exp", "exp2", "softmax", "_softmax"} else ""
 
 
-def _is_product(s: Spot) -> bool:
-    """Exp of a sum of it."""
+def _is_product(s: Entry) -> bool:
+    """True for the log in exp of a sum of logs."""
     sums = {"cumsum", "reduce_sum"}
     return any(
         user.operation == "exp" and sums & set(path) and "sub" not in path
-        for user, _, path in below(s.graph, s.node, sums | {"neg"})
+        for user, _, path in descendants(s.graph, s.node, sums | {"neg"})
     )
 
 
 def _is_softmax(graph: Graph, node: Node) -> bool:
-    """Exp divided by a sum."""
+    """True for exp divided by a sum."""
     if node.operation != "div":
         return False
-    top, bottom = (parent(graph, ref) for ref in node.inputs)
+    top, bottom = (producer(graph, ref) for ref in node.inputs)
     return top is not None and top.operation == "exp" and bottom is not None and bottom.operation == "reduce_sum"
 
 
 def _is_sigmoid(graph: Graph, node: Node) -> bool:
-    """A number divided by one and an exp."""
-    bottom = parent(graph, node.inputs[1]) if node.operation == "div" else None
+    """True for a number divided by 1 plus an exp."""
+    bottom = producer(graph, node.inputs[1]) if node.operation == "div" else None
     return (
         bottom is not None
         and bottom.operation == "add"
         and any(
-            maker is not None and maker.operation == "exp" for maker in (parent(graph, ref) for ref in bottom.inputs)
+            maker is not None and maker.operation == "exp" for maker in (producer(graph, ref) for ref in bottom.inputs)
         )
     )
 
 
 def _parent_is(graph: Graph, node: Node, operation: str) -> bool:
-    maker = parent(graph, node.inputs[0])
+    maker = producer(graph, node.inputs[0])
     return maker is not None and maker.operation == operation
 
 
-def _is_x_log_y(s: Spot) -> bool:
-    """Multiplied by what is 0 there."""
-    for user, i, _ in below(s.graph, s.node, {"neg", "add", "sub"}):
+def _is_x_log_y(s: Entry) -> bool:
+    """True for a log that is multiplied by a number which is 0 there."""
+    for user, i, _ in descendants(s.graph, s.node, {"neg", "add", "sub"}):
         if user.operation == "mul":
             other = user.inputs[1 - i]
             if origin(s.graph, other) == origin(s.graph, s.node.inputs[0]):
@@ -203,17 +203,17 @@ def _zero_where_infinite(graph: Graph, node: Node, i: int) -> bool:
 
 
 def _is_mask(graph: Graph, ref: Ref) -> bool:
-    """Made of booleans."""
+    """True for an array converted from booleans."""
     ref = origin(graph, ref)
     return graph.at(ref)[0].dtype == bool
 
 
-def _sums_exps_of_nothing(s: Spot) -> bool:
+def _sums_exps_of_nothing(s: Entry) -> bool:
     """True for the log of a sum of exponentials of −∞."""
-    total = parent(s.graph, s.node.inputs[0])
-    if total is not None and total.operation == "abs":  # jax.nn.logsumexp has it
-        total = parent(s.graph, total.inputs[0])
-    powers = parent(s.graph, total.inputs[0]) if total is not None and total.operation == "reduce_sum" else None
+    total = producer(s.graph, s.node.inputs[0])
+    if total is not None and total.operation == "abs":  # in jax.nn.logsumexp
+        total = producer(s.graph, total.inputs[0])
+    powers = producer(s.graph, total.inputs[0]) if total is not None and total.operation == "reduce_sum" else None
     return (
         powers is not None
         and powers.operation == "exp"
@@ -224,23 +224,27 @@ def _sums_exps_of_nothing(s: Spot) -> bool:
 # ---------------------------------------------------------------- exponentials
 
 
-def exponential(s: Spot) -> str:
-    """An exp that overflows by name of the formula around it; EXP where there is none."""
+def exponential(s: Entry) -> str:
+    """The cause of an overflowing exp, by the formula around it; EXP outside known formulas."""
     kind = s.node.operation
     kept = {"add", "sub", "reduce_sum"}
-    found = [(user, set(path) & kept) for user, _, path in below(s.graph, s.node, kept | {"neg"})]
-    if kind == "cosh" and _goes(found, "log", set()):
+    found = [(user, set(path) & kept) for user, _, path in descendants(s.graph, s.node, kept | {"neg"})]
+    if kind == "cosh" and _reaches(found, "log", set()):
         return causes.LOG_COSH
-    if kind == "expm1" and _goes(found, "log", set()):
+    if kind == "expm1" and _reaches(found, "log", set()):
         return causes.INVERSE_SOFTPLUS
     if kind != "exp":
         return causes.EXP
-    if _goes(found, "sub", set()) and _goes(found, "add", set()) and any(user.operation == "div" for user, _ in found):
+    if (
+        _reaches(found, "sub", set())
+        and _reaches(found, "add", set())
+        and any(user.operation == "div" for user, _ in found)
+    ):
         return causes.TANH
-    return next((name for name, operation, between in FORMULAS if _goes(found, operation, between)), causes.EXP)
+    return next((name for name, operation, between in FORMULAS if _reaches(found, operation, between)), causes.EXP)
 
 
-FORMULAS: tuple[tuple[str, str, set[str]], ...] = (  # the name, where the exponential ends, and by way of what
+FORMULAS: tuple[tuple[str, str, set[str]], ...] = (  # cause, operation reached, operations between
     (causes.SOFTPLUS, "log1p", set()),
     (causes.INVERSE_SOFTPLUS, "log", {"sub"}),
     (causes.SOFTPLUS, "log", {"add"}),
@@ -250,28 +254,28 @@ FORMULAS: tuple[tuple[str, str, set[str]], ...] = (  # the name, where the expon
 )
 
 
-def _goes(found: list[tuple[Node, set[str]]], operation: str, between: set[str]) -> bool:
+def _reaches(found: list[tuple[Node, set[str]]], operation: str, between: set[str]) -> bool:
     return any(user.operation == operation and path == between for user, path in found)
 
 
-# ---------------------------------------------------------------- what rounding decides
+# ---------------------------------------------------------------- cancellation
 
 
-DIGITS_LOST = 64  # times the spacing of the terms that a difference of rounded terms may be
+DIGITS_LOST = 64  # a difference below this multiple of its terms' spacing is rounding error
 
 
 def difference(graph: Graph, ref: Ref, left: float | None = None) -> Node | None:
-    """The subtraction of whose terms' rounding an array is made, at least in one entry; None where none is.
+    """The subtraction whose rounding error an array consists of, in at least one entry; None if there is none.
 
     Args:
-        graph: it stands in.
+        graph: the array's graph.
         ref: the array.
-        left: the entry that is asked about; by default the least of all.
+        left: the entry concerned; by default the smallest in magnitude.
     """
     entries = np.asarray(graph.at(ref)[0], np.float64)
     smallest = float(np.nanmin(abs(entries))) if entries.size and np.isfinite(entries).any() else np.inf
     smallest = smallest if left is None else abs(left)
-    for node in above(graph, ref, {"add", "sub", "mul", "div", "max", "neg", "abs"}):
+    for node in ancestors(graph, ref, {"add", "sub", "mul", "div", "max", "neg", "abs"}):
         if node.operation in ("add", "sub"):
             lost = rounding(graph, node)
             cancelled = abs(np.asarray(node.values[0], np.float64)) <= lost
@@ -281,7 +285,7 @@ def difference(graph: Graph, ref: Ref, left: float | None = None) -> Node | None
 
 
 def rounding(graph: Graph, node: Node) -> Any:
-    """By how much a sum or difference may be off, its terms being rounded; 0 where they are 0 or not finite."""
+    """The rounding error of a sum or difference; −1 where the terms are 0 or not finite."""
     x, y = (abs(np.asarray(graph.at(ref)[0], np.float64)) for ref in node.inputs)
     eps = float(jnp.finfo(node.values[0].dtype).eps)
     size = np.broadcast_to(np.maximum(x, y), np.shape(node.values[0]))

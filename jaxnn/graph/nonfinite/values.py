@@ -1,6 +1,6 @@
-"""Where a value that is not finite came from: upstream to the operations that made it of finite numbers.
+"""The origin of a non-finite value: upstream, the operations that produced it from finite numbers.
 
-What is infinite on the way and does no harm (a mask of −∞, a branch that was not chosen) is on no such path.
+Harmless infinities (a mask of −∞, a branch that was not taken) are on no such path.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import jaxnn.graph.loops as loops
 import jaxnn.graph.nonfinite.causes as causes
 from jaxnn.graph.nodes import Graph, Node, Ref
 from jaxnn.graph.nonfinite.causes import cause
-from jaxnn.graph.nonfinite.entries import first, fits, holds, nonfinite, said, spot
-from jaxnn.graph.nonfinite.explanation import FORWARD, Explanation, explanation, named, numbers, within
+from jaxnn.graph.nonfinite.entries import entry, first, fits, holds, in_words, nonfinite
+from jaxnn.graph.nonfinite.explanation import FORWARD, Explanation, explanation, named, numbers, with_cause, within
 from jaxnn.graph.nonfinite.forward import LIBRARY, forward_cause
 from jaxnn.jaxprs import Scan, While
 
@@ -27,20 +27,20 @@ def _nan(value: Any) -> Any:
 
 
 def explain_value(graph: Graph) -> Explanation | None:
-    """The origin of what is not finite in a graph's outputs."""
+    """The origin of NaN or infinity in a graph's outputs."""
     return explain_arrays(graph, [ref for ref in graph.outputs if holds(graph.at(ref)[0])])
 
 
 def explain_arrays(graph: Graph, ends: Sequence[Ref]) -> Explanation | None:
-    """The origin of what is not finite in some arrays of a graph."""
+    """The origin of NaN or infinity in some arrays of a graph."""
     if not ends:
         return None
     nodes, leaves = _origins(graph, ends)
     if not nodes:
-        return _came_in(graph, leaves[0])
+        return _held_by_leaf(graph, leaves[0])
     start, *more = (graph.nodes[i] for i in nodes)
     found = _opened(graph, start) or _at(graph, start)
-    then = next((node for node in more if _bad_inputs(graph, node)), None)  # ∞ from elsewhere, made NaN here
+    then = next((node for node in more if _bad_inputs(graph, node)), None)  # ∞ from elsewhere, turned into NaN here
     if then is not None:
         word = _at(graph, then).cause
         found = found._replace(then=f"{word} in {named(then)}")
@@ -49,8 +49,8 @@ def explain_arrays(graph: Graph, ends: Sequence[Ref]) -> Explanation | None:
     return found._replace(others=tuple(dict.fromkeys(named(node) for node in more if node is not then)))
 
 
-def meant(graph: Graph) -> str:
-    """The outputs that are infinite only where the code writes an infinity, beside entries that are finite; or ""."""
+def intended(graph: Graph) -> str:
+    """The infinity in the outputs, if the code itself writes it and other entries are finite; or ""."""
     ends = [ref for ref in graph.outputs if holds(graph.at(ref)[0])]
     for ref in ends:
         value = np.asarray(graph.at(ref)[0], np.float64)
@@ -60,11 +60,11 @@ def meant(graph: Graph) -> str:
     if nodes or not ends or any(graph.leaves[-1 - ref.node].kind == "input" for ref in leaves):
         return ""
     value = np.asarray(graph.at(ends[0])[0])
-    return f"{said(float(value[nonfinite(value)][0]))} where the code writes it"
+    return f"{in_words(float(value[nonfinite(value)][0]))} where the code writes it"
 
 
 def _origins(graph: Graph, ends: Sequence[Ref]) -> tuple[list[int], list[Ref]]:
-    """Upstream of what is not finite: the operations that made it, in forward order, and the leaves that held it."""
+    """Upstream of non-finite arrays, the operations that made them so, in forward order, and the leaves that were."""
     todo, seen = list(ends), set[Ref]()
     nodes, leaves = set[int](), list[Ref]()
     while todo:
@@ -78,14 +78,14 @@ def _origins(graph: Graph, ends: Sequence[Ref]) -> tuple[list[int], list[Ref]]:
         node = graph.nodes[ref.node]
         before = _bad_inputs(graph, node)
         todo += before
-        if not before or _made(graph, node).any():
+        if not before or _created(graph, node).any():
             nodes.add(node.id)
     kinds = {"input": 0, "constant": 1, "number": 2}
     return sorted(nodes), sorted(leaves, key=lambda ref: kinds[graph.leaves[-1 - ref.node].kind])
 
 
 def _bad_inputs(graph: Graph, node: Node) -> list[Ref]:
-    """The inputs that hold what is not finite; of an elementwise operation, where its output does too."""
+    """The non-finite inputs; of an elementwise operation, those that are so where its output is."""
     refs = [ref for ref in node.inputs if holds(graph.at(ref)[0], nonfinite)]
     shape = np.shape(node.values[0])
     if not refs or len(node.values) > 1 or not all(fits(graph.at(ref)[0], shape) for ref in refs):
@@ -93,21 +93,21 @@ def _bad_inputs(graph: Graph, node: Node) -> list[Ref]:
     if node.operation == "select_n":
         return [ref for i, ref in enumerate(node.inputs[1:]) if ref in refs and _chosen(graph, node, i, ref).any()]
     wanted = nonfinite(node.values[0])
-    return [ref for ref in refs if (_spread(nonfinite(graph.at(ref)[0]), shape) & wanted).any()]
+    return [ref for ref in refs if (_broadcast(nonfinite(graph.at(ref)[0]), shape) & wanted).any()]
 
 
-def _made(graph: Graph, node: Node) -> Any:
-    """Where an operation makes NaN of what holds none, or what is not finite of what is."""
+def _created(graph: Graph, node: Node) -> Any:
+    """A mask of the entries where an operation makes NaN from inputs without any, or infinity from finite ones."""
     inputs = [graph.at(ref)[0] for ref in node.inputs if jnp.issubdtype(graph.at(ref)[0].dtype, jnp.inexact)]
     value = node.values[0]
     if len(node.values) > 1:
-        return np.asarray(_worse(inputs, list(node.values)))
+        return np.asarray(_creates(inputs, list(node.values)))
     if node.operation == "select_n" or not jnp.issubdtype(value.dtype, jnp.inexact):
         return np.zeros(0, bool)
     shape = np.shape(value)
     if all(fits(x, shape) for x in inputs):
-        nan = sum((_spread(_nan(x), shape) for x in inputs), np.zeros(shape, bool))
-        bad = sum((_spread(nonfinite(x), shape) for x in inputs), np.zeros(shape, bool))
+        nan = sum((_broadcast(_nan(x), shape) for x in inputs), np.zeros(shape, bool))
+        bad = sum((_broadcast(nonfinite(x), shape) for x in inputs), np.zeros(shape, bool))
         return np.asarray((_nan(value) & ~nan) | (nonfinite(value) & ~bad))
     return np.asarray(_nan(value).any() and not any(_nan(x).any() for x in inputs))
 
@@ -117,36 +117,36 @@ def _chosen(graph: Graph, node: Node, case: int, ref: Ref) -> Any:
     return nonfinite(graph.at(ref)[0]) & (which == case)
 
 
-def _spread(mask: Any, shape: tuple[int, ...]) -> Any:
+def _broadcast(mask: Any, shape: tuple[int, ...]) -> Any:
     return np.broadcast_to(mask, shape)
 
 
 def _at(graph: Graph, node: Node) -> Explanation:
-    """The explanation of an operation that made what is not finite."""
+    """The explanation of an operation that produced NaN or infinity."""
     output = next(k for k, value in enumerate(node.values) if holds(value, nonfinite))
-    made = _made(graph, node)
+    made = _created(graph, node)
     mask = made if made.shape == np.shape(node.values[output]) and made.any() else nonfinite(node.values[output])
     element = first(mask)
-    s = spot(graph, node, output, element)
+    s = entry(graph, node, output, element)
     return explanation(FORWARD, node, forward_cause(s), element, numbers(s))
 
 
-def _came_in(graph: Graph, ref: Ref) -> Explanation:
-    """What was not finite to begin with."""
+def _held_by_leaf(graph: Graph, ref: Ref) -> Explanation:
+    """The explanation of a leaf that is not finite."""
     leaf = graph.leaves[-1 - ref.node]
     element = first(nonfinite(leaf.value))
     count = int(nonfinite(leaf.value).sum())
-    shown = said(np.asarray(leaf.value)[element])
+    shown = in_words(np.asarray(leaf.value)[element])
     many = f"{count} of {np.size(leaf.value)} entries, first " if np.shape(leaf.value) else ""
     users = [node for node in graph.nodes if ref in node.inputs]
     user = users[0] if users else Node(0, "", (), ())
     name = causes.GIVEN if leaf.kind == "input" else causes.WRITTEN
-    if name == causes.WRITTEN:  # NaN for a variance that there is not
+    if name == causes.WRITTEN:  # the NaN of a variance that does not exist
         scopes = (scope.lstrip("_") for scope in user.group)
         name = next((LIBRARY[scope] for scope in scopes if scope in LIBRARY), name)
-    what = f"{leaf.name} holds {many}{shown}" if leaf.kind != "number" else f"the code has {shown} here"
+    what = f"{leaf.name} contains {many}{shown}" if leaf.kind != "number" else f"the code has {shown} here"
     if name == causes.ONE_ENTRY:
-        what = "n − ddof is 0 or less: there is nothing to divide by, and var gives NaN"
+        what = "n − ddof is 0 or negative: there is nothing to divide by, and var returns NaN"
     why = cause(name, what)
     return explanation(FORWARD, user._replace(operation=""), why, element)
 
@@ -155,7 +155,7 @@ def _came_in(graph: Graph, ref: Ref) -> Explanation:
 
 
 def _opened(graph: Graph, node: Node) -> Explanation | None:
-    """The origin inside an operation that can be opened; None where it cannot, or nothing is found inside."""
+    """The origin inside an operation; None if it cannot be opened or nothing is found inside."""
     if node.inner is None:
         return None
     step, word = bad_step(graph, node)
@@ -164,22 +164,21 @@ def _opened(graph: Graph, node: Node) -> Explanation | None:
         return None
     name = node.operation.lstrip("_").split("_")[0]  # _slogdet_small, _slogdet_lu
     if name in LIBRARY:
-        why = cause(LIBRARY[name], found.detail)
-        found = found._replace(cause=why.name, rewrite=why.rewrite)
+        found = with_cause(found, LIBRARY[name], found.detail)
     return within(found, node, word)
 
 
 def bad_step(graph: Graph, node: Node) -> tuple[int, str]:
-    """The first iteration that makes what is not finite, and its name."""
+    """The first iteration that produces NaN or infinity, and its name."""
     inputs, params = [graph.at(ref)[0] for ref in node.inputs], dict(node.params)
     if node.operation == "scan":
         for t, given, made in _scanned(node, params, inputs):
-            if _worse(given, made):
+            if _creates(given, made):
                 return t, f"scan step {t}"
     if node.operation == "while":
         carried = loops.repetitions(While.of(params), inputs)
         for t, (given, made) in enumerate(itertools.pairwise(carried)):
-            if _worse(given, made):
+            if _creates(given, made):
                 return t, f"while step {t}"
     if node.operation == "cond":
         return 0, f"branch {int(inputs[0])}"
@@ -187,7 +186,7 @@ def bad_step(graph: Graph, node: Node) -> tuple[int, str]:
 
 
 def _scanned(node: Node, params: dict[str, Any], inputs: list[Any]) -> Iterator[tuple[int, list[Any], list[Any]]]:
-    """Each iteration of a scan in the order in which it runs: its number, what it was given, what it made."""
+    """The iterations of a scan in the order of execution: number, inputs, outputs."""
     scan = Scan.of(params)
     n, run, came, given = scan.carry, list(scan.order), loops.carries(scan, inputs), scan.parts(inputs)
     for now, after in itertools.zip_longest(run, run[1:]):
@@ -199,6 +198,6 @@ def _scanned(node: Node, params: dict[str, Any], inputs: list[Any]) -> Iterator[
         )
 
 
-def _worse(given: list[Any], made: list[Any]) -> bool:
-    """Whether NaN was made of what holds none, or what is not finite of what is."""
+def _creates(given: list[Any], made: list[Any]) -> bool:
+    """Whether outputs contain NaN while inputs do not, or are non-finite while inputs are finite."""
     return any(any(holds(x, bad) for x in made) and not any(holds(x, bad) for x in given) for bad in (_nan, nonfinite))
