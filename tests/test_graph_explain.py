@@ -124,5 +124,5 @@ def test_arrays_and_branches():
 
 
 def test_it_refuses_what_is_no_array():
-    with pytest.raises(TypeError, match="name is no array"):
+    with pytest.raises(TypeError, match="name is not an array"):
         explain(lambda x, name: x)(1.0, "w")

@@ -159,9 +159,7 @@ def _cotangents(f: Callable[..., Tree], outs: list[Any], tree: Any, cotangent: T
             raise ValueError(f"graph: cotangent must be like the output of {name_of(f)}, {_shapes(outs)}")
         return [jnp.asarray(g, out.dtype) if is_float(out) else None for g, out in zip(given, outs, strict=True)]
     if not floats:
-        raise TypeError(
-            f"graph: {name_of(f)} returns no floats but {_shapes(outs)}; backward=False traces values"
-        )
+        raise TypeError(f"graph: {name_of(f)} returns no floats but {_shapes(outs)}; backward=False traces values")
     if len(floats) > 1 or floats[0].shape:
         raise ValueError(
             f"graph: {name_of(f)} returns {_shapes(outs)}, not a single number; give cotangent=…, like that output, "

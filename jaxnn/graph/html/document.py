@@ -1,7 +1,7 @@
-"""A graph as one HTML file that needs nothing else: drawn in layers, folded and unfolded, stepped forward and back.
+"""A graph as one self-contained HTML file: drawn in layers, folded and unfolded, stepped forward and back.
 
-Python writes numbers, summaries of arrays and the order of the drawing; `page.js` measures, places and steps;
-`page.css` is its look and `page.html` its frame. They become one file without network access or third-party code.
+Python writes numbers, summaries of arrays and the order of the drawing; the SCRIPTS measure, place, draw and
+step. `page.html` holds them all, without network access or third-party code.
 """
 
 from __future__ import annotations
@@ -24,37 +24,24 @@ from jaxnn.jaxprs import is_program, with_constants
 from jaxnn.showing import shown
 
 OPEN_AT_FIRST = 40  # operations and folded groups that fit a screen
-LARGEST = 1_600_000  # characters of a page's data; the page stays below 2 MB
+LARGEST = 1_600_000  # characters of data, so that the page stays below 2 MB
 INSIDES = 8  # iterations of a loop that can be opened: the first half and the last
-INSIDE_OPERATIONS = 1_000  # in all of them together
-DEEPEST = 3  # a loop in a loop in a loop
+INSIDE_OPERATIONS = 1_000  # in all of these together
+DEEPEST = 3  # loops within loops
 BINS = 16
 HEIGHTS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a histogram's bars
-LONGEST = 100  # characters of a parameter
+LONGEST = 100  # characters of a primitive's parameter
+SCRIPTS = ("data.js", "placing.js", "drawing.js", "steps.js", "panel.js", "controls.js")  # in this order
 SYMBOLS = {
-    "add": "+",
-    "add_any": "+",
-    "sub": "−",
-    "mul": "×",
-    "div": "÷",
-    "neg": "−",
-    "dot_general": "@",
-    "reduce_sum": "Σ",
-    "reduce_prod": "∏",
-    "sqrt": "√",
-    "select_n": "?",
-    "lt": "<",
-    "le": "≤",
-    "gt": ">",
-    "ge": "≥",
-    "eq": "=",
-    "ne": "≠",
+    **{"add": "+", "add_any": "+", "sub": "−", "neg": "−", "mul": "×", "div": "÷", "dot_general": "@", "sqrt": "√"},
+    **{"reduce_sum": "Σ", "reduce_prod": "∏", "select_n": "?"},
+    **{"lt": "<", "le": "≤", "gt": ">", "ge": "≥", "eq": "=", "ne": "≠"},
 }
 
 
 @shown(lambda page: f"<page of {len(page.html):,} characters of HTML: .save(path), or show it in a notebook>")
 class Page(NamedTuple):
-    """A graph as HTML; the last line of a notebook's cell shows it.
+    """A graph as HTML; a notebook shows it at the end of a cell.
 
     Attributes:
         html: the whole page.
@@ -71,23 +58,23 @@ class Page(NamedTuple):
         return path
 
     def _repr_html_(self) -> str:
-        """A frame of its own, so that the notebook's style and the page's do not meet."""
+        """An iframe, which keeps the notebook's style and the page's apart."""
         style = f"width:100%;height:{self.height}px;border:1px solid #8886;border-radius:6px"
         return f'<iframe title="computational graph" style="{style}" srcdoc="{html.escape(self.html)}"></iframe>'
 
 
 def page(graph: Graph, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page:
-    """The page of a graph: its drawing with value and gradient at each node, and both passes step by step.
+    """The page of a graph: a drawing with the value and the gradient at each node, and both passes step by step.
 
     Groups (layers, jitted functions, iterations) fold; more than 80 items side by side become groups of neighbours.
-    Arrays are written as shape, range, norm, the count of what is not finite and a histogram, never as they are. A page
-    stays below 2 MB: in one of many thousand operations some groups cannot be opened, the last in the forward order
-    before others and those with NaN or infinity last of all, and the page says how many.
+    Arrays are summarised by shape, range, norm, the number of non-finite entries and a histogram. A page stays below
+    2 MB: in a graph of many thousand operations some groups cannot be opened, beginning with the last in forward order
+    and sparing those with NaN or infinity as long as possible, and the page says how many.
 
     Args:
-        graph: what `graph.trace(f)(*args)` gives.
+        graph: as returned by `graph.trace(f)(*args)`.
         title: of the page; by default the function's name.
-        most: groups are opened at first, subgraph by subgraph, while no more than so many items are to be seen.
+        most: at first, groups are opened level by level as long as at most this many items are visible.
 
     >>> from jaxnn import graph
     >>> shown = graph.page(graph.trace(lambda x, y: x * (x + y))(2.0, 1.0), title="x (x + y)")
@@ -108,8 +95,7 @@ def page(graph: Graph, *, title: str = "", most: int = OPEN_AT_FIRST) -> Page:
     parts = {
         "TITLE": html.escape(title),
         "STYLE": _file("page.css"),
-        "DRAWING": _file("page_drawing.js"),
-        "SCRIPT": _file("page.js"),
+        "SCRIPT": "\n".join(map(_file, SCRIPTS)),
         "DATA": data,
     }
     return Page(re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _file("page.html")))
@@ -120,7 +106,7 @@ def _file(name: str) -> str:
 
 
 def _data(graph: Graph, tree: tuple[Subgraph, ...], title: str, most: int, room: int) -> str:
-    """JSON that no name in it can end: a script element ends at </script>, and at nothing else."""
+    """The data as JSON in which no name can close the script element, since < and > are escaped."""
     writer = _Writer()
     writer.graph(graph, tree, _omitted(graph, tree, room), title, most)
     data = {"graphs": writer.graphs, "strings": list(writer.strings)}
@@ -129,26 +115,26 @@ def _data(graph: Graph, tree: tuple[Subgraph, ...], title: str, most: int, room:
 
 
 class _Writer:
-    """Graphs as lists of small lists: names are written once and stand elsewhere as numbers."""
+    """Graphs as lists of short lists; names are written once and referred to by number."""
 
     def __init__(self) -> None:
         self.strings: dict[str, int] = {}
         self.graphs: list[dict[str, Any]] = []
         self.room = INSIDE_OPERATIONS
-        self.briefs: dict[int, tuple[Any, Any]] = {}  # with the value, so that its id stays its own
+        self.arrays: dict[int, tuple[Any, Any]] = {}  # with the value, so that its id is not reused
 
     def string(self, text: str) -> int:
         return self.strings.setdefault(text, len(self.strings))
 
-    def brief(self, value: Any) -> Any:
-        """A number as text; an array as [kind, size, low, high, norm, not finite, histogram]; None for nothing."""
+    def array(self, value: Any) -> Any:
+        """A number as text; an array as [type, size, low, high, norm, not finite, histogram]; None for nothing."""
         if value is None:
             return None
-        if id(value) not in self.briefs:
-            self.briefs[id(value)] = value, self._brief(value)
-        return self.briefs[id(value)][1]
+        if id(value) not in self.arrays:
+            self.arrays[id(value)] = value, self._array(value)
+        return self.arrays[id(value)][1]
 
-    def _brief(self, value: Any) -> Any:
+    def _array(self, value: Any) -> Any:
         s = summary(value)
         if s.number is not None:
             return number(s.number)
@@ -158,76 +144,70 @@ class _Writer:
         bars = histogram(value, BINS)
         tallest = max(bars, default=0)
         steps = len(HEIGHTS) - 1
-        drawn = "".join(HEIGHTS[-(-count * steps // tallest)] for count in bars)  # rounded up: one entry is seen
+        drawn = "".join(HEIGHTS[-(-count * steps // tallest)] for count in bars)  # rounded up: one entry is visible
         return [kind, s.size, number(s.low), number(s.high), number(s.norm), s.nonfinite, drawn]
 
     def graph(
         self, graph: Graph, tree: tuple[Subgraph, ...], omitted: list[bool], title: str, most: int, depth: int = 0
     ) -> int:
-        """Writes a graph and those inside its operations; its number."""
+        """Writes a graph and those inside its operations, and returns its number."""
         at = len(self.graphs)
         self.graphs.append({})
         written = {item for subgraph, omit in zip(tree, omitted, strict=True) if not omit for item in subgraph.items}
         for subgraph, omit in zip(tree, omitted, strict=True):
-            if omit:  # what leaves it is shown on its card
+            if omit:  # its card shows the arrays that leave it
                 written.update(ref.node for ref in subgraph.exits)
         written.update(ref.node for ref in graph.outputs)
         self.graphs[at] = {
             "name": title,
-            "value": [self.brief(graph.at(ref)[0]) for ref in graph.outputs],
+            "value": [self.array(graph.at(ref)[0]) for ref in graph.outputs],
             "backward": any(g is not None for node in graph.nodes for g in node.gradients)
             or any(leaf.gradient is not None for leaf in graph.leaves),
             "leaves": [self.leaf(leaf) if -1 - k in written else None for k, leaf in enumerate(graph.leaves)],
             "nodes": [self.node(node, depth) if node.id in written else None for node in graph.nodes],
             "outputs": [[*ref] for ref in graph.outputs],
-            "seeds": [self.brief(cotangent) for cotangent in graph.cotangents],
+            "seeds": [self.array(cotangent) for cotangent in graph.cotangents],
             "subgraphs": [self.subgraph(graph, tree, omitted, g) for g in range(len(tree))],
             "opened": _opened(tree, omitted, len(graph.nodes), most),
         }  # fmt: skip
         return at
 
     def leaf(self, leaf: Leaf) -> list[Any]:
-        return [leaf.name, leaf.kind, self.brief(leaf.value), self.brief(leaf.gradient)]
+        return [leaf.name, leaf.kind, self.array(leaf.value), self.array(leaf.gradient)]
 
     def node(self, node: Node, depth: int) -> list[Any]:
         return [
             self.string(node.operation),
             self.string(_symbol(node)),
             [ref.node if ref.output == 0 else [*ref] for ref in node.inputs],
-            [self.brief(value) for value in node.values],
-            [self.brief(gradient) for gradient in node.gradients],
-            [self.brief(part) for part in node.passed],
+            [self.array(value) for value in node.values],
+            [self.array(gradient) for gradient in node.gradients],
+            [self.array(part) for part in node.passed],
             *map(self.string, (node.formula, node.rule, node.note, node.file, node.function, _params(node))),
             node.line,
             [self.whole(graph, depth + 1) for graph in self.inside(node, depth)],
         ]
 
     def whole(self, graph: Graph, depth: int) -> int:
-        """Writes a graph inside an operation."""
+        """Writes a graph inside an operation, and returns its number."""
         tree = subgraphs(graph)
         return self.graph(graph, tree, [False] * len(tree), graph.name, OPEN_AT_FIRST, depth)
 
     def inside(self, node: Node, depth: int) -> Iterator[Graph]:
-        """The graphs inside an operation, as many as there is room for."""
+        """The graphs inside an operation, as many as fit."""
         for t in _iterations(node) if depth < DEEPEST else ():
             if self.room <= 0 or node.inner is None:
                 return
             try:
                 graph = node.inner(t)
-            except (IndexError, jax.errors.ConcretizationTypeError):  # a while loop that has ended, or is being traced
+            except (IndexError, jax.errors.ConcretizationTypeError):  # a while loop that has ended or is being traced
                 return
             self.room -= len(graph.nodes)
             yield graph
 
     def subgraph(self, graph: Graph, tree: tuple[Subgraph, ...], omitted: list[bool], g: int) -> list[Any]:
-        subgraph, n = tree[g], len(graph.nodes)
-        head = [
-            subgraph.name,
-            subgraph.parent,
-            subgraph.nodes.start,
-            subgraph.nodes.stop - 1,
-            [[*ref] for ref in subgraph.exits],
-        ]
+        subgraph, n, exits = tree[g], len(graph.nodes), [[*ref] for ref in tree[g].exits]
+        head = [subgraph.name, subgraph.parent, subgraph.nodes.start, subgraph.nodes.stop - 1, exits]
         if omitted[g]:
             return head
         links = []
@@ -235,14 +215,14 @@ class _Writer:
             total = None
             if link.slot < 0 and link.target < len(subgraph.items):
                 inner = subgraph.items[link.target] - n
-                total = self.brief(_total(graph, tree[inner].nodes, link.ref, omitted[inner]))
+                total = self.array(_total(graph, tree[inner].nodes, link.ref, omitted[inner]))
             links.append([link.source, link.target, [*link.ref], link.slot, total])
         entries = [[*ref] for ref in subgraph.entries]
         return [*head, subgraph.items, entries, links, subgraph.layout.rows, subgraph.layout.bends]
 
 
 def _total(graph: Graph, nodes: range, ref: Ref, needed: bool) -> Any:
-    """The sum of what a group passes back to an array; None where it is one part, which is written with its node."""
+    """The sum of what a group passes back to an array; None for a single part, which is written with its node."""
     parts = [
         part
         for i in nodes
@@ -251,14 +231,14 @@ def _total(graph: Graph, nodes: range, ref: Ref, needed: bool) -> Any:
     ]
     if len(parts) < 2:
         return parts[0] if parts and needed else None
-    total = parts[-1]  # in the order in which they arrive
+    total = parts[-1]  # in the order of arrival
     for part in parts[-2::-1]:
         total = total + part
     return total
 
 
 def _omitted(graph: Graph, tree: tuple[Subgraph, ...], room: int) -> list[bool]:
-    """Which groups are not written, so that no more than `room` operations and leaves are."""
+    """For each group whether it is left out, so that at most `room` operations and leaves are written."""
     n = len(graph.nodes)
     own = [sum(item < n for item in subgraph.items) for subgraph in tree]  # operations and leaves, without inner groups
     omitted = [False] * len(tree)
@@ -278,7 +258,7 @@ def _omitted(graph: Graph, tree: tuple[Subgraph, ...], room: int) -> list[bool]:
 
 
 def _opened(tree: tuple[Subgraph, ...], omitted: list[bool], n: int, most: int) -> list[int]:
-    """The groups that are open at first: whole subgraphs while no more than `most` items are to be seen."""
+    """The groups that are open at first: whole levels, as long as at most `most` items are visible."""
     opened, ring = [0], [0]
     seen = sum(item >= 0 for item in tree[0].items)
     while True:
@@ -290,7 +270,7 @@ def _opened(tree: tuple[Subgraph, ...], omitted: list[bool], n: int, most: int) 
 
 
 def _iterations(node: Node) -> list[int]:
-    """Which iterations of an operation can be opened."""
+    """The iterations of an operation that can be opened."""
     if node.inner is None:
         return []
     if node.operation == "while":
@@ -306,7 +286,7 @@ def _symbol(node: Node) -> str:
 
 
 def _params(node: Node) -> str:
-    """The parameters that say something, one a line."""
+    """The parameters that are set, one per line."""
     return "\n".join(f"{key} = {_text(value)}" for key, value in node.params.items() if value is not None)
 
 

@@ -1,10 +1,10 @@
 """Local reverse rules of elementwise operations: arithmetic, functions of one number, comparison, selection.
 
-δ is the gradient of an operation's output, δx what it passes back to its input x. Every formula is derived by hand;
-at ties and kinks it takes the slope that `jax.vjp` takes, and its note says so. Real numbers only.
+δ is the gradient of an operation's output, δx what it passes back to its input x. Every formula is derived by hand; at
+ties and kinks it takes the slope that `jax.vjp` takes, and a note says so. Real numbers only.
 
-Source of the conventions: the derivative rules in `jax/_src/lax/lax.py` and `special.py`. Griewank & Walther 2008,
-"Evaluating Derivatives", has the table of elementary adjoints.
+Sources: the derivative rules in `jax/_src/lax` for the conventions; Griewank & Walther 2008, "Evaluating Derivatives",
+for the table of elementary adjoints.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _fit(gradient: Array, x: Array) -> Array:
 
 
 def _elementwise(*slopes: Slope | None) -> Pull:
-    """The pull of an operation on equal or broadcast shapes; slope(δ, *inputs, output) is what one input is passed."""
+    """The pull of an operation on equal or broadcast shapes; slope(δ, *inputs, output) is passed to one input."""
 
     def pull(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
         return [
@@ -47,7 +47,7 @@ def _elementwise(*slopes: Slope | None) -> Pull:
 
 
 def _accurate(usual: Slope, highest: Slope) -> Pull:
-    """The pull of an operation that can be asked for its most accurate form, whose rule then cancels nothing."""
+    """The pull of an operation with a most accurate form, in whose rule nothing cancels."""
 
     def pull(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
         slope = highest if params.get("accuracy") is lax.AccuracyMode.HIGHEST else usual
@@ -57,12 +57,12 @@ def _accurate(usual: Slope, highest: Slope) -> Pull:
 
 
 def _x(where: Callable[[Array], ArrayLike], text: str) -> Note:
-    """A note on the values of the only, or the first, input."""
+    """A note on the values of the first input."""
     return note_where(lambda inputs, output, params: where(inputs[0]), text)
 
 
 def _mul(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ y, δy = δ x, multiplied in the output's dtype, which a user may ask to be wider than the factors'."""
+    """δx = δ y, δy = δ x, multiplied in the output's dtype, which may be wider than that of the factors."""
     x, y = inputs
     return [
         _fit(delta * factor.astype(delta.dtype), other).astype(other.dtype) if is_float(other) else None
@@ -71,7 +71,7 @@ def _mul(delta: Array, inputs: list[Array], output: Array, params: Params) -> Pa
 
 
 def _pow_base(delta: Array, x: Array, y: Array, z: Array) -> Array:
-    """δ y xʸ⁻¹; an integer power of 0 has no slope, where a float one gives 0·∞ = NaN at x = 0."""
+    """δ y xʸ⁻¹; for y = 0 the slope is 0 if y is an integer, and 0·∞ = NaN at x = 0 if it is a float."""
     whole = not is_float(y)
     y = y.astype(x.dtype)
     slope = y * lax.pow(*jnp.broadcast_arrays(x, y - jnp.ones_like(y)))
@@ -108,15 +108,15 @@ def _clamp_at_bound(inputs: list[Array], output: Array, params: Params) -> Array
     return is_float(x) and ((x == low) | (x == high))
 
 
-def _whole(x: Array) -> ArrayLike:
+def _is_integer(x: Array) -> ArrayLike:
     return np.isfinite(x) & (x == np.floor(x))
 
 
 def _pole(x: Array) -> ArrayLike:
-    return (x <= 0) & _whole(x)
+    return (x <= 0) & _is_integer(x)
 
 
-_HALF = note_where(lambda xs, z, p: is_float(xs[0]) and xs[0] == xs[1], "x = y, a tie: JAX passes half of δ to each")
+_TIE = note_where(lambda xs, z, p: is_float(xs[0]) and xs[0] == xs[1], "x = y, a tie: JAX passes half of δ to each")
 _MAXIMUM = _elementwise(lambda δ, x, y, z: δ * winner_slope(x, y, z), lambda δ, x, y, z: δ * winner_slope(y, x, z))
 _EDGE = _x(lambda x: abs(x) == 1, "|x| = 1: the slope is infinite")
 _ROOT_PI = math.sqrt(math.pi)
@@ -136,7 +136,7 @@ _ARITHMETIC = {
         _elementwise(lambda δ, x, y, z: δ, lambda δ, x, y, z: -δ * jnp.trunc(x / y)),
         note_where(
             lambda xs, z, p: is_float(xs[0]) and (np.asarray(z) == 0) & (xs[0] != 0),
-            "x / y is a whole number, a jump: the slope beside it is taken",
+            "x / y is an integer, a jump: the slope beside it is taken",
         ),
     ),
     "neg": Rule("δx = −δ", _elementwise(lambda δ, x, y: -δ)),
@@ -146,7 +146,7 @@ _ARITHMETIC = {
         _elementwise(_pow_base, _pow_exponent),
         note_where(
             _steep_pow,
-            "x = 0 with so small a y: the slope in x is not finite (0·∞ where y = 0), and JAX takes log x as 0",
+            "x = 0 and y < 1: the slope in x is not finite (0·∞ for y = 0), and JAX takes log x as 0",
         ),
     ),
     "integer_pow": Rule(
@@ -209,7 +209,7 @@ _TRIGONOMETRY = {
             lambda δ, x, y, z: δ * (y / (x * x + y * y)),
             lambda δ, x, y, z: δ * (-x / (x * x + y * y)),
         ),
-        note_where(lambda xs, z, p: (xs[0] == 0) & (xs[1] == 0), "x = y = 0: no direction, and no slope (0/0)"),
+        note_where(lambda xs, z, p: (xs[0] == 0) & (xs[1] == 0), "x = y = 0: neither direction nor slope (0/0)"),
     ),
     "sinh": Rule("δx = δ cosh x", _elementwise(lambda δ, x, y: δ * jnp.cosh(x))),
     "cosh": Rule("δx = δ sinh x", _elementwise(lambda δ, x, y: δ * jnp.sinh(x))),
@@ -231,12 +231,12 @@ _SPECIAL = {
     "lgamma": Rule(
         "δx = δ ψ(x), ψ the digamma function",
         _elementwise(lambda δ, x, y: δ * lax.digamma(x)),
-        _x(_pole, "x is 0 or a negative whole number, a pole: no slope"),
+        _x(_pole, "x is 0 or a negative integer, a pole: no slope"),
     ),
     "digamma": Rule(
         "δx = δ ψ′(x), ψ′ the trigamma function",
         _elementwise(lambda δ, x, y: δ * lax.polygamma(jnp.ones_like(x), x)),
-        _x(_pole, "x is 0 or a negative whole number, a pole: no slope"),
+        _x(_pole, "x is 0 or a negative integer, a pole: no slope"),
     ),
 }
 
@@ -246,8 +246,8 @@ _CHOICES = {
         _elementwise(lambda δ, x, y: jnp.where(x >= 0, δ, -δ)),
         _x(lambda x: is_float(x) and x == 0, "x = 0, a kink: JAX takes the slope 1"),
     ),
-    "max": Rule("δx = δ where x > y, δ/2 where x = y; likewise δy", _MAXIMUM, _HALF),
-    "min": Rule("δx = δ where x < y, δ/2 where x = y; likewise δy", _MAXIMUM, _HALF),
+    "max": Rule("δx = δ where x > y, δ/2 where x = y; likewise δy", _MAXIMUM, _TIE),
+    "min": Rule("δx = δ where x < y, δ/2 where x = y; likewise δy", _MAXIMUM, _TIE),
     "clamp": Rule(
         "δx = δ where a < x < b; δa = δ where x < a < b, δb = δ where x > b",
         _elementwise(
@@ -261,10 +261,12 @@ _CHOICES = {
     "sign": Rule(
         "δx = 0", nothing, _x(lambda x: is_float(x) and x == 0, "x = 0, a jump: the slope 0 beside it is taken")
     ),
-    "floor": Rule("δx = 0", nothing, _x(_whole, "x is a whole number, a jump: the slope 0 beside it is taken")),
-    "ceil": Rule("δx = 0", nothing, _x(_whole, "x is a whole number, a jump: the slope 0 beside it is taken")),
+    "floor": Rule("δx = 0", nothing, _x(_is_integer, "x is an integer, a jump: the slope 0 beside it is taken")),
+    "ceil": Rule("δx = 0", nothing, _x(_is_integer, "x is an integer, a jump: the slope 0 beside it is taken")),
     "round": Rule(
-        "δx = 0", nothing, _x(lambda x: abs(x) % 1 == 0.5, "x is between two roundings, a jump: the slope 0 is taken")
+        "δx = 0",
+        nothing,
+        _x(lambda x: abs(x) % 1 == 0.5, "x is halfway between two integers, a jump: the slope 0 is taken"),
     ),
 }
 
@@ -300,5 +302,5 @@ RULES: dict[str, Rule] = {
     **_SPECIAL,
     **_CHOICES,
     **_COPIES,
-    **{name: Rule("nothing: its values are not real numbers, or move in steps", nothing) for name in _COMPARISONS},
+    **{name: Rule("nothing: the output is not real, or piecewise constant", nothing) for name in _COMPARISONS},
 }

@@ -15,7 +15,7 @@ from jaxnn.jaxprs import is_float
 
 
 def _gather(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ added at the places that were read; what was read outside of x goes nowhere."""
+    """δx = δ added at the places that were read; readings outside of x pass nothing."""
     x, indices = inputs
     if not is_float(x):
         return [None, None]
@@ -32,7 +32,7 @@ def _gather(delta: Array, inputs: list[Array], output: Array, params: Params) ->
 
 
 def _read_back(a: Array, indices: Array, updates: Array, params: Params) -> Array:
-    """The entries of a at the places where the updates of a scatter were written; 0 for those written nowhere."""
+    """The entries of a at the places where a scatter wrote its updates; 0 for updates out of bounds."""
     to = params["dimension_numbers"]
     window = iter([updates.shape[i] for i in to.update_window_dims])
     alone = (*to.inserted_window_dims, *to.operand_batching_dims)
@@ -58,7 +58,7 @@ def _scatter_sub(delta: Array, inputs: list[Array], output: Array, params: Param
 
 
 def _writers(inputs: list[Array], params: Params) -> tuple[Array, Array]:
-    """For each entry of x the number of the update that overwrote it, 0 for none; for each update whether it stayed."""
+    """For each entry of x the number of the update that overwrote it, or 0; for each update whether it was kept."""
     x, indices, updates = inputs
     counted = [1 if i in params["dimension_numbers"].update_window_dims else n for i, n in enumerate(updates.shape)]
     numbers = 1 + lax.iota(jnp.int32, math.prod(counted)).reshape(counted)
@@ -69,7 +69,7 @@ def _writers(inputs: list[Array], params: Params) -> tuple[Array, Array]:
 
 
 def _scatter(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ where x was not overwritten; of several updates of one place the one that stayed is passed δ."""
+    """δx = δ where x was not overwritten; of several updates of one place, the one that was kept is passed δ."""
     x, indices, updates = inputs
     if params["update_jaxpr"] is not None:
         raise NotImplementedError("scatter_apply has no derivative in JAX")
@@ -85,7 +85,7 @@ def _lost_updates(inputs: list[Array], output: Array, params: Params) -> ArrayLi
 
 
 def _sort(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ put back in x's order, for each of the arrays that were sorted together."""
+    """δx = δ in x's order, for each of the arrays sorted together."""
     axis = params["dimension"]
     places = lax.broadcasted_iota(jnp.int32, inputs[0].shape, axis)
     *_, order = lax.sort((*inputs, places), axis, params["is_stable"], params["num_keys"])
@@ -101,7 +101,7 @@ def _sort_ties(inputs: list[Array], output: Array, params: Params) -> ArrayLike:
 
 
 def _top_k(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ at the entries that were chosen."""
+    """δx = δ at the chosen entries."""
     (x,), d = inputs, delta[0]
     if d is None or not is_float(x):
         return [None]
@@ -109,7 +109,7 @@ def _top_k(delta: Array, inputs: list[Array], output: Array, params: Params) -> 
 
 
 def _top_k_ties(inputs: list[Array], output: Array, params: Params) -> ArrayLike:
-    """True for a chosen entry that has an equal elsewhere in x."""
+    """True for a chosen entry that equals another entry of x."""
     axis = params["axis"]
     x, y = (np.moveaxis(np.asarray(a), axis, -1) for a in (inputs[0], output[0]))
     return is_float(x) and np.sum(y[..., :, None] == x[..., None, :], axis=-1) > 1
@@ -122,7 +122,7 @@ RULES: dict[str, Rule] = {
         _scatter,
         note_where(
             _lost_updates,
-            "updates overwritten by others of the same place, or written outside: nothing is passed to them",
+            "updates overwritten by others of the same place, or out of bounds: nothing is passed to them",
         ),
     ),
     "scatter-add": Rule("δx = δ, δu = δ where u was added", _scatter_add),
@@ -130,15 +130,15 @@ RULES: dict[str, Rule] = {
     "sort": Rule(
         "δx = δ back in x's order",
         _sort,
-        note_where(_sort_ties, "equal keys, a tie: δ goes back in the order in which the sort left them"),
+        note_where(_sort_ties, "equal keys, a tie: δ is passed back in the order of the sort"),
     ),
     "top_k": Rule(
-        "δx = δ at the entries that were chosen",
+        "δx = δ at the chosen entries",
         _top_k,
-        note_where(_top_k_ties, "an equal entry elsewhere, a tie: δ goes to those that were chosen"),
+        note_where(_top_k_ties, "equal to another entry, a tie: δ is passed to the chosen ones"),
     ),
     **{
-        name: Rule("nothing: its values are whole numbers or truths", nothing)
+        name: Rule("nothing: the output is integer or boolean", nothing)
         for name in ("argmax", "argmin", "iota", "reduce_and", "reduce_or", "reduce_xor")
     },
 }

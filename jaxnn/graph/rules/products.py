@@ -22,7 +22,7 @@ Axes = Sequence[int]
 
 
 def _dot_general(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ yᵀ, δy = xᵀ δ: the output's axes are the batch axes, x's own, y's own."""
+    """δx = δ yᵀ, δy = xᵀ δ; the output's axes are the batch axes, then x's own, then y's own."""
     x, y = inputs
     (x_sum, y_sum), (x_batch, y_batch) = params["dimension_numbers"]
     x_own = [i for i in range(x.ndim) if i not in (*x_sum, *x_batch)]
@@ -41,7 +41,7 @@ def _dot_general(delta: Array, inputs: list[Array], output: Array, params: Param
         )
         return jnp.transpose(product, inverse(order)).astype(like.dtype)
 
-    # What comes out has the batch axes, the axes of δ that are left, and then the other factor's axes that were summed.
+    # The product has the batch axes, then the remaining axes of δ, then the other factor's contracted axes.
     x_order = [*x_batch, *x_own, *(x_sum[i] for i in inverse(y_sum))]
     y_order = [*y_batch, *y_own, *(y_sum[i] for i in inverse(x_sum))]
     return [
@@ -51,7 +51,7 @@ def _dot_general(delta: Array, inputs: list[Array], output: Array, params: Param
 
 
 def _regroup(a: Array, groups: int, source: int, target: int) -> Array:
-    """The groups that lead the axis `source` made to lead the axis `target`."""
+    """Moves the leading groups of the axis `source` to the front of the axis `target`."""
     shape = list(a.shape)
     apart = [*shape[:source], groups, shape[source] // groups, *shape[source + 1 :]]
     shape[source] //= groups
@@ -60,7 +60,7 @@ def _regroup(a: Array, groups: int, source: int, target: int) -> Array:
 
 
 def _conv_paddings(x: Array, w: Array, y: Array, params: Params) -> tuple[Pairs, Pairs]:
-    """The padding of the convolution that gives δx, and of the one that gives δw, per spatial axis."""
+    """The padding per spatial axis of the convolution for δx, and of the one for δw."""
     specs = params["dimension_numbers"]
     for_x, for_w = [], []
     for i, (low, _) in enumerate(params["padding"]):
@@ -73,11 +73,11 @@ def _conv_paddings(x: Array, w: Array, y: Array, params: Params) -> tuple[Pairs,
 
 
 def _conv(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ convolved with w reversed, δw = x convolved with δ: strides and dilations change places."""
+    """δx = δ ∗ w reversed, δw = x ∗ δ, with strides and dilations exchanged."""
     x, w = inputs
     if not is_float(x):
         return [None, None]
-    if delta.size == 0:  # a kernel of no extent is no convolution
+    if delta.size == 0:  # an empty kernel, which XLA does not convolve with
         return [jnp.zeros_like(x), jnp.zeros_like(w)]
     x_spec, w_spec, y_spec = params["dimension_numbers"]
     groups, batch_groups = params["feature_group_count"], params["batch_group_count"]
@@ -86,7 +86,7 @@ def _conv(delta: Array, inputs: list[Array], output: Array, params: Params) -> P
     same = {"precision": params["precision"], "preferred_element_type": params["preferred_element_type"]}
     swap = lambda spec: (spec[1], spec[0], *spec[2:])  # noqa: E731
 
-    either = max(groups, batch_groups)  # JAX allows one of them at a time
+    either = max(groups, batch_groups)  # JAX allows only one of them at a time
     turned = jnp.flip(_regroup(w, either, w_spec[0], w_spec[1]), w_spec[2:]).astype(delta.dtype)
     δx = lax.conv_general_dilated(
         *(delta, turned, x_apart, for_x, stride, w_apart),
@@ -118,7 +118,7 @@ def _product(*factors: Array) -> Array:
 
 
 def _triangular_solve(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """A X = B: δB = A⁻ᵀ δ, δA = −δB Xᵀ within the triangle; X A = B likewise, mirrored."""
+    """A X = B: δB = A⁻ᵀ δ, δA = −δB Xᵀ within the triangle; X A = B by transposition."""
     a, _ = inputs
     left, transpose = params["left_side"], params["transpose_a"]
     back = lax.linalg.triangular_solve(a, delta, **{**params, "transpose_a": not transpose})
@@ -133,7 +133,7 @@ def _triangular_solve(delta: Array, inputs: list[Array], output: Array, params: 
 def _cholesky(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
     """L Lᵀ = x: S = L⁻ᵀ Φ(Lᵀ δ) L⁻¹, where Φ keeps the lower triangle and half of the diagonal.
 
-    Of x only the lower triangle is read, and stands for both: what S has for the upper one goes to it.
+    Only the lower triangle of x is read, for both; it receives what S has for the upper one as well.
     """
     root = jnp.tril(output)
     inner = jnp.tril(_product(_transposed(root), delta))

@@ -22,13 +22,13 @@ Slopes = Callable[[Array, Array, Array, Array], tuple[Array, Array]]  # δx, δy
 
 
 def _repeat(delta: Array, x: Array, axes: Sequence[int]) -> Array:
-    """δ repeated along the axes of x that were reduced."""
+    """δ repeated along the reduced axes of x."""
     kept = [i for i in range(x.ndim) if i not in axes]
     return lax.broadcast_in_dim(delta, x.shape, kept)
 
 
 def _reduce_chooser(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ / (the number of winners) at each winner."""
+    """δx = δ / (number of winners) at each winner."""
     (x,), axes = inputs, params["axes"]
     if not is_float(x):
         return [None]
@@ -42,7 +42,7 @@ def _reduce_ties(inputs: list[Array], output: Array, params: Params) -> ArrayLik
 
 
 def _reduce_prod(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δxᵢ = δ Π_{k≠i} x_k, as what stands before i times what stands after: no division by a zero."""
+    """δxᵢ = δ Π_{k≠i} x_k, the product before i times the product after i, so that zeros do no harm."""
     (x,), axes = inputs, params["axes"]
     if not is_float(x):
         return [None]
@@ -62,12 +62,12 @@ def _reduce_prod(delta: Array, inputs: list[Array], output: Array, params: Param
 
 
 def _every(a: Array, start: int, end: int) -> Array:
-    """Every second entry of a from start to end."""
+    """Every second entry of a, from start to end."""
     return lax.slice_in_dim(a, start, end, stride=2)
 
 
 def _apart(a: Array, start: int, n: int) -> Array:
-    """The entries of a at every second place from start on, of n, and zeros between them."""
+    """The entries of a at every second of n places, from start on, with zeros between them."""
     around = (start, n - start - dilated(a.shape[0], 2), 1)
     return lax.pad(a, jnp.zeros((), a.dtype), [around, *[(0, 0, 0)] * (a.ndim - 1)])
 
@@ -75,9 +75,9 @@ def _apart(a: Array, start: int, n: int) -> Array:
 def _pairwise(x: Array, combine: Combine, slopes: Slopes) -> tuple[Array, Callable[[Array], Array]]:
     """A cumulative operation along axis 0 by a tree of pairs, and its reverse pass.
 
-    Neighbours are combined, the halved array is accumulated by the same method, which gives the odd entries, and each
-    even entry is the odd one before it combined with its own x (Blelloch 1990). JAX differentiates this tree, so that
-    it decides how ties are shared; and products need no division.
+    Neighbours are combined, the halved array is accumulated in the same way, which yields the odd entries, and each
+    even entry is the previous odd one combined with its own x (Blelloch 1990). JAX differentiates this tree, which
+    therefore determines how ties are shared; and products need no division.
     """
     n = x.shape[0]
     if n < 2:
@@ -116,7 +116,7 @@ def _winner_slopes(δ: Array, x: Array, y: Array, z: Array) -> tuple[Array, Arra
 
 
 def _logaddexp_slopes(δ: Array, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-    """δ eˣ⁻ᶻ and δ eʸ⁻ᶻ, with +∞ read as 0 as JAX does, so that ∞ − ∞ is not met."""
+    """δ eˣ⁻ᶻ and δ eʸ⁻ᶻ, with +∞ taken as 0, as in JAX, to avoid ∞ − ∞."""
     x, y, z = (jnp.where(jnp.isposinf(a), jnp.zeros_like(a), a) for a in (x, y, z))
     return δ * jnp.exp(x - z), δ * jnp.exp(y - z)
 
@@ -128,7 +128,7 @@ def _cumulative_ties(ufunc: np.ufunc) -> Note:
         return is_float(x) and ufunc.accumulate(x, axis=0)[:-1] == x[1:]
 
     return note_where(
-        where, "an equal entry was there before, a tie: JAX halves δ between them wherever its tree of pairs meets"
+        where, "equal to an earlier entry, a tie: JAX halves δ between them wherever its tree combines the two"
     )
 
 

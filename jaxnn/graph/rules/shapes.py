@@ -16,7 +16,7 @@ from jaxnn.jaxprs import is_float
 
 
 def _broadcast_in_dim(delta: Array, x: Array, params: Params) -> Array:
-    """δ summed over the axes that are new, and over those of size 1 that were repeated."""
+    """δ summed over the new axes, and over the repeated axes of size 1."""
     from_x = params["broadcast_dimensions"]
     repeated = [j for i, j in enumerate(from_x) if x.shape[i] != delta.shape[j]]
     new = [j for j in range(delta.ndim) if j not in from_x]
@@ -29,7 +29,7 @@ def _tile(delta: Array, x: Array, params: Params) -> Array:
 
 
 def _filled(deltas: list[Array | None], outputs: list[Array]) -> list[Array]:
-    """The gradients of several outputs, zeros for None."""
+    """The gradients of several outputs, with zeros for None."""
     return [jnp.zeros_like(y) if δ is None else δ for δ, y in zip(deltas, outputs, strict=True)]
 
 
@@ -56,7 +56,7 @@ def _concatenate(delta: Array, inputs: list[Array], output: Array, params: Param
 
 
 def _slice(delta: Array, x: Array, params: Params) -> Array:
-    """δ with zeros put back where entries were left out."""
+    """δ with zeros in place of the entries that were left out."""
     steps = params["strides"] or (1,) * x.ndim
     config = []
     for start, step, size, full in zip(params["start_indices"], steps, delta.shape, x.shape, strict=True):
@@ -65,7 +65,7 @@ def _slice(delta: Array, x: Array, params: Params) -> Array:
 
 
 def _pad(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
-    """δx = δ where x's entries stand; the padding value is passed the sum of the rest."""
+    """δx = δ at x's entries; the padding value is passed the sum of the rest."""
     x, _ = inputs
     if not is_float(x):
         return [None, None]
@@ -100,12 +100,12 @@ RULES: dict[str, Rule] = {
         "δx = δ, axes back in x's order", linear(lambda δ, x, p: jnp.transpose(δ, inverse(p["permutation"])))
     ),
     "rev": Rule("δx = δ reversed", linear(lambda δ, x, p: lax.rev(δ, p["dimensions"]))),
-    "concatenate": Rule("δxᵢ = the part of δ where xᵢ stands", _concatenate),
-    "stack": Rule("δxᵢ = the part of δ where xᵢ stands", _stack),
+    "concatenate": Rule("δxᵢ = the part of δ at xᵢ", _concatenate),
+    "stack": Rule("δxᵢ = the part of δ at xᵢ", _stack),
     "split": Rule("δx = the δᵢ joined", _split),
     "unstack": Rule("δx = the δᵢ joined", _unstack),
     "slice": Rule("δx = δ where x was read, 0 elsewhere", linear(_slice)),
-    "pad": Rule("δx = δ where x stands; δ(padding) = Σ δ elsewhere", _pad),
+    "pad": Rule("δx = δ at x; δ(padding) = Σ δ elsewhere", _pad),
     "dynamic_slice": Rule("δx = δ where x was read, 0 elsewhere", _dynamic_slice),
     "dynamic_update_slice": Rule(
         "δx = δ where x was kept, 0 elsewhere; δu = δ where u was written", _dynamic_update_slice

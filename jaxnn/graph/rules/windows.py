@@ -16,7 +16,7 @@ from jaxnn.jaxprs import is_float
 
 
 def _offsets(params: Params) -> list[tuple[int, ...]]:
-    """The places in a window, in the order in which they are looked at."""
+    """The places in a window, in the order in which they are compared."""
     apart = params["window_dilation"]
     return [tuple(i * d for i, d in zip(at_, apart, strict=True)) for at_ in np.ndindex(*params["window_dimensions"])]
 
@@ -26,14 +26,14 @@ def _window_config(params: Params) -> list[tuple[int, int, int]]:
 
 
 def _view(a: Array, offset: tuple[int, ...], shape: Sequence[int], params: Params) -> Array:
-    """The entry at one offset of every window."""
+    """The entry of every window at one offset."""
     strides = params["window_strides"]
     ends = [o + dilated(n, s) for o, n, s in zip(offset, shape, strides, strict=True)]
     return lax.slice(a, offset, ends, strides)
 
 
 def _unview(delta: Array, offset: tuple[int, ...], full: Sequence[int], params: Params) -> Array:
-    """δ of every window put at one of its offsets, zeros elsewhere."""
+    """δ of every window placed at one of its offsets, zeros elsewhere."""
     strides = params["window_strides"]
     config = [
         (o, size - o - dilated(n, s), s - 1) for o, n, s, size in zip(offset, delta.shape, strides, full, strict=True)
@@ -42,7 +42,7 @@ def _unview(delta: Array, offset: tuple[int, ...], full: Sequence[int], params: 
 
 
 def _unpad(padded: Any, x: Array, params: Params) -> Array:
-    """The entries of x in their padded and dilated array."""
+    """The entries of x within the padded and dilated array."""
     cut = lax.pad(padded, jnp.zeros((), padded.dtype), [(-low, -high, 0) for low, high in params["padding"]])
     return lax.slice(cut, (0,) * x.ndim, cut.shape, params["base_dilation"])
 
@@ -52,7 +52,7 @@ def _padded_shape(x: Array, params: Params) -> list[int]:
 
 
 def _window_sum(delta: Array, x: Array, params: Params) -> Array:
-    """Each entry is passed the sum of the δ of the windows that hold it."""
+    """Each entry is passed the sum of δ over the windows that contain it."""
     full = _padded_shape(x, params)
     passed = [_unview(delta, offset, full, params) for offset in _offsets(params)]
     return _unpad(sum(passed), x, params)
@@ -69,7 +69,7 @@ def _window_chooser(beats: Callable[[Array, Array], Array]) -> Pull:
         winner = jnp.zeros(delta.shape, jnp.int32)
         for i, offset in enumerate(offsets):
             v, there = _view(padded, offset, delta.shape, params), _view(real, offset, delta.shape, params)
-            better = there & ~(found & beats(best, v))  # as in JAX, an entry loses to the next where one is NaN
+            better = there & ~(found & beats(best, v))  # as in JAX, an entry loses to the next if either is NaN
             best, winner, found = jnp.where(better, v, best), jnp.where(better, i, winner), found | there
         passed = [
             _unview(jnp.where(found & (winner == i), delta, 0), offset, padded.shape, params)
@@ -81,7 +81,7 @@ def _window_chooser(beats: Callable[[Array, Array], Array]) -> Pull:
 
 
 def _window_ties(inputs: list[Array], output: Array, params: Params) -> ArrayLike:
-    """True for a window that holds its maximum, or minimum, more than once."""
+    """True for a window that contains its maximum, or minimum, more than once."""
     x, y = jnp.asarray(inputs[0]), jnp.asarray(output)
     padded = lax.pad(x, jnp.zeros((), x.dtype), _window_config(params))
     real = lax.pad(jnp.ones(x.shape, bool), jnp.zeros((), bool), _window_config(params))
@@ -95,7 +95,7 @@ def _window_ties(inputs: list[Array], output: Array, params: Params) -> ArrayLik
 _FIRST = note_where(_window_ties, "several equal winners, a tie: JAX passes δ to the first in the window")
 
 RULES: dict[str, Rule] = {
-    "reduce_window_sum": Rule("δxᵢ = Σ δ over the windows that hold i", linear(_window_sum)),
+    "reduce_window_sum": Rule("δxᵢ = Σ δ over the windows that contain i", linear(_window_sum)),
     "reduce_window_max": Rule("δxᵢ = Σ δ over the windows whose maximum is xᵢ", _window_chooser(lax.ge), _FIRST),
     "reduce_window_min": Rule("δxᵢ = Σ δ over the windows whose minimum is xᵢ", _window_chooser(lax.le), _FIRST),
 }

@@ -1,4 +1,4 @@
-"""Arrays in a few characters, for tables and drawings: a number, or type, range and norm."""
+"""Arrays in a few characters, for tables and DOT: a number, or type, range and norm."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ DTYPES = {"float": "f", "int": "i", "uint": "u", "complex": "c", "bfloat": "bf"}
 
 
 def is_finite(x: Any) -> bool:
-    """False where an array holds NaN or infinity; True for what has no numbers to look at."""
+    """False if an array contains NaN or infinity; True if it has no numbers."""
     if x is None or isinstance(x, jax.core.Tracer) or not is_float(x):
         return True
     return bool(np.isfinite(np.asarray(x)).all())
 
 
 def finite_operations(graph: Graph) -> list[bool]:
-    """For each operation whether values and gradients are finite; NaN or −inf that the code itself writes is meant."""
+    """For each operation whether values and gradients are finite; NaN or −inf written in the code is excepted."""
     found: list[bool] = []
-    written: list[bool] = []  # of numbers in the code alone
+    written: list[bool] = []  # depends on numbers in the code alone
     for node in graph.nodes:
         sources = (graph.leaves[-1 - r.node].kind == "number" if r.node < 0 else written[r.node] for r in node.inputs)
         written.append(all(sources))
@@ -35,7 +35,7 @@ def finite_operations(graph: Graph) -> list[bool]:
 
 
 def range_and_norm(arrays: Sequence[Any], *, limits: bool = True, norm: bool = True) -> str:
-    """Numbers as such, arrays as range and norm; several as if they were one; "" for none.
+    """Numbers as they are, arrays as range and norm; several are taken as one; "" for none.
 
     >>> range_and_norm([np.array([3.0, -4.0])]), range_and_norm([np.array([3.0, -4.0])], limits=False)
     ('-4…3 ‖5‖', '‖5‖')
@@ -58,7 +58,7 @@ def range_and_norm(arrays: Sequence[Any], *, limits: bool = True, norm: bool = T
 
 
 def dtype_and_shape(arrays: Sequence[Any]) -> str:
-    """Type and shape of the first, and how many there are besides.
+    """The type and shape of the first array, and the number of further ones.
 
     >>> dtype_and_shape([np.ones((6, 5), np.float32), np.ones(3)]), dtype_and_shape([np.int8(1)])
     ('f32[6,5] +1', 'i8')

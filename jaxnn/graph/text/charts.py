@@ -13,7 +13,7 @@ NAME, BAR = 28, 24  # columns, at most
 
 
 def chart(flow: Flow, width: int) -> str:
-    """The verdict, and a bar for each group: its length is the logarithm of g."""
+    """The verdict, and a bar for each group, as long as the logarithm of g."""
     lines = textwrap.wrap(f"gradient of {flow.name}: it {flow.verdict}. {flow.why[:1].upper()}{flow.why[1:]}", width)
     if not flow.groups:
         return "\n".join(lines)

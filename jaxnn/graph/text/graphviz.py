@@ -1,4 +1,4 @@
-"""A graph as DOT source, for those who have graphviz: `dot -Tsvg graph.dot -o graph.svg`."""
+"""A graph as DOT source, for graphviz: `dot -Tsvg graph.dot -o graph.svg`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxnn.graph.text.arrays import dtype_and_shape, finite_operations, is_finit
 
 LEAF_COLOURS = {"input": "#dbe9f6", "constant": "#e6e6e6", "number": "#f5f5f5"}
 OPERATION, FOLDED, NOT_FINITE, GRADIENT = "#ffffff", "#fdf1d3", "#f8d0cc", "#1f5fa8"
-PARTS = 3  # uses of one array on one edge that are written as a sum
+PARTS = 3  # uses of one array on one edge that are written out as a sum
 HEAD = """\
   graph [label="{title}", labelloc=t, fontname="Helvetica", fontsize=13, ranksep=0.35, nodesep=0.3];
   node [shape=box, style="rounded,filled", fillcolor="{fill}", fontname="Helvetica", fontsize=11, margin="0.12,0.06"];
@@ -20,21 +20,21 @@ HEAD = """\
 
 
 def dot(graph: Graph, *, most: int = 80, unfold: bool | str | Iterable[str] = ()) -> str:
-    r"""The drawing of a graph as DOT source: values and gradients at the nodes, on each edge what is passed back.
+    r"""A graph as DOT source: values and gradients at the nodes, and on each edge what is passed back.
 
-    A node has its operation, its value and, after δ, its gradient; an array is shown as least…greatest ‖norm‖. Groups
-    are frames, or a node each where they are folded; a thick border gives the function's output. ∧ a tie or a kink,
-    ✗ not finite. The local rule and the source line are tooltips, which SVG shows.
+    A node shows its operation, its value and, after δ, its gradient; an array is written as least…greatest ‖norm‖.
+    Groups are frames, or single nodes if folded; a thick border marks the function's output; ∧ marks a tie or a kink,
+    ✗ what is not finite. The local rule and the source line are tooltips, which SVG shows.
 
     Args:
-        graph: what `graph.trace(f)(*args)` gives.
-        most: a graph of more operations is folded by group, as far as it is needed.
+        graph: as returned by `graph.trace(f)(*args)`.
+        most: a graph of more operations is folded by group, as far as necessary.
         unfold: groups to open, "residual_0/dense_0"; True opens all.
 
     Raises:
         ValueError: if there is no group of that name.
 
-    Source: Gansner, Koutsofios, North & Vo (1993), the program that draws it.
+    Source: Gansner, Koutsofios, North & Vo (1993), for the program that draws it.
 
     >>> from jaxnn import graph
     >>> source = graph.dot(graph.trace(lambda x, y: x * (x + y))(2.0, 1.0))
@@ -56,13 +56,13 @@ def dot(graph: Graph, *, most: int = 80, unfold: bool | str | Iterable[str] = ()
 
 
 def _nodes(graph: Graph, folded: Folded) -> list[str]:
-    """Leaves and items; the frames of open groups around what is inside."""
+    """Leaves and items, with the frames of open groups around their items."""
     targets: dict[int, list[int]] = {}  # of each leaf
     for edge in folded.edges:
         if edge.source < 0:
             targets.setdefault(-1 - edge.source, []).append(edge.target)
     outputs, good = set(graph.outputs), finite_operations(graph)
-    inside: dict[int, list[int]] = {}  # numbers stand beside the item that takes them
+    inside: dict[int, list[int]] = {}  # numbers are drawn beside the item that takes them
     lines = []
     for k, leaf in enumerate(graph.leaves):
         if leaf.kind == "number" and k in targets:
@@ -123,7 +123,7 @@ def _node(name: str, words: list[str], colour: str, tooltip: str, is_output: boo
 
 
 def _edge(graph: Graph, items: Sequence[Item], edge: Edge) -> str:
-    """What comes back along it: 2 + 2 where an array is used twice."""
+    """An edge, with what is passed back along it: 2 + 2 for an array used twice."""
     source = f"leaf{-1 - edge.source}" if edge.source < 0 else _id(items[edge.source])
     passed = [graph.nodes[i].passed[slot] for i, slot in edge.uses if graph.nodes[i].passed]
     parts = [range_and_norm([part], limits=False) for part in passed if part is not None]
@@ -150,11 +150,11 @@ def _last(key: str) -> str:
 
 
 def _frame(group: Group) -> str:
-    """Frames are what graphviz makes of a name that begins with cluster."""
+    """The name of a frame: graphviz draws one for every subgraph whose name begins with cluster."""
     return f"cluster_{len(group.path)}_{group.nodes.start}"
 
 
 def _text(label: str) -> str:
-    r"""The inside of a quoted label: \ and & mean something in there, and so does a line's end."""
+    r"""The inside of a quoted label, in which \, & and line ends are escaped."""
     escaped = label.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
     return escaped.replace("\r", " ").replace("\n", "\\n")

@@ -1,7 +1,7 @@
-"""A graph as a table that fits a terminal: an operation a line, long graphs folded by group.
+"""A graph as a table that fits a terminal: one operation per line, long graphs folded by group.
 
-What does not fit is never left out in silence: a local rule that has no column stands below its operation, names are
-cut so that they stay distinct, with "…" for what is missing, and the last lines count what is folded or skipped.
+Nothing is left out silently: a local rule without a column is printed below its operation, names are cut so that they
+stay distinct, with "…" for what is missing, and the last lines count what is folded or skipped.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from jaxnn.graph.text.arrays import dtype_and_shape, finite_operations, is_finit
 from jaxnn.graph.text.terminal import columns, cut, distinct, pad
 
 NOT_FINITE, KINK, FOLDED, OPEN, SKIPPED, BELOW = "✗", "∧", "▸", "▾", "⋮", "↳"
-NONE = "–"  # in the place of a gradient that is not there
+NONE = "–"  # in place of a missing gradient
 GAP = "  "
 LEAVES = 12  # rows of inputs and constants
 NAMED = 3  # folded groups that the last lines name
 
 HEADINGS = ("", "#", "operation", "inputs", "array", "value", "gradient", "local rule", "line")
 NUMBER, OPERATION, INPUTS, ARRAY, VALUE, GRADIENT, RULE, LINE = range(1, len(HEADINGS))
-# Columns that give way, the widest first, and how narrow each may become: with the local rules in a column, with rules
-# and lines below the operations, and in a terminal too narrow for that.
+# Columns that shrink, the widest first, and their least widths: with the local rules in a column, with rules and lines
+# below the operations, and in a terminal too narrow for that.
 SQUEEZED = (
     {OPERATION: 16, INPUTS: 12, RULE: 18, LINE: 12},
     {OPERATION: 16, INPUTS: 12},
     {OPERATION: 8, INPUTS: 5, ARRAY: 5, VALUE: 8, GRADIENT: 8},
 )
-PER_NAME = (24, 20, 16, 14, 12, 10, 8)  # columns of one of several inputs, the widest that fits
+PER_NAME = (24, 20, 16, 14, 12, 10, 8)  # columns for one of several inputs; the widest that fits is used
 
 
 class Row(NamedTuple):
-    """A line of the table, with whole cells and with short ones, and what is said below it."""
+    """A line of the table, with full cells and with short ones, and a remark to print below it."""
 
     whole: tuple[str, ...]
     short: tuple[str, ...]
@@ -45,17 +45,17 @@ class Row(NamedTuple):
 
 
 def table(graph: Graph, *, width: int | None = None, rows: int = 40, unfold: bool | str | Iterable[str] = ()) -> str:
-    """A graph as text: an operation a line, with its value, its gradient and its local rule.
+    """A graph as text: one operation per line, with its value, its gradient and its local rule.
 
-    An array is shown as least…greatest ‖norm‖; where there is less room, its value as the range, its gradient as the
-    norm; a type that all have stands in the title. Inputs of an operation are names, or #numbers of operations; "+2" is
-    two more. Marks: ∧ a tie or a kink, with what JAX chose there; ✗ not finite; ▸ a folded group, with how many
-    operations it has and the arrays that leave it; ▾ an open one; ↳ a local rule and a line that have no column.
+    An array is written as least…greatest ‖norm‖; in less room, a value as the range and a gradient as the norm; a type
+    common to all arrays moves to the title. Inputs of an operation are names, or #numbers of operations; "+2" means two
+    more. Marks: ∧ a tie or a kink, with JAX's choice; ✗ not finite; ▸ a folded group, with its number of operations and
+    the arrays that leave it; ▾ an open group; ↳ a local rule and a line without a column.
 
     Args:
-        graph: what `graph.trace(f)(*args)` gives.
+        graph: as returned by `graph.trace(f)(*args)`.
         width: in columns; by default the terminal's. No line is wider.
-        rows: a graph of more operations is folded by group, and what is still more is skipped in the middle.
+        rows: a graph of more operations is folded by group; if that is not enough, rows in the middle are skipped.
         unfold: groups to open, "residual_0/dense_0"; True opens all.
 
     Raises:
@@ -96,7 +96,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _body(graph: Graph, folded: Folded, good: list[bool], rows: int) -> tuple[list[Row], list[str]]:
-    """The rows, and what is to be said below them."""
+    """The rows, and the remarks below them."""
     leaves = [Ref(-1 - k) for k, leaf in enumerate(graph.leaves) if leaf.kind != "number"]
     body = [_leaf(graph, ref) for ref in leaves[:LEAVES]]
     if len(leaves) > LEAVES:
@@ -146,7 +146,7 @@ def _operation(graph: Graph, node: Node, item: Item, mark: str, indent: str, pla
         else:
             several = len(graph.nodes[ref.node].values) > 1
             names.append(f"#{ref.node}.{ref.output}" if several else f"#{ref.node}")
-    alone = len(node.group) - len(indent) // len(GAP)  # scopes that have this operation alone
+    alone = len(node.group) - len(indent) // len(GAP)  # scopes that contain only this operation
     operation = "/".join([*node.group[len(node.group) - alone :], node.operation])
     rule = node.formula if node.rule == BY_HAND else node.rule.partition(":")[0]
     line = f"{PurePath(node.file).name}:{node.line}" if node.file else ""
@@ -189,7 +189,7 @@ def _label(item: Item) -> str:
 
 
 def _name(graph: Graph, ref: Ref, items: Sequence[Item]) -> str:
-    """Of a leaf, or of a visible item."""
+    """The name of a leaf, or of a visible item."""
     if ref.node < 0:
         return graph.leaves[-1 - ref.node].name
     item = items[ref.node]
@@ -228,7 +228,7 @@ def _remarks(graph: Graph, folded: Folded, good: list[bool], skipped: list[int])
 
 
 def _fitted(body: list[Row], width: int, known: set[int]) -> tuple[list[str], bool]:
-    """Lines no wider than width without the columns that are known; whether local rules stand below the operations."""
+    """Lines no wider than width, without the columns `known`; and whether local rules are below the operations."""
     if not body:
         return [], False
     filled = {i for i in range(len(HEADINGS)) if any(row.whole[i] not in ("", NONE) for row in body)}
@@ -264,7 +264,7 @@ def _fitted(body: list[Row], width: int, known: set[int]) -> tuple[list[str], bo
 
 
 def _beneath(cells: Sequence[str], indent: str, width: int) -> list[str]:
-    """The local rule of an operation, and its line at the right where there is room."""
+    """The local rule of an operation, with its line at the right if there is room."""
     rule, line = cells[RULE], cells[LINE]
     if not rule and not line:
         return []
@@ -278,7 +278,7 @@ def _beneath(cells: Sequence[str], indent: str, width: int) -> list[str]:
 
 
 def _shortened(cells: list[tuple[str, ...]], widths: dict[int, int]) -> list[tuple[str, ...]]:
-    """The cells with names and lines that fit their columns, those that differ as different as they can be."""
+    """The cells with names and lines cut to fit their columns, and kept distinct if possible."""
     found = [list(line) for line in cells]
     spans = _rooms(widths)
     if LINE in widths:
@@ -298,14 +298,14 @@ def _shortened(cells: list[tuple[str, ...]], widths: dict[int, int]) -> list[tup
             line[OPERATION] = lead + short[name]
     if INPUTS in widths:
         names = dict.fromkeys(name for line in cells for name in line[INPUTS].split(", "))
-        ways = _ways([[name for name in names if "[" not in name], [name for name in names if "[" in name]])
+        ways = _abbreviations([[name for name in names if "[" not in name], [name for name in names if "[" in name]])
         for line in found:
             line[INPUTS] = _names(line[INPUTS].split(", "), widths[INPUTS], ways)
     return [tuple(line) for line in found]
 
 
-def _ways(kinds: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """For each number of columns the names that can be cut to it and differ, within their kind: arrays, tree paths."""
+def _abbreviations(kinds: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """For each width the names that stay distinct when cut to it, among their kind: arrays, tree paths."""
     ways = []
     for room in PER_NAME:
         cuts = [distinct(kind, room) for kind in kinds]
@@ -315,20 +315,20 @@ def _ways(kinds: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     return ways
 
 
-def _names(names: list[str], room: int, ways: Sequence[dict[str, str]]) -> str:
-    """Names of inputs in that many columns, as many as there is room for, and "+2" for two more.
+def _names(names: list[str], room: int, abbreviations: Sequence[dict[str, str]]) -> str:
+    """Names of inputs in `room` columns, as many as fit, and "+2" for two more.
 
     Args:
         names: of the inputs.
         room: in columns.
-        ways: from `_ways`.
+        abbreviations: from `_abbreviations`.
     """
     whole = ", ".join(names)
     if columns(whole) <= room:
         return whole
     for count in reversed(range(1, len(names) + 1)):
         rest = f" +{len(names) - count}" if count < len(names) else ""
-        for short in ways:
+        for short in abbreviations:
             if not all(name in short for name in names[:count]):
                 continue
             text = ", ".join(short[name] for name in names[:count]) + rest
@@ -353,12 +353,12 @@ def _widths(cells: list[tuple[str, ...]], shown: list[int], width: int, least: d
 
 
 def _spans(cells: Sequence[str]) -> bool:
-    """A leaf or a heading: it has no inputs, and may use their column."""
+    """True for a leaf or a heading, which has no inputs and may use their column."""
     return not cells[NUMBER] and not cells[INPUTS]
 
 
 def _rooms(widths: dict[int, int]) -> dict[int, int]:
-    """The columns of a leaf's or a folded group's row: its name has those of the inputs too."""
+    """The widths in a row without inputs, whose name also takes their column."""
     rooms = dict(widths)
     if INPUTS in rooms:
         rooms[OPERATION] += len(GAP) + rooms.pop(INPUTS)
@@ -366,7 +366,7 @@ def _rooms(widths: dict[int, int]) -> dict[int, int]:
 
 
 def _line(cells: Sequence[str], widths: dict[int, int]) -> str:
-    if _spans(cells) and not cells[ARRAY]:  # a heading has the line to itself
+    if _spans(cells) and not cells[ARRAY]:  # a heading takes the whole line
         return f"{cells[0]:1} {' ' * widths.get(NUMBER, 0)}{GAP}{cells[OPERATION]}"
     rooms = _rooms(widths) if _spans(cells) else widths
     parts = [pad(cut(cells[i], room), room, right=i == NUMBER) for i, room in rooms.items()]

@@ -1,4 +1,4 @@
-"""Text in the columns of a terminal, in which characters are one wide, two or none."""
+"""Text in the columns of a terminal, where a character takes one column, two or none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def columns(text: str) -> int:
-    """How wide a terminal shows it: East Asian wide characters take two columns, combining ones none.
+    """The width of a text in a terminal: East Asian wide characters take two columns, combining ones none.
 
     >>> [columns(text) for text in ("δx = Wᵀδ", "重み", "e\u0301")]
     [8, 4, 1]
@@ -16,7 +16,7 @@ def columns(text: str) -> int:
 
 
 def cut(text: str, room: int, *, end: bool = True) -> str:
-    """The text in that many columns; what is cut off, at the end or at the start, becomes "…".
+    """The text in `room` columns; what is cut off, at the end or at the start, becomes "…".
 
     >>> cut("convert_element_type", 8), cut("activations.py:90", 8, end=False), cut("add", 8)
     ('convert…', '…s.py:90', 'add')
@@ -34,7 +34,7 @@ def cut(text: str, room: int, *, end: bool = True) -> str:
 
 
 def middle(text: str, room: int, tail: int) -> str:
-    """The text in that many columns; what is cut out before its last `tail` columns becomes "…".
+    """The text in `room` columns; what is cut out before its last `tail` columns becomes "…".
 
     >>> middle("params['dense_1']['w']", 14, 8)
     "param…1']['w']"
@@ -46,9 +46,9 @@ def middle(text: str, room: int, tail: int) -> str:
 
 
 def distinct(texts: Iterable[str], room: int) -> dict[str, str]:
-    """Each text in that many columns, so that those that differ differ still, where there is a way.
+    """Each text in `room` columns, such that different texts remain different, if possible.
 
-    They are cut in the middle, all at the same place; where that is not enough, what they begin with alike goes first.
+    They are all cut in the middle, at the same place; if that is not enough, their common beginning is cut off first.
 
     >>> distinct(["encoder_block_1/dense", "encoder_block_2/dense"], 12)
     {'encoder_block_1/dense': 'enco…1/dense', 'encoder_block_2/dense': 'enco…2/dense'}
@@ -73,12 +73,12 @@ def distinct(texts: Iterable[str], room: int) -> dict[str, str]:
 
 
 def _alike(texts: Sequence[str]) -> str:
-    """What all begin with."""
-    least, last = min(texts), max(texts)  # in the order of characters, so that the others lie between
+    """The common beginning."""
+    least, last = min(texts), max(texts)  # in lexicographic order, so the others lie between
     return least[: next((i for i, (a, b) in enumerate(zip(least, last, strict=False)) if a != b), len(least))]
 
 
 def pad(text: str, room: int, *, right: bool = False) -> str:
-    """The text with spaces up to that many columns; right puts it there."""
+    """The text padded with spaces to `room` columns; flush right on request."""
     space = " " * (room - columns(text))
     return space + text if right else text + space
