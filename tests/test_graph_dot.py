@@ -1,4 +1,4 @@
-"""DOT source: what it says is the graph's, and the dot program, where there is one, reads it so."""
+"""DOT source: it agrees with the graph, and so does what the dot program, if installed, reads from it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What of a graph is visible when groups are folded: every operation once, in order, and every edge between items."""
+"""Folded graphs: every operation is visible once, in order, and so is every edge between items."""
 
 import jax
 import jax.numpy as jnp

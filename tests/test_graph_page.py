@@ -1,4 +1,4 @@
-"""The page of a graph: one file that needs nothing else, and what a browser shows of it is what the graph holds."""
+"""The page of a graph: one self-contained file, and a browser shows on it what the graph contains."""
 
 import html
 import html.parser
@@ -69,7 +69,7 @@ def long():
 
 
 def chain(count, name="x", bad=None, group=()):
-    """A graph of so many additions, made without tracing; the values of one of them are NaN."""
+    """A graph of so many additions, made without tracing; one of them has NaN values."""
     value = np.float32(1)
     nodes = tuple(
         Node(i, "add", (Ref(i - 1), Ref(i - 1)), (np.float32("nan") if i == bad else value,), (value,), (value, value),
@@ -178,7 +178,7 @@ def test_arrays_are_summarised_and_not_copied():
     kind, size, low, high, norm, wrong, bars = written(page)["graphs"][0]["leaves"][0][2]
     assert (written(page)["strings"][kind], size, low, high, wrong) == ("float32[300000]", 300_000, "0", "1", 0)
     assert float(norm) == pytest.approx(math.sqrt(100_000), rel=1e-3)
-    assert set(bars) <= {"y", "z"}  # as many in each part
+    assert set(bars) <= {"y", "z"}  # equally many in each part
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_long_graphs_open_folded_and_are_walked(long, tmp_path):
     assert seen["inside"] > len(seen["before"]) + 50
     assert seen["now"]["item"] == 72  # the first group, then two operations of the second
     assert seen["drawn"] < 2000
-    assert "groups stay folded" in seen["status"]
+    assert "groups remain folded" in seen["status"]
 
 
 @in_a_browser

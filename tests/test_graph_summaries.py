@@ -1,4 +1,4 @@
-"""What a reader is told of an array, in every dtype and at every edge: nothing warns, nothing overflows."""
+"""Summaries of arrays in every dtype and at every extreme: no warnings, no overflow."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Known NaNs and infinities: cause, line and advice are right, and functions written from the advice give the truth."""
+"""Known NaNs and infinities: cause, line and advice are correct, and the rewritten functions give the true value."""
 
 import inspect
 import linecache

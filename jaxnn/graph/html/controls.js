@@ -27,7 +27,7 @@ function openAll() {
   }
   if (state.open.size > before) { rebuild(); fit(); }
   const left = G.subgraphs.filter(subgraph => !state.open.has(subgraph.g)).length;
-  if (left) byId("status").textContent = `${left} groups stay folded: no more than ${DRAWABLE} items are drawn at once. Unfold them one by one.`;
+  if (left) byId("status").textContent = `${left} groups remain folded: at most ${DRAWABLE} items are drawn at once. Unfold them one by one.`;
 }
 function foldAll() {
   state.open = new Set([0]);
@@ -35,7 +35,7 @@ function foldAll() {
   rebuild();
   fit();
 }
-function show(item) { // opens what is around an item and brings it into view
+function show(item) { // opens the groups around an item and brings it into view
   let changed = false;
   for (let g = G.home.get(item); g > 0; g = G.subgraphs[g].parent) if (!state.open.has(g)) { state.open.add(g); changed = true; }
   if (changed) rebuild();
@@ -65,7 +65,7 @@ function rebuild() {
   update();
 }
 
-const trail = []; // graphs around the one that is shown, each with its state
+const trail = []; // graphs around the current one, each with its state
 function enter(g) {
   if (G) trail.push([G, state]);
   load(g);
@@ -99,7 +99,7 @@ const camera = { x: 0, y: 0, k: 1, dragging: null, dragged: false, moved: false 
 const CLOSEST = 3, FARTHEST = 0.01, MARGIN = 28;
 
 function look() { view.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.k})`); }
-function whole() { // the scale at which all is seen
+function whole() { // the scale that fits the whole graph
   const { clientWidth: w, clientHeight: h } = svg;
   return Math.max(1e-4, Math.min((w - 2 * MARGIN) / scene.w, (h - 2 * MARGIN) / scene.h, 1.3));
 }

@@ -1,4 +1,4 @@
-// The graph of the page, its names, and what is known of it at a step. An item is an operation (its id), a leaf (−1 − k) or
+// The data of the page, decoded, and what is known at a step. An item is an operation (its id), a leaf (−1 − k) or
 // a group (number of operations + g); a point is an item, an entry, an exit or a bend of one subgraph; a ref is an array,
 // [node, output].
 
@@ -61,17 +61,17 @@ function decode(raw) {
     if (!uses.has(key(ref))) uses.set(key(ref), []);
     uses.get(key(ref)).push([node.id, slot]);
   });
-  const fixed = []; // operations on numbers of the code alone: a NaN there is meant
+  const fixed = []; // operations on numbers in the code alone: a NaN there is intended
   for (const node of nodes) {
     fixed.push(Boolean(node?.inputs.every(([i]) => i < 0 ? leaves[-1 - i]?.kind === "number" : fixed[i])));
   }
-  const home = new Map(); // item: the subgraph that it is in
+  const home = new Map(); // item: its subgraph
   for (const subgraph of subgraphs) for (const item of subgraph.items || []) home.set(item, subgraph.g);
   const seeds = new Map(raw.outputs.map((ref, i) => [key(ref), raw.seeds[i] ?? null]));
   return { ...raw, nodes, leaves, subgraphs, uses, fixed, home, seeds, n: nodes.length };
 }
 
-// What an array is: a number is text; others are [kind, size, low, high, norm, not finite, histogram].
+// An array is summarised as text if it is a number, else as [type, size, low, high, norm, not finite, histogram].
 const isNumber = summary => typeof summary === "string";
 const barsOf = summary => isNumber(summary) ? "" : summary[6];
 const isWrong = summary => summary != null && (isNumber(summary) ? /nan|inf/.test(summary) : summary[5] > 0);
@@ -85,7 +85,7 @@ const isGroup = item => item >= G.n;
 const subgraphOf = item => G.subgraphs[item - G.n];
 
 const lastKey = name => (/\['?([^'\]]*)'?\]$/.exec(name) || /\.(\w+)$/.exec(name) || [0, name])[1]; // of a tree's path
-function mainRef(item) { // the array that a card speaks of
+function mainRef(item) { // the array that a card shows
   if (item < 0) return [item, 0];
   if (!isGroup(item)) {
     const node = G.nodes[item];
@@ -121,7 +121,7 @@ const span = item => isGroup(item) ? [subgraphOf(item).first, subgraphOf(item).l
 
 const valueKnown = ([node]) => state.phase !== "forward" || node < 0 || node <= state.at;
 
-function parts(ref) { // what arrives at an array's gradient, in the order of arrival: { from, text, arrived }
+function parts(ref) { // the terms of an array's gradient, in the order of arrival: { from, summary, arrived }
   const seed = G.seeds.get(key(ref));
   const found = seed == null ? [] : [{ from: null, summary: seed }];
   for (const [node, slot] of [...(G.uses.get(key(ref)) || [])].reverse()) {
@@ -144,7 +144,7 @@ function gradientText(ref) { // for a card
   }
   return short(total);
 }
-function partial(all, count) { // what has arrived of a gradient that is not complete
+function partial(all, count) { // the terms of an incomplete gradient that have arrived
   const text = isNumber(all[0].summary) ? `${sum(all.slice(0, count))} + …` : "";
   return text && wide(text, "bold 13px") <= WIDEST / 2 ? text : `${count} of ${all.length} parts`;
 }

@@ -63,7 +63,7 @@ function draw() {
   for (const edge of scene.edges) if (edge.label) labels.append(edge.label);
   scene.drawn = true;
 }
-function firstUse(item) { // where it stands in the forward order
+function firstUse(item) { // its place in forward order
   if (item >= 0) return span(item)[0];
   const uses = G.uses.get(`${item}:0`);
   return uses ? uses[0][0] - 0.25 : -1;
@@ -137,12 +137,12 @@ function drawEdge(layer, edge, crowd) {
   const shown = isNumber(part) ? minus(part) : short(part);
   const w = wide(shown, "bold 11px") + 10;
   const card = shapes.get(edge.target)?.card;
-  if (card && crowd > 1 && w > card.w / crowd + 14) return; // it would cover its neighbour; the panel has it
+  if (card && crowd > 1 && w > card.w / crowd + 14) return; // it would cover its neighbour; the panel shows it
   edge.label = element(layer.edges, "g", { class: `passed${isWrong(part) ? " bad" : ""}`, transform: `translate(${edge.x} ${edge.y - 21})` });
   element(edge.label, "rect", { x: -w / 2, y: -8, width: w, height: 16, rx: 8 });
   element(edge.label, "text", { y: 4, "text-anchor": "middle", "data-from": nameOf(edge.target), "data-to": sourceName(edge.link.ref) }, shown);
 }
-function passedOn(edge) { // what comes back along an edge into an operation or a group
+function passedOn(edge) { // what is passed back along an edge into an operation or a group
   const { link, target } = edge;
   if (target === null || target < 0) return null;
   if (link.slot >= 0) return G.nodes[target].passed[link.slot];
@@ -152,7 +152,7 @@ function passedOn(edge) { // what comes back along an edge into an operation or 
   const inside = (G.uses.get(key(link.ref)) || []).filter(([node]) => node >= first && node <= last);
   return inside.map(([node, slot]) => G.nodes[node].passed[slot]).find(part => part != null) ?? null;
 }
-function returnsAlong(edge) { // whether something has come back along an edge by now
+function returnsAlong(edge) { // whether something has been passed back along an edge by this step
   const { link, target, subgraph } = edge, part = passedOn(edge);
   if (state.phase !== "backward") return state.phase === "all" && part != null;
   if (target !== null && !edge.open) return part != null && span(target)[0] >= state.at;

@@ -11,7 +11,7 @@ function describe(item) {
 const add = (...children) => panel.append(...children.filter(child => child !== null));
 const p = (cls, ...children) => html("p", { class: cls }, ...children);
 
-function full(summary) { // an array, in all that is known of it
+function full(summary) { // all that is known of an array
   if (summary == null) return html("span", { class: "none" }, "none");
   if (isNumber(summary)) return html("b", { class: isWrong(summary) ? "bad" : "number" }, minus(summary));
   const [kind, size, low, high, norm, wrong, drawn] = summary;
@@ -52,8 +52,8 @@ function gradientSection(ref, title = "gradient δ") {
   }
   const scalar = isNumber(total) && all.length > 1 && shown;
   return [html("h3", {}, title), shown ? (scalar ? p("sum", `${sum(all)} = `, html("b", {}, minus(total))) : full(total))
-    : p("none", all.some(part => part.arrived) ? "not all of it has arrived" : "not yet"),
-    all.length > 1 ? p("hint", `the sum of the ${all.length} parts that are passed to it`) : "", all.length ? rows : ""];
+    : p("none", all.some(part => part.arrived) ? "incomplete so far" : "not yet"),
+    all.length > 1 ? p("hint", `the sum of the ${all.length} terms passed to it`) : "", all.length ? rows : ""];
 }
 function heading(title, kind) { add(html("h2", {}, title), p("kind", kind)); }
 function source(node) {
@@ -116,14 +116,14 @@ function describeGroup(item) {
   const subgraph = subgraphOf(item), count = subgraph.last - subgraph.first + 1;
   heading(subgraph.name || nameOf(item), `group of ${count} operations`);
   add(nesting(item));
-  if (subgraph.omitted) add(p("note", "Its operations are not in this page, which has room for no more of them."));
+  if (subgraph.omitted) add(p("note", "Its operations are left out: the page would be too large."));
   const ref = mainRef(item);
   if (ref) {
-    add(html("h3", {}, "value that leaves it"), valueKnown(ref) ? full(summary(ref)) : p("none", "not yet"));
+    add(html("h3", {}, "output"), valueKnown(ref) ? full(summary(ref)) : p("none", "not yet"));
     if (G.backward) add(...gradientSection(ref));
   }
   const inside = G.leaves.filter(l => l && l.kind !== "number" && within(G.home.get(-1 - l.k), subgraph.g));
-  if (inside.length) add(html("h3", {}, "used in it alone"), leafTable(inside));
+  if (inside.length) add(html("h3", {}, "used only here"), leafTable(inside));
 }
 function leafTable(leaves) {
   const shown = state.phase === "all";
@@ -158,10 +158,10 @@ function overview() {
 }
 function legend() {
   const rows = [["input", "an input"], ["constant", "a constant or a number"], ["operation", "an operation"], ["group", "a folded group: click to unfold"]];
-  const box = html("details", { open: "" }, html("summary", {}, "what is what"));
+  const box = html("details", { open: "" }, html("summary", {}, "legend"));
   for (const [cls, words] of rows) box.append(html("div", { class: "key" }, html("i", { class: cls }), words));
   box.append(html("div", { class: "key" }, html("i", { class: "along" }, "0.5"), "what is passed back along an edge"),
-    html("div", { class: "key" }, html("i", { class: "tie" }, "∧"), "a tie, a kink or a place of infinite slope"),
-    p("hint", "Click or Enter pins an operation; Escape lets go. ← → step, Home and End, space plays. Drag and wheel move and zoom."));
+    html("div", { class: "key" }, html("i", { class: "tie" }, "∧"), "a tie, a kink or an infinite slope"),
+    p("hint", "Click or Enter pins an operation, Escape unpins it. ← and → step, Home and End jump, space plays. Drag to move, scroll to zoom."));
   return box;
 }

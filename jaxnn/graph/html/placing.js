@@ -6,7 +6,7 @@ function content(item) { // { title, symbol, sub, rows, kind, w, h }
   const card = { item, ref, rows: [], sub: "", symbol: "", kind: "operation", title: nameOf(item) };
   if (leaf) {
     card.kind = leaf.kind;
-    if (G.home.get(item) > 0) card.title = lastKey(leaf.name); // the groups around it say the rest
+    if (G.home.get(item) > 0) card.title = lastKey(leaf.name); // the groups around it show the rest
   }
   if (isGroup(item)) {
     const subgraph = subgraphOf(item), count = subgraph.last - subgraph.first + 1;
@@ -95,7 +95,7 @@ function arranged(g) { // a subgraph, opened: its points with centres and sizes,
   for (const link of subgraph.links) unfed.delete(points[link.v]);
   for (const point of points) {
     const top = tops[point.row], bottom = bottoms[point.row];
-    point.y = unfed.has(point) ? bottom - point.h / 2 : (top + bottom) / 2; // what has no inputs stands just above its use
+    point.y = unfed.has(point) ? bottom - point.h / 2 : (top + bottom) / 2; // without inputs, just above its use
   }
   const h = Math.max(0, y - GAP.row) + (subgraph.exits.length || g === 0 ? 0 : PAD.box);
   const left = Math.min(0, ...points.map(p => p.x - p.w / 2)), right = Math.max(0, ...points.map(p => p.x + p.w / 2));

@@ -1,7 +1,7 @@
 // The passes step by step, and what changes in the drawing with a step.
 
-let items; // what is visible, in the forward order
-let back; // of these, what has a gradient, in the reverse order
+let items; // the visible ones, in forward order
+let back; // those of them with a gradient, in reverse order
 
 function visible() {
   items = scene.cards.map(card => card.item).filter(item => item >= 0).sort((a, b) => span(a)[0] - span(b)[0]);
@@ -54,7 +54,7 @@ function play(on) {
 // ---------------------------------------------------------------- what changes with a step
 
 function update() {
-  if (!scene.drawn) return; // what had the focus has just been taken away
+  if (!scene.drawn) return; // the element with the focus has just been removed
   const now = current(), focus = state.pinned ?? state.hovered;
   svg.dataset.phase = state.phase;
   for (const [item, { g, card, fields }] of shapes) {
@@ -107,9 +107,9 @@ const said = (ref, role) => `${sourceName(ref)}${summary(ref) == null ? "" : isN
 
 function statusText(now) {
   const graph = G.name;
-  if (state.phase === "all") return "Everything is shown. Home, then →: the passes step by step.";
+  if (state.phase === "all") return "Everything is shown. Press Home, then → to step through both passes.";
   if (state.phase === "forward") {
-    if (now === null) return `Forward, start: what ${graph} is given.`;
+    if (now === null) return `Forward, start: the inputs of ${graph}.`;
     const head = `Forward, ${step()} of ${items.length}: ${nameOf(now)}`;
     if (isGroup(now)) return `${head}, ${subgraphOf(now).last - subgraphOf(now).first + 1} operations in one.`;
     const node = G.nodes[now], value = node.values[0];
@@ -122,5 +122,5 @@ function statusText(now) {
   const node = G.nodes[now], own = node.grads.find(g => g != null);
   const passes = node.inputs.map((ref, slot) => node.passed[slot] == null ? null
     : `${short(node.passed[slot])} to ${sourceName(ref)}`).filter(Boolean);
-  return `${head} has gradient ${isNumber(own) ? minus(own) : short(own)}; it passes ${passes.join(" and ") || "nothing on"}.`;
+  return `${head} has gradient ${isNumber(own) ? minus(own) : short(own)}; it passes ${passes.join(" and ") || "nothing back"}.`;
 }
