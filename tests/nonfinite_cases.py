@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from jaxnn.graph import causes
+from jaxnn.graph.nonfinite import causes
 
 F, HALF = np.float32, np.float16
 TINY = float(np.finfo(F).tiny)

@@ -1,4 +1,4 @@
-"""Functions that look like the known cases and are finite, value and gradient: infinities and NaN on the way are meant.
+"""Functions that look like the known cases and are finite, value and gradient: with NaN and infinity on the way.
 
 Each has its arguments; none may raise an alarm.
 """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from nonfinite_cases import HALF, F, Known, a, safe_where
 
-from jaxnn.graph import causes
+from jaxnn.graph.nonfinite import causes
 
 # ---------------------------------------------------------------- powers
 

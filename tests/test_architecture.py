@@ -117,20 +117,45 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "graph": (
-        {"causes", "loops", "nodes", "rule", "terminal", "values"},
-        {"briefs", "folding", "layout", "rules", "shape_rules", "spots"},
-        {"dot", "explanation", "formulas", "levels", "pulls", "text", "way"},
-        {"forward_causes", "hiding"},
-        {"backward_causes"},
-        {"page"},
-        {"graph"},
+        {"loops", "nodes", "summaries"},
+        {"groups", "rules"},
+        {"gradient_path", "pulls"},
         {"record"},
-        {"trace"},
-        {"explain_values", "whole"},
-        {"explain_gradients"},
-        {"explain", "flow"},
+        {"tracing"},
+        {"flow", "nonfinite"},
+        {"text"},
+        {"html"},
         {"__init__"},
     ),
+    "graph/rules": (
+        {"rule"},
+        {"elementwise", "indexing", "products", "reductions", "shapes", "windows"},
+        {"__init__"},
+    ),
+    "graph/nonfinite": (
+        {"causes", "entries"},
+        {"discarded", "explanation", "patterns"},
+        {"forward"},
+        {"backward", "compiled", "values"},
+        {"gradients"},
+        {"explain"},
+        {"__init__"},
+    ),
+    "graph/text": (
+        {"arrays", "terminal"},
+        {"charts", "graphviz", "tables"},
+        {"__init__"},
+    ),
+    "graph/html": (
+        {"layout"},
+        {"subgraphs"},
+        {"document"},
+        {"__init__"},
+    ),
+}
+SHOWS_ITSELF = {  # records whose methods import, when they are called, what draws them
+    "graph/nodes.py": {"jaxnn.graph.html", "jaxnn.graph.text"},
+    "graph/flow.py": {"jaxnn.graph.text"},
 }
 SIDE = {"augment", "data"}
 CHECKS = {
@@ -167,32 +192,61 @@ def room(path):
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
+def fork(path, module):
+    """The innermost package that holds both modules, and the name in it that leads to each."""
+    ours, theirs = path.relative_to(ROOT).with_suffix("").parts, (*module.split(".")[1:], "__init__")
+    depth = next(i for i, part in enumerate(ours) if i == len(ours) - 1 or part != theirs[i])
+    return "/".join(ours[:depth]), ours[depth], theirs[depth]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path):
+    here = str(path.relative_to(ROOT))
     tree = ast.parse(path.read_text())
     for module, at_top in imports(tree):
         package = module.split(".")[0]
         assert package in RUN_TIME or (package in OPTIONAL and not at_top), f"{path.name} imports {module}"
-        if package != "jaxnn" or room(path) == "__init__":
+        if package != "jaxnn" or here == "__init__.py" or (not at_top and module in SHOWS_ITSELF.get(here, ())):
             continue
         target = module.split(".")[1]
+        inside, ours, theirs = fork(path, module)
         if room(path) in SIDE and target != room(path):
             assert target in CHECKS, f"{path.name} imports {module}"
-        elif room(path) == target == "layers" and path.parent.name != module.split(".")[2]:
+        elif inside == "layers":
             assert path.name == "__init__.py", f"{path.name} imports its sibling {module}"
-        elif room(path) == target:
-            floors = ROOMS[str(path.parent.relative_to(ROOT))]
-            levels = {name: level for level, names in enumerate(floors) for name in names}
-            imported = module.split(".")[len(path.parent.relative_to(ROOT).parts) + 1]
-            assert levels[imported] < levels[path.stem], f"{path.name} imports {module}, not on a lower floor"
         else:
-            assert LEVEL[target] < LEVEL[room(path)], f"{path.name} imports {module}, which is not on a lower floor"
+            floors = ROOMS[inside] if inside else FLOORS
+            level = {name: floor for floor, names in enumerate(floors) for name in names}
+            assert level[theirs] < level[ours], f"{here} imports {module}, which is not on a lower floor"
+
+
+def test_the_graph_does_not_import_its_drawings():
+    for path in (ROOT / "graph").rglob("*.py"):
+        part = path.relative_to(ROOT / "graph").parts[0]
+        at_top = {module for module, top in imports(ast.parse(path.read_text())) if top}
+        drawings = {module for module in at_top if module.startswith(("jaxnn.graph.html", "jaxnn.graph.text"))}
+        if part not in ("__init__.py", "html", "text"):
+            assert not drawings, f"{path.name} imports {drawings}"
+        if part == "text":
+            assert not any(module.startswith("jaxnn.graph.html") for module in drawings), path.name
+
+
+def names_in(package):
+    """Modules and packages in a folder, as they are imported."""
+    inner = {path.parent.name for path in package.glob("*/__init__.py")}
+    return {path.stem for path in package.glob("*.py")} | inner
 
 
 def test_every_module_has_a_floor():
     for package, floors in ROOMS.items():
-        assert {path.stem for path in (ROOT / package).glob("*.py")} == set().union(*floors)
+        assert names_in(ROOT / package) == set().union(*floors)
     assert {room(path) for path in MODULES} - {"__init__"} == set(LEVEL) | SIDE
+
+
+def test_no_public_name_of_graph_hides_a_module():
+    for package in ("graph", "graph/html", "graph/nonfinite", "graph/rules", "graph/text"):
+        public = importlib.import_module(f"jaxnn.{package}".replace("/", ".")).__all__
+        assert not set(public) & names_in(ROOT / package)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

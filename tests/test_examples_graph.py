@@ -4,7 +4,7 @@ import jax
 import pytest
 from examples_loader import load_example
 
-from jaxnn.graph import causes
+from jaxnn.graph.nonfinite import causes
 
 
 @pytest.mark.long

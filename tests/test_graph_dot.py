@@ -1,4 +1,4 @@
-"""DOT source: what it says is the graph's, and the dot program, where there is one, reads it so."""
+"""DOT source: it agrees with the graph, and so does what the dot program, if installed, reads from it."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxnn import dense, graph, relu, residual, serial
-from jaxnn.graph.folding import fold
+from jaxnn.graph.groups import fold
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="graphviz's dot program is not installed")
 NET = serial(dense(3), relu, residual(serial(dense(3), relu)), dense(2))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxnn import dense, graph, losses, relu, serial
-from jaxnn.graph import causes
+from jaxnn.graph.nonfinite import causes
 
 F = np.float32
 explain = functools.partial(graph.explain_nonfinite, whole=False)  # no case here hangs on how it is compiled
@@ -47,7 +47,7 @@ def test_a_network_whose_input_is_not_finite():
 
     why = explain(cost)(params, x)
     assert (why.cause, why.element, why.operation) == (causes.GIVEN, (2, 1), "")
-    assert "x holds 1 of 15 entries, first NaN" in why.detail
+    assert "x contains 1 of 15 entries, first NaN" in why.detail
     assert why.group[0] == "dense_0"
 
 
@@ -56,7 +56,7 @@ def test_what_infinity_became_and_other_origins():
     assert why.then.startswith("∞/∞ in div at ")
     assert why.cause == causes.SOFTMAX
     assert "exp of 100" in why.detail
-    assert "float32 ends at 3.403e+38" in why.detail
+    assert "the largest float32 is 3.403e+38" in why.detail
 
     def two(x):
         return jnp.log(x).sum() + jnp.sqrt(x - 1.0).sum()
@@ -124,5 +124,5 @@ def test_arrays_and_branches():
 
 
 def test_it_refuses_what_is_no_array():
-    with pytest.raises(TypeError, match="name is no array"):
+    with pytest.raises(TypeError, match="name is not an array"):
         explain(lambda x, name: x)(1.0, "w")

@@ -1,4 +1,4 @@
-"""Where gradients vanish and explode: the verdict on networks of which it is known, and its figures."""
+"""Vanishing and exploding gradients: the verdict on networks for which it is known, and its figures."""
 
 import functools
 import math
@@ -77,7 +77,7 @@ def test_a_recurrent_network_vanishes_in_time():
     assert [stage.name for stage in inside.groups][:N] == [f"scan[{t}]" for t in range(N)]
     sizes = [stage.gradient_rms for stage in inside.groups[:N]]
     assert sizes == sorted(sizes)
-    assert "unroll=True looks into it" in graph.gradient_flow(f)(w, X).why
+    assert "unroll=True resolves it" in graph.gradient_flow(f)(w, X).why
     assert "unroll=True" not in inside.why
 
 
@@ -95,11 +95,11 @@ def test_a_gradient_of_zero_has_vanished():
     assert "relu" in flow.why
 
 
-def test_a_graph_without_a_way():
+def test_a_graph_without_a_path():
     flow = graph.gradient_flow(lambda x: x)(1.0)
     assert (flow.verdict, flow.ok, flow.steepest) == (SHORT, True, None)
     assert str(flow).startswith("gradient of ")
-    flow = graph.gradient_flow(jnp.sin)(1.0)  # a single operation is a way, from its input to its output
+    flow = graph.gradient_flow(jnp.sin)(1.0)  # a single operation is a path, from its input to its output
     assert (flow.verdict, flow.factor, flow.steepest.before) == (KEEPS, pytest.approx(math.cos(1)), -1)
 
 
@@ -118,7 +118,7 @@ def repeated(rate, steps=40):
 
 
 def looked_up(table):
-    """Linear interpolation in a table of equal distances."""
+    """Linear interpolation in an equidistant table."""
 
     def f(x):
         i = jnp.clip(jnp.floor(x * 4), 0, 3).astype(int)
@@ -217,7 +217,7 @@ HEALTHY = {
     [(EXPLODES, n) for n in EXPLODING] + [(VANISHES, n) for n in VANISHING] + [(KEEPS, n) for n in HEALTHY],
 )
 def test_gains_and_losses(verdict, name):
-    """A scale that is gained or lost counts wherever it is; a number of entries does not."""
+    """A gain or a loss of scale counts wherever it occurs; the number of entries does not."""
     f, x = {EXPLODES: EXPLODING, VANISHES: VANISHING, KEEPS: HEALTHY}[verdict][name]
     flow = graph.gradient_flow(f)(x)
     assert flow.verdict == verdict, flow.why
@@ -276,7 +276,7 @@ def test_the_trunk_is_what_all_paths_share():
 
 
 def test_means_and_weights_of_their_own_do_not_count():
-    """A mean over N, and a weight that is scaled before its product with x, are not on the way through the layers."""
+    """A mean over N, and a weight that is scaled before its product with x, are not on the path through the layers."""
 
     def f(params, x):
         for w in params:

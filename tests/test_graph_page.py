@@ -1,4 +1,4 @@
-"""The page of a graph: one file that needs nothing else, and what a browser shows of it is what the graph holds."""
+"""The page of a graph: one self-contained file, and a browser shows on it what the graph contains."""
 
 import html
 import html.parser
@@ -18,9 +18,9 @@ import pytest
 from examples_loader import load_example
 
 from jaxnn import dense, graph, losses, relu, residual, serial, tanh
-from jaxnn.graph.levels import MOST, levels
-from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
-from jaxnn.graph.values import number
+from jaxnn.graph.html.subgraphs import MOST, subgraphs
+from jaxnn.graph.nodes import Graph, Leaf, Node, Ref
+from jaxnn.graph.summaries import number
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -69,14 +69,14 @@ def long():
 
 
 def chain(count, name="x", bad=None, group=()):
-    """A graph of so many additions, made without tracing; the values of one of them are NaN."""
+    """A graph of so many additions, made without tracing; one of them has NaN values."""
     value = np.float32(1)
     nodes = tuple(
         Node(i, "add", (Ref(i - 1), Ref(i - 1)), (np.float32("nan") if i == bad else value,), (value,), (value, value),
              formula="δx = δ, δy = δ", group=group)
         for i in range(count)
     )  # fmt: skip
-    return Recorded("f", (Leaf(name, "input", value, value),), nodes, (Ref(count - 1),), value, (value,), (value,))
+    return Graph("f", (Leaf(name, "input", value, value),), nodes, (Ref(count - 1),), value, (value,), (value,))
 
 
 def written(page):
@@ -85,7 +85,7 @@ def written(page):
     return json.loads(found)
 
 
-# ---------------------------------------------------------------- levels
+# ---------------------------------------------------------------- subgraphs
 
 
 @pytest.mark.parametrize("name", ["micrograd", "unrolled loop", "network", "long", "identity"])
@@ -97,15 +97,15 @@ def test_every_array_has_a_way_from_where_it_is_made_to_where_it_is_used(name, s
         "long": lambda: long,
         "identity": lambda: graph.trace(lambda x: x, backward=False)(1.0),
     }[name]()
-    n, tree = len(traced.nodes), levels(traced)
-    items = [item for level in tree for item in level.items]
+    n, tree = len(traced.nodes), subgraphs(traced)
+    items = [item for subgraph in tree for item in subgraph.items]
     assert sorted(items) == [*range(-len(traced.leaves), n), *range(n + 1, n + len(tree))]  # group 0 is the whole
-    assert all(len([item for item in level.items if item >= 0]) <= MOST for level in tree)
-    home = {item: g for g, level in enumerate(tree) for item in level.items}
-    for level in tree:
-        inside = [i for i in level.items if 0 <= i < n]
-        inside += [i for item in level.items if item >= n for i in tree[item - n].nodes]
-        assert sorted(inside) == list(level.nodes)
+    assert all(len([item for item in subgraph.items if item >= 0]) <= MOST for subgraph in tree)
+    home = {item: g for g, subgraph in enumerate(tree) for item in subgraph.items}
+    for subgraph in tree:
+        inside = [i for i in subgraph.items if 0 <= i < n]
+        inside += [i for item in subgraph.items if item >= n for i in tree[item - n].nodes]
+        assert sorted(inside) == list(subgraph.nodes)
     for node in traced.nodes:
         for slot, ref in enumerate(node.inputs):
             assert reaches(tree, home, n, ref, node.id, slot)
@@ -115,26 +115,26 @@ def reaches(tree, home, n, ref, target, slot):
     """Follows the links of an array back from an input of an operation."""
     g, goal = home[target], target
     while True:
-        level = tree[g]
-        into = [k for k in level.links if k.ref == ref and k.slot == slot and points(level, k.target) == goal]
+        subgraph = tree[g]
+        into = [k for k in subgraph.links if k.ref == ref and k.slot == slot and points(subgraph, k.target) == goal]
         assert len(into) == 1
-        source = points(level, into[0].source)
+        source = points(subgraph, into[0].source)
         if source == ref.node:
             return True
         if source == ("entry", ref):
-            g, goal, slot = level.parent, n + g, -1
+            g, goal, slot = subgraph.parent, n + g, -1
         else:  # a group that it leaves
             g, goal, slot = source - n, ("exit", ref), -1
 
 
-def points(level, p):
-    ports = [*(("entry", ref) for ref in level.entries), *(("exit", ref) for ref in level.exits)]
-    return (*level.items, *ports)[p]
+def points(subgraph, p):
+    ports = [*(("entry", ref) for ref in subgraph.entries), *(("exit", ref) for ref in subgraph.exits)]
+    return (*subgraph.items, *ports)[p]
 
 
 def test_weights_stand_in_their_layer_and_plain_arguments_outside(small):
-    tree = levels(small)
-    at = {small.leaves[-1 - item].name: level.name for level in tree for item in level.items if item < 0}
+    tree = subgraphs(small)
+    at = {small.leaves[-1 - item].name: subgraph.name for subgraph in tree for item in subgraph.items if item < 0}
     assert at["params['dense_0']['w']"] == "dense_0"
     assert at["x"] == ""
 
@@ -178,7 +178,7 @@ def test_arrays_are_summarised_and_not_copied():
     kind, size, low, high, norm, wrong, bars = written(page)["graphs"][0]["leaves"][0][2]
     assert (written(page)["strings"][kind], size, low, high, wrong) == ("float32[300000]", 300_000, "0", "1", 0)
     assert float(norm) == pytest.approx(math.sqrt(100_000), rel=1e-3)
-    assert set(bars) <= {"y", "z"}  # as many in each part
+    assert set(bars) <= {"y", "z"}  # equally many in each part
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_hundred_thousand_parameters_and_sixty_layers():
     assert sum(leaf.value.size for leaf in traced.leaves if leaf.kind == "input") > 100_000
     page = graph.page(traced)
     assert len(page.html.encode()) < TOO_LARGE
-    top = written(page)["graphs"][0]["levels"][0]
+    top = written(page)["graphs"][0]["subgraphs"][0]
     assert len([item for item in top[5] if item >= 0]) <= MOST
 
 
@@ -220,14 +220,14 @@ def test_five_thousand_operations_can_all_be_opened(long):
 
 
 def test_what_has_no_room_is_said_to_be_folded_and_not_what_is_wrong(monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxnn.graph.page"], "LARGEST", 100_000)
+    monkeypatch.setattr(sys.modules["jaxnn.graph.html.document"], "LARGEST", 100_000)
     data = written(page := graph.page(chain(4000, bad=3990)))
     assert len(page.html) < 100_000 + len(graph.page(chain(1)).html)
     (only,) = data["graphs"]
     assert len(only["nodes"]) == 4000
     assert 500 < sum(node is not None for node in only["nodes"]) < 2000
     assert only["nodes"][3990][3] == ["nan"]
-    assert any(len(level) == 5 for level in only["levels"])  # sealed: a name, a place, and what leaves it
+    assert any(len(subgraph) == 5 for subgraph in only["subgraphs"])  # omitted: a name, a place, and what leaves it
 
 
 HALF = np.ones(2, ml_dtypes.bfloat16)
@@ -252,7 +252,7 @@ def test_what_a_folded_group_passes_back_is_the_sum_over_its_operations():
     inner = jax.jit(lambda x: x * x + jnp.sin(x))
     traced = graph.trace(lambda x: inner(x) + 3.0 * x)(2.0)
     only = written(graph.page(traced, most=1))["graphs"][0]
-    (total,) = [link[4] for link in only["levels"][0][7] if link[4] is not None]
+    (total,) = [link[4] for link in only["subgraphs"][0][7] if link[4] is not None]
     assert total == number(np.float32(2 * 2 + math.cos(2)))
     assert number(traced.gradients[0]) == number(np.float32(7 + math.cos(2)))
 
@@ -461,7 +461,7 @@ def test_groups_fold_and_unfold(small, tmp_path):
             ys = [float(y) for y in re.findall(r"[ V](-?[\d.]+)(?=[CV]|$)", shape)]
             assert ys == sorted(ys)
     (card,) = [card for card in folded["cards"] if card["name"] == "dense_0"]
-    (exit_,) = levels(small)[card["item"] - len(small.nodes)].exits
+    (exit_,) = subgraphs(small)[card["item"] - len(small.nodes)].exits
     assert card["grad"] == f"norm {number(np.linalg.norm(small.at(exit_)[1]))}"
 
 
@@ -519,7 +519,7 @@ def test_long_graphs_open_folded_and_are_walked(long, tmp_path):
     assert seen["inside"] > len(seen["before"]) + 50
     assert seen["now"]["item"] == 72  # the first group, then two operations of the second
     assert seen["drawn"] < 2000
-    assert "groups stay folded" in seen["status"]
+    assert "groups remain folded" in seen["status"]
 
 
 @in_a_browser

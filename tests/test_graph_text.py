@@ -1,4 +1,4 @@
-"""The table of a graph: it shows what the graph holds, fits the terminal, and counts what is missing."""
+"""The table of a graph: it shows the graph's contents, fits the terminal, and counts what is missing."""
 
 import itertools
 import re

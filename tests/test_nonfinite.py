@@ -1,4 +1,4 @@
-"""Known NaNs and infinities: cause, line and advice are right, and functions written from the advice give the truth."""
+"""Known NaNs and infinities: cause, line and advice are correct, and the rewritten functions give the true value."""
 
 import inspect
 import linecache
@@ -16,7 +16,7 @@ from nonfinite_healthy import HEALTHY
 from nonfinite_more_cases import MORE_KNOWN
 
 from jaxnn import graph
-from jaxnn.graph import causes, whole
+from jaxnn.graph.nonfinite import causes, compiled
 
 KNOWN = [*WHERE_KNOWN, *HIDDEN_KNOWN, *ROOTS_KNOWN, *LOGS_KNOWN, *MORE_KNOWN]
 
@@ -54,7 +54,7 @@ def test_what_the_advice_says_is_the_truth(case):
 
 
 def test_every_cause_has_a_case():
-    elsewhere = {causes.CANCELLATION, causes.COMPILED, causes.COTANGENT, causes.OWN_RULE, causes.UNKNOWN}
+    elsewhere = {causes.CANCELLATION, causes.COMPILED, causes.COTANGENT, causes.CUSTOM_RULE, causes.UNKNOWN}
     assert {case.cause for case in KNOWN} | elsewhere == set(causes.REWRITES)
     assert len(KNOWN) >= 60
     assert len(HEALTHY) >= 60
@@ -69,13 +69,13 @@ def test_no_alarm(name):
     assert why.finite, str(why)
     assert not why.runs
     assert bool(why.unknown) == (name in ("while loop", "whole numbers"))
-    assert bool(why.meant) == (name == "log_softmax of masked logits, all given")
+    assert bool(why.intended) == (name == "log_softmax of masked logits, all given")
 
 
 def test_an_infinity_is_meant_only_where_the_code_writes_it():
     x = jnp.array([0.0, 1.0])
     written = graph.explain_nonfinite(lambda x: jnp.where(x > 0, x, -jnp.inf), whole=False)(x)
-    assert (written.finite, written.meant) == (True, "−∞ where the code writes it")
+    assert (written.finite, written.intended) == (True, "−∞ where the code writes it")
     assert str(written).endswith(": its value is finite but for −∞ where the code writes it; its gradients are finite")
     made = graph.explain_nonfinite(jnp.log, whole=False)(x)
     assert (made.cause, made.direction) == (causes.LOG, "forward")
@@ -131,14 +131,14 @@ def test_a_compiler_that_leaves_out_what_overflows():
 
 
 def test_one_that_is_not_finite_in_one_piece_alone(monkeypatch):
-    seen = (whole.Run("the value", (True, True, False)), whole.Run("the gradient", (True, False, False)))
-    monkeypatch.setattr("jaxnn.graph.explain.runs", lambda *given: seen)
+    seen = (compiled.Run("the value", (True, True, False)), compiled.Run("the gradient", (True, False, False)))
+    monkeypatch.setattr("jaxnn.graph.nonfinite.explain.runs", lambda *given: seen)
     why = graph.explain_nonfinite(deviation_by_squares)(jnp.full(7, 0.3))
     assert (why.finite, why.cause, why.direction) == (False, causes.CANCELLATION, "forward")
     assert why.reached == ("the value", "the gradient")
     assert why.operation == "sub"
     assert f":{marked(deviation_by_squares)[0]} " in why.source
-    assert why.then.startswith("it goes into sqrt at ")
+    assert why.then.startswith("it is an input of sqrt at ")
     assert why.runs[0] == "the value: finite operation by operation, finite eagerly, not finite jitted"
     other = graph.explain_nonfinite(lambda x: (2 * x).sum())(jnp.ones(3))
     assert other.cause == causes.COMPILED
@@ -155,9 +155,9 @@ def test_one_that_is_not_finite_operation_by_operation():
 def test_runs_are_those_of_jax():
     args = (jnp.array([0.0, 4.0]),)
     traced = graph.trace(lambda x: jnp.sqrt(x).sum())(*args)
-    assert whole.runs(lambda x: jnp.sqrt(x).sum(), traced, args) == (
-        whole.Run("the value", (True, True, True)),
-        whole.Run("the gradient", (False, False, False)),
+    assert compiled.runs(lambda x: jnp.sqrt(x).sum(), traced, args) == (
+        compiled.Run("the value", (True, True, True)),
+        compiled.Run("the gradient", (False, False, False)),
     )
 
 
@@ -202,7 +202,7 @@ for c in (0.1, 0.3, 1.1, 3.3, 7.7, 123.4):
         differ += 1
         said = why.runs[0].split(", ")
         assert [not way.startswith("not ") for way in said[1:]] == ways, (ways, why.runs)
-        assert not why.finite and why.cause == "finite or not by rounding", str(why)
+        assert not why.finite and why.cause == "finite or not depending on rounding", str(why)
 assert differ, "eager and jitted agree everywhere"
 """
 

@@ -1,15 +1,12 @@
 """The computational graph of any JAX function: values and gradients at every node."""
 
-from jaxnn.graph.dot import dot
-from jaxnn.graph.explain import explain_nonfinite
-from jaxnn.graph.explanation import Explanation
 from jaxnn.graph.flow import Flow, Stage, gradient_flow
-from jaxnn.graph.graph import Graph
-from jaxnn.graph.nodes import Leaf, Node, Recorded, Ref
-from jaxnn.graph.page import Page, page
-from jaxnn.graph.text import table
-from jaxnn.graph.trace import grad, trace
-from jaxnn.graph.way import Step
+from jaxnn.graph.gradient_path import Segment
+from jaxnn.graph.html import Page, page
+from jaxnn.graph.nodes import Graph, Leaf, Node, Ref
+from jaxnn.graph.nonfinite import Explanation, explain_nonfinite
+from jaxnn.graph.text import dot, table
+from jaxnn.graph.tracing import grad, trace
 
 __all__ = [
     "Explanation",
@@ -18,10 +15,9 @@ __all__ = [
     "Leaf",
     "Node",
     "Page",
-    "Recorded",
     "Ref",
+    "Segment",
     "Stage",
-    "Step",
     "dot",
     "explain_nonfinite",
     "grad",

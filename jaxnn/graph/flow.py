@@ -1,4 +1,4 @@
-"""Where a gradient vanishes or explodes on its way back: its size along a graph, and a verdict with figures.
+"""The size of a gradient along a graph: whether it vanishes or explodes on its way back, with figures.
 
 Letters: g the root mean square of ∂(output)/∂(an array).
 """
@@ -8,27 +8,22 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from jaxnn.graph.briefs import digits
-from jaxnn.graph.folding import Item, fold, groups
-from jaxnn.graph.nodes import Recorded, check_function
+from jaxnn.graph.gradient_path import GradientPath, Segment, gradient_path, gradient_size, log, place, product
+from jaxnn.graph.groups import Item, fold, groups
+from jaxnn.graph.nodes import Graph, check_function
 from jaxnn.graph.pulls import has_slope
-from jaxnn.graph.terminal import columns, cut, distinct, pad
-from jaxnn.graph.trace import trace
-from jaxnn.graph.values import Summary, summary
-from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
-from jaxnn.magnitudes import LARGEST, SMALLEST, bar_of, span
+from jaxnn.graph.summaries import Summary, digits, summary
+from jaxnn.graph.tracing import trace
+from jaxnn.magnitudes import LARGEST, SMALLEST
 from jaxnn.showing import shown
 from jaxnn.types import Tree
 
 VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
-NOT_FINITE, SHORT = "is not finite", "has no way to go"
-ROWS = 30  # of a chart; more are skipped in the middle
-NAME, BAR = 28, 24  # columns, at most
+NOT_FINITE, SHORT = "is not finite", "has no path to follow"
 LOOPS = {"scan", "while"}
 
 
@@ -38,11 +33,11 @@ class Stage(NamedTuple):
     Attributes:
         name: the operation's, "tanh", or the group's key, "dense_0".
         nodes: the ids of its operations.
-        value_rms: √mean(x²) of its values; NaN without floats, and inf or NaN where one is.
+        value_rms: √mean(x²) of its values; NaN without floats, and inf or NaN if one of them is.
         value_max: max |x|.
         gradient_rms: g, likewise of ∂(output)/∂(values).
         gradient_max: max |∂(output)/∂(values)|.
-        source: the line of its last operation, "net.py:12"; "" where it is unknown.
+        source: the line of its last operation, "net.py:12"; "" if unknown.
     """
 
     name: str
@@ -59,16 +54,16 @@ class Flow(NamedTuple):
     """The sizes of gradients along a graph; `str(flow)` is a verdict and a chart.
 
     Attributes:
-        name: of the function.
-        operations: those with a gradient, in the forward order.
-        groups: the same by groups of the depth that was asked for; operations outside of groups stand alone.
-        trunk: the ids of the operations that all paths share, from the one that is furthest from the output on. What
-            lies between two of them is a factor of the chain rule: the gradient at the first is the product.
-        factor: the product of the steps, which is g at the first of the trunk over g at the last but for sums and means
-            between them, times what enters and leaves them; NaN where there are no steps.
-        steepest: the step with the largest change, in the direction of the verdict; None where there is none.
+        name: the function's.
+        operations: those with a gradient, in forward order.
+        groups: the same, by groups of the given depth; operations outside of groups are listed alone.
+        trunk: the ids of the operations that all paths share, from the one furthest from the output on. What lies
+            between two of them is a factor of the chain rule; the gradient at the first is the product.
+        factor: the product of the segments' factors: g at the first of the trunk over g at the last, corrected for sums
+            and means between them, times what enters and leaves them; NaN if there are no segments.
+        steepest: the segment with the largest change, in the direction of the verdict; or None.
         verdict: VANISHES (factor < 1/1,000), EXPLODES (> 1,000), KEEPS, NOT_FINITE or SHORT.
-        why: the figures that the verdict rests on, in words.
+        why: the figures behind the verdict, in words.
     """
 
     name: str
@@ -76,37 +71,39 @@ class Flow(NamedTuple):
     groups: tuple[Stage, ...]
     trunk: tuple[int, ...]
     factor: float
-    steepest: Step | None
+    steepest: Segment | None
     verdict: str
     why: str
 
     @property
     def ok(self) -> bool:
-        """True where the gradient keeps its scale, or has no way to go."""
+        """True if the gradient keeps its scale, or has no path to follow."""
         return self.verdict in (KEEPS, SHORT)
 
     def __str__(self) -> str:
-        return _chart(self, shutil.get_terminal_size().columns)
+        from jaxnn.graph.text import chart  # imported when used: the sizes do not depend on their chart
+
+        return chart(self, shutil.get_terminal_size().columns)
 
 
 def gradient_flow(
     f: Callable[..., Tree], *, cotangent: Tree = None, unroll: bool = False, depth: int = 1
 ) -> Callable[..., Flow]:
-    """How large the gradient of f is along its graph, and whether it vanishes or explodes on its way back.
+    """The size of the gradient of f along its graph, and whether it vanishes or explodes on its way back.
 
-    Followed is g, the root mean square of the gradient's entries that are not 0, from the output to where all paths
-    begin, the input of the operation that is furthest from it: a scale gained or lost counts wherever it is, in a
-    constant, a table, a loop or a single operation. A mean over N examples divides by N, and that is no loss, nor is
-    the sum over a batch in a weight's gradient a gain: they count as 1.
+    The size is g, the root mean square of the gradient's nonzero entries. It is followed from the output back to the
+    input of the operation furthest from it, where all paths begin; a gain or a loss of scale counts wherever it occurs,
+    in a constant, a table, a loop or a single operation. The division by N in a mean over N examples is no loss, and
+    the sum over a batch in a weight's gradient is no gain: both count as 1.
 
     Args:
         f: a pure function of pytrees of arrays, as for `trace`.
-        cotangent: like f's output, the gradient that it begins with; by default 1, where f gives one number.
-        unroll: whether loops are looked into, iteration by iteration: a recurrent network's vanish in time.
+        cotangent: the gradient at the output, like f's output; by default 1, if f returns a single number.
+        unroll: whether to follow loops iteration by iteration: in a recurrent network, gradients vanish in time.
         depth: of the groups: 1 for the outermost (layers, jitted functions), 2 for those inside them, …
 
     Returns:
-        A function of f's arguments that gives a Flow.
+        A function of f's arguments that returns a Flow.
 
     Raises:
         TypeError, ValueError: as `trace`; ValueError if depth is below 1.
@@ -132,9 +129,9 @@ def gradient_flow(
     return flow
 
 
-def _flow(graph: Recorded, depth: int) -> Flow:
+def _flow(graph: Graph, depth: int) -> Flow:
     stages = {i.nodes.start: _stage(graph, i) for i in fold(graph, True).items if _has_gradient(graph, i)}
-    found = way(graph)
+    found = gradient_path(graph)
     verdict, factor, steepest = _verdict(found)
     return Flow(
         graph.name,
@@ -148,8 +145,8 @@ def _flow(graph: Recorded, depth: int) -> Flow:
     )
 
 
-def _by_group(graph: Recorded, depth: int) -> list[Stage]:
-    """A stage for each group, and one for each run of operations between them; for each operation without groups."""
+def _by_group(graph: Graph, depth: int) -> list[Stage]:
+    """A stage for each group and for each run of operations between groups; without groups, for each operation."""
     everything = groups(graph)
     names = {g.nodes.start: g.key for g in everything if len(g.nodes) == 1 and len(g.path) <= depth}
     parents = {g.path for g in everything if any(len(graph.nodes[i].group) > len(g.path) for i in g.nodes)}
@@ -168,11 +165,11 @@ def _by_group(graph: Recorded, depth: int) -> list[Stage]:
     return stages
 
 
-def _has_gradient(graph: Recorded, item: Item) -> bool:
+def _has_gradient(graph: Graph, item: Item) -> bool:
     return any(graph.at(ref)[1] is not None for ref in item.outputs)
 
 
-def _stage(graph: Recorded, item: Item, name: str = "") -> Stage:
+def _stage(graph: Graph, item: Item, name: str = "") -> Stage:
     arrays = [graph.at(ref) for ref in item.outputs]
     last = graph.nodes[item.nodes[-1]]
     source = f"{PurePath(last.file).name}:{last.line}" if last.file else ""
@@ -182,7 +179,7 @@ def _stage(graph: Recorded, item: Item, name: str = "") -> Stage:
 
 
 def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
-    """Root mean square and largest magnitude of all floats among them, as if they were one array."""
+    """The root mean square and the largest magnitude of all floats among some arrays, taken as one."""
     found = [summary(x) for x in arrays if x is not None and has_slope(x)]
     found = [s for s in found if s.known and s.size]
     if not found or any(s.nans for s in found):
@@ -200,7 +197,7 @@ def _largest(s: Summary) -> float:
 # ---------------------------------------------------------------- the verdict
 
 
-def _verdict(found: Way) -> tuple[str, float, Step | None]:
+def _verdict(found: GradientPath) -> tuple[str, float, Segment | None]:
     if found.trunk and math.isnan(found.start):
         return NOT_FINITE, math.nan, None
     if not found.steps:
@@ -212,49 +209,23 @@ def _verdict(found: Way) -> tuple[str, float, Step | None]:
     return verdict, factor, found.steps[logs.index(extreme)]
 
 
-def _why(graph: Recorded, found: Way, verdict: str, factor: float, steepest: Step | None) -> str:
+def _why(graph: Graph, found: GradientPath, verdict: str, factor: float, steepest: Segment | None) -> str:
     if verdict == NOT_FINITE:
         first = next(i for i in reversed(found.trunk) if not math.isfinite(gradient_size(graph, i)))
-        return f"on its way back first at {place(graph, first)}; graph.explain_nonfinite says why"
+        return f"on its way back, first at {place(graph, first)}; graph.explain_nonfinite tells why"
     if steepest is None:
-        return "no two operations lie one behind the other on all paths to the output"
+        return "no two operations are in series on all paths to the output"
     count = len(found.steps)
     route = (
-        f"its root mean square is {_figure(found.end)} at {place(graph, found.steps[-1].after)} and "
-        f"{_figure(found.start)} at {place(graph, found.steps[0].before)}, × {_figure(factor)} over {count} "
+        f"its root mean square is {figure(found.end)} at {place(graph, found.steps[-1].after)} and "
+        f"{figure(found.start)} at {place(graph, found.steps[0].before)}, × {figure(factor)} over {count} "
         f"step{'s' if count > 1 else ''}" + (", sums and means not counted" if found.counted else "")
     )
     loops = [i for i in found.trunk if graph.nodes[i].operation in LOOPS]
-    inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step, unroll=True looks into it" if loops else ""
-    return f"{route}; the steepest is × {_figure(steepest.factor)} through {place(graph, steepest.after)}{inside}"
+    inside = f"; #{loops[0]} {graph.nodes[loops[0]].operation} is one step; unroll=True resolves it" if loops else ""
+    return f"{route}; the steepest is × {figure(steepest.factor)} through {place(graph, steepest.after)}{inside}"
 
 
-def _figure(x: float) -> str:
+def figure(x: float) -> str:
+    """A number of a report: three digits between 0.01 and 10,000, two and a power of ten outside."""
     return digits(x) if 1e-2 <= abs(x) < 1e4 or not math.isfinite(x) or x == 0 else f"{x:.2g}"
-
-
-# ---------------------------------------------------------------- as text
-
-
-def _chart(flow: Flow, width: int) -> str:
-    """The verdict, and a bar for each group: its length is the logarithm of g."""
-    lines = textwrap.wrap(f"gradient of {flow.name}: it {flow.verdict}. {flow.why[:1].upper()}{flow.why[1:]}", width)
-    if not flow.groups:
-        return "\n".join(lines)
-    before = (ROWS + 1) // 2
-    skipped = max(len(flow.groups) - ROWS, 0)
-    rows = [*flow.groups[:before], *flow.groups[before + skipped :]] if skipped else list(flow.groups)
-    names = [row.name for row in rows]
-    name = min(max([*map(columns, names), len("what leaves")]), max(width - 24, 8), NAME)
-    bar = max(min(BAR, width - name - 23), 0)
-    short = distinct(names, name)
-    ends = span(stage.gradient_rms for stage in flow.groups)
-    lines += ["", cut(f"{pad('what leaves', name)}    values  gradients  √mean square, log scale", width)]
-    for k, (row, label) in enumerate(zip(rows, names, strict=True)):
-        if skipped and k == before:
-            lines.append(cut(f"⋮ {skipped} more", width))
-        size = row.gradient_rms
-        figures = f"{_figure(row.value_rms):>8}  {_figure(size):>9}"
-        mark = bar_of(size, ends, bar)
-        lines.append(cut(f"{pad(short[label], name)}  {figures}  {mark}".rstrip(), width))
-    return "\n".join(lines)

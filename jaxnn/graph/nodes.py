@@ -1,4 +1,4 @@
-"""The records of a computational graph: nodes are operations, edges are the arrays that pass between them."""
+"""The records of a computational graph: nodes are operations, edges the arrays that pass between them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ BY_HAND = "by hand"
 BY_JAX = "jax's own vjp"
 CUSTOM = "its own custom rule"
 NO_RULE = "cannot be differentiated"
-NO_SLOPE = "no gradient: it works on integers or booleans"
+NO_SLOPE = "no gradient: it operates on integers or booleans"
 
 
 class Ref(NamedTuple):
-    """Where an array comes from: an output of an operation, or one of the graph's leaves.
+    """The source of an array: an output of an operation, or one of the graph's leaves.
 
     Attributes:
-        node: the index in `Recorded.nodes`; −1 − k for leaf k of `Recorded.leaves`.
+        node: the index in `Graph.nodes`; −1 − k for leaf k of `Graph.leaves`.
         output: which of the node's outputs.
     """
 
@@ -29,19 +29,19 @@ class Ref(NamedTuple):
 
     @property
     def leaf(self) -> int | None:
-        """The index in `Recorded.leaves`, or None for an operation's output."""
+        """The index in `Graph.leaves`, or None for an operation's output."""
         return -1 - self.node if self.node < 0 else None
 
 
 @shown()
 class Leaf(NamedTuple):
-    """What no operation made: an array that f was given, one that it closed over, or a number in the code.
+    """An array that no operation produced: an argument of f, one that it closed over, or a number in the code.
 
     Attributes:
         name: "x", "params['dense_0']['w']", "constant 2", or the number itself.
         kind: "input", "constant" or "number".
         value: the array.
-        gradient: ∂(output)/∂(it), or None for integers, booleans, keys, constants and numbers.
+        gradient: ∂(output)/∂(value); None for integers, booleans, keys, constants and numbers.
     """
 
     name: str
@@ -52,29 +52,29 @@ class Leaf(NamedTuple):
 
 @shown(lambda node: f"<node {node.id}, {node.operation}: {', '.join(map(brief, node.values))}>")
 class Node(NamedTuple):
-    """One operation, with what went in, what came out, and what came back.
+    """One operation, with its inputs, its outputs and their gradients.
 
     Attributes:
-        id: its place in the forward order, and its index in `Recorded.nodes`.
-        operation: the primitive's name, "mul"; for a function kept whole its own name, "relu".
-        inputs: where each of its inputs comes from.
+        id: its place in forward order, and its index in `Graph.nodes`.
+        operation: the primitive's name, "mul"; for a function kept whole, the function's, "relu".
+        inputs: the sources of its inputs.
         values: its outputs.
-        gradients: ∂(output)/∂(each of values); None where there is none: integers, or no path to the output.
-        passed: what it passes back to each of its inputs, its local rule applied to `gradients`; None for nothing.
-            The gradient of an array is the sum of what is passed to it along every edge that leaves it.
-        params: the parameters of the primitive, such as axes.
+        gradients: ∂(output)/∂(each of values); None for integers, or without a path to the output.
+        passed: what it passes back to each input: its local rule applied to `gradients`; None for nothing. The gradient
+            of an array is the sum of what is passed to it along all edges that leave it.
+        params: the primitive's parameters, such as axes.
         formula: its local rule in letters, "δx = δ y, δy = δ x".
-        rule: whose rule it is: one of BY_HAND, BY_JAX, CUSTOM, NO_RULE, NO_SLOPE.
-        file: of the user's code that made it, or "".
-        line: in that file, or 0.
-        function: the function it stands in, or "".
+        rule: the rule's origin: BY_HAND, BY_JAX, CUSTOM, NO_RULE or NO_SLOPE.
+        file: the file of the user's code, or "".
+        line: the line in it, or 0.
+        function: the function around that line, or "".
         group: names of the scopes around it, outermost first: layers, jitted functions, loop iterations.
-        note: what a reader should know: a tie or a kink at which JAX chose this slope; or "".
-        inner: for an operation that can be opened (scan, while, cond, a function with a custom rule), a function of
-            the iteration's number (0 where there is one) that gives its sub-graph; None for others. A scan counts as
-            its xs do. The sub-graph has gradients where this node has, but for custom rules and while loops.
-        pull: for an operation whose rule is not one of the table, a function without arguments that gives the
-            operations of that rule as a graph of values: it is given the inputs and δ; None for others.
+        note: a remark on a tie or a kink at which JAX chose this slope; or "".
+        inner: for a scan, a while, a cond, and a function with a custom rule: a function of the iteration's number (0
+            if there is only one) that returns its subgraph; None for others. A scan counts as its xs do. The subgraph
+            has gradients if this node has, except in custom rules and while loops.
+        pull: for an operation whose rule is not in the table: a function without arguments that returns the rule itself
+            as a graph of values, at the inputs and δ; None for others.
     """
 
     id: int
@@ -96,7 +96,7 @@ class Node(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """Its output, or the tuple of its outputs where it has several."""
+        """Its output, or the tuple of its outputs if there are several."""
         return self.values[0] if len(self.values) == 1 else self.values
 
     @property
@@ -106,22 +106,22 @@ class Node(NamedTuple):
 
     @property
     def source(self) -> str:
-        """`file:line (function)`, or "" where it is unknown."""
+        """`file:line (function)`, or "" if unknown."""
         return f"{self.file}:{self.line} ({self.function})" if self.file else ""
 
 
-class Recorded(NamedTuple):
-    """A function at a point, operation by operation.
+class Graph(NamedTuple):
+    """The computational graph of a function at a point; `print` it, or end a notebook's cell with it.
 
     Attributes:
-        name: of the function.
+        name: the function's.
         leaves: inputs, then constants, then numbers.
-        nodes: the operations in the order in which they were evaluated.
-        outputs: where each output leaf of the function comes from.
-        value: what the function gave.
-        gradients: a tuple like its arguments, ∂(output)/∂(each); None in the place of what has none. () if only
-            values were asked for.
-        cotangents: the gradient that each output leaf was given to begin with; None for integers.
+        nodes: the operations in the order of evaluation.
+        outputs: the source of each output leaf of the function.
+        value: the function's value.
+        gradients: a tuple like its arguments, ∂(output)/∂(each), with None for what has no gradient; () if only
+            values were computed.
+        cotangents: the gradient given to each output leaf; None for integers.
     """
 
     name: str
@@ -140,24 +140,37 @@ class Recorded(NamedTuple):
         node = self.nodes[ref.node]
         return node.values[ref.output], node.gradients[ref.output] if node.gradients else None
 
+    def __repr__(self) -> str:
+        return f"<graph of {self.name}: {len(self.nodes)} operations, {len(self.leaves)} leaves>"
+
+    def __str__(self) -> str:
+        from jaxnn.graph.text import table  # imported when used: a graph does not depend on its drawings
+
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        from jaxnn.graph.html import page
+
+        return page(self)._repr_html_()
+
 
 def check_graph(where: str, graph: Any) -> None:
-    """Raises TypeError unless graph is one, of a function at a point."""
-    if isinstance(graph, Recorded):
+    """Raises TypeError unless graph is a Graph."""
+    if isinstance(graph, Graph):
         return
     if callable(graph) and getattr(graph, "__qualname__", "").startswith("trace."):
-        raise TypeError(f"{where} expects a graph: trace(f) is a function of f's arguments, give trace(f)(*args)")
+        raise TypeError(f"{where} expects a graph: trace(f) is a function of f's arguments; give trace(f)(*args)")
     if callable(graph):
-        raise TypeError(f"{where} expects a graph, got a function: give graph.trace(f)(*args)")
-    raise TypeError(f"{where} expects a graph, as graph.trace(f)(*args) gives, got {type(graph).__name__}")
+        raise TypeError(f"{where} expects a graph, got a function; give graph.trace(f)(*args)")
+    raise TypeError(f"{where} expects a graph, as returned by graph.trace(f)(*args), got {type(graph).__name__}")
 
 
 def check_function(where: str, f: Any) -> None:
-    """Raises TypeError unless f is a function; a record is none, though it says so only when it is called."""
+    """Raises TypeError unless f is a function; a record is callable, but only to explain how it is used."""
     if not is_function(f):
         advice = ""
         if hasattr(f, "forward"):
-            advice = ": for a layer give lambda params, x: net.forward(params, state, x)[0].sum()"
+            advice = "; for a layer, give lambda params, x: net.forward(params, state, x)[0].sum()"
         elif hasattr(f, "value"):
-            advice = ": give its value, f.value"
+            advice = "; give its value, f.value"
         raise TypeError(f"{where}: f must be a function of arrays, got {type(f).__name__}{advice}")

@@ -14,12 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.graph.nodes import NO_RULE, Node
-from jaxnn.graph.rule import Rule, nothing
-from jaxnn.graph.rules import RULES as ELEMENTWISE
-from jaxnn.graph.shape_rules import RULES as SHAPES
+from jaxnn.graph.rules import RULES, Rule, nothing
 from jaxnn.jaxprs import CONTROL, RULED, bind, dependences, is_complex, is_float
-
-RULES: dict[str, Rule] = {**ELEMENTWISE, **SHAPES}  # of real numbers
 
 Passed = tuple[Any, ...]
 Gradients = Sequence[Any]  # of an operation's outputs, None for none

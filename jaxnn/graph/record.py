@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnn.graph.graph import Graph
 from jaxnn.graph.loops import Back, back, carries, repetitions
-from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_SLOPE, Leaf, Node, Ref
+from jaxnn.graph.nodes import BY_HAND, BY_JAX, CUSTOM, NO_SLOPE, Graph, Leaf, Node, Ref
 from jaxnn.graph.pulls import by_jax, by_rule, has_slope, jax_rule, moved_outputs, rule_of
-from jaxnn.graph.rule import Rule
+from jaxnn.graph.rules.rule import Rule
 from jaxnn.jaxprs import (
     CALLS,
     CONTROL,
