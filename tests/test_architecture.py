@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,12 @@ FLOORS = (
     {"descriptions", "plots"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
+    "jaxprs": (
+        {"sources"},
+        {"programs"},
+        {"comparison", "control", "interpreter"},
+        {"__init__"},
+    ),
     "losses": (
         {"targets"},
         {"rules"},
@@ -102,10 +109,10 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "graph": (
-        {"causes", "loops", "nodes", "rule", "terminal", "values"},
-        {"briefs", "folding", "layout", "rules", "shape_rules", "spots"},
+        {"causes", "nodes", "rule", "terminal", "values"},
+        {"briefs", "folding", "loops", "layout", "rules", "shape_rules", "spots"},
         {"dot", "explanation", "formulas", "levels", "pulls", "text", "way"},
-        {"forward_causes", "hiding"},
+        {"forward_causes", "hiding", "reverse"},
         {"backward_causes"},
         {"page"},
         {"graph"},
@@ -162,6 +169,31 @@ def test_imports_go_down(path):
             assert levels[imported] < levels[path.stem], f"{path.name} imports {module}, not on a lower floor"
         else:
             assert LEVEL[target] < LEVEL[room(path)], f"{path.name} imports {module}, which is not on a lower floor"
+
+
+LAYOUT = re.compile(
+    r"\b(eqns|constvars|num_carry|num_consts|ft_in|ft_out|cond_nconsts|body_nconsts|cond_jaxpr|body_jaxpr|call_jaxpr"
+    r"|fun_jaxpr|ClosedJaxpr|jaxprs_in_params|jaxpr_as_fun)\b"
+)
+PARAMETERS = {"branches", "jaxpr", "length"}  # of a loop, a branch or a call
+
+
+def keys(tree):
+    """The constant keys that a module reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript):
+            yield getattr(node.slice, "value", None)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            yield from (getattr(arg, "value", None) for arg in node.args)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_jaxprs_knows_how_jax_lays_out_a_program(path):
+    """No other package loops over equations or reads the parameters of a call, a loop or a branch."""
+    text = path.read_text(encoding="utf-8")
+    if room(path) != "jaxprs":
+        assert not LAYOUT.findall(text)
+        assert not PARAMETERS & {key for key in keys(ast.parse(text)) if isinstance(key, str)}
 
 
 def test_every_module_has_a_floor():

@@ -22,7 +22,7 @@ from jaxnn.graph.hiding import Hidden, hidden, reached
 from jaxnn.graph.nodes import CUSTOM, Node, Ref
 from jaxnn.graph.spots import entrywise, first, holds, nonfinite, spot, users_of
 from jaxnn.graph.values import number
-from jaxnn.jaxprs import Scan, is_float
+from jaxnn.jaxprs import is_float
 
 
 def explain_gradient(graph: Graph) -> Explanation | None:
@@ -103,9 +103,7 @@ def _bad_step_back(graph: Graph, node: Node) -> tuple[int, str]:
     """The first iteration in the backward order that passes back what is not finite."""
     if node.operation != "scan":
         return bad_step(graph, node)
-    inputs, scan = [graph.at(ref)[0] for ref in node.inputs], Scan.of(node.params)
-    finite = loops.back(scan, inputs, node.gradients, loops.carries(scan, inputs)).finite
-    t = next((t for t in reversed(scan.order) if not finite[t]), scan.order[0])
+    t = loops.bad_step_back(node, [graph.at(ref)[0] for ref in node.inputs])
     return t, f"scan step {t}"
 
 
@@ -215,15 +213,14 @@ def _hidden_outside(graph: Graph, node: Node, step: int, found: Explanation) -> 
     """What was found inside a loop or a branch, with what threw its result away outside, if that is the reason."""
     if found.hidden or "δ = 0" not in found.numbers:
         return found
-    n = Scan.of(node.params).carry if node.operation == "scan" else len(node.values)
     for k, value in enumerate(node.values):
         mask = np.zeros(np.shape(value), bool)
-        mask[(step,) if k >= n else ...] = True
+        mask[loops.entries_made(node, k, step)] = True
         if not is_float(value) or _counts(node.gradients[k], mask):
             return found
     for k, value in enumerate(node.values):
         mask = np.zeros(np.shape(value), bool)
-        mask[(step,) if k >= n else ...] = True
+        mask[loops.entries_made(node, k, step)] = True
         by = hidden(graph, Ref(node.id, k), mask)
         if by is not None and by.cause:
             why = cause(by.cause, _unused(found.detail.removesuffix(TIMES_ZERO)))
