@@ -112,7 +112,7 @@ class _Tying(Interpreter):
     """
 
     def __init__(self, program: Program, slots: Slots | None, inline: bool) -> None:
-        self.branched_on = _BranchedOn.of(program, inline)
+        self.branched_on = _BranchedOn(program, inline).found
         self.slots, self.inline, self.ties = slots, inline, Slots()
 
     def tie(self, value: Any) -> Moving:
@@ -182,15 +182,9 @@ class _BranchedOn(Interpreter):
     In the place of an array it has the variable itself; in a function called here, that of the caller.
     """
 
-    def __init__(self, inline: bool) -> None:
-        self.inline = inline
-        self.found: set[core.Var | None] = set()
-
-    @classmethod
-    def of(cls, program: Program, inline: bool) -> set[core.Var | None]:
-        here, jaxpr = cls(inline), program.jaxpr
-        here.evaluate(jaxpr, [None] * len(program.consts), jaxpr.invars)
-        return here.found
+    def __init__(self, program: Program, inline: bool) -> None:
+        self.inline, self.found = inline, set[core.Var | None]()
+        self.run(program, program.jaxpr.invars)
 
     def constant(self, const: Array) -> None:
         return None

@@ -240,11 +240,13 @@ def _openable(tape: _Tape, nodes: Sequence[Node]) -> tuple[Node, ...]:
     """The nodes, each with the graphs of what is inside: its iterations, its branch, its function, its rule."""
     found = []
     for node, eqn in zip(nodes, tape.equations, strict=True):
-        inputs = [tape.value(ref) for ref in node.inputs]
-        if eqn.primitive.name in OPENED:
-            node = node._replace(inner=OPENED[eqn.primitive.name](node, eqn, inputs))
+        inputs, kind = [tape.value(ref) for ref in node.inputs], eqn.primitive.name
+        if kind == "scan":
+            node = node._replace(inner=_iterations(node, eqn, inputs))
+        elif kind in OPENED:
+            node = node._replace(inner=functools.partial(OPENED[kind], node, eqn, inputs))
         if node.rule in (CUSTOM, BY_JAX) and any(part is not None for part in node.passed):
-            node = node._replace(pull=_rule_graph(node, eqn, inputs))
+            node = node._replace(pull=functools.partial(_rule, node, eqn, inputs))
         found.append(node)
     return tuple(found)
 
@@ -267,16 +269,18 @@ def _cotangents(node: Node) -> Sequence[Any] | None:
     return node.gradients if any(g is not None for g in node.gradients) else None
 
 
-def _numbered(word: str, count: int) -> list[str]:
-    return [f"{word} {i}" for i in range(count)]
+def _numbered(**parts: Values) -> list[str]:
+    """The names of inputs: their role and a number."""
+    return [f"{role} {i}" for role, part in parts.items() for i in range(len(part))]
 
 
-def _open_scan(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., Graph]:
-    """Iteration t as a graph: its values, and its gradients where the scan has any."""
+def _iterations(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., Graph]:
+    """Iteration t of a scan as a graph: its values, and its gradients where the scan has any."""
     loop, own = Scan.of(eqn.params), _cotangents(node)
+    consts, carry, xs = loop.parts(inputs)
 
     @functools.cache
-    def passing() -> tuple[Values, Back | None]:
+    def passing() -> tuple[list[Array], Back | None]:
         came = carries(loop, inputs)
         wanted = [part is not None for part in node.passed]
         return came, None if own is None else back(loop, inputs, own, came, wanted)
@@ -284,9 +288,7 @@ def _open_scan(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., 
     def inner(t: int = 0) -> Graph:
         t = range(loop.length)[t]
         came, passed = passing()
-        parts, args = loop.parts(inputs), given_at(loop, inputs, came, t)
-        words = zip(("constant", "carry", "x"), parts, strict=True)
-        names = [name for word, part in words for name in _numbered(word, len(part))]
+        args, names = given_at(loop, inputs, came, t), _numbered(constant=consts, carry=carry, x=xs)
         if passed is None or own is None:
             return _part(node, f"scan[{t}]", loop.body, args, names)
         cotangents = [None if g is None else g[t] for g in (*passed.deltas, *loop.results(own)[1])]
@@ -295,61 +297,38 @@ def _open_scan(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., 
     return inner
 
 
-def _open_while(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., Graph]:
-    """Iteration t as a graph of values."""
+def _repetition(node: Node, eqn: core.JaxprEqn, inputs: Values, t: int = 0) -> Graph:
+    """Iteration t of a while loop as a graph of values."""
     loop = While.of(eqn.params)
     _, consts, _ = loop.parts(inputs)
-
-    def inner(t: int = 0) -> Graph:
-        pairs = itertools.pairwise(repetitions(loop, inputs))
-        carry, _ = next(itertools.islice(pairs, t, None), (None, None)) if t >= 0 else (None, None)
-        if carry is None:
-            raise IndexError(f"graph: the loop has no iteration {t}")
-        names = [*_numbered("constant", len(consts)), *_numbered("carry", len(carry))]
-        return _part(node, f"while[{t}]", loop.body, [*consts, *carry], names)
-
-    return inner
+    pairs = itertools.pairwise(repetitions(loop, inputs))
+    carry, _ = next(itertools.islice(pairs, t, None), (None, None)) if t >= 0 else (None, None)
+    if carry is None:
+        raise IndexError(f"graph: the loop has no iteration {t}")
+    return _part(node, f"while[{t}]", loop.body, [*consts, *carry], _numbered(constant=consts, carry=carry))
 
 
-def _open_cond(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., Graph]:
+def _branch(node: Node, eqn: core.JaxprEqn, inputs: Values, t: int = 0) -> Graph:
     """The branch that was taken, as a graph, whatever t is."""
-
-    def inner(t: int = 0) -> Graph:
-        cond = Cond.of(eqn.params)
-        taken = cond.taken(inputs[0])
-        names = _numbered("operand", len(inputs) - 1)
-        wanted = [part is not None for part in node.passed[1:]]
-        return _part(node, f"cond, branch {taken}", cond.branches[taken], inputs[1:], names, _cotangents(node), wanted)
-
-    return inner
+    cond, (index, *operands) = Cond.of(eqn.params), inputs
+    taken, names = cond.taken(index), _numbered(operand=operands)
+    wanted = [part is not None for part in node.passed[1:]]
+    return _part(node, f"cond, branch {taken}", cond.branches[taken], operands, names, _cotangents(node), wanted)
 
 
-def _open_custom(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[..., Graph]:
+def _function(node: Node, eqn: core.JaxprEqn, inputs: Values, t: int = 0) -> Graph:
     """The operations of a function with a custom rule: values alone, since its rule passes δ around them."""
-
-    def inner(t: int = 0) -> Graph:
-        return _part(node, node.operation, called(eqn), inputs, _numbered("operand", len(inputs)))
-
-    return inner
+    return _part(node, node.operation, called(eqn), inputs, _numbered(operand=inputs))
 
 
-def _rule_graph(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Callable[[], Graph]:
+OPENED = {"while": _repetition, "cond": _branch, **dict.fromkeys(RULED, _function)}
+
+
+def _rule(node: Node, eqn: core.JaxprEqn, inputs: Values) -> Graph:
     """The operations of a rule that is not in the table, as a graph of values."""
-
-    def traced() -> Graph:
-        places = [i for i, part in enumerate(node.passed) if part is not None]
-        given = [k for k, g in enumerate(node.gradients) if g is not None]
-        moving, deltas = [inputs[i] for i in places], [node.gradients[k] for k in given]
-        closed = jax.make_jaxpr(jax_rule(eqn, inputs, places, given))(moving, deltas)
-        names = [*(f"operand {i}" for i in places), *(f"δ{k}" if k else "δ" for k in given)]
-        return _part(node, f"the rule of {node.operation}", closed, [*moving, *deltas], names)
-
-    return traced
-
-
-OPENED = {
-    "scan": _open_scan,
-    "while": _open_while,
-    "cond": _open_cond,
-    **dict.fromkeys(RULED, _open_custom),
-}
+    places = [i for i, part in enumerate(node.passed) if part is not None]
+    given = [k for k, g in enumerate(node.gradients) if g is not None]
+    moving, deltas = [inputs[i] for i in places], [node.gradients[k] for k in given]
+    closed = jax.make_jaxpr(jax_rule(eqn, inputs, places, given))(moving, deltas)
+    names = [*(f"operand {i}" for i in places), *(f"δ{k}" if k else "δ" for k in given)]
+    return _part(node, f"the rule of {node.operation}", closed, [*moving, *deltas], names)

@@ -6,7 +6,7 @@ that exist, never for a version.
 """
 
 from jaxnn.jaxprs.comparison import alike, first_difference
-from jaxnn.jaxprs.control import Cond, Scan, ScanParts, While, WhileParts
+from jaxnn.jaxprs.control import Cond, Scan, While
 from jaxnn.jaxprs.interpreter import Interpreter
 from jaxnn.jaxprs.programs import (
     CALLS,
@@ -34,8 +34,8 @@ from jaxnn.jaxprs.programs import (
 from jaxnn.jaxprs.sources import NOWHERE, Source, argument_names, line_of, name_of, source_of
 
 __all__ = [
-    "CALLS", "CONTROL", "NOWHERE", "RULED", "Cond", "Interpreter", "Program", "Scan", "ScanParts", "Source", "Values",
-    "While", "WhileParts", "alike", "argument_names", "bind", "called", "captured", "constants_first", "dependences",
+    "CALLS", "CONTROL", "NOWHERE", "RULED", "Cond", "Interpreter", "Program", "Scan", "Source", "Values",
+    "While", "alike", "argument_names", "bind", "called", "captured", "constants_first", "dependences",
     "equations", "first_difference", "function_of", "in_form_of", "is_complex", "is_float", "is_program", "line_of",
     "name_of", "programs_in", "size", "source_of", "spec_of", "title_of", "with_constants",
 ]  # fmt: skip

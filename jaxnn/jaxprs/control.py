@@ -11,14 +11,6 @@ import numpy as np
 from jaxnn.jaxprs.programs import Program, Values, with_constants
 
 
-class ScanParts(NamedTuple):
-    """The inputs of a scan, or something for each of them, by role."""
-
-    consts: Values
-    carry: Values
-    xs: Values
-
-
 class Scan(NamedTuple):
     """A `lax.scan` in a program: `body(*consts, *carry, *x) -> (*carry, *y)`.
 
@@ -45,10 +37,10 @@ class Scan(NamedTuple):
             consts, carry = params["num_consts"], params["num_carry"]
         return cls(with_constants(params["jaxpr"]), consts, carry, params["length"], params["reverse"])
 
-    def parts(self, inputs: Sequence[Any]) -> ScanParts:
-        """The inputs, or something for each of them, by role."""
+    def parts(self, inputs: Sequence[Any]) -> tuple[Values, Values, Values]:
+        """(consts, carry, xs): the inputs, or something for each of them."""
         kept = self.consts + self.carry
-        return ScanParts(list(inputs[: self.consts]), list(inputs[self.consts : kept]), list(inputs[kept:]))
+        return list(inputs[: self.consts]), list(inputs[self.consts : kept]), list(inputs[kept:])
 
     def results(self, outputs: Sequence[Any]) -> tuple[Values, Values]:
         """(carry, ys): the outputs, or something for each of them."""
@@ -66,14 +58,6 @@ class Scan(NamedTuple):
     def loop(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
         """`lax.scan` of another body over as many iterations, in the same order."""
         return jax.lax.scan(step, carry, xs, length=self.length, reverse=self.reverse)
-
-
-class WhileParts(NamedTuple):
-    """The inputs of a while loop, or something for each of them, by role."""
-
-    test_consts: Values
-    body_consts: Values
-    carry: Values
 
 
 class While(NamedTuple):
@@ -97,10 +81,10 @@ class While(NamedTuple):
         test, body = (with_constants(params[key]) for key in ("cond_jaxpr", "body_jaxpr"))
         return cls(test, body, params["cond_nconsts"], params["body_nconsts"])
 
-    def parts(self, inputs: Sequence[Any]) -> WhileParts:
-        """The inputs, or something for each of them, by role."""
+    def parts(self, inputs: Sequence[Any]) -> tuple[Values, Values, Values]:
+        """(test_consts, body_consts, carry): the inputs, or something for each of them."""
         first, second = self.test_consts, self.test_consts + self.body_consts
-        return WhileParts(list(inputs[:first]), list(inputs[first:second]), list(inputs[second:]))
+        return list(inputs[:first]), list(inputs[first:second]), list(inputs[second:])
 
 
 class Cond(NamedTuple):
