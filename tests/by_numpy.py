@@ -4,7 +4,7 @@ Most of a test's time is compiling, and each program here runs once, on a handfu
 opinion on what XLA makes of an operation. What has no rule below is run by JAX itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401 - NumPy adds and multiplies bfloat16 by it
 import numpy as np
 import scipy.special
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 
-from jaxnn.jaxprs import CALLS, RULED, Cond, Scan, While, bind, called
+from jaxnn.jaxprs import Cond, Interpreter, Scan, While
 
 
 def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,21 +28,9 @@ def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
             traced[key] = jax.make_jaxpr(f, return_shape=True)(*args)
         closed, out = traced[key]
         with np.errstate(all="ignore"):
-            return jax.tree.unflatten(jax.tree.structure(out), _evaluate(closed, leaves))
+            return jax.tree.unflatten(jax.tree.structure(out), _ByNumPy().run(closed, list(map(_array, leaves))))
 
     return run
-
-
-def _evaluate(closed: Any, args: Sequence[Any]) -> list[Any]:
-    env = dict(zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], map(_array, [*closed.consts, *args]), strict=True))
-
-    def read(atom: Any) -> Any:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
-
-    for eqn in closed.jaxpr.eqns:
-        outs = _step(eqn, [read(atom) for atom in eqn.invars])
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in closed.jaxpr.outvars]
 
 
 def _is_key(x: Any) -> bool:
@@ -54,56 +42,53 @@ def _array(x: Any) -> Any:
     return x if _is_key(x) else np.asarray(x)
 
 
-def _step(eqn: Any, args: list[Any]) -> list[Any]:
-    name, params = eqn.primitive.name, eqn.params
-    if name in CALLS or name in RULED:
-        return _evaluate(called(eqn), args)
-    if name in OPENED:
-        return OPENED[name](params, args)
-    if any(map(_is_key, args)):
-        return list(map(_array, bind(eqn.primitive, args, params)))
-    if name in ELEMENTWISE:
-        return [np.asarray(ELEMENTWISE[name](*args)).astype(eqn.outvars[0].aval.dtype, copy=False)]
-    if name in RULES:
-        outs = RULES[name](params, *args)
-        outs = outs if eqn.primitive.multiple_results else [outs]
-        return [_cast(out, var.aval.dtype) for var, out in zip(eqn.outvars, outs, strict=True)]
-    return list(map(_array, bind(eqn.primitive, args, params)))
-
-
 def _cast(x: Any, dtype: Any) -> np.ndarray:
     """An array in a dtype; the real part of a complex one that becomes real, as JAX has it."""
     x = np.asarray(x)
     return (x.real if np.iscomplexobj(x) and dtype.kind != "c" else x).astype(dtype, copy=False)
 
 
-# ---------------------------------------------------------------- loops and branches
+class _ByNumPy(Interpreter):
+    """Enters calls, loops and branches, and evaluates their operations by NumPy."""
 
+    def literal(self, literal: Literal) -> Any:
+        return np.asarray(literal.val, literal.aval.dtype)
 
-def _scan(params: Any, args: list[Any]) -> list[Any]:
-    scan = Scan.of(params)
-    consts, carry, xs = scan.parts(args)
-    ys: dict[int, list[Any]] = {}
-    for t in scan.order:
-        carry, ys[t] = scan.results(_evaluate(scan.body, [*consts, *carry, *(x[t] for x in xs)]))
-    empty = [np.zeros((0, *aval.shape), aval.dtype) for aval in scan.results(scan.body.out_avals)[1]]
-    return [*carry, *([np.stack(row) for row in zip(*(ys[t] for t in sorted(ys)), strict=True)] if ys else empty)]
+    def constant(self, const: Any) -> Any:
+        return _array(const)
 
+    def operation(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        name, params = eqn.primitive.name, eqn.params
+        if not any(map(_is_key, inputs)) and name in ELEMENTWISE:
+            return [np.asarray(ELEMENTWISE[name](*inputs)).astype(eqn.outvars[0].aval.dtype, copy=False)]
+        if not any(map(_is_key, inputs)) and name in RULES:
+            outs = RULES[name](params, *inputs)
+            outs = outs if eqn.primitive.multiple_results else [outs]
+            return [_cast(out, var.aval.dtype) for var, out in zip(eqn.outvars, outs, strict=True)]
+        return list(map(_array, super().operation(eqn, inputs)))
 
-def _while(params: Any, args: list[Any]) -> list[Any]:
-    loop = While.of(params)
-    test_consts, body_consts, carry = loop.parts(args)
-    while _evaluate(loop.test, [*test_consts, *carry])[0]:
-        carry = _evaluate(loop.body, [*body_consts, *carry])
-    return carry
+    def ruled(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        return self.call(eqn, inputs)
 
+    def scan(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        scan = Scan.of(eqn.params)
+        consts, carry, xs = scan.parts(inputs)
+        ys: dict[int, list[Any]] = {}
+        for t in scan.order:
+            carry, ys[t] = scan.results(self.run(scan.body, [*consts, *carry, *(x[t] for x in xs)]))
+        empty = [np.zeros((0, *aval.shape), aval.dtype) for aval in scan.results(scan.body.out_avals)[1]]
+        return [*carry, *([np.stack(row) for row in zip(*(ys[t] for t in sorted(ys)), strict=True)] if ys else empty)]
 
-def _cond(params: Any, args: list[Any]) -> list[Any]:
-    cond = Cond.of(params)
-    return _evaluate(cond.branches[cond.taken(args[0])], args[1:])
+    def while_loop(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        loop = While.of(eqn.params)
+        test_consts, body_consts, carry = loop.parts(inputs)
+        while self.run(loop.test, [*test_consts, *carry])[0]:
+            carry = self.run(loop.body, [*body_consts, *carry])
+        return carry
 
-
-OPENED = {"scan": _scan, "while": _while, "cond": _cond}
+    def cond(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        cond = Cond.of(eqn.params)
+        return self.run(cond.branches[cond.taken(inputs[0])], inputs[1:])
 
 
 # ---------------------------------------------------------------- operations

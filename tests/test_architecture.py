@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,12 @@ FLOORS = (
     {"descriptions", "plots"},
 )
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
+    "jaxprs": (
+        {"sources"},
+        {"programs"},
+        {"comparison", "control", "interpreter"},
+        {"__init__"},
+    ),
     "losses": (
         {"targets"},
         {"rules"},
@@ -117,9 +124,10 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "graph": (
-        {"loops", "nodes", "summaries"},
-        {"groups", "rules"},
+        {"nodes", "summaries"},
+        {"groups", "loops", "rules"},
         {"gradient_path", "pulls"},
+        {"reverse"},
         {"record"},
         {"tracing"},
         {"flow", "nonfinite"},
@@ -235,6 +243,31 @@ def names_in(package):
     """Modules and packages in a folder, as they are imported."""
     inner = {path.parent.name for path in package.glob("*/__init__.py")}
     return {path.stem for path in package.glob("*.py")} | inner
+
+
+LAYOUT = re.compile(
+    r"\b(eqns|constvars|num_carry|num_consts|ft_in|ft_out|cond_nconsts|body_nconsts|cond_jaxpr|body_jaxpr|call_jaxpr"
+    r"|fun_jaxpr|ClosedJaxpr|jaxprs_in_params|jaxpr_as_fun)\b"
+)
+PARAMETERS = {"branches", "jaxpr", "length"}  # of a loop, a branch or a call
+
+
+def keys(tree):
+    """The constant keys that a module reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript):
+            yield getattr(node.slice, "value", None)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            yield from (getattr(arg, "value", None) for arg in node.args)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_jaxprs_knows_how_jax_lays_out_a_program(path):
+    """No other package loops over equations or reads the parameters of a call, a loop or a branch."""
+    text = path.read_text(encoding="utf-8")
+    if room(path) != "jaxprs":
+        assert not LAYOUT.findall(text)
+        assert not PARAMETERS & {key for key in keys(ast.parse(text)) if isinstance(key, str)}
 
 
 def test_every_module_has_a_floor():

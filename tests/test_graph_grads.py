@@ -73,7 +73,7 @@ def test_zeros_in_the_place_of_no_gradient_are_caught(monkeypatch):
         ]
         return right(node, eqn, inputs, zeros, wanted)
 
-    monkeypatch.setattr("jaxnn.graph.record.by_jax", filled)
+    monkeypatch.setattr("jaxnn.graph.reverse.by_jax", filled)
     cases = [case for each in SEVERAL if each.name in CAUGHT for used, case in of_several(each) if len(used) == 1]
     wrong = [case.name for case in cases if not np.array_equal(*(g[0] for g in gradients(case)), equal_nan=True)]
     assert len(wrong) >= len(CAUGHT)

@@ -1,7 +1,7 @@
-"""The calls of functions with rules that a program makes, and some of the values that reach each of them.
+"""Collects the calls of functions with rules in a program, and some of the values that reach each of them.
 
-Under vmap a call sees one example and the program a batch: `levels` says, for each vmap from the inside out, along
-which axis each array has its examples.
+Under vmap a call has one example and the program a batch: `levels` gives, for each vmap from the inside out, the axis
+of the examples in each array.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck.sites import Site, Spec
-from jaxnn.jaxprs import is_float
+from jaxnn.jaxprs import Values, is_float
 
-KEPT = 8  # values of a call that are kept before some are chosen
-SAMPLES = 3  # values of a call that are judged
-ELEMENTS = 4096  # in all the arrays of a call, above which one value is judged: it has elements enough
-LARGEST = 2**24  # elements of a call's arrays, above which no values are kept
+KEPT = 8  # values of a call that are kept, of which some are chosen
+SAMPLES = 3  # values of a call that are checked
+ELEMENTS = 4096  # in all arrays of a call, above which one value is checked: it has enough elements
+LARGEST = 2**24  # elements in all arrays of a call, above which no values are kept
 
 
 class Call(NamedTuple):
-    """A function with a rule, as a program calls it.
+    """A program's call of a function with a rule.
 
     Attributes:
         site: the call.
-        values: up to `SAMPLES` lists of arrays that reached it, as NumPy has them.
-        drawn: whether they were drawn because none were to be had.
+        values: up to `SAMPLES` lists of NumPy arrays that reached it.
+        drawn: whether they were drawn at random, because none reached it.
     """
 
     site: Site
-    values: tuple[list[Any], ...]
+    values: tuple[Values, ...]
     drawn: bool
 
 
 class Collector:
-    """The calls of one run, in the order in which they are met, and some of the values of each."""
+    """The calls of one run, in the order in which they are traced, and some of the values of each."""
 
     def __init__(self) -> None:
         self.sites: dict[Any, Site] = {}
@@ -46,11 +46,11 @@ class Collector:
         self.rng = np.random.default_rng(0)
 
     def meet(self, site: Site) -> None:
-        """A call that was traced."""
+        """Notes a call that was traced."""
         self.sites.setdefault(site.key, site)
 
     def take(self, site: Site, levels: tuple[Any, ...], values: Sequence[Any]) -> None:
-        """Values that reached a call: the first, the last, and a fair draw of those between. Nothing is computed."""
+        """Keeps values that reached a call: the first, the last, and a fair draw of those between."""
         self.meet(site)
         if sum(np.size(value) for value in values) > LARGEST:
             return
@@ -65,7 +65,7 @@ class Collector:
             kept[-1] = (levels, values)
 
     def calls(self) -> list[Call]:
-        """Every call with values, finite ones where there are any."""
+        """Every call with values, finite ones if it has any."""
         return [self._call(site) for site in self.sites.values()]
 
     def _call(self, site: Site) -> Call:
@@ -80,8 +80,8 @@ class Collector:
         return Call(site, chosen, drawn=False)
 
 
-def chosen_of(examples: Sequence[list[Any]]) -> tuple[list[Any], ...]:
-    """Those that are judged: finite ones where there are any; one where it has many elements."""
+def chosen_of(examples: Sequence[Values]) -> tuple[Values, ...]:
+    """The examples to check: finite ones if any are; only one if it has many elements."""
     finite = [values for values in examples if all(map(_is_finite, values))] or list(examples[:1])
     most = SAMPLES if sum(map(np.size, finite[0])) <= ELEMENTS else 1
     return tuple(finite[i] for i in np.unique(np.linspace(0, len(finite) - 1, most).round().astype(int)))
@@ -95,21 +95,22 @@ def _one_example(levels: tuple[Any, ...], values: list[np.ndarray], rng: np.rand
     return values
 
 
-def _is_finite(x: Any) -> bool:
+def _is_finite(x: np.ndarray) -> bool:
     return not is_float(x.dtype) or bool(np.isfinite(x.astype(np.float64)).all())
 
 
-def _keys_again(values: list[Any], specs: Sequence[Spec]) -> list[Any]:
+def _keys_again(values: Values, specs: Sequence[Spec]) -> Values:
+    """The values, with the numbers of random keys as keys."""
     return [
         jax.random.wrap_key_data(jnp.asarray(value), impl=spec.key) if spec.key is not None else value
         for value, spec in zip(values, specs, strict=True)
     ]
 
 
-def drawn(specs: Sequence[Spec], seed: int = 0) -> list[Any]:
-    """Values of these shapes and dtypes: normal numbers, zeros, True."""
+def drawn(specs: Sequence[Spec], seed: int = 0) -> Values:
+    """Values of these shapes and dtypes: normal floats, integers 0, booleans True."""
     rng = np.random.default_rng(seed)
-    values: list[Any] = []
+    values: Values = []
     for spec in specs:
         if spec.key is not None:
             values.append(jax.random.split(jax.random.key(seed, impl=spec.key), spec.shape))

@@ -1,9 +1,9 @@
-"""Calls of functions with derivative rules, marked in a program, and the values that reach the marks as it runs.
+"""Marks the calls of functions with derivative rules in a program, and collects the values that reach the marks.
 
-A mark is the identity on the arrays of a call. It has rules for differentiation, batching and transposition, so it is
-still there inside `jax.grad`, `scan`, `cond`, `vmap` and `checkpoint`, and as the program runs it hands its values to
-whoever collects them. Marked programs are traced under metadata of this module's, which is a part of the key by which
-`jax.jit` finds what it has traced before: they are never taken for a user's, nor a user's for them.
+A mark is the identity on the arrays of a call. It has rules for differentiation, batching and transposition, so it
+survives `jax.grad`, `scan`, `cond`, `vmap` and `checkpoint`; as the program runs, it passes its values to a collector.
+Marked programs are traced under metadata that only this module uses and that is part of the key of `jax.jit`'s cache:
+they are never taken for a user's programs, nor a user's for them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,22 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core, source_info_util
 from jax.interpreters import ad, batching, mlir
 
+from jaxnn.aliases import Array
 from jaxnn.gradcheck.collecting import Call, Collector
 from jaxnn.gradcheck.programs import ONE_SHOT
 from jaxnn.gradcheck.sites import Programs, Site, Spec, closes_over_tracers, floats, is_array, resolved, site_of
-from jaxnn.jaxprs import RULED, bind, called, equations, function_of, is_float, source_of
+from jaxnn.jaxprs import (
+    RULED,
+    Values,
+    bind,
+    called,
+    constants_first,
+    equations,
+    function_of,
+    is_float,
+    source_of,
+    spec_of,
+)
 
 CLASSES = (jax.custom_vjp, jax.custom_jvp)
 ORIGINAL = {cls: cls.__call__ for cls in CLASSES}
@@ -52,7 +64,7 @@ def _nothing() -> None:
     jax.debug.callback(lambda: None)
 
 
-# A mark is kept where nobody uses what it returns, as calls of jax.debug.callback are.
+# With these effects a mark is kept even if its outputs are unused, as calls of jax.debug.callback are.
 EFFECTS = frozenset(jax.make_jaxpr(_nothing)().effects)
 mark_p.def_effectful_abstract_eval(lambda *avals, **_: (list(avals), set(EFFECTS)))
 
@@ -78,7 +90,7 @@ mlir.register_lowering(mark_p, mlir.lower_fun(_lowered, multiple_results=True))
 
 
 def _readable(args: Sequence[Any]) -> list[Any]:
-    """Random keys as numbers."""
+    """Arrays as a callback takes them: random keys as numbers."""
     return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in args]
 
 
@@ -87,11 +99,11 @@ def _noted(site: Site, levels: tuple[Any, ...], *values: Any) -> None:
         _active.collector.take(site, levels, values)
 
 
-# ---------------------------------------------------------------- functions with rules, called while this is on
+# ---------------------------------------------------------------- calls of functions with rules
 
 
 class _Active:
-    """What calls of functions with rules do at present, in one thread."""
+    """The current mode of calls of functions with rules, in one thread."""
 
     thread = 0
     mode = ""
@@ -128,14 +140,14 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _with_programs(site: Site, arrays: list[Any]) -> tuple[Site, list[Any]]:
-    """The site with its function and rule as programs, and what they close over: gone with the trace."""
+    """The site with its function and rule as programs, and what they close over, which does not outlive the trace."""
     value, pulled = functions_of(site)
     before, _active.mode = _active.mode, ""
     try:
         with set_xla_metadata(jaxnn_gradcheck="off"):
             deltas = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in jax.eval_shape(value, arrays)]
             closed = jax.make_jaxpr(value)(arrays), jax.make_jaxpr(pulled)(arrays, deltas)
-    except Exception:  # whatever a user's rule raises: it is raised again as the program goes on
+    except Exception:  # whatever a user's rule raises: the program raises it again
         return site, []
     finally:
         _active.mode = before
@@ -144,19 +156,12 @@ def _with_programs(site: Site, arrays: list[Any]) -> tuple[Site, list[Any]]:
     value_held, rule_held = (tuple(order[id(const)] for const in program.consts) for program in closed)
     arrays_held = [const if is_array(const) else np.asarray(const) for const in held.values()]
     specs = tuple(map(Spec.of, arrays_held))
-    programs = Programs(_opened(closed[0]), _opened(closed[1]), specs, value_held, rule_held)
+    programs = Programs(constants_first(closed[0]), constants_first(closed[1]), specs, value_held, rule_held)
     return replace(site, programs=programs), arrays_held
 
 
-def _opened(closed: Any) -> Any:
-    """A closed jaxpr with what it closes over as its first inputs."""
-    n = len(closed.jaxpr.constvars)
-    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in (*closed.jaxpr.constvars, *closed.jaxpr.invars)]
-    return jax.make_jaxpr(lambda *inputs: jax.core.eval_jaxpr(closed.jaxpr, inputs[:n], *inputs[n:]))(*specs)
-
-
 def functions_of(site: Site) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
-    """`arrays -> float outputs` of a site's function, and `arrays, deltas -> gradients` of its rule."""
+    """(`arrays -> float outputs` of a site's function, `arrays, deltas -> gradients` of its rule)."""
     chosen = floats(site)
 
     def outputs(f: Callable[..., Any], arrays: Sequence[Any]) -> list[Any]:
@@ -174,13 +179,13 @@ def functions_of(site: Site) -> tuple[Callable[..., list[Any]], Callable[..., li
 
 
 def class_of(rule: Any) -> Any:
-    """The class whose call a rule has."""
+    """The class of JAX's from which a rule inherits its call."""
     return next(cls for cls in CLASSES if isinstance(rule, cls))
 
 
 @contextlib.contextmanager
 def calls_are(mode: str, collector: Collector | None = None) -> Iterator[None]:
-    """Within it, functions with rules are marked ("marked") or replaced by their plain functions ("plain")."""
+    """A context in which calls of functions with rules are marked ("marked"), or made without the rule ("plain")."""
     with _lock:
         before = (_active.thread, _active.mode, _active.collector)
         installed = {cls: cls.__call__ for cls in CLASSES}
@@ -200,7 +205,7 @@ def calls_are(mode: str, collector: Collector | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within it, a user's strict settings of JAX and of warnings do not stop a check."""
+    """A context in which a user's strict settings of JAX and of warnings do not stop a check."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -225,10 +230,10 @@ def undisturbed() -> Iterator[None]:
 def collected(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Call]:
     """Runs `f(*args, **kwargs)` with its calls marked.
 
-    The whole is compiled as one program; where it cannot be, as where Python looks at values, it runs as it is.
+    It is compiled as one program if possible; otherwise, as when Python depends on values, it runs eagerly.
 
     Returns:
-        The calls; those that were traced elsewhere, so that no mark is on them, with values that are drawn.
+        The calls; for those that were traced elsewhere, and so have no mark, the values are drawn at random.
 
     Raises:
         Exception: whatever f raises.
@@ -246,13 +251,13 @@ def collected(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     with undisturbed(), calls_are("marked", collector):
         try:
             traced = jax.jit(of_arrays, compiler_options=ONE_SHOT).trace(arrays)
-        except Exception:  # values that Python looks at; what is f's own fault is raised again below
+        except Exception:  # Python depends on values; an error in f itself is raised again below
             collector = _active.collector = Collector()
             f(*args, **kwargs)
             jax.effects_barrier()
             return collector.calls()
-        equation_sites = list(equations(traced.jaxpr.jaxpr))
-        for eqn in equation_sites:
+        found = list(equations(traced.jaxpr.jaxpr))
+        for eqn in found:
             if eqn.primitive is mark_p:
                 collector.meet(eqn.params["site"])
         failed = ""
@@ -265,38 +270,37 @@ def collected(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
             collector = _active.collector = Collector()
             f(*args, **kwargs)
             jax.effects_barrier()
-        for site in _unmarked(equation_sites):
+        for site in _unmarked(found):
             collector.meet(site)
     return collector.calls()
 
 
-def _unmarked(eqns: Sequence[Any]) -> list[Site]:
-    """The sites of equations with a rule whose inputs do not come from a mark."""
-    marked = {var for eqn in eqns if eqn.primitive is mark_p for var in eqn.outvars}
-    found = []
-    for eqn in eqns:
-        if eqn.primitive.name in RULED and called(eqn) is not None:
-            inputs = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
-            if inputs and not any(var in marked for var in inputs):
-                found.append(_site_of_equation(eqn))
-    return [site for site in found if site is not None]
+def _unmarked(found: Sequence[core.JaxprEqn]) -> list[Site]:
+    """The sites of calls of functions with rules whose inputs do not come from a mark."""
+    marked = {var for eqn in found if eqn.primitive is mark_p for var in eqn.outvars}
+    sites = []
+    for eqn in found:
+        inputs = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
+        if eqn.primitive.name in RULED and inputs and marked.isdisjoint(inputs):
+            sites.append(_site_of_equation(eqn))
+    return [site for site in sites if site is not None]
 
 
-def _site_of_equation(eqn: Any) -> Site | None:
-    """A call that was traced elsewhere: its function and rule are known as programs only."""
+def _site_of_equation(eqn: core.JaxprEqn) -> Site | None:
+    """A call that was traced elsewhere: its function and rule are known only as programs."""
     program = called(eqn)
-    specs = tuple(Spec(tuple(atom.aval.shape), atom.aval.dtype) for atom in eqn.invars)
+    arrays = list(map(spec_of, eqn.invars))
+    specs = tuple(Spec(tuple(array.shape), array.dtype) for array in arrays)
     chosen = [k for k, spec in enumerate(specs) if is_float(spec.dtype)]
-    deltas = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.outvars if is_float(var.aval)]
-    arrays = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
+    deltas = [spec_of(var) for var in eqn.outvars if is_float(var.aval)]
 
-    def value(*arrays: Any) -> list[Any]:
+    def value(*arrays: Array) -> Values:
         return [out for out in function_of(program)(*arrays) if is_float(out)]
 
-    def pulled(*inputs: Any) -> list[Any]:
+    def pulled(*inputs: Array) -> Values:
         arrays, deltas = inputs[: len(specs)], inputs[len(specs) :]
 
-        def of_floats(leaves: Sequence[Any]) -> list[Any]:
+        def of_floats(leaves: Sequence[Array]) -> Values:
             mine = dict(zip(chosen, leaves, strict=True))
             outs = bind(eqn.primitive, [mine.get(k, array) for k, array in enumerate(arrays)], eqn.params)
             return [out for out in outs if is_float(out)]
@@ -305,7 +309,7 @@ def _site_of_equation(eqn: Any) -> Site | None:
 
     try:
         programs = Programs(jax.make_jaxpr(value)(*arrays), jax.make_jaxpr(pulled)(*arrays, *deltas), (), (), ())
-    except Exception:  # whatever a rule raises that nobody has run
+    except Exception:  # whatever a rule raises that has never run
         return None
     info = getattr(program.jaxpr, "debug_info", None)
     name = getattr(info, "func_name", "") or "a function with a rule"

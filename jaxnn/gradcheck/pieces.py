@@ -13,19 +13,19 @@ from jaxnn.gradcheck.programs import Problem, Programs, compiled
 from jaxnn.gradcheck.replay import casts, widen
 from jaxnn.gradcheck.ties import Sided, Slots, Tied, blocks_of, furthest, piece, values
 
-WORK = 3e8  # ties moved, in looking for pieces
+WORK = 3e8  # ties moved in the search for pieces
 ASKED = (600, 10_000)  # pieces, at least and at most
-MIXED = 1e-4  # relative: nearer than this, a rule's answer at a kink counts as a mixture
-WORST = 3  # elements furthest from the mixtures that are searched by themselves
+MIXED = 1e-4  # relative: a rule's answer at a kink that is nearer to a mixture counts as one
+WORST = 3  # elements furthest from the mixtures; each of them is searched on its own
 
 
 class Mixed(NamedTuple):
-    """How a gradient compares with the mixtures of those of the pieces.
+    """A gradient compared with the mixtures of the pieces' gradients.
 
     Attributes:
         nearest: the nearest mixture.
-        outside: an element outside of all of them, or None.
-        gave_up: whether the search ended before everything was tried.
+        outside: an element outside all of them, or None.
+        gave_up: whether the search ended before it was complete.
     """
 
     nearest: Mixture
@@ -34,7 +34,7 @@ class Mixed(NamedTuple):
 
 
 def mixed(problem: Problem, programs: Programs, i: int, hand: np.ndarray, v: np.ndarray) -> Mixed:
-    """Looks for a mixture of the gradients of leaf i that is the hand-derived one; v is the first direction."""
+    """Searches for a mixture of the gradients of leaf i that equals the hand-derived one; v is the first direction."""
     pieces = _Pieces(problem, programs, i)
     found = mixture(hand, v, pieces.furthest, MIXED)
     for flat in np.argsort(found.left, axis=None)[::-1][:WORST]:
@@ -50,7 +50,7 @@ def mixed(problem: Problem, programs: Programs, i: int, hand: np.ndarray, v: np.
 
 
 class _Pieces:
-    """The pieces of a problem's function that meet at its point, as gradients of leaf i."""
+    """The pieces of a problem's function that meet at its point, by their gradients of leaf i."""
 
     def __init__(self, problem: Problem, programs: Programs, i: int) -> None:
         value = programs.value
@@ -70,7 +70,7 @@ class _Pieces:
         self.steps = [ASIDE * _size(tie, term) for tie, term in zip(self.base, terms, strict=True)]
 
     def _asked(self, sides: Slots, v: list[np.ndarray]) -> tuple[np.ndarray, Slots, Slots]:
-        """The gradient of leaf i with the ties so many steps to the side, ż along v, and λ."""
+        """The gradient of leaf i with the ties moved by `sides` steps, ż along v, and λ."""
         self.left -= 1
         ties = [tie + step * side for tie, step, side in zip(self.base, self.steps, sides, strict=True)]
         with jax.enable_x64(True):
@@ -78,7 +78,7 @@ class _Pieces:
         return found.gradients[self.i], jax.tree.leaves(found.moved), jax.tree.leaves(found.sensitivities)
 
     def furthest(self, v: np.ndarray, wanted: float) -> np.ndarray:
-        """The gradient that goes furthest along v, of those that are found, or one that goes as far as is wanted."""
+        """The gradient that goes furthest along v of those that are found, or one that goes as far as `wanted`."""
         directions = [np.zeros(np.shape(leaf)) for leaf in self.point[0]]
         directions[self.i] = v / (np.abs(v).max() or 1.0)
         off = [self.rng.uniform(-1, 1, step.shape) for step in self.steps]
@@ -92,12 +92,12 @@ class _Pieces:
         return furthest(ask, self.blocks, moved, wanted, lambda: self.left <= 0, self.rng).gradient
 
     def at(self, element: tuple[int, ...], sign: float, wanted: float) -> float:
-        """The greatest slope, or minus the least, of one element."""
+        """The greatest slope of one element, or minus the least."""
         unit = np.zeros(self.point[0][self.i].shape)
         unit[element] = sign
         return float(self.furthest(unit, wanted)[element]) * sign
 
 
 def _size(z: np.ndarray, terms: np.ndarray) -> np.ndarray:
-    """How large a tie is: itself, its fellows, or what cancelled in it; a millionth where all of that is 0."""
+    """The scale of a tie: its own, its array's or that of the terms that cancel in it; a millionth if all are 0."""
     return np.asarray(np.maximum(np.abs(finite(z)), max(rms(z), rms(terms)) or ASIDE))

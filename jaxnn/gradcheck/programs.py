@@ -6,12 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.extend import core
 
 from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
-from jaxnn.jaxprs import function_of, is_float, is_program, with_constants
+from jaxnn.jaxprs import alike, function_of
 from jaxnn.types import Array
 
 ONE_SHOT = {"xla_backend_optimization_level": 0}  # for programs that run only a few times: a third less time
@@ -117,46 +114,8 @@ def trace(problem: Problem) -> Programs:
     if stopped:
         value = jax.make_jaxpr(problem.value)(*problem.arguments[:2])
     random = any(map(draws, low))
-    same = not stopped and not random and alike(low[0].jaxpr, high[0].jaxpr)
+    same = not stopped and not random and alike(low[0], high[0])
     return Programs(low[0], low[1], high[0], high[1], stopped, stopped_at, random, same, value)
-
-
-def alike(low: core.Jaxpr, high: core.Jaxpr) -> bool:
-    """True if two jaxprs are one program in two precisions; their constants may differ by a rounding."""
-    if len(low.eqns) != len(high.eqns) or low.constvars or high.constvars:
-        return False
-    numbers: dict[Any, Any] = dict(zip(low.invars, high.invars, strict=False))
-
-    def same_atom(a: Any, b: Any) -> bool:
-        if not hasattr(a, "val") or not hasattr(b, "val"):
-            return numbers.get(a) is b if not hasattr(a, "val") and not hasattr(b, "val") else False
-        if not is_float(a.aval) or not is_float(b.aval):
-            return str(a.val) == str(b.val)
-        u = float(jnp.finfo(a.aval.dtype).eps)
-        return bool(np.isclose(np.float64(a.val), np.float64(b.val), rtol=u, atol=0, equal_nan=True))
-
-    for a, b in zip(low.eqns, high.eqns, strict=True):
-        if a.primitive is not b.primitive or not _same_params(a.params, b.params):
-            return False
-        if not all(same_atom(x, y) for x, y in zip(a.invars, b.invars, strict=True)):
-            return False
-        numbers.update(zip(a.outvars, b.outvars, strict=True))
-    return all(same_atom(x, y) for x, y in zip(low.outvars, high.outvars, strict=True))
-
-
-def _same_params(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    def normal(value: Any) -> Any:
-        return "float" if isinstance(value, (np.dtype, type)) and is_float(value) else value
-
-    for key in a:
-        x, y = normal(a[key]), normal(b.get(key))
-        if is_program(x) and is_program(y):
-            low, high = with_constants(x), with_constants(y)
-            if low.consts or not alike(low.jaxpr, high.jaxpr):
-                return False
-        elif key != "name" and str(x) != str(y):
-            return False
-    return True
 
 
 def runner(closed: Any) -> Callable[..., list[Array]]:

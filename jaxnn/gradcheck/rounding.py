@@ -1,14 +1,14 @@
-"""What rounding does inside a program, by shaking its operations: Monte Carlo arithmetic in float64.
+"""The effect of rounding inside a program, by Monte Carlo arithmetic in float64: its operations are perturbed.
 
 A gradient may be a sum that cancels: that of a bias before batch normalisation is 0, and what is computed is the
-rounding of its terms. No shaking of the arguments shows how large that is where they do not change the terms. So the
-program is run again with every result that is rounded moved by a unit in its last place, up or down, and so is what
-enters a sum, whose partial sums round. How far the outputs move is what rounding does to them.
+rounding error of its terms. Perturbing the arguments does not show how large it is where they do not change the terms.
+So the program runs again with every rounded result moved by a unit in its last place, up or down, and every term of a
+sum too, since partial sums are rounded. The spread of the outputs is the effect of rounding on them.
 
-The sign is drawn from the bits of the number, its place in the array and that of the operation: the same inputs give
-the same shaken program, and x − x stays 0.
+The sign is a hash of the bits of the number, its index in the array and the number of the operation: the same inputs
+give the same perturbed program, and x − x stays 0.
 
-Source: Parker (1997), "Monte Carlo arithmetic"; Vignes (1978) for the idea of a few shaken runs.
+Source: Parker (1997), "Monte Carlo arithmetic"; Vignes (1978) for the idea of a few perturbed runs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
-from jaxnn.gradcheck.replay import replay
-from jaxnn.jaxprs import CALLS, CONTROL, RULED
+from jaxnn.aliases import Array
+from jaxnn.gradcheck.replay import Replay
+from jaxnn.jaxprs import Program, Values
 
-RUNS = 4  # shaken programs, of each strength
+RUNS = 4  # perturbed programs, for each strength
 UNIT = 2.0**-52  # by which a number is moved, relative: one that survives rounding
 STRONGER = 16.0  # times, to tell rounding, which grows with it, from a branch that is taken or not
-GROWS = 4.0  # times, at least, what rounding does then
+GROWS = 4.0  # times, at least, the effect of rounding then
 HASHED = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64
 EXACT = {
     "abs", "broadcast_in_dim", "ceil", "clamp", "concatenate", "convert_element_type", "copy", "copy_p", "cummax",
@@ -41,26 +43,21 @@ SUMS = {
 }  # fmt: skip
 
 
-def shaken(closed: Any) -> Callable[..., list[Any]]:
-    """The function `(seed, unit, *args) -> outputs` of a jaxpr in shaken float64 arithmetic; seed is a uint64."""
-
-    def run(seed: Any, unit: Any, *args: Any) -> list[Any]:
-        return replay(closed, _Shaking(seed, unit))(*args)
-
-    return run
+def perturbed(closed: Program) -> Callable[..., Values]:
+    """The function `(seed, unit, *args) -> outputs` of a program in perturbed float64 arithmetic; seed is a uint64."""
+    return lambda seed, unit, *args: _Perturbed(seed, unit).run(closed, args)
 
 
-class _Shaking:
-    """Moves what is rounded; counts the operations, so that each has signs of its own."""
+class _Perturbed(Replay):
+    """Moves what is rounded; counts the operations, so that each draws different signs."""
 
-    def __init__(self, seed: Any, unit: Any) -> None:
+    def __init__(self, seed: Array, unit: Array) -> None:
         self.seed, self.unit, self.operations = seed, unit, 0
 
-    def inputs(self, eqn: Any, args: list[Any]) -> list[Any]:
-        return list(map(self._moved, args)) if eqn.primitive.name in SUMS else args
-
-    def outputs(self, eqn: Any, outs: list[Any]) -> list[Any]:
-        return outs if eqn.primitive.name in EXACT or _opens(eqn) else list(map(self._moved, outs))
+    def operation(self, eqn: core.JaxprEqn, inputs: Values) -> Values:
+        name = eqn.primitive.name
+        outs = super().operation(eqn, list(map(self._moved, inputs)) if name in SUMS else inputs)
+        return outs if name in EXACT else list(map(self._moved, outs))
 
     def _moved(self, x: Any) -> Any:
         dtype = jnp.result_type(x)
@@ -78,23 +75,18 @@ class _Shaking:
         return x * jnp.where(bits >> np.uint64(63) == 0, 1 + self.unit, 1 - self.unit)
 
 
-def _opens(eqn: Any) -> bool:
-    """True for a call, a loop or a branch, whose own operations are shaken."""
-    return eqn.primitive.name in CALLS | RULED | CONTROL
+def spread(programs: list[Program], args: Values) -> list[list[np.ndarray]]:
+    """The standard deviation of each output of some float64 programs under rounding, from a few perturbed runs.
 
-
-def spread(programs: list[Any], args: list[Any]) -> list[list[np.ndarray]]:
-    """How far each output of some float64 programs is moved by rounding: the standard deviation of a few shaken runs.
-
-    0 where shaking more strongly does not move it further: a branch is taken or not then, at a kink.
+    0 where a stronger perturbation does not move an output further: a branch is taken or not there, at a kink.
 
     Args:
-        programs: closed jaxprs.
+        programs: in float64.
         args: their arguments, in float64; under enable_x64.
     """
 
-    def run(seed: Any, unit: Any, *args: Any) -> list[list[Any]]:
-        return [shaken(program)(seed, unit, *args) for program in programs]
+    def run(seed: Array, unit: Array, *args: Any) -> list[Values]:
+        return [perturbed(program)(seed, unit, *args) for program in programs]
 
     compiled = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -112,6 +104,6 @@ def spread(programs: list[Any], args: list[Any]) -> list[list[np.ndarray]]:
 
 
 def _deviation(runs: list[np.ndarray]) -> np.ndarray:
-    """The standard deviation of each element; 0 where one is not finite."""
+    """The standard deviation of each element; 0 where it is not finite in every run."""
     stacked = np.stack(runs)
     return np.asarray(np.std(np.where(np.isfinite(stacked).all(0), stacked, 0), axis=0, ddof=1))

@@ -1,9 +1,9 @@
-"""Ties: the points of a program at which branches meet, and its gradient with each of them given a side of its own.
+"""Ties: the floats of a program at which branches meet, and the program's gradient with each of them on a given side.
 
-A tie is a float that a comparison, a maximum or the like looks at, wherever in the program it is made. Each is pinned
-to a value a little to one side of its own, whatever the ties before it do; no argument of the function need be able to
-move it so. So the pieces that meet at a kink are all of those that a rule composed of local conventions could mean:
-relu′(0) = 0 for one unit, 1 for its neighbour.
+A tie is the operand of a comparison, a maximum or the like, anywhere in the program. Each is pinned to a value slightly
+to one side of its own, whatever the ties before it do; no argument of the function need be able to move it there. The
+pieces that meet at a kink are therefore all those that a rule composed of local conventions could mean: relu′(0) = 0
+for one unit, 1 for its neighbour.
 
 Letters: s a slot, ż how a tie moves when the arguments move along v, λ the sensitivity ∂⟨δ, f⟩/∂(tie).
 """
@@ -19,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnn.gradcheck.replay import like, number, step, widen
-from jaxnn.jaxprs import CALLS, RULED, Scan, bind, called, equations, is_float, programs_in
+from jaxnn.aliases import Array
+from jaxnn.gradcheck.replay import Replay, like
+from jaxnn.jaxprs import RULED, Interpreter, Program, Scan, Values, bind, called, equations, is_float, programs_in
 
 KINKED = {
     "abs", "sign", "max", "min", "clamp", "lt", "le", "gt", "ge", "eq", "ne", "lt_to", "le_to",
     "reduce_max", "reduce_min", "reduce_window", "reduce_window_max", "reduce_window_min", "select_and_gather_add",
     "argmax", "argmin", "cummax", "cummin", "sort", "top_k", "floor", "ceil", "round", "rem",
 }  # fmt: skip
-Slots = list[Any]  # an array for every tie, in the order in which they are made; a list for those of a function inside
+REPLAY = Replay()
+Slots = list[Any]  # an array for each tie, in the order in which they are made; a list for those of an inner function
 
 
 class Piece(NamedTuple):
@@ -36,7 +38,7 @@ class Piece(NamedTuple):
     Attributes:
         gradients: one for each leaf.
         sensitivities: λ, like the slots.
-        moved: ż for the direction that was asked for.
+        moved: ż for the direction v.
     """
 
     gradients: list[Any]
@@ -48,12 +50,12 @@ class Tied(NamedTuple):
     """A traced `(leaves, fixed) -> outputs`, whose ties can be moved.
 
     Attributes:
-        closed: the jaxpr.
-        leaves: how many of its arguments are leaves; each counts as a tie, for kinks that no comparison makes.
-        inline: whether to open functions with custom rules: where their rules do not run in float64.
+        closed: the program.
+        leaves: the number of its arguments that are leaves; each counts as a tie, for kinks without a comparison.
+        inline: whether to enter functions with custom rules, for rules that do not run in float64.
     """
 
-    closed: Any
+    closed: Program
     leaves: int
     inline: bool
 
@@ -63,17 +65,17 @@ def values(tied: Tied) -> Callable[[Any], Slots]:
     return lambda point: _run(tied, jax.tree.leaves(point), None)[1]
 
 
-def piece(tied: Tied) -> Callable[[Any, Slots, list[Any]], Piece]:
+def piece(tied: Tied) -> Callable[[Any, Slots, Values], Piece]:
     """`((leaves, fixed, δ), values of the ties, v) -> Piece`, in float64 arithmetic.
 
-    ż is the transpose of the ties' own vjp: forward mode would stop at a custom_vjp.
+    ż is the transpose of the vjp of the ties: forward mode would stop at a custom_vjp.
     """
 
-    def of(point: Any, pinned: Slots, v: list[Any]) -> Piece:
+    def of(point: Any, pinned: Slots, v: Values) -> Piece:
         given, fixed, deltas = point
         zeros = jax.tree.map(jnp.zeros_like, pinned)
 
-        def run(given: list[Any], probes: Slots) -> tuple[list[Any], Slots]:
+        def run(given: Values, probes: Slots) -> tuple[Values, Slots]:
             slots = jax.tree.map(lambda *slot: slot, pinned, probes)
             return _run(tied, jax.tree.leaves((given, fixed)), slots)
 
@@ -86,129 +88,139 @@ def piece(tied: Tied) -> Callable[[Any, Slots, list[Any]], Piece]:
     return of
 
 
-def _run(tied: Tied, args: Sequence[Any], slots: Slots | None) -> tuple[list[Any], Slots]:
-    closed = tied.closed
-    leaves = set(closed.jaxpr.invars[: tied.leaves])
-    return _evaluate(closed.jaxpr, closed.consts, args, slots, leaves, leaves, tied.inline)
+def _run(tied: Tied, args: Sequence[Any], slots: Slots | None) -> tuple[Values, Slots]:
+    here = _Tying(tied.closed, slots, tied.inline)
+    given = [here.tie(x) if i < tied.leaves else Moving(x, False) for i, x in enumerate(args)]
+    outs = here.run(tied.closed, given)
+    return [out.value for out in outs], here.ties
 
 
-def _evaluate(
-    jaxpr: Any,
-    consts: Sequence[Any],
-    args: Sequence[Any],
-    slots: Slots | None,
-    varying: set[Any],
-    entering: set[Any],
-    inline: bool,
-) -> tuple[list[Any], Slots]:
-    """The outputs and the ties, in the order in which they are made.
+class Moving(NamedTuple):
+    """An array, and whether it depends on the leaves: nothing else is moved."""
+
+    value: Any
+    moves: bool
+
+
+class _Tying(Interpreter):
+    """Evaluates one program in float64 and collects its ties, in the order in which they are made.
 
     Args:
-        jaxpr: the program.
-        consts: its constants.
-        args: its arguments.
+        program: the one that `run` is given.
         slots: what to add to the ties; None for nothing.
-        varying: the arguments that depend on the leaves: nothing else is moved.
-        entering: the arguments that are ties here: nobody outside has moved them.
-        inline: whether to open functions with custom rules.
+        inline: whether to enter functions with custom rules.
     """
-    tied, varying, ties = _branched_on(jaxpr, inline), set(varying), Slots()
 
-    def placed(var: Any, value: Any) -> Any:
-        ties.append(value)
-        if slots is None:
-            return value
-        pinned, probe = slots[len(ties) - 1]
-        return value + jax.lax.stop_gradient(pinned - value) + probe
+    def __init__(self, program: Program, slots: Slots | None, inline: bool) -> None:
+        self.branched_on = _BranchedOn(program, inline).found
+        self.slots, self.inline, self.ties = slots, inline, Slots()
 
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, widen(list(consts)), strict=True))
-    for var, arg in zip(jaxpr.invars, args, strict=True):
-        env[var] = placed(var, arg) if var in entering and is_float(var.aval) else arg
+    def tie(self, value: Any) -> Moving:
+        """A value that depends on the leaves; a float becomes a tie and goes to its slot."""
+        if is_float(value):
+            slot = self._slot()
+            self.ties.append(value)
+            if slot is not None:
+                pinned, probe = slot
+                value = value + jax.lax.stop_gradient(pinned - value) + probe
+        return Moving(value, True)
 
-    def read(atom: Any) -> Any:
-        if not isinstance(atom, core.Literal):
-            return env[atom]
-        return number(atom)
+    def _slot(self) -> Any:
+        """The slot of the next tie, or the slots of the next function that is entered."""
+        return None if self.slots is None else self.slots[len(self.ties)]
 
-    for eqn in jaxpr.eqns:
-        values = [read(atom) for atom in eqn.invars]
-        moves = [not isinstance(atom, core.Literal) and atom in varying for atom in eqn.invars]
-        if any(moves) and (eqn.primitive.name == "scan" or _opened(eqn, inline)):
-            mine = None if slots is None else slots[len(ties)]
-            outs, found = (_scan if eqn.primitive.name == "scan" else _call)(eqn, values, mine, moves, inline)
-            ties.append(found)
-        elif eqn.primitive.name in RULED and not inline:
-            outs = bind(eqn.primitive, values, eqn.params)
-        else:
-            outs = step(eqn, values)
-        for var, out in zip(eqn.outvars, outs, strict=True):
-            if any(moves):
-                varying.add(var)
-            env[var] = placed(var, out) if var in tied and any(moves) and is_float(var.aval) else out
-    return [read(atom) for atom in jaxpr.outvars], ties
+    def constant(self, const: Array) -> Moving:
+        return Moving(REPLAY.constant(const), False)
 
+    def literal(self, literal: core.Literal) -> Moving:
+        return Moving(REPLAY.literal(literal), False)
 
-def _call(eqn: Any, args: list[Any], slots: Slots | None, moves: list[bool], inline: bool) -> tuple[list[Any], Slots]:
-    inner = called(eqn)
-    varying = {var for var, there in zip(inner.jaxpr.invars, moves, strict=True) if there}
-    return _evaluate(inner.jaxpr, inner.consts, args, slots, varying, set(), inline)
+    def equation(self, eqn: core.JaxprEqn, inputs: list[Moving]) -> list[Moving]:
+        moves = any(x.moves for x in inputs)
+        outs = super().equation(eqn, inputs) if moves else self.operation(eqn, inputs)
+        pairs = zip(eqn.outvars, outs, strict=True)
+        return [self.tie(out) if moves and var in self.branched_on else Moving(out, moves) for var, out in pairs]
 
+    def operation(self, eqn: core.JaxprEqn, inputs: list[Moving]) -> Values:
+        arrays = [x.value for x in inputs]
+        keeps_rule = eqn.primitive.name in RULED and not self.inline
+        return bind(eqn.primitive, arrays, eqn.params) if keeps_rule else REPLAY.equation(eqn, arrays)
 
-def _scan(eqn: Any, args: list[Any], slots: Any, moves: list[bool], inline: bool) -> tuple[list[Any], Any]:
-    """Every pass has slots of its own; what is carried counts as varying."""
-    scan = Scan.of(eqn.params)
-    inner, consts, (given, start, rows) = scan.body.jaxpr, scan.body.consts, scan.parts(args)
-    carried = scan.parts(inner.invars).carry
-    varying = {var for var, there in zip(inner.invars, moves, strict=True) if there}.union(carried)
-    entering = varying & _branched_on(inner, inline)
+    def call(self, eqn: core.JaxprEqn, inputs: list[Moving]) -> Values:
+        program = called(eqn)
+        inner = _Tying(program, self._slot(), self.inline)
+        outs = inner.run(program, inputs)
+        self.ties.append(inner.ties)
+        return [out.value for out in outs]
 
-    def body(carry: list[Any], row: tuple[list[Any], Slots | None]) -> tuple[list[Any], tuple[list[Any], Slots]]:
-        x, mine = row
-        outs, found = _evaluate(inner, consts, [*given, *carry, *x], mine, varying, entering, inline)
-        handed_on, ys = scan.results(outs)
-        return like(carry, handed_on), (ys, found)
+    def ruled(self, eqn: core.JaxprEqn, inputs: list[Moving]) -> Values:
+        return self.call(eqn, inputs) if self.inline else self.operation(eqn, inputs)
 
-    xs = (rows, None if slots is None else slots[PASSES])
-    carry, (outs, ties) = jax.lax.scan(
-        body, [jnp.asarray(x) for x in start], xs, length=scan.length, reverse=scan.reverse
-    )
-    return [*carry, *outs], {PASSES: ties}
+    def scan(self, eqn: core.JaxprEqn, inputs: list[Moving]) -> Values:
+        """Every iteration has its own slots; the carry counts as depending on the leaves, and ties on the way in."""
+        scan, slots = Scan.of(eqn.params), self._slot()
+        consts, start, xs = scan.parts(inputs)
 
+        def body(carry: Values, row: tuple[Values, Slots | None]) -> tuple[Values, tuple[Values, Slots]]:
+            inner = _Tying(scan.body, row[1], self.inline)
+            rows = [x._replace(value=value) for x, value in zip(xs, row[0], strict=True)]
+            given = [*consts, *(Moving(c, True) for c in carry), *rows]
+            pairs = zip(scan.body.jaxpr.invars, given, strict=True)
+            entering = [inner.tie(x.value) if x.moves and var in inner.branched_on else x for var, x in pairs]
+            new, ys = scan.results([out.value for out in inner.run(scan.body, entering)])
+            return like(carry, new), (ys, inner.ties)
 
-def _opened(eqn: Any, inline: bool) -> bool:
-    """Functions with custom rules are opened only where nothing else will do."""
-    return eqn.primitive.name in CALLS or (inline and eqn.primitive.name in RULED)
+        rows = [x.value for x in xs], None if slots is None else slots[PASSES]
+        carry, (ys, ties) = scan.loop(body, [jnp.asarray(x.value) for x in start], rows)
+        self.ties.append({PASSES: ties})
+        return [*carry, *ys]
 
 
-def _branched_on(jaxpr: Any, inline: bool) -> set[Any]:
-    """The variables that something branches on: here, in a function called here, or in one that is not opened."""
-    found: set[Any] = set()
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in KINKED:
-            found.update(atom for atom in eqn.invars if not isinstance(atom, core.Literal))
-        elif _opened(eqn, inline):
-            inner = called(eqn).jaxpr
-            below = _branched_on(inner, inline)
-            pairs = zip(inner.invars, eqn.invars, strict=True)
-            found.update(atom for var, atom in pairs if var in below and not isinstance(atom, core.Literal))
-        elif eqn.primitive.name != "scan" and any(
-            other.primitive.name in KINKED for part in programs_in(eqn) for other in equations(part)
-        ):
-            found.update(atom for atom in eqn.invars if not isinstance(atom, core.Literal))
-    return found
+class _BranchedOn(Interpreter):
+    """Collects the variables on which something branches: here, in a function called here, or in one not entered.
+
+    In the place of an array it has the variable itself; in a function called here, that of the caller.
+    """
+
+    def __init__(self, program: Program, inline: bool) -> None:
+        self.inline, self.found = inline, set[core.Var | None]()
+        self.run(program, program.jaxpr.invars)
+
+    def constant(self, const: Array) -> None:
+        return None
+
+    def literal(self, literal: core.Literal) -> None:
+        return None
+
+    def operation(self, eqn: core.JaxprEqn, inputs: Values) -> Values:
+        inside = (other for part in programs_in(eqn) for other in equations(part))
+        if any(other.primitive.name in KINKED for other in (eqn, *inside)):
+            self.found.update(inputs)
+        return eqn.outvars
+
+    def call(self, eqn: core.JaxprEqn, inputs: Values) -> Values:
+        super().call(eqn, inputs)
+        return eqn.outvars
+
+    def ruled(self, eqn: core.JaxprEqn, inputs: Values) -> Values:
+        return self.call(eqn, inputs) if self.inline else self.operation(eqn, inputs)
+
+    def scan(self, eqn: core.JaxprEqn, inputs: Values) -> Values:
+        """Has ties of its own, inside."""
+        return eqn.outvars
 
 
 # ---------------------------------------------------------------- the piece that goes furthest
 
 
 class Sided(NamedTuple):
-    """A piece, seen from one leaf.
+    """A piece, for one leaf.
 
     Attributes:
         worth: ⟨g, v⟩; −∞ where g is not finite.
         gradient: g, of that leaf.
         sides: where each tie was moved.
-        shares: λ ż of each tie: what goes through it of ⟨g, v⟩.
+        shares: λ ż of each tie: the part of ⟨g, v⟩ that goes through it.
     """
 
     worth: float
@@ -225,21 +237,21 @@ def furthest(
     spent: Callable[[], bool],
     rng: np.random.Generator,
 ) -> Sided:
-    """A piece whose ⟨g, v⟩ is at least `wanted`, or the greatest that is found, each tie on the side that suits it.
+    """A piece whose ⟨g, v⟩ is at least `wanted`, or the greatest that is found: a search by coordinate ascent.
 
-    First the pieces that conventions choose: every tie up or down, the first or the last of rivals the winner. Then,
-    since what goes through a tie, λ ż, depends on its own side and on those of the ties before and after it, the ties
-    of one block after another are moved, against where they were, or up or down where they carry nothing, and each
-    takes the side on which it carried more; until nothing improves, and several starts have led to the same. Where no
-    path leads through two ties, every start leads to the best.
+    It begins with the pieces that conventions choose: every tie up or down, the first or the last of rivals the winner.
+    The share of a tie, λ ż, depends on its own side and on those of the ties before and after it. So the ties of one
+    block after another are moved to the opposite side, or up or down if their share is 0, and each takes the side on
+    which its share was larger, until nothing improves and several starts have led to the same piece. If no path leads
+    through two ties, every start leads to the best.
 
     Args:
         ask: from sides to the piece there.
         blocks: see `blocks_of`.
         moved: ż off the ties.
-        wanted: where to stop.
+        wanted: the ⟨g, v⟩ at which to stop.
         spent: whether to give up.
-        rng: of the sides where ż says nothing.
+        rng: for the sides of ties whose ż is 0.
     """
 
     def asked(sides: Slots) -> Sided:
@@ -280,7 +292,7 @@ def _worth(found: Sided) -> float:
 
 
 def _moved(here: Sided, block: Block, way: float) -> Slots:
-    """Sides with those of a block reversed, or moved where they carry nothing."""
+    """Sides with those of a block reversed, or moved if their share is 0."""
     sides = list(here.sides)
     for k, part in block.items():
         side, share = sides[k][part], here.shares[k][part]
@@ -290,7 +302,7 @@ def _moved(here: Sided, block: Block, way: float) -> Slots:
 
 
 def _crossed(here: Sided, other: Sided) -> Slots:
-    """Every tie on the side on which it carried more, and before its rivals."""
+    """Every tie on the side on which its share was larger, and ahead of its rivals."""
     sides = []
     for a, b, ours, theirs in zip(here.sides, other.sides, here.shares, other.shares, strict=True):
         chosen = np.where(theirs > ours, b, a)
@@ -298,15 +310,15 @@ def _crossed(here: Sided, other: Sided) -> Slots:
     return sides
 
 
-def blocks_of(ties: Any, leaves: int) -> list[Block]:
-    """Which ties to move at once: all; one array after another; of those inside a scan, one pass after another.
+def blocks_of(ties: Slots, leaves: int) -> list[Block]:
+    """Ties to move together: all; one array after another; for those inside a scan, one iteration after another.
 
-    No path leads through two ties of one array, or of one pass.
+    No path leads through two ties of one array, or of one iteration.
     """
     arrays = jax.tree_util.tree_leaves_with_path(ties)
     blocks: list[Block] = [dict.fromkeys(range(len(arrays)), EVERYWHERE)]
     for k, (path, tie) in enumerate(arrays):
-        if k < leaves:  # they come first; one that is branched on may be moved with all others
+        if k < leaves:  # the leaves come first; one that is branched on may be moved with all others
             continue
         inside = any(getattr(key, "key", None) == PASSES for key in path)
         if inside:
@@ -323,15 +335,15 @@ MOST_PASSES = 32
 WAYS = (0.0, 2.0, -2.0)  # reversed; up and down, before all others
 CONVENTIONS = ((0.0, 1.0), (1.5, -1.0), (0.0, -1.0), (-1.5, 1.0))  # up, down; the first or the last foremost
 AT_RANDOM = 8  # starts
-AGREED = 5  # starts that lead to the same: there is no better
-FAINT = 0.01  # of a side: breaks ties that ż leaves
+AGREED = 5  # starts that lead to the same piece: it is taken for the best
+FAINT = 0.01  # of a side: for ties that ż leaves undecided
 HARDER = 2.0  # sides
 SAME = 1e-6  # relative: an improvement smaller than this is none
-DECADES = 20  # of |ż|, within which the order of sides is that of ż
+DECADES = 20  # of |ż|, within which the sides keep the order of ż
 
 
 def _squashed(x: np.ndarray, largest: float) -> np.ndarray:
-    """Sides between −1 and 1 in the order of x, none of them nearer 0 than 0.05 unless x is 0."""
+    """Sides between −1 and 1 in the order of x, at least 0.05 from 0 unless x is 0."""
     size = np.abs(x) / (largest or 1.0)
     with np.errstate(divide="ignore"):
         return np.asarray(np.sign(x) * np.clip(1 + np.log10(size) / DECADES, 0.05, 1))

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxnn.graph.loops import products_of
 from jaxnn.graph.nodes import Graph, Node, Ref
 from jaxnn.graph.summaries import summary
-from jaxnn.jaxprs import Scan
 
 COPIES = frozenset(  # each entry of the output is an entry of the input, which may be read several times
     {"broadcast_in_dim", "tile", "gather", "dynamic_slice", "slice", "concatenate", "stack", "reshape", "squeeze"}
@@ -203,8 +203,8 @@ def _copies(graph: Graph, node: Node, i: int) -> float:
     elif node.operation == "conv_general_dilated":
         kernel = graph.at(node.inputs[1])[0]
         products = kernel.size / max(kernel.shape[node.params["dimension_numbers"].rhs_spec[0]], 1)
-    elif node.operation == "scan" and i < Scan.of(node.params).consts:
-        products = node.params["length"]
+    elif node.operation == "scan":
+        products = products_of(node, i)
     return max(products * _entries(node) / x, 1.0)
 
 

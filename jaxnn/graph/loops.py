@@ -1,53 +1,116 @@
-"""What passes from one iteration of a `scan` or a `while` to the next: values forward, gradients in reverse.
+"""Iterations of a `scan` or a `while`, and what passes from one to the next: values forward, gradients in reverse.
 
-Letters: t an iteration, counted as `scan` counts the entries of its xs, c the carry that comes into it.
+Letters: t an iteration, counted as `scan` counts the entries of its xs; c the carry that comes into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn.jaxprs import Scan, While, dependences, function_of, is_float
+from jaxnn.aliases import Array
+from jaxnn.graph.nodes import Node
+from jaxnn.jaxprs import Scan, Values, While, dependences, function_of, is_float
 
 
-def carries(scan: Scan, inputs: Sequence[Any]) -> list[Any]:
+def carries(scan: Scan, inputs: Values) -> list[Array]:
     """The carry that comes into each iteration of a scan, stacked: arrays [T, …]."""
     consts, start, xs = scan.parts(inputs)
     body = function_of(scan.body)
 
-    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+    def step(carry: Values, x: Values) -> tuple[Values, Values]:
         return list(body(*consts, *carry, *x)[: len(carry)]), carry
 
-    _, stacked = jax.lax.scan(step, start, xs, length=scan.length, reverse=scan.reverse)
-    return list(stacked)
+    return list(scan.loop(step, start, xs)[1])
+
+
+def given_at(scan: Scan, inputs: Values, came: Sequence[Array], t: int) -> Values:
+    """The inputs of iteration t of a scan; `came` as from `carries`."""
+    consts, _, xs = scan.parts(inputs)
+    return [*consts, *(c[t] for c in came), *(x[t] for x in xs)]
+
+
+def repetitions(loop: While, inputs: Values) -> Iterator[Values]:
+    """The carry that comes into each iteration of a while loop, and finally the one with which it ends."""
+    test, body = function_of(loop.test), jax.jit(function_of(loop.body))
+    test_consts, body_consts, carry = loop.parts(inputs)
+    yield carry
+    while bool(test(*test_consts, *carry)[0]):
+        carry = list(body(*body_consts, *carry))
+        yield carry
+
+
+# ---------------------------------------------------------------- the iterations of a node
+
+
+def iterations(node: Node, inputs: Values) -> Iterator[tuple[int, Values, Values]]:
+    """The iterations of a loop in the order in which they run, each as (number, inputs, outputs); none of others."""
+    if node.operation == "while":
+        pairs = itertools.pairwise(repetitions(While.of(node.params), inputs))
+        yield from ((t, given, made) for t, (given, made) in enumerate(pairs))
+    elif node.operation == "scan":
+        scan = Scan.of(node.params)
+        order, came, (last, ys) = list(scan.order), carries(scan, inputs), scan.results(node.values)
+        for t, after in itertools.zip_longest(order, order[1:]):
+            carry = last if after is None else [c[after] for c in came]
+            yield t, given_at(scan, inputs, came, t), [*carry, *(y[t] for y in ys)]
+
+
+def number_of_iterations(node: Node) -> int:
+    """The length of a scan; 1 for any other operation."""
+    return Scan.of(node.params).length if node.operation == "scan" else 1
+
+
+def entries_made(node: Node, k: int, t: int) -> tuple[int | EllipsisType]:
+    """The index of what iteration t makes of output k: one entry of a scan's y, all of anything else."""
+    return (t,) if node.operation == "scan" and k >= Scan.of(node.params).carry else (...,)
+
+
+def products_of(node: Node, i: int) -> int:
+    """The number of iterations that use an entry of input i: all of a scan for its constants."""
+    return Scan.of(node.params).uses(i) if node.operation == "scan" else 1
+
+
+def bad_step_back(node: Node, inputs: Values) -> int:
+    """The first iteration of a scan, in the order of its reverse pass, that passes back what is not finite.
+
+    The last to run if all are finite.
+    """
+    scan = Scan.of(node.params)
+    finite = back(scan, inputs, node.gradients, carries(scan, inputs)).finite
+    return next((t for t in reversed(scan.order) if not finite[t]), scan.order[0])
+
+
+# ---------------------------------------------------------------- the reverse pass
 
 
 class Back(NamedTuple):
     """The reverse pass of a scan, iteration by iteration.
 
     Attributes:
-        deltas: for each carry the gradients [T, …] of what each iteration hands on; None for integers, for what no
+        deltas: for each carry the gradients [T, …] of what each iteration passes on; None for integers, for what no
             output depends on, and for what depends on no input.
         finite: [T], whether all that an iteration passes back is finite.
-        moving: for each input of an iteration whether its derivative is taken.
+        moving: for each input of an iteration, whether its derivative is taken.
     """
 
-    deltas: list[Any]
-    finite: Any
+    deltas: list[Array | None]
+    finite: Array
     moving: list[bool]
 
 
 def back(
-    scan: Scan, inputs: Sequence[Any], own: Sequence[Any], came: Sequence[Any], wanted: Sequence[bool] | None = None
+    scan: Scan, inputs: Values, own: Sequence[Any], came: Sequence[Array], wanted: Sequence[bool] | None = None
 ) -> Back:
     """The reverse pass of a scan by JAX's vjp of its body, one iteration after another.
 
-    An output without a gradient gets none here either, as in JAX: zeros in its place would give 0 · ∞ = NaN where its
-    slope is infinite.
+    An output without a gradient gets none here, as in JAX: zeros instead would give 0 · ∞ = NaN where its slope is
+    infinite.
 
     Args:
         scan: the loop.
@@ -58,7 +121,7 @@ def back(
     """
     consts, start, xs = scan.parts(inputs)
     body, n = function_of(scan.body), scan.carry
-    first = [*consts, *(c[0] for c in came), *(x[0] for x in xs)] if scan.length else []
+    first = given_at(scan, inputs, came, 0) if scan.length else []
     if not first:
         return Back([None] * n, jnp.ones(0, bool), [False] * len(inputs))
     moving, present = _linked(scan, body, first, own, wanted)
@@ -66,10 +129,10 @@ def back(
     dys = [own[k] for k in range(n, len(own)) if present[k]]
     last = [jnp.zeros_like(start[k]) if own[k] is None else own[k] for k in kept]
 
-    def step(ct: list[Any], slot: Any) -> tuple[list[Any], Any]:
+    def step(ct: Values, slot: Any) -> tuple[Values, Any]:
         whole = [*consts, *slot[0], *slot[1]]
 
-        def outputs(values: list[Any]) -> list[Any]:
+        def outputs(values: Values) -> Values:
             given = dict(zip(floats, values, strict=True))
             outs = body(*(given.get(i, value) for i, value in enumerate(whole)))
             return [out for out, there in zip(outs, present, strict=True) if there]
@@ -79,20 +142,20 @@ def back(
         found = dict(zip(floats, passed, strict=True))
         return [found[len(consts) + k] for k in kept], (ct, finite)
 
-    slots = (list(came), xs, dys)
-    _, (deltas, finite) = jax.lax.scan(step, last, slots, length=scan.length, reverse=not scan.reverse)
+    backward = scan._replace(reverse=not scan.reverse)
+    _, (deltas, finite) = backward.loop(step, last, (list(came), xs, dys))
     known = dict(zip(kept, deltas, strict=True))
     return Back([known.get(k) for k in range(n)], finite, moving)
 
 
 def _linked(
-    scan: Scan, body: Any, first: Sequence[Any], own: Sequence[Any], wanted: Sequence[bool] | None
+    scan: Scan, body: Callable[..., Values], first: Values, own: Sequence[Any], wanted: Sequence[bool] | None
 ) -> tuple[list[bool], list[bool]]:
-    """Which inputs of an iteration move with those that are wanted, and which outputs a gradient comes back to."""
+    """Which inputs of an iteration move with those that are wanted, and which outputs receive a gradient."""
     ins = [i for i, x in enumerate(first) if is_float(x)]
     outs = [k for k, aval in enumerate(scan.body.out_avals) if is_float(aval)]
 
-    def floats(*values: Any) -> list[Any]:
+    def floats(*values: Any) -> Values:
         given = dict(zip(ins, values, strict=True))
         made = body(*(given.get(i, x) for i, x in enumerate(first)))
         return [made[k] for k in outs]
@@ -105,7 +168,7 @@ def _linked(
     }
     moving = [i in ins and (wanted is None or bool(wanted[i])) for i in range(len(first))]
     present = [g is not None and k in outs for k, g in enumerate(own)]
-    for _ in range(scan.carry):  # each time one carry more at least, or all are known
+    for _ in range(scan.carry):  # each time at least one carry more, or all are known
         for k, i in links:
             if k < scan.carry and moving[i]:
                 moving[scan.consts + k] = True
@@ -118,13 +181,3 @@ def _linked(
 
 def _places(flags: Sequence[bool]) -> list[int]:
     return [i for i, flag in enumerate(flags) if flag]
-
-
-def repetitions(loop: While, inputs: Sequence[Any]) -> Iterator[list[Any]]:
-    """The carry that comes into each iteration of a while loop, and at last the one with which it ends."""
-    test, body = function_of(loop.test), jax.jit(function_of(loop.body))
-    test_consts, body_consts, carry = loop.parts(inputs)
-    yield carry
-    while bool(test(*test_consts, *carry)[0]):
-        carry = list(body(*body_consts, *carry))
-        yield carry

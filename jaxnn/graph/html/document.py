@@ -18,9 +18,10 @@ import jax
 
 from jaxnn.checks import seen, whole_number
 from jaxnn.graph.html.subgraphs import Subgraph, subgraphs
+from jaxnn.graph.loops import number_of_iterations
 from jaxnn.graph.nodes import Graph, Leaf, Node, Ref, check_graph
 from jaxnn.graph.summaries import histogram, number, summary
-from jaxnn.jaxprs import is_program, with_constants
+from jaxnn.jaxprs import is_program, size
 from jaxnn.showing import shown
 
 OPEN_AT_FIRST = 40  # operations and folded groups that fit a screen
@@ -275,7 +276,7 @@ def _iterations(node: Node) -> list[int]:
         return []
     if node.operation == "while":
         return list(range(INSIDES // 2))
-    count = int(node.params.get("length", 1))
+    count = number_of_iterations(node)
     if count <= INSIDES:
         return list(range(count))
     return [*range(INSIDES // 2), *range(count - INSIDES // 2, count)]
@@ -292,7 +293,7 @@ def _params(node: Node) -> str:
 
 def _text(value: Any) -> str:
     if is_program(value):
-        return f"a program of {len(with_constants(value).jaxpr.eqns)} operations"
+        return f"a program of {size(value)} operations"
     if callable(value):
         return str(getattr(value, "__name__", type(value).__name__))
     text = " ".join(str(value).split())

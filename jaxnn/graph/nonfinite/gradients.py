@@ -30,7 +30,7 @@ from jaxnn.graph.nonfinite.explanation import (
 )
 from jaxnn.graph.nonfinite.values import bad_step, explain_arrays, explain_value
 from jaxnn.graph.summaries import number
-from jaxnn.jaxprs import Scan, is_float
+from jaxnn.jaxprs import is_float
 
 
 def explain_gradient(graph: Graph) -> Explanation | None:
@@ -111,9 +111,7 @@ def _bad_step_back(graph: Graph, node: Node) -> tuple[int, str]:
     """The first iteration, in backward order, that passes back NaN or infinity."""
     if node.operation != "scan":
         return bad_step(graph, node)
-    inputs, scan = [graph.at(ref)[0] for ref in node.inputs], Scan.of(node.params)
-    finite = loops.back(scan, inputs, node.gradients, loops.carries(scan, inputs)).finite
-    t = next((t for t in reversed(scan.order) if not finite[t]), scan.order[0])
+    t = loops.bad_step_back(node, [graph.at(ref)[0] for ref in node.inputs])
     return t, f"scan step {t}"
 
 
@@ -222,10 +220,9 @@ def _hidden_outside(graph: Graph, node: Node, step: int, found: Explanation) -> 
     """An explanation from inside a loop or a branch, with the operation outside that discards the result, if any."""
     if found.hidden or "δ = 0" not in found.numbers:
         return found
-    n = Scan.of(node.params).carry if node.operation == "scan" else len(node.values)
     masks = [np.zeros(np.shape(value), bool) for value in node.values]
     for k, mask in enumerate(masks):
-        mask[(step,) if k >= n else ...] = True
+        mask[loops.entries_made(node, k, step)] = True
     if not all(map(is_float, node.values)) or any(map(_is_used, node.gradients, masks)):
         return found
     by = (discarded_by(graph, Ref(node.id, k), mask) for k, mask in enumerate(masks))

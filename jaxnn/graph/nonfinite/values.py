@@ -5,8 +5,7 @@ Harmless infinities (a mask of −∞, a branch that was not taken) are on no su
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from jaxnn.graph.nonfinite.causes import cause
 from jaxnn.graph.nonfinite.entries import entry, first, fits, holds, in_words, nonfinite
 from jaxnn.graph.nonfinite.explanation import FORWARD, Explanation, explanation, named, numbers, with_cause, within
 from jaxnn.graph.nonfinite.forward import LIBRARY, forward_cause
-from jaxnn.jaxprs import Scan, While
 
 
 def _nan(value: Any) -> Any:
@@ -170,32 +168,13 @@ def _opened(graph: Graph, node: Node) -> Explanation | None:
 
 def bad_step(graph: Graph, node: Node) -> tuple[int, str]:
     """The first iteration that produces NaN or infinity, and its name."""
-    inputs, params = [graph.at(ref)[0] for ref in node.inputs], dict(node.params)
-    if node.operation == "scan":
-        for t, given, made in _scanned(node, params, inputs):
-            if _creates(given, made):
-                return t, f"scan step {t}"
-    if node.operation == "while":
-        carried = loops.repetitions(While.of(params), inputs)
-        for t, (given, made) in enumerate(itertools.pairwise(carried)):
-            if _creates(given, made):
-                return t, f"while step {t}"
+    inputs = [graph.at(ref)[0] for ref in node.inputs]
+    for t, given, made in loops.iterations(node, inputs):
+        if _creates(given, made):
+            return t, f"{node.operation} step {t}"
     if node.operation == "cond":
         return 0, f"branch {int(inputs[0])}"
     return 0, ""
-
-
-def _scanned(node: Node, params: dict[str, Any], inputs: list[Any]) -> Iterator[tuple[int, list[Any], list[Any]]]:
-    """The iterations of a scan in the order of execution: number, inputs, outputs."""
-    scan = Scan.of(params)
-    n, run, came, given = scan.carry, list(scan.order), loops.carries(scan, inputs), scan.parts(inputs)
-    for now, after in itertools.zip_longest(run, run[1:]):
-        made = [node.values[k] if after is None else came[k][after] for k in range(n)]
-        yield (
-            now,
-            [*given.consts, *(c[now] for c in came), *(x[now] for x in given.xs)],
-            [*made, *(ys[now] for ys in node.values[n:])],
-        )
 
 
 def _creates(given: list[Any], made: list[Any]) -> bool:
