@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import jaxnn
 
 LOSS, ADAM = jaxnn.losses.softmax_cross_entropy, jaxnn.adam(1e-3)
-MONITOR = jaxnn.stopping.together(jaxnn.stopping.early_stopping(patience=10), best=jaxnn.stopping.keep_best())
+MONITOR = jaxnn.stopping.together(jaxnn.stopping.early_stopping(patience=10), keep=jaxnn.stopping.keep_best())
 REMEDIES = {  # what train takes, in the strengths that are tried
     "nothing": [{}],
     "L2": [{"l2": strength} for strength in (1e-4, 1e-3, 3e-3, 1e-2)],
@@ -50,7 +50,7 @@ def train(parts, test, epochs, l2=0.0, drop=(0.0, 0.0), bend=0.0, stop=False):
 
         start = jaxnn.init_train_state(net, ADAM, key, test[0].shape[1:])
         (end, monitors), losses = jax.lax.scan(one, (start, MONITOR.init(start)), length=epochs)
-        best = monitors.best.params
+        best = monitors.best.kept
         return losses, best.step * epochs // end.step, *(score(best if stop else end, x) for x in (parts[1], test))
 
     return jax.device_get(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), len(parts[0][1])), parts))

@@ -19,7 +19,7 @@ from jaxnn.arrays import in_dtype, poisoned
 from jaxnn.checks import number, seen, whole_number, yes_or_no
 from jaxnn.interfaces import Shown
 from jaxnn.showing import shown
-from jaxnn.types import Array, Params
+from jaxnn.types import Array, Tree
 
 __all__ = [
     "Monitor", "Monitors", "Progress", "Decision", "Best",
@@ -65,14 +65,14 @@ class Progress(NamedTuple):
     """What `early_stopping` and `reduce_on_plateau` remember.
 
     Attributes:
-        best: the best metric so far; ±∞ before the first.
+        best_metric: the best metric so far; ±∞ before the first.
         waited: metrics in a row without improvement, int32.
         cooling: metrics that are still not counted after a reduction, int32.
         scale: the factor for updates, 1 at first.
         stopped: True once training should have stopped.
     """
 
-    best: Array
+    best_metric: Array
     waited: Array
     cooling: Array
     scale: Array
@@ -91,10 +91,10 @@ class Decision(NamedTuple):
 
 @shown()
 class Best(NamedTuple):
-    """What `keep_best` keeps: the best metric and copies of the parameters that had it."""
+    """What `keep_best` keeps: the best metric and a copy of the tree that had it, often the parameters."""
 
     metric: Array
-    params: Params
+    kept: Tree
 
 
 @shown()
@@ -193,15 +193,15 @@ class reduce_on_plateau(Monitor):
 
 
 class keep_best(Monitor):
-    """Keeps the parameters of the best finite metric, the first among equals.
+    """Keeps the tree that had the best finite metric, the first among equals.
 
-    `init(params) -> Best` copies, so that donating the parameters loses nothing; `update(best, metric, params) ->
-    (Best, improved)`.
+    `init(tree) -> Best` copies, so that donating the tree loses nothing; `update(best, metric, tree) -> (Best,
+    improved)`. The tree may be a network's parameters, a whole TrainState, or any other.
 
     >>> keeper = keep_best()
     >>> best, _ = keeper.update(keeper.init(jnp.array(0.0)), 2.0, jnp.array(5.0))
     >>> best, improved = keeper.update(best, 3.0, jnp.array(6.0))
-    >>> print(best.metric, best.params, improved)
+    >>> print(best.metric, best.kept, improved)
     2.0 5.0 False
     """
 
@@ -210,38 +210,38 @@ class keep_best(Monitor):
     def __post_init__(self) -> None:
         self._set(maximise=yes_or_no("keep_best: maximise", self.maximise))
 
-    def init(self, params: Params) -> Best:
-        return Best(_worst(self.maximise), jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params))
+    def init(self, tree: Tree) -> Best:
+        return Best(_worst(self.maximise), jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree))
 
-    def update(self, best: Best, metric: Array, params: Params) -> tuple[Best, Array]:
+    def update(self, best: Best, metric: Array, tree: Tree) -> tuple[Best, Array]:
         metric = jnp.asarray(metric).astype(best.metric.dtype)
         improved = _improves(metric, best.metric, 0.0, False, self.maximise)
-        kept = jax.tree.map(lambda new, old: jnp.where(improved, new, old), params, best.params)
+        kept = jax.tree.map(lambda new, old: jnp.where(improved, new, old), tree, best.kept)
         return Best(jnp.where(improved, metric, best.metric), kept), improved
 
 
 class together(Monitor):
     """Up to three machines that read the same metric, as one.
 
-    `init(params) -> Monitors`; `update(monitors, metric, params) -> (Monitors, Decision)`: stop is what `stopping`
-    says, scale what `plateau` says, improved what `best` says, or else the first of the others. `fit` is driven by it.
-    What is kept as `params` may be any tree, a whole TrainState too. Once `stopping` has stopped nothing changes any
+    `init(tree) -> Monitors`; `update(monitors, metric, tree) -> (Monitors, Decision)`: stop is what `stopping`
+    says, scale what `plateau` says, improved what `keep` says, or else the first of the others. `fit` is driven by it.
+    The tree is what `keep` keeps. Once `stopping` has stopped nothing changes any
     more, so that a loop that cannot be left, as in `scan` or under `vmap`, ends with what one that is left ends with.
 
     Raises:
         ValueError: if one maximises what another minimises.
 
-    >>> machine = together(early_stopping(2), best=keep_best())
+    >>> machine = together(early_stopping(2), keep=keep_best())
     >>> monitors = machine.init(jnp.array(0.0))
-    >>> for metric, params in ((3.0, 1.0), (2.0, 2.0), (2.5, 3.0), (2.5, 4.0)):
-    ...     monitors, decision = machine.update(monitors, metric, jnp.array(params))
-    >>> print(decision.stop, monitors.best.params)
+    >>> for metric, tree in ((3.0, 1.0), (2.0, 2.0), (2.5, 3.0), (2.5, 4.0)):
+    ...     monitors, decision = machine.update(monitors, metric, jnp.array(tree))
+    >>> print(decision.stop, monitors.best.kept)
     True 2.0
     """
 
     stopping: Monitor | None = None
     plateau: Monitor | None = None
-    best: Monitor | None = None
+    keep: Monitor | None = None
 
     def __post_init__(self) -> None:
         for machine in self._machines():
@@ -252,20 +252,20 @@ class together(Monitor):
             raise ValueError("together: the machines read one metric: all must maximise it, or none")
 
     def _machines(self) -> list[Monitor]:
-        return [machine for machine in (self.stopping, self.plateau, self.best) if machine is not None]
+        return [machine for machine in (self.stopping, self.plateau, self.keep) if machine is not None]
 
     @property
     def maximise(self) -> bool:
         return any(machine.maximise for machine in self._machines())
 
-    def init(self, params: Params) -> Monitors:
+    def init(self, tree: Tree) -> Monitors:
         return Monitors(
             None if self.stopping is None else self.stopping.init(),
             None if self.plateau is None else self.plateau.init(),
-            None if self.best is None else self.best.init(params),
+            None if self.keep is None else self.keep.init(tree),
         )
 
-    def update(self, monitors: Monitors, metric: Array, params: Params) -> tuple[Monitors, Decision]:
+    def update(self, monitors: Monitors, metric: Array, tree: Tree) -> tuple[Monitors, Decision]:
         metric = jnp.asarray(metric)
         over = jnp.asarray(False) if monitors.stopping is None else monitors.stopping.stopped
         stop, scale, improved = over, jnp.ones((), jnp.result_type(float)), jnp.asarray(False)
@@ -278,8 +278,8 @@ class together(Monitor):
             state, decision = self.stopping.update(monitors.stopping, metric)
             stop, improved = decision.stop, decision.improved
             monitors = monitors._replace(stopping=frozen(monitors.stopping, state))
-        if self.best is not None:
-            kept, improved = self.best.update(monitors.best, jnp.where(over, jnp.nan, metric), params)
+        if self.keep is not None:
+            kept, improved = self.keep.update(monitors.best, jnp.where(over, jnp.nan, metric), tree)
             monitors = monitors._replace(best=kept)
         return monitors, Decision(stop, scale, improved & ~over, ~jnp.isfinite(metric))
 
@@ -307,11 +307,11 @@ def _first(maximise: bool) -> Progress:
 
 def _read(monitor: Waiting, state: Progress, metric: Array) -> tuple[Progress, Array, Array, Array]:
     """The best and the counts after another metric; whether it is one too many, improves, is a failure."""
-    metric = jnp.asarray(metric).astype(state.best.dtype)
+    metric = jnp.asarray(metric).astype(state.best_metric.dtype)
     failed = ~jnp.isfinite(metric)
-    needed = in_dtype(monitor.min_improvement, state.best.dtype)
-    improved = _improves(metric, state.best, needed, monitor.relative, monitor.maximise) & ~state.stopped
-    best = poisoned(jnp.where(improved, metric, state.best), needed)
+    needed = in_dtype(monitor.min_improvement, state.best_metric.dtype)
+    improved = _improves(metric, state.best_metric, needed, monitor.relative, monitor.maximise) & ~state.stopped
+    best = poisoned(jnp.where(improved, metric, state.best_metric), needed)
     waited = jnp.where(improved | (state.cooling > 0), 0, state.waited + 1)
     waited = jnp.where(state.stopped, state.waited, waited)
     late, cooling = waited >= monitor.patience, jnp.maximum(state.cooling - 1, 0)

@@ -194,7 +194,7 @@ def test_a_divergence_goes_on_in_its_epoch():
 
 
 def test_the_best_epoch_is_counted_by_the_cursor():
-    result = FIT(train_state=within(1, 6), epochs=2, batch_size=5, best=keep_best(), watch="loss")
+    result = FIT(train_state=within(1, 6), epochs=2, batch_size=5, keep=keep_best(), watch="loss")
     assert result.best_epoch == int(result.best.epoch)
     assert result.best_epoch in (2, 3)
 
@@ -245,7 +245,7 @@ def test_a_state_on_two_devices_goes_on(impl):
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     alone = FIRST._replace(key=jax.random.key(3, impl=impl))
     state = jax.device_put(alone, everywhere)
-    settings = {"epochs": 3, "batch_size": BATCH, "best": keep_best(), "watch": "loss"}
+    settings = {"epochs": 3, "batch_size": BATCH, "keep": keep_best(), "watch": "loss"}
     ours, expected = FIT(train_state=state, **settings), FIT(train_state=alone, **settings)
     assert len(ours.train_state.key.devices()) == 2
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(alone.key))  # not donated

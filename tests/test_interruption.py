@@ -86,14 +86,14 @@ def test_an_interruption_anywhere_leaves_nothing_half_done(monkeypatch, place, t
     else:
         monkeypatch.setattr(training, "_in_a_row", once(training._in_a_row))
     with pytest.raises(Interrupted) as caught:
-        FIT(key=0, epochs=5, best=keep_best())
+        FIT(key=0, epochs=5, keep=keep_best())
     monkeypatch.undo()
     computed = place not in ("before an epoch", "behind an epoch")
     assert whole(caught.value.fit) == (third if computed else third - 1)
     if third == 3:
         assert caught.value.fit.best is not None
     going_on = FIT(
-        train_state=caught.value.fit.train_state, epochs=1, best=keep_best(), monitors=caught.value.fit.monitors
+        train_state=caught.value.fit.train_state, epochs=1, keep=keep_best(), monitors=caught.value.fit.monitors
     )
     assert going_on.best_epoch is not None
 

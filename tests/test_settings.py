@@ -123,7 +123,8 @@ ROWS = {  # name: what is built of the number, what is computed with it, numbers
     ),
     "stopping.reduce_on_plateau: least": (lambda v: reduce_on_plateau(0.5, 1, least=v), scales, (0.0, 0.3, 0.6), True),
     "stopping.together: plateau": (
-        lambda v: stopping.together(early_stopping(9), reduce_on_plateau(v, 2)), best_scale, (0.1, 0.5, 0.9), True,
+        lambda v: stopping.together(early_stopping(9), plateau=reduce_on_plateau(v, patience=2)),
+        best_scale, (0.1, 0.5, 0.9), True,
     ),
     "ema: decay": (ema, means, (0.0, 0.3, 0.9, 0.999), True),
 }  # fmt: skip
@@ -307,8 +308,8 @@ FACTORIES = {  # name: what is made, the same with another setting, the repr, a 
     ),
     "keep_best": (stopping.keep_best(), stopping.keep_best(True), "keep_best()", {"maximise": None}),
     "together": (
-        stopping.together(early_stopping(3), best=stopping.keep_best()), stopping.together(early_stopping(3)),
-        "together(stopping=early_stopping(3), best=keep_best())", {"best": stopping.keep_best(True)},
+        stopping.together(early_stopping(3), keep=stopping.keep_best()), stopping.together(early_stopping(3)),
+        "together(stopping=early_stopping(3), keep=keep_best())", {"keep": stopping.keep_best(True)},
     ),
     "ema": (ema(0.9), ema(), "ema(decay=0.9)", {"decay": 1.0}),
 }  # fmt: skip

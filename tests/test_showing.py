@@ -131,7 +131,7 @@ def everything(state):
     out = Pass(jnp.float32(0.5), state.params, (), X, {"deltas": {"dense_0": X}}, jnp.float32(6))
     params = state.params
     result = jaxnn.EpochResult(jnp.float32(0.5), {"accuracy": jnp.float32(0.75)}, jnp.ones(3), jnp.asarray(True))
-    machine = stopping.together(stopping.early_stopping(3), best=stopping.keep_best())
+    machine = stopping.together(stopping.early_stopping(3), keep=stopping.keep_best())
     states = [
         optimizer.init(params)
         for optimizer in (
@@ -177,8 +177,8 @@ def test_what_stands_in_the_lines(state):
     assert shown["Summary"] == "<summary: 3 layers, 26 parameters, 104 B>"
     assert shown["l2"] == "l2(0.1)"
     assert shown["ema"] == "ema(decay=0.9)"
-    assert shown["together"] == "together(stopping=early_stopping(3), best=keep_best())"
-    assert shown["Progress"] == "Progress(best inf, waited 0, cooling 0, scale 1, stopped False)"
+    assert shown["together"] == "together(stopping=early_stopping(3), keep=keep_best())"
+    assert shown["Progress"] == "Progress(best_metric inf, waited 0, cooling 0, scale 1, stopped False)"
 
 
 def test_networks_and_optimizers_say_what_they_are():

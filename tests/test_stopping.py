@@ -134,7 +134,7 @@ def test_the_best_of_any_metrics(maximise):
             known = [m for m in finite if m is not None]
             value = (max if maximise else min)(known) if known else (-math.inf if maximise else math.inf)
             place = finite.index(value) if known else -1
-            np.testing.assert_array_equal(best.params["w"][i], [place, place])
+            np.testing.assert_array_equal(best.kept["w"][i], [place, place])
             assert best.metric[i] == value
             assert np.flatnonzero(improved[i])[-1:].tolist() == ([place] if known else [])
 
@@ -145,7 +145,7 @@ def test_the_best_survives_donation():
     keeper, params = keep_best(), {"w": jnp.arange(3.0)}
     best, _ = keeper.update(keeper.init(params), jnp.float32(1.0), params)
     jax.jit(lambda p: jax.tree.map(lambda leaf: leaf + 1, p), donate_argnums=0)(params)  # params is gone
-    np.testing.assert_array_equal(best.params["w"], [0, 1, 2])
+    np.testing.assert_array_equal(best.kept["w"], [0, 1, 2])
 
 
 def test_keep_best():
@@ -154,7 +154,7 @@ def test_keep_best():
     rows = [(math.nan, 1.0), (2.0, 2.0), (2.0, 3.0), (-1.0, 4.0), (-math.inf, 5.0), (0.0, 6.0)]
     for metric, value in rows:
         best, _ = keeper.update(best, metric, jnp.full(2, value))
-    np.testing.assert_array_equal(best.params, [4, 4])
+    np.testing.assert_array_equal(best.kept, [4, 4])
     assert best.metric == -1
 
 

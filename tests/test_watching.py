@@ -81,9 +81,9 @@ def test_fit_is_a_loop_over_epochs_and_machines():
     assert result.history["update_scale"] == scales
     assert scales[-1] < 1  # it slows down before
     assert result.history["validation_loss"] == pytest.approx(seen, rel=1e-5)
-    assert result.best_epoch == int(np.argmin(seen)) + 1 == int(best.params.step) // STEPS
+    assert result.best_epoch == int(np.argmin(seen)) + 1 == int(best.kept.step) // STEPS
     assert result.stopped
-    assert_close(result.train_state, best.params)
+    assert_close(result.train_state, best.kept)
     assert_same(result.train_state, result.best)
     assert_close(result.monitors.plateau, plateau)
     assert_close(result.monitors.stopping, stopping)
@@ -91,7 +91,7 @@ def test_fit_is_a_loop_over_epochs_and_machines():
 
 def scanned(state, epochs):
     """All epochs in one program, the machines in the carry; after the stop the machines are left as they are."""
-    machine = together(STOPPING, PLATEAU, keep_best())
+    machine = together(STOPPING, plateau=PLATEAU, keep=keep_best())
 
     def one(carry, _):
         state, monitors = carry
@@ -146,12 +146,12 @@ def test_restoring_can_be_left_out():
     ran = len(watched().history["loss"])
     last = trained(ran, validation=VALIDATION, plateau=PLATEAU)
     for best in (None, keep_best()):
-        result = trained(validation=VALIDATION, restore_best=False, best=best, **WATCH)
+        result = trained(validation=VALIDATION, restore_best=False, keep=best, **WATCH)
         assert_same(result.train_state, last.train_state)
         assert "restored" not in result.why
         assert (result.best is None) == (best is None)
     assert_same(result.best, watched().best)
-    kept = trained(ran, validation=VALIDATION, plateau=PLATEAU, best=keep_best())
+    kept = trained(ran, validation=VALIDATION, plateau=PLATEAU, keep=keep_best())
     assert not kept.stopped  # the best is known, and the last is given back
     assert_same(kept.train_state, last.train_state)
     assert_same(kept.best, watched().best)
@@ -196,15 +196,15 @@ def test_why_it_ended():
 def test_what_is_watched():
     settings = {"metrics": [metrics.accuracy], "validation": VALIDATION}
     best = keep_best(maximise=True)
-    result = trained(6, best=best, watch="validation_accuracy", **settings)
+    result = trained(6, keep=best, watch="validation_accuracy", **settings)
     assert result.best_epoch == int(np.argmax(result.history["validation_accuracy"])) + 1
     stop = early_stopping(2, maximise=True)  # which keeps the greatest, and not the least
     result = trained(stopping=stop, watch="accuracy", **settings)
     assert result.best_epoch == int(np.argmax(result.history["accuracy"])) + 1
     assert result.why.startswith("accuracy had not improved for 2 epochs")
-    result = trained(6, best=keep_best())  # the training loss, where there is no validation
+    result = trained(6, keep=keep_best())  # the training loss, where there is no validation
     assert result.best_epoch == int(np.argmin(result.history["loss"])) + 1
-    both = trained(6, best=keep_best(), watch="loss", validation=VALIDATION)
+    both = trained(6, keep=keep_best(), watch="loss", validation=VALIDATION)
     assert both.best_epoch == result.best_epoch
 
 
@@ -212,7 +212,7 @@ MISTAKES = {
     "unknown": ({"stopping": STOPPING, "watch": "accuracy"}, ValueError, "watch must be one of 'loss', got 'accuracy'"),
     "for nothing": ({"watch": "loss"}, ValueError, "watch='loss', but nothing reads it"),
     "directions": (
-        {"stopping": STOPPING, "best": keep_best(maximise=True)},
+        {"stopping": STOPPING, "keep": keep_best(maximise=True)},
         ValueError,
         "all must maximise it, or none",
     ),
@@ -221,11 +221,11 @@ MISTAKES = {
         ValueError,
         "accuracy is better when greater",
     ),
-    "the greatest loss": ({"best": keep_best(maximise=True)}, ValueError, "loss is better when smaller"),
+    "the greatest loss": ({"keep": keep_best(maximise=True)}, ValueError, "loss is better when smaller"),
     "a factory": ({"stopping": early_stopping}, TypeError, r"its parentheses, early_stopping\(…\)"),
     "a number": ({"plateau": 0.1}, TypeError, "plateau must be a machine of jaxnn.stopping, got 0.1"),
     "monitors alone": ({"monitors": Monitors()}, ValueError, "monitors are given, but no machine"),
-    "a state": ({"best": keep_best(), "monitors": STOPPING.init()}, TypeError, "monitors must be Monitors"),
+    "a state": ({"keep": keep_best(), "monitors": STOPPING.init()}, TypeError, "monitors must be Monitors"),
     "a taken name": ({"metrics": {"update_scale": metrics.accuracy}}, ValueError, "'update_scale'"),
     "another shape": ({"augment": lambda key, x: x[:, :2]}, ValueError, "augment changes the shape of a batch"),
     "another type": ({"augment": lambda key, x: x.astype(jnp.float16)}, ValueError, "augment changes the type"),

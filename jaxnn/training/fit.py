@@ -96,7 +96,7 @@ def fit(
     augment: Augment | None = None,
     stopping: Monitor | None = None,
     plateau: Monitor | None = None,
-    best: Monitor | None = None,
+    keep: Monitor | None = None,
     watch: str | None = None,
     restore_best: bool = True,
     monitors: Monitors | None = None,
@@ -141,11 +141,11 @@ def fit(
             identity, so make it once.
         stopping: `stopping.early_stopping(patience)`.
         plateau: `stopping.reduce_on_plateau(factor)`; the updates of the next epochs are multiplied by its scale.
-        best: `stopping.keep_best()`, where the best state is wanted without stopping or where it must not be restored.
+        keep: `stopping.keep_best()`, where the best state is wanted without stopping or where it must not be restored.
         watch: what these three read: the name of a list in the history; by default "validation_loss", and "loss"
             where there is no validation.
         restore_best: whether train_state is the best one where training was stopped early. False with `stopping` and
-            no `best` saves its memory.
+            no `keep` saves its memory.
         monitors: `Fit.monitors` of the training that goes on.
         diagnose: how many steps of each epoch are measured for `Fit.diagnostics`; 1 is its last full batch.
         skip_nonfinite: n ≥ 1: a step whose loss or gradient is not finite changes nothing and is counted in the history
@@ -181,8 +181,8 @@ def fit(
         figures += tuple(f"validation_{name}" for name in figures)
     if penalty is not None:
         figures = ("penalty", *figures)
-    keep = watch_of(watch, figures, stopping, plateau, best, restore_best)
-    memory = begin(keep, monitors)
+    watching = watch_of(watch, figures, stopping, plateau, keep, restore_best)
+    memory = begin(watching, monitors)
     data = on_device("data", data)
     sizes = [("data", data)]
     if validation is not None:
@@ -227,7 +227,7 @@ def fit(
                 history.setdefault(name, []).append(value)
         diagnoses = jax.device_get(measured[: done.epochs])
         reports = tuple(point for part in diagnoses for point in report_each(net, part))
-        return outcome(keep, done.memory, done.train_state, history, began_at)._replace(diagnostics=reports)
+        return outcome(watching, done.memory, done.train_state, history, began_at)._replace(diagnostics=reports)
 
     def finish(new_state: TrainState, result: EpochResult, seconds: float, scale: Array | None) -> _Done:
         """Takes an epoch in that was computed: its row, what is watched, and the state."""
@@ -252,15 +252,19 @@ def fit(
         del table[done.epochs :], measured[done.epochs :]  # of an attempt that was interrupted
         table.append(row)
         measured.extend([result.diagnostics] if diagnose else [])
-        watched, memory = None if keep.name is None else row[keep.name], done.memory
+        watched, memory = None if watching.name is None else row[watching.name], done.memory
         new_state = new_state._replace(position=EPOCH_START)
         new = done._replace(train_state=new_state, epochs=done.epochs + 1, in_a_row=in_a_row)
-        bad = [name for name in (VALIDATION_LOSS, keep.name) if name in row and not math.isfinite(row[name])]
+        bad = [name for name in (VALIDATION_LOSS, watching.name) if name in row and not math.isfinite(row[name])]
         if bad:
             history = {name: [row[name] for row in table if name in row] for name in row}
             step, epoch = int(new_state.step), int(new_state.epoch) - 1
             raise DivergenceError(step, epoch, bad[0], new_state, history, best_state(memory))
-        return new if memory is None or watched is None else new._replace(memory=look(keep, memory, watched, new_state))
+        return (
+            new
+            if memory is None or watched is None
+            else new._replace(memory=look(watching, memory, watched, new_state))
+        )
 
     running: tuple[Any, ...] | None = None  # an epoch that is computed and not yet taken in
     try:

@@ -25,7 +25,7 @@ class Watch(NamedTuple):
     name: str | None
     stopping: Monitor | None
     plateau: Monitor | None
-    best: Monitor | None
+    keep: Monitor | None
     restore: bool
 
 
@@ -34,7 +34,7 @@ def watch_of(
     figures: tuple[str, ...],
     stopping: Monitor | None,
     plateau: Monitor | None,
-    best: Monitor | None,
+    keep: Monitor | None,
     restore_best: bool,
 ) -> Watch:
     """The watch that `fit` was asked for; figures are the names that the history will have, the default one last.
@@ -42,27 +42,27 @@ def watch_of(
     Raises ValueError for a name that is none of them, that nothing reads, or that machines read the wrong way up, and
     TypeError for what is no machine.
     """
-    for what, machine in (("stopping", stopping), ("plateau", plateau), ("best", best)):
+    for what, machine in (("stopping", stopping), ("plateau", plateau), ("keep", keep)):
         if machine is not None and not isinstance(machine, Monitor):
             hint = factory_hint(machine)
             if isinstance(machine, int):
                 hint = f"; give stopping.early_stopping({machine!r}), say"
             raise TypeError(f"fit: {what} must be a machine of jaxnn.stopping, got {seen(machine)}{hint}")
-    if stopping is not None and best is None and restore_best:
-        best = keep_best(stopping.maximise)
-    if (stopping, plateau, best) == (None, None, None):
+    if stopping is not None and keep is None and restore_best:
+        keep = keep_best(stopping.maximise)
+    if (stopping, plateau, keep) == (None, None, None):
         if name is not None:
-            raise ValueError(f"fit: watch={name!r}, but nothing reads it: give stopping, plateau or best")
+            raise ValueError(f"fit: watch={name!r}, but nothing reads it: give stopping, plateau or keep")
         return Watch(None, None, None, None, False)
     if name is not None and name not in figures:
         raise ValueError(f"fit: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
-    machine = together(stopping, plateau, best)  # refuses machines that differ in what is better
+    machine = together(stopping, plateau=plateau, keep=keep)  # refuses machines that differ in what is better
     name = name or figures[-1]
     if name.endswith("accuracy") and not machine.maximise:
         raise ValueError(f"fit: {name} is better when greater: give the machines that watch it maximise=True")
     if name in LOSSES and machine.maximise:
         raise ValueError(f"fit: {name} is better when smaller: the machines that watch it must not maximise")
-    return Watch(name, stopping, plateau, best, restore_best)
+    return Watch(name, stopping, plateau, keep, restore_best)
 
 
 def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
@@ -71,9 +71,9 @@ def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
         raise TypeError(f"fit: monitors must be Monitors, as in fit(...).monitors, got {type(monitors).__name__}")
     if watch.name is None:
         if monitors is not None:
-            raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or best as before")
+            raise ValueError("fit: monitors are given, but no machine: give stopping, plateau or keep as before")
         return None
-    fresh = first_watch(together(watch.stopping, watch.plateau, watch.best))
+    fresh = first_watch(together(watch.stopping, plateau=watch.plateau, keep=watch.keep))
     given = monitors or Monitors()
     return Monitors(
         None if fresh.stopping is None else given.stopping or fresh.stopping,
@@ -84,12 +84,12 @@ def begin(watch: Watch, monitors: Monitors | None) -> Monitors | None:
 
 def look(watch: Watch, monitors: Monitors, figure: float, train_state: TrainState) -> Monitors:
     """The machines after another epoch; its state is copied if it is the best so far."""
-    kept = monitors.best
-    bare = monitors if kept is None else monitors._replace(best=Best(kept.metric, ()))
-    new, decision = watching(together(watch.stopping, watch.plateau, watch.best), bare, figure)
-    if kept is None or new.best is None:
+    best = monitors.best
+    bare = monitors if best is None else monitors._replace(best=Best(best.metric, ()))
+    new, decision = watching(together(watch.stopping, plateau=watch.plateau, keep=watch.keep), bare, figure)
+    if best is None or new.best is None:
         return new
-    return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else kept.params))
+    return new._replace(best=Best(new.best.metric, copied(train_state) if bool(decision.improved) else best.kept))
 
 
 @jax.jit
@@ -124,7 +124,7 @@ def stopped(monitors: Monitors | None) -> bool:
 
 def best_state(monitors: Monitors | None) -> TrainState | None:
     """The best state so far, where one is kept."""
-    kept = None if monitors is None or monitors.best is None else monitors.best.params
+    kept = None if monitors is None or monitors.best is None else monitors.best.kept
     return kept if isinstance(kept, TrainState) else None
 
 
