@@ -9,7 +9,7 @@ failure: it never improves, and the decision says `failed`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import KW_ONLY, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import jax
@@ -125,6 +125,7 @@ class early_stopping(Monitor):
     """
 
     patience: int
+    _: KW_ONLY
     min_improvement: float = 0.0
     relative: bool = False
     maximise: bool = False
@@ -144,8 +145,8 @@ class early_stopping(Monitor):
 class reduce_on_plateau(Monitor):
     """Multiplies the scale by `factor` at the `patience`-th metric in a row without improvement.
 
-    The next `cooldown` metrics may improve the best and are not counted otherwise. The scale stays at least `least`.
-    Multiply updates by `decision.scale`: that works for every optimizer.
+    The next `cooldown` metrics may improve the best and are not counted otherwise. The scale never falls below
+    `min_scale`. Multiply updates by `decision.scale`: that works for every optimizer.
 
     Raises:
         ValueError: if the factor is not between 0 and 1, or another number out of range.
@@ -161,12 +162,13 @@ class reduce_on_plateau(Monitor):
     """
 
     factor: float = 0.1
+    _: KW_ONLY
     patience: int = 10
     min_improvement: float = 0.0
     relative: bool = False
     maximise: bool = False
     cooldown: int = 0
-    least: float = 0.0
+    min_scale: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -174,7 +176,7 @@ class reduce_on_plateau(Monitor):
         self._set(
             factor=number(f"{where}: factor", self.factor, above=0.0, below=1.0),
             cooldown=whole_number(f"{where}: cooldown", self.cooldown, least=0),
-            least=number(f"{where}: least", self.least, least=0.0, most=1.0),
+            min_scale=number(f"{where}: min_scale", self.min_scale, least=0.0, most=1.0),
         )
 
     def init(self) -> Progress:
@@ -182,7 +184,7 @@ class reduce_on_plateau(Monitor):
 
     def update(self, state: Progress, metric: Array) -> tuple[Progress, Decision]:
         read, late, improved, failed = _read(self, state, metric)
-        factor, least = (in_dtype(setting, state.scale.dtype) for setting in (self.factor, self.least))
+        factor, least = (in_dtype(setting, state.scale.dtype) for setting in (self.factor, self.min_scale))
         scale = jnp.where(late, jnp.maximum(state.scale * factor, least), state.scale)
         new = read._replace(
             waited=jnp.where(late, 0, read.waited),
@@ -240,6 +242,7 @@ class together(Monitor):
     """
 
     stopping: Monitor | None = None
+    _: KW_ONLY
     plateau: Monitor | None = None
     keep: Monitor | None = None
 

@@ -209,7 +209,7 @@ def test_where_epsilon_stands():
     assert first_update(outside) == pytest.approx(first_update(jaxnn.rmsprop(1.0, eps=eps)), rel=1e-9)
     assert first_update(jaxnn.adam(1.0, eps=eps)) == pytest.approx(-g / (g + eps), rel=1e-9)
     assert first_update(optax.adam(1.0)) == pytest.approx(-g / (g + 1e-8), rel=1e-9)
-    everything = jaxnn.adamw(1.0, eps=1e-8, weight_decay=1e-4, decay=penalties.everything)
+    everything = jaxnn.adamw(1.0, eps=1e-8, weight_decay=1e-4, on=penalties.everything)
     assert first_update(everything) == pytest.approx(first_update(optax.adamw(1.0)), rel=1e-9)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import field
+from dataclasses import KW_ONLY, field
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -128,6 +128,7 @@ class adagrad(_BySquares):
     memory = AdagradState
 
     learning_rate: float | Schedule = field()
+    _: KW_ONLY
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -171,6 +172,7 @@ class rmsprop(_BySquares):
     memory = RmspropState
 
     learning_rate: float | Schedule = field()
+    _: KW_ONLY
     rho: float = 0.9
     eps: float = 1e-6
 
@@ -215,6 +217,7 @@ class adam(Optimizer):
     """
 
     learning_rate: float | Schedule
+    _: KW_ONLY
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6
@@ -263,7 +266,7 @@ class adamw(adam):
     shrinks by about ηλ/(1 − μ).
 
     Elsewhere: in optax λ = 1e-4, in PyTorch λ = 0.01, as here; in both every parameter decays, biases too, unless it is
-    excluded (`decay=penalties.everything` does so here), and δ = 1e-8.
+    excluded (`on=penalties.everything` does so here), and δ = 1e-8.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η; the decay follows it, as in optax and PyTorch. (The authors
@@ -272,8 +275,7 @@ class adamw(adam):
         b2: 0 ≤ ρ₂ < 1, the decay of the mean squared gradient.
         eps: δ > 0, as in `adam`.
         weight_decay: λ ≥ 0.
-        decay: which leaves decay, a pattern of paths or a function of a path, as `on` of `penalties`; the weights by
-            default.
+        on: which leaves decay, a pattern of paths or a function of a path, as in `penalties`; the weights by default.
 
     Raises:
         ValueError: if a number is out of range; when used, if no leaf is chosen or the gradients and the parameters
@@ -288,19 +290,18 @@ class adamw(adam):
     {'b': Array([-0.], dtype=float32), 'w': Array([-0.1], dtype=float32)}
     """
 
+    _: KW_ONLY
     weight_decay: float = 0.01
-    decay: Choice = is_weight
+    on: Choice = is_weight
 
     def __post_init__(self) -> None:
         super().__post_init__()
         weight_decay = number("adamw: weight_decay", self.weight_decay, least=0.0)
-        self._set(
-            weight_decay=weight_decay, decay=valid_choice("adamw: decay", self.decay, ": λ is called weight_decay")
-        )
+        self._set(weight_decay=weight_decay, on=valid_choice("adamw: on", self.on, ": λ is called weight_decay"))
 
     def init(self, params: Params) -> AdamState:
         state = super().init(params)
-        chosen("adamw", params, self.decay)  # what it refuses is refused now, and not at the first update
+        chosen("adamw", params, self.on)  # what it refuses is refused now, and not at the first update
         return state
 
     def _decayed(self, rate: Array, params: Params, steps: Params) -> Params:
@@ -311,7 +312,7 @@ class adamw(adam):
         def decayed(theta: Array, step: Array, decays: bool) -> Array:
             return step - part.astype(step.dtype) * jnp.asarray(theta, step.dtype) if decays else step
 
-        return jax.tree.map(decayed, params, steps, chosen("adamw", params, self.decay))
+        return jax.tree.map(decayed, params, steps, chosen("adamw", params, self.on))
 
 
 # ---------------------------------------------------------------- what they share

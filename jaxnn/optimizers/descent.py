@@ -5,6 +5,7 @@ Letters: θ parameters, g gradient, η learning rate, v velocity, μ momentum.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,7 @@ class sgd(Optimizer):
     """
 
     learning_rate: float | Schedule
+    _: KW_ONLY
     momentum: float = 0.0
     nesterov: bool = False
 
