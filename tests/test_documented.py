@@ -150,8 +150,8 @@ ELSEWHERE = {  # the rule, optax's name, and what the docstring says of optax's 
     "sgd": (jaxnn.sgd, "sgd", {"momentum": None, "nesterov": False}),
 }
 SAID = {
-    "adagrad": ("begins at 0.1", "δ = 1e-7 stands inside", "begins at 0, as here", "δ = 1e-10 stands outside"),
-    "rmsprop": ("ρ = 0.9, as here", "δ = 1e-8 stands inside", "ρ = 0.99 (alpha)", "δ = 1e-8 stands outside"),
+    "adagrad": ("begins at 0.1", "δ = 1e-7 is inside", "begins at 0, as here", "δ = 1e-10 is outside"),
+    "rmsprop": ("ρ = 0.9, as here", "δ = 1e-8 is inside", "ρ = 0.99 (alpha)", "δ = 1e-8 is outside"),
     "adam": ("δ = 1e-8, at the same place",),
     "adamw": ("λ = 1e-4, in PyTorch λ = 0.01, as here", "every parameter decays", "δ = 1e-8"),
     "sgd": ("v begins at 0; the defaults are theirs",),

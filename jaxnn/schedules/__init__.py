@@ -6,10 +6,11 @@
     cosine        half a wave, from initial to final     warmup        a line, then another schedule
     joined        one schedule after another             scaled        another schedule times a factor
 
-Every public name makes a record that is called with the step, which may be traced; equal settings make equal ones.
-Rates and factors may be JAX scalars. At its ends a schedule gives the rates that it was made with, to the bit, compiled
-or not, and nowhere a rate outside of what lies between them. Beyond the end the last rate stays. Any function
-`step -> rate` will do where an optimizer takes a schedule. Letters: t step, η rate.
+Each schedule is a record that is called with the step, a Python integer or a traced one; equal settings make equal
+schedules. Everything behind the first argument is given by keyword. Rates and factors may be JAX scalars. At its ends
+a schedule returns the rates it was made with, to the bit, compiled or not; no rate lies outside the interval between
+them. After the end the last rate remains. An optimizer also takes any other function `step -> rate`.
+Letters: t step, η rate.
 """
 
 from jaxnn.schedules.compositions import joined, scaled, warmup

@@ -1,10 +1,9 @@
-"""Schedules of schedules: after a warm-up, one after another, times a factor. Letters: t step, η rate."""
+"""Schedules made of other schedules: warm-up, sequence, multiple. Letters: t step, η rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -17,13 +16,13 @@ from jaxnn.types import Array, Schedule
 
 
 class warmup(ScheduleRecord):
-    """A line from `initial` to then(0), reached at `steps`; from there on then(t − steps).
+    """A line from `initial` to then(0), which is reached at step `steps`; after that, then(t − steps).
 
-    The first update, at step 0, has the rate `initial`: give one above 0 if it shall not be lost.
+    The first update, at step 0, uses the rate `initial`: with 0 it changes nothing.
 
     Raises:
         ValueError: if `steps` is below 1, or `initial` negative.
-        TypeError: if `steps` is not a whole number, or `then` no schedule.
+        TypeError: if `steps` is not a whole number, or `then` is not a schedule.
 
     Source: Goyal et al. (2017), "Accurate, large minibatch SGD", section 2.2.
 
@@ -42,7 +41,7 @@ class warmup(ScheduleRecord):
         self._check(counts=("steps",), rates=("initial",))
         valid_schedule("schedules.warmup: then", self.then)
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, (initial,), then = as_time(step), as_rates(self.initial), self.then
         peak = as_rate(then(jnp.zeros_like(t)))
         traced = holds_arrays(self)
@@ -56,8 +55,9 @@ class joined(ScheduleRecord):
     """η(t) = schedules[i](t − boundaries[i−1]) for boundaries[i−1] ≤ t < boundaries[i]: each begins at its step 0.
 
     Raises:
-        ValueError: if the boundaries do not rise from above 0, or there is not one more schedule than boundaries.
-        TypeError: if a boundary is not a whole number, or something is no schedule.
+        ValueError: if the boundaries are not positive and rising, or there is not exactly one schedule
+            more than boundaries.
+        TypeError: if a boundary is not a whole number, or an entry is not a schedule.
 
     >>> from jaxnn.schedules import constant, polynomial
     >>> rate = joined([constant(0.1), polynomial(0.4, final=0.0, steps=4)], [10])
@@ -75,7 +75,7 @@ class joined(ScheduleRecord):
         parts = tuple(valid_schedule(f"{where}: schedules[{i}]", part) for i, part in enumerate(parts))
         self._set(schedules=parts, boundaries=rising(where, self.boundaries, len(parts), "schedules"))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t = as_time(step)
         rate = as_rate(self.schedules[0](t))
         for part, boundary in zip(self.schedules[1:], self.boundaries, strict=True):
@@ -88,7 +88,7 @@ class scaled(ScheduleRecord):
 
     Raises:
         ValueError: if the factor is negative or not finite.
-        TypeError: if the schedule is none.
+        TypeError: if `schedule` is not one.
 
     >>> from jaxnn.schedules import constant
     >>> print(scaled(constant(0.1), 0.5)(3))
@@ -102,6 +102,6 @@ class scaled(ScheduleRecord):
         self._check(rates=("factor",))
         valid_schedule("schedules.scaled: schedule", self.schedule)
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         (factor,) = as_rates(self.factor)
         return factor * as_rate(self.schedule(step))

@@ -1,10 +1,9 @@
-"""A rate that falls, or rises, by a formula of the step. Letters: t step, η rate."""
+"""Schedules given by a formula of the step. Letters: t step, η rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -44,12 +43,12 @@ class constant(ScheduleRecord):
     def __post_init__(self) -> None:
         self._check(rates=("value",))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         return as_rate(self.value)
 
 
 class step_decay(ScheduleRecord):
-    """η(t) = initial · factor^⌊t / every⌋, a staircase whose first stair is `every` steps long.
+    """η(t) = initial · factor^⌊t / every⌋, a staircase with stairs of `every` steps.
 
     Raises:
         ValueError: if the initial rate is negative, the factor not above 0, or `every` below 1.
@@ -68,7 +67,7 @@ class step_decay(ScheduleRecord):
     def __post_init__(self) -> None:
         self._check(rates=("initial",), positive=("factor",), counts=("every",))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, (initial, factor) = as_time(step), as_rates(self.initial, self.factor)
         stair = t // self.every if reaches(t, self.every) else jnp.zeros_like(t)
         return from_end(stair, initial, power_of(initial, factor, as_rate(stair)), factor, falls=factor < 1)
@@ -78,7 +77,8 @@ class piecewise(ScheduleRecord):
     """η(t) = values[i] for boundaries[i−1] ≤ t < boundaries[i].
 
     Raises:
-        ValueError: if a value is negative, the boundaries do not rise from above 0, or there is not one more value.
+        ValueError: if a value is negative, the boundaries are not positive and rising, or there is not exactly
+            one value more than boundaries.
         TypeError: if a boundary is not a whole number.
 
     >>> rate = piecewise([0.1, 0.01], boundaries=[10])
@@ -96,7 +96,7 @@ class piecewise(ScheduleRecord):
         rates = tuple(number(f"{where}: values[{i}]", value, least=0.0) for i, value in enumerate(values))
         self._set(values=rates, boundaries=rising(where, self.boundaries, len(rates), "values"))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, traced = as_time(step), any(map(is_array, self.values))
         rates = jnp.stack([*map(as_rate, self.values)]) if traced else as_rate(self.values)
         rate = rates[sum(past(t, boundary).astype(jnp.int32) for boundary in self.boundaries)]
@@ -122,7 +122,7 @@ class exponential(ScheduleRecord):
     def __post_init__(self) -> None:
         self._check(rates=("initial",), positive=("factor",), counts=("every",))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, (initial, factor) = as_time(step), as_rates(self.initial, self.factor)
         return from_end(t, initial, power_of(initial, factor, as_rate(t) / float(self.every)), factor, falls=factor < 1)
 
@@ -134,7 +134,7 @@ class inverse_time(ScheduleRecord):
         ValueError: if the initial rate or `rate` is negative, or `every` below 1.
         TypeError: if `every` is not a whole number.
 
-    Source: Robbins & Monro (1951), whose conditions Σ η = ∞ and Σ η² < ∞ it meets.
+    Source: Robbins & Monro (1951), whose conditions Σ η = ∞ and Σ η² < ∞ it satisfies.
 
     >>> schedule = inverse_time(0.1, rate=1.0, every=10)
     >>> print(schedule(0), schedule(10), schedule(30))
@@ -149,7 +149,7 @@ class inverse_time(ScheduleRecord):
     def __post_init__(self) -> None:
         self._check(rates=("initial", "rate"), counts=("every",))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, (initial, rate) = as_time(step), as_rates(self.initial, self.rate)
         return from_end(t, initial, initial / (1 + rate * as_rate(t) / float(self.every)), rate, falls=True)
 
@@ -175,7 +175,7 @@ class polynomial(ScheduleRecord):
     def __post_init__(self) -> None:
         self._check(rates=("initial", "final"), counts=("steps",), positive=("power",))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, (initial, final, power) = as_time(step), as_rates(self.initial, self.final, self.power)
         gone, left = gone_of(t, self.steps), left_of(t, self.steps)
 
@@ -212,7 +212,7 @@ class cosine(ScheduleRecord):
     def __post_init__(self) -> None:
         self._check(rates=("initial", "final"), counts=("steps",))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: Array | int) -> Array:
         t, (initial, final) = as_time(step), as_rates(self.initial, self.final)
         # ½(1 + cos πx) = sin²(π(1 − x)/2), which does not cancel near the end and is 0 there.
         up = choice(initial < final, lambda: gone_of(t, self.steps), lambda: left_of(t, self.steps))

@@ -1,4 +1,4 @@
-"""What every schedule checks: its numbers, its boundaries, the schedules within."""
+"""The base of schedules, and checks of their numbers, their boundaries and the schedules they contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxnn.types import Schedule
 
 
 class ScheduleRecord(Record):
-    """A record that is called with the step; it may be traced."""
+    """A record that is called with the step, which may be traced."""
 
     def _check(
         self, *, rates: tuple[str, ...] = (), positive: tuple[str, ...] = (), counts: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ def valid_schedule(what: str, schedule: Any) -> Schedule:
 
 
 def rising(where: str, boundaries: Sequence[int], parts: int, what: str) -> tuple[int, ...]:
-    """The boundaries, if they rise and part that many parts."""
+    """The boundaries between `parts` parts, if they rise and if there is one fewer."""
     boundaries = several(f"{where}: boundaries", boundaries, "boundaries=[1000]")
     bounds = tuple(whole_number(f"{where}: boundaries[{i}]", b, least=1) for i, b in enumerate(boundaries))
     if len(bounds) != parts - 1 or not bounds:
