@@ -742,7 +742,7 @@ def test_patterns_choose_what_decays():
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     assert np.array_equal(updates["dense_1"]["w"], np.full((2, 2), -0.25))
     assert not any(np.any(leaf) for leaf in (updates["dense_1"]["b"], *updates["dense_10"].values()))
-    assert adamw(0.1, on="a") == adamw(0.1, decay="a")
+    assert adamw(0.1, on="a") == adamw(0.1, on="a")
     assert penalties.l2(0.1, on="a") == penalties.l2(0.1, on="a")
 
 
