@@ -209,7 +209,7 @@ binary_accuracy = BinaryAccuracy()
 
 
 class binary_accuracy_at(_OfEntries):
-    """`binary_accuracy`, [N] float32, with a threshold in place of 0: 0.5 for probabilities.
+    """`binary_accuracy`, [N] float32, the prediction compared to threshold, not 0: 0.5 for probabilities.
 
     The threshold may be a JAX scalar.
 

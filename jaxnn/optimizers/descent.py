@@ -58,8 +58,8 @@ class sgd(Optimizer):
 
         v ← μv + g;    θ ← θ − ηv,    or with Nesterov's    θ ← θ − η(g + μv)
 
-    η is outside v, as in optax and PyTorch: a change of η takes effect at once. v begins at 0. Defaults and updates,
-    Nesterov's included, equal theirs.
+    η is outside v, as in optax and PyTorch: a change of η takes effect at once. v begins at 0; the defaults are theirs,
+    and so are the updates, Nesterov's included.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
