@@ -56,7 +56,7 @@ def main(epochs=20, out="out"):
     print(f"test accuracy (%), mean of {SEEDS} ± standard deviation\n{'':18}" + "".join(f"{o:>14}" for o in OPTIMIZERS))
     for batch_norm in (False, True):
         for name, (optimizer, rate) in OPTIMIZERS.items():
-            falling = jaxnn.schedules.cosine(rate, epochs * -(-parts[0][0].shape[1] // BATCH))
+            falling = jaxnn.schedules.cosine(rate, steps=epochs * -(-parts[0][0].shape[1] // BATCH))
             losses, accuracies[batch_norm, name] = train(network(batch_norm), optimizer(falling), *parts, epochs)
             label = f"{name}, {'batch norm' if batch_norm else 'as it is'}"
             line = {"color": "C0" if batch_norm else "0.5", "linestyle": "-" if name == "Adam" else "--"}

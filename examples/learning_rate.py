@@ -60,8 +60,8 @@ def main(data=None, epochs=5, seeds=5, out="out"):
     pool, test = jaxnn.data.mnist(data) if data else jaxnn.data.split(jaxnn.data.digits(), 0.2, key=0)
     parts = *jaxnn.data.split(pool, 1 / 6, key=0), test
     steps, cosine = epochs * -(-len(parts[0][1]) // BATCH), jaxnn.schedules.cosine
-    warm = jaxnn.schedules.warmup(steps // 10, cosine(1.0, steps - steps // 10), initial=0.01)
-    shapes = {"constant": jaxnn.schedules.constant(1.0), "cosine": cosine(1.0, steps), "warm-up, cosine": warm}
+    warm = jaxnn.schedules.warmup(steps // 10, cosine(1.0, steps=steps - steps // 10), initial=0.01)
+    shapes = {"constant": jaxnn.schedules.constant(1.0), "cosine": cosine(1.0, steps=steps), "warm-up, cosine": warm}
     print(f"test error (%), {seeds} seeds\nrate           " + "".join(f"{rate:>14g}" for rate in RATES))
     losses, errors = {}, {}
     for name, shape in shapes.items():

@@ -57,7 +57,7 @@ def main(data=None, epochs=10, out="out", at_most=None):
     """Trains on the first so many images (all of them by default); returns the accuracy on the test set."""
     (x, labels), test = images(data)
     train = x[:at_most], labels[:at_most]
-    rate = jaxnn.schedules.cosine(RATE, epochs * -(-len(train[1]) // BATCH))  # Adam's η falls to 0
+    rate = jaxnn.schedules.cosine(RATE, steps=epochs * -(-len(train[1]) // BATCH))  # Adam's η falls to 0
     settings = {"epochs": epochs, "batch_size": BATCH, "metrics": METRICS, "augment": SHIFT, "progress": True}
     fitted = jaxnn.fit(NET, LOSS, jaxnn.adam(rate), train, key=1, **settings)
     accuracy = jaxnn.evaluate(NET, LOSS, fitted.train_state, test, metrics=METRICS)["accuracy"]

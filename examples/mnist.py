@@ -30,7 +30,7 @@ def main(data: str, epochs: int = 15, out: str = "out", images: int | None = Non
     fitted = jaxnn.fit(
         NET,
         LOSS,
-        jaxnn.adam(jaxnn.schedules.step(RATE, FACTOR, every=STAIR * steps)),
+        jaxnn.adam(jaxnn.schedules.step_decay(RATE, factor=FACTOR, every=STAIR * steps)),
         train,
         key=1,
         epochs=epochs,

@@ -31,7 +31,7 @@ def main(data: str, epochs: int = 20, out: str = "out", images: int | None = Non
     (x, labels), test = jaxnn.data.mnist(data)
     train, validation = jaxnn.data.split((x[:images], labels[:images]), VALIDATION, key=0)
     steps = -(-len(train[1]) // BATCH)  # in an epoch
-    rate = jaxnn.schedules.warmup(steps, jaxnn.schedules.cosine(RATE, (epochs - 1) * steps), initial=RATE / 10)
+    rate = jaxnn.schedules.warmup(steps, jaxnn.schedules.cosine(RATE, steps=(epochs - 1) * steps), initial=RATE / 10)
     fitted = jaxnn.fit(
         NET,
         LOSS,

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 import jaxnn
 
 NET, BATCH = jaxnn.mlp([20, 20, 1], jaxnn.tanh), 50
-OPTIMIZER = jaxnn.adam(jaxnn.schedules.step(0.02, 0.5, every=300))  # small steps at last: MAE's slope never shrinks
+OPTIMIZER = jaxnn.adam(
+    jaxnn.schedules.step_decay(0.02, factor=0.5, every=300)
+)  # small steps at last: MAE's slope never shrinks
 D = 0.2  # where Huber's loss turns from a parabola into a line: twice the noise
 LOSSES = {"MSE": jaxnn.losses.mse, "MAE": jaxnn.losses.mae, f"Huber, d = {D}": jaxnn.losses.huber(D)}
 N, NOISE, WILD, TOO_HIGH = 200, 0.1, 0.05, (2.0, 4.0)  # 5 % of the measurements are 2 to 4 too high

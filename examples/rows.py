@@ -25,7 +25,7 @@ def train(name, train_set, validation, test, epochs):
     """Returns the history and the accuracy on the test set."""
     net = jaxnn.serial(jaxnn.reshape(28, 28), jaxnn.networks.sequence_classifier(CELLS[name], WIDTH, 10))
     loss, metrics = jaxnn.losses.softmax_cross_entropy, [jaxnn.metrics.accuracy]
-    rate = jaxnn.schedules.cosine(RATE, epochs * -(-len(train_set[1]) // BATCH))
+    rate = jaxnn.schedules.cosine(RATE, steps=epochs * -(-len(train_set[1]) // BATCH))
     fitted = jaxnn.fit(
         net,
         loss,

@@ -18,15 +18,15 @@ import jaxnn
 STEPS = 1000
 WRITTEN = (
     "constant(0.4)",
-    "step(0.4, factor=0.5, every=250)",
-    "piecewise([0.4, 0.1, 0.2], [300, 700])",
+    "step_decay(0.4, factor=0.5, every=250)",
+    "piecewise([0.4, 0.1, 0.2], boundaries=[300, 700])",
     "exponential(0.4, factor=0.5, every=250)",
     "inverse_time(0.4, rate=1.0, every=250)",
-    "polynomial(0.4, 0.05, steps=800, power=2)",
+    "polynomial(0.4, final=0.05, steps=800, power=2)",
     "cosine(0.4, steps=1000)",
     "warmup(100, cosine(0.4, steps=900))",
-    "joined([constant(0.4), cosine(0.2, 600)], [400])",
-    "scaled(step(0.4, 0.5, every=250), 0.5)",
+    "joined([constant(0.4), cosine(0.2, steps=600)], [400])",
+    "scaled(step_decay(0.4, factor=0.5, every=250), 0.5)",
 )
 
 

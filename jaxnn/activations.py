@@ -1,8 +1,7 @@
-"""The elementwise non-linearities h = σ(z): the value of each, its slope, and what it does at a kink.
+"""Activations, the elementwise non-linearities h = σ(z): their values, slopes and kinks.
 
-An activation is a record, `relu`; one with a parameter is a class of them, `leaky_relu(0.1)`. `slope(z, h)` uses
-whichever of z and h is cheaper: mostly h, which the next layer keeps.
-`help(relu)` shows the formulas and the source of each.
+An activation is a record, `relu`; one with a parameter is made by a call, `leaky_relu(0.1)`. `slope(z, h)` uses
+whichever of z and h is cheaper: mostly h, which the next layer keeps. `help(relu)` shows formulas and source.
 
     name             h = σ(z)               dh/dz                    source
     sigmoid          1 / (1 + e⁻ᶻ)          h (1 − h)                Rumelhart, Hinton & Williams (1986)
@@ -21,8 +20,8 @@ whichever of z and h is cheaper: mostly h, which the next layer keeps.
     relu, z = 0      0
     leaky_relu(λ)    λ, at z = 0
 
-`jax.grad` of a value gives the slope, at the kinks too. Values and slopes take their limits at ±∞; of NaN the
-value is NaN.
+`jax.grad` of a value equals the slope, at the kinks too. Values and slopes have their limits at ±∞; the value of NaN
+is NaN.
 
     >>> import jax, jax.numpy as jnp
     >>> z = jnp.array([-2.0, 0.0, 3.0])
@@ -67,7 +66,7 @@ def _finite(z: Array) -> Array:
 
 
 class Plain(Activation):
-    """An activation without a parameter: the instance is what is public."""
+    """An activation without a parameter; its one instance is public."""
 
     if TYPE_CHECKING:
 
@@ -104,8 +103,8 @@ class Tanh(Plain):
         return jnp.tanh(z)
 
     def slope(self, z: Array, h: Array) -> Array:
-        # Where h is near ±1, its own rounding leaves this few digits (1e-4 at |z| = 4 in float32), and 1 − h² as few.
-        # 4e/(1 + e)² with e = e^{−2|z|} keeps them all, for an exponential more per entry.
+        # Where h is near ±1, its own rounding leaves few digits (1e-4 at |z| = 4 in float32), here as in 1 − h².
+        # 4e/(1 + e)² with e = e^{−2|z|} keeps them all, at the price of an exponential per entry.
         return (1 - h) * (1 + h)
 
 
@@ -113,7 +112,7 @@ sigmoid, tanh = Sigmoid(), Tanh()
 
 
 # ---------------------------------------------------------------- rectifiers with a kink
-# `z <= 0` and not `z > 0`: a NaN then falls into the branch that lets it through.
+# `z <= 0` and not `z > 0`, so that NaN takes the branch that returns z.
 
 
 class Relu(Plain):
@@ -163,11 +162,11 @@ class leaky_relu(Activation):
         self._set(negative_slope=number(where, self.negative_slope, least=0.0))
 
     @property
-    def leak(self) -> Any:
+    def leak(self) -> float:
         return self.negative_slope
 
     @property
-    def kinks(self) -> Any:
+    def kinks(self) -> tuple[tuple[float, float], ...]:
         return ((0.0, self.leak),)
 
     def value(self, z: Array) -> Array:

@@ -26,7 +26,7 @@ Shape: TypeAlias = tuple[int, ...]
 InShape: TypeAlias = Any  # a tuple of ints, or a pytree of jax.ShapeDtypeStruct; never with the batch axis
 DType: TypeAlias = chex.ArrayDType
 Initializer: TypeAlias = Callable[..., Array]  # (key, shape, dtype) -> array
-Schedule: TypeAlias = Callable[[Array], Array]  # step, a traced int -> learning rate
+Schedule: TypeAlias = Callable[[Any], Array]  # step, a traced int -> learning rate
 Metric: TypeAlias = Callable[[Array, Array], Array]  # (prediction, target) -> [N]; may have `entries` and `check`
 
 

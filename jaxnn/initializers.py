@@ -1,15 +1,14 @@
-"""Where weights begin: each initialiser keeps the size of signals, or of δs, the same from layer to layer.
+"""Initializers of weights, which keep the size of signals, or of δs, the same from layer to layer.
 
-Every public name but `fans` is made with parentheses, and is then called, `(key, shape, dtype=float32) -> array`;
-equal settings make equal initialisers:
+Every name but `fans` makes a record that is called as `(key, shape, dtype=float32) -> array`; equal settings
+make equal initializers:
 
     >>> import jax
     >>> glorot_uniform()(jax.random.key(0), (784, 30)).shape
     (784, 30)
 
-Kernels are [in, out] (dense) or [*spatial, in, out] (convolution). Where a parameter is several kernels side by side,
-layers draw each by itself, with its own fans: `conv` each group's, `gru` and `lstm` each gate's. The entries
-of a kernel have mean 0 and
+Kernels are [in, out] (dense) or [*spatial, in, out] (convolution). Where a parameter holds several kernels side by
+side, layers draw each separately, with its own fans: `conv` by group, `gru` and `lstm` by gate. Entries have mean 0 and
 
     name                              variance
     glorot_uniform, glorot_normal     2 / (fan_in + fan_out)
@@ -17,15 +16,14 @@ of a kernel have mean 0 and
     lecun_uniform, lecun_normal       1 / fan_in
     uniform(a), normal(σ)             a²/3, σ²
 
-The normal ones are plain normals, not truncated. Draws are made in at least float32 and then cast, so that a
-float16 network begins where its float32 twin does.
+Normal distributions are not truncated. Draws are made in at least float32 and then cast, so that a float16 network
+begins with the rounded weights of the same network in float32.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +59,10 @@ UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """(fan_in, fan_out): the inputs that an output of this kernel sees, the outputs that an input reaches.
+    """(fan_in, fan_out): the number of inputs to an output of this kernel, and of outputs of an input.
 
-    Dense [in, out]: (in, out). Convolution [*spatial, in, out]: the same times the number of taps, ∏ spatial; with G
-    groups of one group's kernel [*spatial, in/G, out/G], which the shape [*spatial, in/G, out] of all does not show.
+    Dense [in, out]: (in, out). Convolution [*spatial, in, out]: (in, out) times the number of taps, ∏ spatial. With G
+    groups, give the kernel of one group, [*spatial, in/G, out/G], not the whole, [*spatial, in/G, out].
 
     Raises:
         ValueError: if the shape has fewer than two axes, or an empty one.
@@ -160,7 +158,7 @@ class uniform(Record):
 class glorot_uniform(Record):
     """U[−a, a), a = √(6 / (fan_in + fan_out)), for tanh and sigmoid.
 
-    Keeping the variance of h from layer to layer would need fan_in, keeping that of δ fan_out: their mean.
+    Constant variance of h from layer to layer needs fan_in, constant variance of δ fan_out: this takes their mean.
 
     Source: Glorot & Bengio (2010), "Understanding the difficulty of training deep feedforward neural
     networks", eq. 16.
@@ -257,7 +255,7 @@ class lecun_normal(Record):
 
 
 class orthogonal(Record):
-    """Q times the gain, Q drawn evenly (by Haar's measure) from matrices with orthonormal rows or columns.
+    """gain · Q, Q uniform (by Haar's measure) over the matrices with orthonormal rows or columns.
 
     The kernel is read as a matrix [fan_in, out], its leading axes flattened: its columns are orthonormal if
     it is tall, its rows if it is wide.
@@ -266,7 +264,7 @@ class orthogonal(Record):
         ValueError: if the gain is not above 0, or the shape has fewer than two axes.
 
     Source: Saxe, McClelland & Ganguli (2014), "Exact solutions to the nonlinear dynamics of learning in deep
-    linear neural networks"; Mezzadri (2007) for the signs that make QR even.
+    linear neural networks"; Mezzadri (2007) for the signs that make QR uniform.
 
     >>> w = orthogonal()(jax.random.key(0), (6, 3))
     >>> print(abs(w.T @ w - jax.numpy.eye(3)).max() < 1e-6)
@@ -287,26 +285,26 @@ class orthogonal(Record):
         return (in_dtype(self.gain, w.dtype) * w).reshape(shape).astype(dtype)
 
 
-# ---------------------------------------------------------------- how they are drawn
+# ---------------------------------------------------------------- draws
 
 
-def _normal(key: Key, shape: Shape, dtype: DType, std: Any) -> Array:
+def _normal(key: Key, shape: Shape, dtype: DType, std: float | Array) -> Array:
     wide = _at_least_float32(dtype)
     return (in_dtype(std, wide) * jax.random.normal(as_key(key), shape, wide)).astype(dtype)
 
 
-def _uniform(key: Key, shape: Shape, dtype: DType, limit: Any) -> Array:
+def _uniform(key: Key, shape: Shape, dtype: DType, limit: float | Array) -> Array:
     wide = _at_least_float32(dtype)
     limit = in_dtype(limit, wide)
     return jax.random.uniform(as_key(key), shape, wide, -limit, limit).astype(dtype)
 
 
-def _scale(numerator: Any, fan: float) -> Any:
+def _scale(numerator: float | Array, fan: float) -> float | Array:
     """√(numerator / fan), where fan is fan_in or the mean of both fans."""
     return jnp.sqrt(numerator / fan) if is_array(numerator) else math.sqrt(numerator / fan)
 
 
-def _he_gain(negative_slope: Any) -> Any:
+def _he_gain(negative_slope: float | Array) -> float | Array:
     return 2 / (1 + in_dtype(negative_slope, jnp.result_type(float)) ** 2)
 
 

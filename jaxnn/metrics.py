@@ -1,21 +1,21 @@
-"""Metrics: what is counted beside the loss, one number per example, so that a mean over any batches is exact.
+"""Metrics beside the loss: one number per example, so that means over batches are exact.
 
-A metric is called, `(prediction, target) -> [N]` in float32; the `value` of a loss is one too, of the loss's name.
+A metric is called as `(prediction, target) -> [N]`, in float32. The `value` of a loss is a metric with the loss's name.
 
     accuracy                  1 where the largest entry is the label's      labels, or distributions of any dtype
     top_k(k)                  1 where the label is among the k largest      likewise
-    binary_accuracy           1 where the logit is above 0 as it should be  0/1, ±1, or probabilities
+    binary_accuracy           1 where the logit has the right sign          0/1, ±1, or probabilities
     binary_accuracy_at(0.5)   the same, for predicted probabilities         likewise
 
-Shapes: prediction [N, K] or [N, …, K] with integer labels [N] or [N, …], or with a target of its own shape, of
-which the largest entry is the label; the binary ones compare entry by entry, [N], [N, D] or [N, …, D]. Over D and
-the axes between, the mean. Ties go to the first class. A NaN in the prediction counts as wrong, never as right, and
+Shapes: prediction [N, K] or [N, …, K] with integer labels [N] or [N, …], or with a target of the same shape, whose
+largest entry is the label; the binary metrics compare entry by entry, [N], [N, D] or [N, …, D]. The mean is over D
+and the axes between. Ties go to the first class. A NaN in the prediction counts as wrong, never as right, and
 so does every class where a row of the target is all 0; a target that cannot be right (a label out of range, NaN)
-gives NaN. Shapes that do not fit raise ValueError. `help(accuracy)` says the same of each.
+gives NaN. Shapes that do not fit raise ValueError. `help` shows the same for each.
 
-As a loss has, a metric may have `entries(prediction, target) -> [N, …]`: what it counts at each step or pixel, where
-these have weights or a mask; and `check(prediction, target)`, which looks at the target's values on the host. Any
-function will do as a metric; without the first it takes weights [N] alone.
+Like a loss, a metric may have `entries(prediction, target) -> [N, …]`, its value at each step or pixel, for weights
+and masks of these, and `check(prediction, target)`, which checks the target's values on the host. Any function can be
+a metric; without `entries` it takes weights [N] only.
 
 >>> import jax.numpy as jnp
 >>> scores, labels = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.6]]), jnp.array([1, 2])
@@ -48,9 +48,9 @@ def __dir__() -> list[str]:
 
 
 class _Metric(Record):
-    """What `_score(prediction, target)` counts, float32, whose last axes are those of features; over them, the mean.
+    """The mean of `_score(prediction, target)`, float32, over the axes of features, which are the last.
 
-    `_wrong(prediction, target)` says where the target cannot be right, and what it may hold.
+    `_wrong(prediction, target)` returns where the target cannot be right, and which values it may hold.
     """
 
     _features: ClassVar[int] = 0
@@ -62,7 +62,7 @@ class _Metric(Record):
     def _score(self, prediction: Array, target: Array) -> Array:
         raise NotImplementedError
 
-    def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+    def _wrong(self, prediction: Array, target: np.ndarray) -> tuple[np.ndarray, str]:
         raise NotImplementedError
 
     def __call__(self, prediction: Array, target: Array) -> Array:
@@ -70,11 +70,11 @@ class _Metric(Record):
         return each.mean(axis=tuple(range(1, each.ndim)))
 
     def entries(self, prediction: Array, target: Array) -> Array:
-        """What is counted at each entry, [N, …]."""
+        """The metric at each entry, [N, …]."""
         each = self._score(*as_arrays(f"metrics.{self.__name__}", prediction, target))
         return each.mean(axis=tuple(range(max(each.ndim - self._features, 1), each.ndim)))
 
-    def check(self, prediction: Any, target: Any) -> None:
+    def check(self, prediction: Array, target: Array | np.ndarray) -> None:
         """Raises ValueError if the values of the target cannot be right."""
         target = np.asarray(target)
         bad, meant = self._wrong(prediction, target)
@@ -92,7 +92,7 @@ def _scored(right: Array, wrong_target: Array) -> Array:
 
 
 def _labels(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array | None]:
-    """Labels [N, …] in int32, where they cannot be right, and where there is none, if that can be."""
+    """Labels [N, …] in int32; where they cannot be right; and where a target has no label, None for integer labels."""
     real = (jnp.floating, jnp.integer, jnp.bool_)
     if not holds_labels(
         f"metrics.{name}", prediction, target, distributions=real, for_one_score="see metrics.binary_accuracy"
@@ -113,15 +113,15 @@ class _OfClasses(_Metric):
         classes, k = prediction.shape[-1], self.k
         if k > classes:
             raise ValueError(f"metrics.{self.__name__}: the prediction {prediction.shape} has only {classes} classes")
-        # The label's rank, by counting what stands before it: no sort, and a tie goes to the first class. A NaN
-        # stands before everything, k times over. (Sums of floats: XLA is slow in reducing integers and Booleans.)
+        # The label's rank is the number of classes ahead of it: no sort, and a tie goes to the first class. A NaN
+        # counts as k classes ahead. (Sums of floats: XLA reduces integers and Booleans slowly.)
         place, label = with_rank(jnp.arange(classes, dtype=jnp.int32), prediction.ndim), labels[..., None]
         own = jnp.where(place == label, prediction, 0).sum(axis=-1, keepdims=True)
         before = jnp.where(place < label, prediction >= own, prediction > own)
         ahead = jnp.where(jnp.isnan(prediction), float(k), before.astype(jnp.float32)).sum(axis=-1)
         return _scored(ahead < k if none is None else (ahead < k) & ~none, wrong_target)
 
-    def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+    def _wrong(self, prediction: Array, target: np.ndarray) -> tuple[np.ndarray, str]:
         classes = prediction.shape[-1]
         labels = np.issubdtype(target.dtype, np.integer) and target.ndim < len(prediction.shape)
         bad = labels_and_wrong(target, classes)[1] if labels else np.isnan(target.astype(np.float64))
@@ -149,8 +149,7 @@ accuracy = Accuracy()
 class top_k(_OfClasses):
     """1 where the label is among the k classes with the largest scores, else 0.
 
-    Arguments are as those of `accuracy`, and so is the result, [N] float32; `top_k(1)` counts what `accuracy` counts.
-    It is named top_<k>.
+    Arguments and result, [N] float32, are as for `accuracy`; `top_k(1)` equals `accuracy`. Its name is top_<k>.
 
     Raises:
         TypeError, ValueError: if k is not a whole number ≥ 1.
@@ -172,17 +171,17 @@ class top_k(_OfClasses):
 
 
 class _OfEntries(_Metric):
-    """1 where the prediction is above the threshold as it should be."""
+    """1 where the prediction is on the right side of the threshold."""
 
     _features = 1
 
-    def _score(self, prediction: Array, target: Array, threshold: Any = 0.0) -> Array:
+    def _score(self, prediction: Array, target: Array, threshold: float | Array = 0.0) -> Array:
         entry_by_entry(f"metrics.{self.__name__}", prediction, target, "metrics.accuracy")
         target = target.astype(jnp.float32)
         right = ((prediction > threshold) == (target > 0.5)) & ~jnp.isnan(prediction)
         return _scored(right, _no_sign_or_share(target))
 
-    def _wrong(self, prediction: Any, target: np.ndarray) -> tuple[Any, str]:
+    def _wrong(self, prediction: Array, target: np.ndarray) -> tuple[np.ndarray, str]:
         return _no_sign_or_share(target.astype(np.float32)), "0/1, ±1 or in [0, 1]"
 
 
@@ -210,7 +209,7 @@ binary_accuracy = BinaryAccuracy()
 
 
 class binary_accuracy_at(_OfEntries):
-    """`binary_accuracy`, [N] float32, with the prediction compared to threshold instead of 0: 0.5 for probabilities.
+    """`binary_accuracy`, [N] float32, the prediction compared to threshold, not 0: 0.5 for probabilities.
 
     The threshold may be a JAX scalar.
 
@@ -232,7 +231,7 @@ class binary_accuracy_at(_OfEntries):
         known = not isinstance(self.threshold, jax.core.Tracer)
         return f"binary_accuracy_at_{float(self.threshold):g}" if known else "binary_accuracy_at"
 
-    def _score(self, prediction: Array, target: Array, threshold: Any = None) -> Array:
+    def _score(self, prediction: Array, target: Array, threshold: float | Array | None = None) -> Array:
         # A JAX scalar is compared as a Python number is, in the precision of the prediction.
         dtype = prediction.dtype if is_floating(prediction) else jnp.result_type(float)
         threshold = in_dtype(self.threshold, dtype)

@@ -1,4 +1,4 @@
-"""Ready networks: functions that return a `Layer`, short enough to read and to copy."""
+"""Ready-made networks: functions that return a `Layer`, short enough to read and copy."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def __dir__() -> list[str]:
 def sequence_classifier(
     cell: Callable[..., Layer], width: int, classes: int, *, depth: int = 1, both_ways: bool = False
 ) -> Layer:
-    """Recurrent layers, one on top of the other, and a dense layer on the last state: x [N, T, D] → logits [N, K].
+    """Stacked recurrent layers and a dense layer on the last state: x [N, T, D] → logits [N, K].
 
-    x may be `Sequences` with a mask, where lengths differ. Tokens take `embedding(V, D)` before it, in a `serial`.
+    x may be `Sequences` with a mask (lengths that differ). For tokens put `embedding(V, D)` before it, in a `serial`.
 
     Args:
         cell: `rnn`, `gru` or `lstm`.
-        width: H, of each layer, and of each direction.
+        width: H, of each layer and each direction.
         classes: K.
-        depth: how many recurrent layers.
-        both_ways: True reads each sequence from both of its ends.
+        depth: the number of recurrent layers.
+        both_ways: True reads each sequence in both directions.
 
     Raises:
-        TypeError: if cell is a layer, `lstm(8)`, and not what makes one, `lstm`.
+        TypeError: if cell is a layer, `lstm(8)`, and not its class, `lstm`.
         ValueError: if width, classes or depth is below 1.
 
     Source: Graves, Mohamed & Hinton (2013), "Speech recognition with deep recurrent neural networks", for depth.
@@ -61,8 +61,8 @@ def sequence_classifier(
 def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: int = 100) -> Layer:
     """A network in the manner of LeNet-5 for small images: x [N, 28, 28, 1] → logits [N, K].
 
-    Twice a convolution of 5×5 taps, a relu and a max-pool of 2×2, then two dense layers. Images of other sizes, from
-    16×16 on, and with more channels will do as well.
+    Two times a convolution of 5×5 taps, a relu and 2×2 max pooling; then two dense layers. Other sizes, from 16×16 on,
+    and more channels are possible.
 
     Args:
         classes: K.
@@ -73,7 +73,7 @@ def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: in
         ValueError: if a width is below 1.
 
     Source: LeCun, Bottou, Bengio & Haffner (1998), "Gradient-based learning applied to document recognition", whose
-    LeNet-5 has tanh, weighted averages for pooling and another output; the widths are those of Nielsen (2015), ch. 6.
+    LeNet-5 has tanh, weighted average pooling and another output; the widths are those of Nielsen (2015), ch. 6.
 
     >>> from jaxnn import summary
     >>> summary(lenet(), (28, 28, 1), batch_size=None).params
@@ -98,14 +98,14 @@ def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: in
 def resnet(classes: int = 10, *, features: Sequence[int] = (16, 32, 64), blocks: int = 1) -> Layer:
     """A small residual network: x [N, D₁, D₂, C] → logits [N, K].
 
-    A convolution of 3×3 taps, then a stage for each width: `blocks` times x + f(x), f two convolutions of 3×3, of which
-    the first halves the image from stage to stage; then the mean over space and a dense layer. Batch norm is behind
-    every convolution. With three stages that is 6 · blocks + 2 layers with weights, as in the paper.
+    A convolution of 3×3 taps; then a stage for each width, `blocks` times x + f(x), f two convolutions of 3×3, the
+    first of which halves the image between stages; then the mean over space and a dense layer. Batch norm follows every
+    convolution. Three stages have 6 · blocks + 2 layers with weights, as in the paper.
 
     Args:
         classes: K.
         features: the width of each stage.
-        blocks: how many in a stage.
+        blocks: the number of blocks in a stage.
 
     Raises:
         ValueError: if a width or blocks is below 1.
@@ -125,13 +125,13 @@ def resnet(classes: int = 10, *, features: Sequence[int] = (16, 32, 64), blocks:
 
 
 def _residual_block(features: int, *, halve: bool) -> Layer:
-    """Where f halves the image and widens it, a projection of 1×1 taps does the same to x."""
+    """Block x + f(x); if f halves the image and changes the width, x is projected by a 1×1 convolution."""
     stride = 1 + halve
     body = serial(*_normed_conv(features, 3, stride), relu, *_normed_conv(features, 3))
     return residual(body, skip=serial(*_normed_conv(features, 1, stride)) if halve else None)
 
 
 def _normed_conv(features: int, taps: int, stride: int = 1) -> tuple[Layer, Layer]:
-    """A convolution, without the bias that batch norm would take out again."""
+    """A convolution without bias, which batch norm would remove, and batch norm."""
     he = initializers.he_normal()
     return conv(features, (taps, taps), stride=stride, bias=False, w_init=he), batch_norm()

@@ -1,7 +1,4 @@
-"""A layer's parameters: drawn by its initializers, and looked at before they are used; errors say which is meant.
-
-And the numbers among its settings, which may be inputs of a program.
-"""
+"""A layer's parameters: drawn by its initializers, and checked before use; and its numeric settings."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import jax.numpy as jnp
 from jaxnn.arrays import widest
 from jaxnn.errors import LayerError
 from jaxnn.records import is_array
-from jaxnn.types import DType, Initializer, InShape, Key, Params, Shape, State
+from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, Shape, State, Tree
 
 
 def drawn(kind: str, dtype: DType, **leaves: tuple[Initializer, Key, Shape]) -> Params:
@@ -32,7 +29,7 @@ def drawn(kind: str, dtype: DType, **leaves: tuple[Initializer, Key, Shape]) -> 
 
 
 def drawn_by_gates(kind: str, dtype: DType, width: int, **leaves: tuple[Initializer, Key, Shape]) -> Params:
-    """As `drawn`, the last axis in parts of this width, each gate's by itself: it has fans of its own.
+    """As `drawn`, but the last axis in parts of this width, one for each gate, each with its own fans.
 
     Raises:
         LayerError: where an initializer gives another shape.
@@ -49,13 +46,13 @@ def drawn_by_gates(kind: str, dtype: DType, width: int, **leaves: tuple[Initiali
     return params
 
 
-def nothing(layer: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+def nothing(layer: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
     """The `init` of a layer without parameters and state."""
     return {}, ()
 
 
-def check_names(kind: str, got: Any, names: tuple[str, ...], what: str = "parameters") -> None:
-    """Raises LayerError unless the parameters, or the state, have these names."""
+def check_names(kind: str, got: Tree, names: tuple[str, ...], what: str = "parameters") -> None:
+    """Raises LayerError unless the parameters, or the state, have exactly these names."""
     if not isinstance(got, Mapping) or set(got) != set(names):
         shown = sorted(got) if isinstance(got, Mapping) else repr(got)
         raise LayerError(kind, f"expects {what} {' and '.join(names)}, got {shown}", about_params=what == "parameters")
@@ -68,7 +65,7 @@ def check_shape(kind: str, params: Params, name: str, shape: Shape, what: str = 
         raise LayerError(kind, complaint, about_params=what == "parameters")
 
 
-def check_vectors(kind: str, got: Any, names: tuple[str, ...], x: Any, what: str = "parameters") -> None:
+def check_vectors(kind: str, got: Tree, names: tuple[str, ...], x: Array, what: str = "parameters") -> None:
     """Raises LayerError unless each has an entry for each feature of x."""
     check_names(kind, got, names, what)
     for name in names:
@@ -83,9 +80,9 @@ def as_given(params: Params, grads: Params) -> Params:
 
 
 def constant(value: Any, dtype: DType, f: Callable[[Any], Any] = lambda value: value) -> Any:
-    """What f makes of a number among the settings: of a Python number another, of a JAX scalar one of this dtype.
+    """The value f(setting): a Python number for a Python number, an array of this dtype for a JAX scalar.
 
-    Of a scalar it is taken in the wider of both precisions.
+    For a scalar, f is computed in the wider of the two precisions.
     """
     if not is_array(value):
         return f(value)

@@ -1,15 +1,15 @@
-"""Penalties: a cost on the parameters and its gradient, each pair standing together; against overfitting.
+"""Penalties on the parameters, against overfitting: a cost and its gradient, each pair in one place.
 
     penalty                          value                       grad             at w = 0
     l2(λ)                            ½λ Σ w²                     λw               0
     l1(λ)                            λ Σ |w|                     λ sign(w)        0, a kink
     elastic_net(λ₁, λ₂)              λ₁ Σ |w| + ½λ₂ Σ w²         λ₁ sign(w) + λ₂w 0, a kink
 
-Σ runs over the weights alone. A leaf is a weight by its name: `w`, or a name that begins with `w_`, the last part
-of its path; its rank says nothing, as the biases of `repeat` are stacked to matrices. Biases, scales and shifts
-are left alone unless `on` asks for them: a pattern of paths such as "dense_0/w", or a function that says of a path
-whether that leaf counts. A pattern chooses the leaf of that path, or all leaves of the layer of that path; in it `*`
-stands for any characters, "/" among them, `?` for one, and [01] for one of these.
+Σ runs over the weights only. A leaf is a weight if the last part of its path is `w` or begins with `w_`; its rank
+does not matter, because `repeat` stacks biases to matrices. Biases, scales and shifts are penalised only if `on`
+chooses them: a pattern of paths such as "dense_0/w", or a function that returns True for the paths to choose. A pattern
+chooses the leaf with that path, or all leaves of the layer with that path; in it `*` matches any characters, "/"
+included, `?` matches one, and [01] one of those listed.
 
     l2(1e-4)                                               # every weight
     l2(1e-4, on=everything)                                # biases too
@@ -18,8 +18,8 @@ stands for any characters, "/" among them, `?` for one, and [01] for one of thes
     l2(1e-4, on="*/w_h")                                   # leaves of that name in any layer
     l2(1e-4, on=lambda path: not path.endswith("/b"))      # by a function
 
-A penalty adds to the mean loss, whatever the batch size: `backprop(net, loss, penalty=l2(1e-4))`. Parameters that
-`share` ties are counted once, those that `repeat` stacks once for each pass. Sums are taken in at least float32.
+A penalty adds to the mean loss, whatever the batch size: `backprop(net, loss, penalty=l2(1e-4))`. Parameters tied
+by `share` count once, those stacked by `repeat` once for each pass. Sums are in at least float32.
 
 Letters: λ strength, w a weight. Strengths may be JAX scalars.
 """
@@ -62,12 +62,12 @@ def is_weight(path: str) -> bool:
 
 
 def everything(path: str) -> bool:
-    """True: every leaf counts, biases too."""
+    """True: chooses every leaf, biases too."""
     return True
 
 
 def matches(pattern: str, path: str) -> bool:
-    """True if the pattern is the leaf's path or that of a layer around it, `*`, `?` and `[…]` standing for characters.
+    """True if the pattern, with `*`, `?` and `[…]` as wildcards, is the leaf's path or that of a layer around it.
 
     >>> matches("dense_0/w", "dense_0/w"), matches("*/w", "encoder/dense_0/w"), matches("encoder", "encoder/dense_0/w")
     (True, True, True)
@@ -80,7 +80,7 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def valid_choice(what: str, on: Choice, advice: str = "") -> Choice:
-    """The choice, if it is a pattern or a function of a path; TypeError otherwise."""
+    """The choice, if it is a pattern or a function of a path; otherwise TypeError."""
     made_elsewhere = is_factory(on) and (isinstance(on, type) or on.__module__ != __name__)
     if isinstance(on, str) or (is_function(on) and accepts(on, "") and not made_elsewhere):
         return on
@@ -126,7 +126,7 @@ class _Entrywise(Penalty):
     on = cast(Any, is_weight)
     _cost = _slope = cast(Any, None)
 
-    def _strengths(self) -> dict[str, Any]:
+    def _strengths(self) -> dict[str, float | Array]:
         return {name: value for name, value in fields_of(self).items() if name != "on"}
 
     def __post_init__(self) -> None:
@@ -154,17 +154,17 @@ class _Entrywise(Penalty):
 
 
 class l2(_Entrywise):
-    """½λ Σ w², with the gradient λw: draws every weight towards 0 by a part of itself.
+    """½λ Σ w², with the gradient λw: shrinks every weight in proportion to its size.
 
     Under gradient descent it is weight decay, w ← (1 − ηλ)w − …; under Adam it is not, see `adamw`.
 
     Args:
         strength: λ ≥ 0. Nielsen's λ/n, with n examples, is this λ.
-        on: which leaves count, a pattern of paths or a function of a path; the weights by default.
+        on: the leaves to penalise, a pattern of paths or a function of a path; the weights by default.
 
     Raises:
         ValueError: if λ is negative or not finite; when used, if no leaf is chosen.
-        TypeError: if λ is not a number, `on` is neither, or a chosen leaf is not a real float.
+        TypeError: if λ is not a number, `on` is not a pattern or a function, or a chosen leaf is not a real float.
 
     Source: Hoerl & Kennard (1970), "Ridge regression"; Krogh & Hertz (1991) for networks.
 
@@ -177,19 +177,19 @@ class l2(_Entrywise):
     strength: float
     on: Choice = is_weight
 
-    def _cost(self, w: Array, strength: Any) -> Array:
+    def _cost(self, w: Array, strength: Array | float) -> Array:
         return 0.5 * strength * jnp.square(w)
 
-    def _slope(self, w: Array, strength: Any) -> Array:
+    def _slope(self, w: Array, strength: Array | float) -> Array:
         return strength * w
 
 
 class l1(_Entrywise):
-    """λ Σ |w|, with the gradient λ sign(w), 0 at 0: draws every weight towards 0 by the same amount.
+    """λ Σ |w|, with the gradient λ sign(w), 0 at 0: moves every weight towards 0 by the same amount.
 
     Args:
         strength: λ ≥ 0.
-        on: which leaves count; the weights by default.
+        on: the leaves to penalise; the weights by default.
 
     Raises:
         ValueError, TypeError: as `l2`.
@@ -204,10 +204,10 @@ class l1(_Entrywise):
     strength: float
     on: Choice = is_weight
 
-    def _cost(self, w: Array, strength: Any) -> Array:
+    def _cost(self, w: Array, strength: Array | float) -> Array:
         return strength * _size(w)
 
-    def _slope(self, w: Array, strength: Any) -> Array:
+    def _slope(self, w: Array, strength: Array | float) -> Array:
         return strength * jnp.sign(w)
 
 
@@ -217,7 +217,7 @@ class elastic_net(_Entrywise):
     Args:
         l1_strength: λ₁ ≥ 0.
         l2_strength: λ₂ ≥ 0.
-        on: which leaves count; the weights by default.
+        on: the leaves to penalise; the weights by default.
 
     Raises:
         ValueError, TypeError: as `l2`.
@@ -233,10 +233,10 @@ class elastic_net(_Entrywise):
     l2_strength: float
     on: Choice = is_weight
 
-    def _cost(self, w: Array, first: Any, second: Any) -> Array:
+    def _cost(self, w: Array, first: Array | float, second: Array | float) -> Array:
         return first * _size(w) + 0.5 * second * jnp.square(w)
 
-    def _slope(self, w: Array, first: Any, second: Any) -> Array:
+    def _slope(self, w: Array, first: Array | float, second: Array | float) -> Array:
         return first * jnp.sign(w) + second * w
 
 

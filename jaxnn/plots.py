@@ -225,7 +225,7 @@ def schedules(rates: Mapping[str, Callable[[Any], Any]], steps: int, *, log: boo
         TypeError: if rates is no mapping.
         ValueError: if it is empty, or steps below 2.
 
-    >>> figure = schedules({"stairs": step(0.1, 0.5, every=200)}, steps=1000)  # doctest: +SKIP
+    >>> figure = schedules({"stairs": step_decay(0.1, factor=0.5, every=200)}, steps=1000)  # doctest: +SKIP
     """
     _named("schedules", "rates", rates)
     steps = whole_number("plots.schedules: steps", steps, least=2)

@@ -78,6 +78,8 @@ class Record:
     shown_as: ClassVar[str] = ""  # the name in `repr`, where it is not the class's
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            _check_positions(cls, args, kwargs)
         return object.__new__(cls.__dict__.get("made_as") or cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -172,6 +174,20 @@ def init_of(cls: type) -> Any:
     init.__qualname__, init.__module__ = f"{shown}.__init__", cls.__module__
     init.__annotations__ = {**{field.name: field.type for field in fields}, "return": None}
     return init
+
+
+def _check_positions(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises TypeError where values are given by position for fields that are taken by keyword alone."""
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    firsts, settings = ([f.name for f in fields if f.kw_only is kw_only] for kw_only in (False, True))
+    if len(args) <= len(firsts) or not settings:
+        return
+    free = [name for name in settings if name not in kwargs]
+    which = f"{len(firsts)} arguments" if len(firsts) != 1 else "argument"
+    taken = f"only its first {which}, {' and '.join(firsts)}, by position" if firsts else "no argument by position"
+    named = [f"{name}={written(value)}" for name, value in zip(free, args[len(firsts) :], strict=False)]
+    advice = f"give {', '.join(named)}" if named else f"got {written(args[len(firsts)])} beside all the others"
+    raise TypeError(f"{vars(cls).get('shown_as') or cls.__name__} takes {taken}: {advice}")
 
 
 def _is_required(field: Any) -> bool:

@@ -1,8 +1,8 @@
-"""What a recurrent layer reads: sequences, a mask where their lengths differ, a state to begin with.
+"""Sequences, the input of recurrent layers: values, a mask for lengths that differ, and an initial state.
 
-Layers that work on each step alone take such a record as well, and hand mask and state on: `over_steps`. Combinators
-work on its values (`values_of`, `with_values`), put branches together (`joined`, `parted`) and turn time round
-(`turned`): what treats `Sequences` unlike arrays is here.
+Layers that work on each step separately take `Sequences` too, and pass mask and state on (`over_steps`). Combinators
+work on the values (`values_of`, `with_values`), join branches (`joined`, `parted`) and reverse time (`turned`). All
+code that treats `Sequences` and arrays differently is in this module.
 
 N batch, T time, D features in, H width of the state.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,16 @@ from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Par
 
 @shown()
 class Sequences(NamedTuple):
-    """A batch of sequences for a recurrent layer; `()` stands for what is left out, and for the δ of the mask.
+    """A batch of sequences for a recurrent layer; `()` stands for a part that is left out, and for the δ of the mask.
 
     Attributes:
-        values: [N, T, D], or tokens [N, T] for `embedding`. It hands the mask on, as `dense`, `dropout`, `layer_norm`,
-            `rms_norm`, `softmax` and activations do; `residual` adds values and `parallel` joins them. Where the mask
-            is False, recurrent layers and `embedding` do not look: NaN and indices out of range do no harm there;
-            losses and metrics do not count what a network gives there.
-        mask: [N, T] of booleans, True where there is something to read; all of it without a mask. A step that is
-            masked leaves the state as it was, wherever it stands.
-        initial: the state before the first step, zeros without one: [N, H] of `rnn` and `gru`, a pair (h, c) of such
+        values: [N, T, D], or tokens [N, T] for `embedding`. `embedding` passes the mask on, as do `dense`, `dropout`,
+            `layer_norm`, `rms_norm`, `softmax` and activations; `residual` adds values and `parallel` joins them. Where
+            the mask is False, recurrent layers and `embedding` ignore the values, NaN and indices out of range
+            included, and losses and metrics ignore the network's output.
+        mask: [N, T] of booleans, True at the steps to read; without a mask, all of them. A masked step, at any
+            position, leaves the state unchanged.
+        initial: the state before the first step, by default zeros: [N, H] of `rnn` and `gru`, a pair (h, c) of such
             of `lstm`, a pair (forwards, backwards) of states in `bidirectional`.
 
     >>> import jax
@@ -47,28 +47,28 @@ class Sequences(NamedTuple):
     [0.96, 0.76]
     """
 
-    values: Any
-    mask: Any = ()
-    initial: Any = ()
+    values: Tree
+    mask: Tree = ()
+    initial: Tree = ()
 
 
-def as_sequences(x: Any) -> Sequences:
+def as_sequences(x: Tree) -> Sequences:
     """An array as sequences without mask and initial state."""
     return x if isinstance(x, Sequences) else Sequences(x)
 
 
 def is_given(part: Tree) -> bool:
-    """False for the `()` that stands for a mask or a state left out."""
+    """False for `()`, a mask or a state that is left out."""
     return isinstance(part, Outline) or not (isinstance(part, tuple) and not part)
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- checks
 
 
-def read_sequences(kind: str, x: Any, parts: tuple[str, ...], width: int) -> Sequences:
-    """Makes x `Sequences` of the right shapes and dtypes; errors blame the input.
+def read_sequences(kind: str, x: Tree, parts: tuple[str, ...], width: int) -> Sequences:
+    """The input as `Sequences`, its shapes and dtypes checked; errors name the input.
 
-    `parts` names the arrays of a state, such as h and c.
+    `parts` are the names of the state's arrays, such as h and c.
     """
     x = as_sequences(x)
     shape = _values_shape(kind, x.values)
@@ -79,7 +79,7 @@ def read_sequences(kind: str, x: Any, parts: tuple[str, ...], width: int) -> Seq
     return x
 
 
-def _values_shape(kind: str, values: Any) -> Shape:
+def _values_shape(kind: str, values: Tree) -> Shape:
     shape = features(kind, values)
     if len(shape) != 3:
         advice = (
@@ -91,7 +91,7 @@ def _values_shape(kind: str, values: Any) -> Shape:
     return shape
 
 
-def _check_mask(kind: str, mask: Any, expected: Shape) -> None:
+def _check_mask(kind: str, mask: Tree, expected: Shape) -> None:
     shape, dtype = getattr(mask, "shape", None), getattr(mask, "dtype", None)
     if shape is None or dtype is None:
         raise LayerError(kind, f"expects a mask of shape {expected}, got {type(mask).__name__}")
@@ -103,7 +103,7 @@ def _check_mask(kind: str, mask: Any, expected: Shape) -> None:
         )
 
 
-def _check_initial(kind: str, initial: Any, parts: tuple[str, ...], expected: Shape) -> None:
+def _check_initial(kind: str, initial: Tree, parts: tuple[str, ...], expected: Shape) -> None:
     states = (initial,) if len(parts) == 1 else initial
     names = f"({', '.join(parts)})"
     if not isinstance(states, tuple) or len(states) != len(parts):
@@ -119,11 +119,11 @@ def _check_initial(kind: str, initial: Any, parts: tuple[str, ...], expected: Sh
             raise LayerError(kind, f"expects an initial {name} of floats, got {state.dtype}")
 
 
-# ---------------------------------------------------------------- layers that work on each step alone
+# ---------------------------------------------------------------- layers that work on each step separately
 
 
 def hidden(values: Array, mask: Array) -> Array:
-    """The values with 0 where they are masked: what stands there must not reach a product, where 0 · NaN is NaN."""
+    """The values, 0 where they are masked: a product would make NaN of 0 · NaN."""
     return jnp.where(mask[..., None], values, 0)
 
 
@@ -138,10 +138,10 @@ L = TypeVar("L", bound=Layer)
 
 
 def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type[L]]:
-    """A class of layers that work on each step alone now takes `Sequences` too: f of their values, with their mask.
+    """A decorator: layers that work on each step separately take `Sequences` too, and apply f to the values.
 
-    With `hide` it sees 0 where the mask is False. Values with a mask have `rank` axes at least: a layer that reads the
-    last axis as features needs 3, or it would mix the steps.
+    With `hide`, values are 0 where the mask is False. Values with a mask have at least `rank` axes: a layer that reads
+    the last axis as features needs 3, or it would mix the steps.
     """
 
     def decorate(cls: type[L]) -> type[L]:
@@ -149,12 +149,12 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
         axes_of = cls.batch_axes
 
         @wraps(init_of)
-        def init(self: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        def init(self: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
             return init_of(self, key, in_shape.values if isinstance(in_shape, Sequences) else in_shape, dtype)
 
         @wraps(forward_of)
         def forward(
-            self: Any, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+            self: Layer, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
         ) -> Forward:
             if not isinstance(x, Sequences):
                 return forward_of(self, params, state, x, train=train, rng=rng)
@@ -165,7 +165,7 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
             return x._replace(values=y), state, _OfSequences(tape, outline((x.mask, x.initial)))
 
         @wraps(backward_of)
-        def backward(self: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        def backward(self: Layer, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
             if not isinstance(tape, _OfSequences):
                 return backward_of(self, params, tape, delta)
             if not isinstance(delta, Sequences):
@@ -175,13 +175,13 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
             return delta._replace(values=delta_in), grads
 
         @wraps(factors_of)
-        def factors(self: Any, params: Params, tape: Tree, delta: Any) -> Tree:
+        def factors(self: Layer, params: Params, tape: Tree, delta: Tree) -> Tree:
             if not isinstance(tape, _OfSequences):
                 return factors_of(self, params, tape, delta)
             return factors_of(self, params, tape.of_values, delta.values)
 
         @wraps(axes_of)
-        def batch_axes(self: Any, tape: Tree) -> Tree:
+        def batch_axes(self: Layer, tape: Tree) -> Tree:
             if not isinstance(tape, _OfSequences):
                 return axes_of(self, tape)
             axes = axes_of(self, tape.of_values)
@@ -195,7 +195,7 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
 
 
 def _check_masked(kind: str, x: Sequences, rank: int) -> None:
-    """There is an entry of the mask for each step, and the axis of time is not that of the features."""
+    """Raises LayerError unless the mask has an entry for each step, and time is not the axis of features."""
     shape = tuple(x.values.shape)
     if len(shape) < rank:
         expected = "sequences [N, T, D]" if rank == 3 else "sequences [N, T, …]"
@@ -203,7 +203,7 @@ def _check_masked(kind: str, x: Sequences, rank: int) -> None:
     _check_mask(kind, x.mask, shape[:2])
 
 
-def tokens_seen(kind: str, x: Sequences) -> Any:
+def tokens_seen(kind: str, x: Sequences) -> Tree:
     """The tokens [N, T], 0 where they are masked."""
     if not is_given(x.mask) or not hasattr(x.values, "shape"):
         return x.values
@@ -214,23 +214,23 @@ def tokens_seen(kind: str, x: Sequences) -> Any:
 # ---------------------------------------------------------------- combinators
 
 
-def values_of(x: Any) -> Any:
-    """The array, of Sequences their values."""
+def values_of(x: Tree) -> Tree:
+    """The array, or the values of Sequences."""
     return x.values if isinstance(x, Sequences) else x
 
 
-def with_values(x: Any, values: Any) -> Any:
-    """The same with other values: a mask and an initial state stay."""
+def with_values(x: Tree, values: Tree) -> Tree:
+    """The array or the Sequences with other values; mask and initial state stay."""
     return x._replace(values=values) if isinstance(x, Sequences) else values
 
 
-def masks_of(x: Any) -> list[Array]:
-    """The mask, where there is one."""
+def masks_of(x: Tree) -> list[Array]:
+    """The mask in a list, empty without one."""
     return [x.mask] if isinstance(x, Sequences) and is_given(x.mask) else []
 
 
-def _in_one_form(kind: str, outputs: dict[str, Any]) -> bool:
-    """Whether the outputs by name are `Sequences`; raises LayerError where some are and some not: masks would go."""
+def _in_one_form(kind: str, outputs: dict[str, Tree]) -> bool:
+    """Whether the outputs by name are `Sequences`; raises LayerError for a mixture, which would lose masks."""
     given = {isinstance(y, Sequences) for y in outputs.values()}
     if len(given) > 1:
         shown = ", ".join(f"{name}: {type(y).__name__}" for name, y in outputs.items())
@@ -238,16 +238,16 @@ def _in_one_form(kind: str, outputs: dict[str, Any]) -> bool:
     return given == {True}
 
 
-def joined(kind: str, values: Any, outputs: dict[str, Any]) -> Any:
-    """Values made of those of several outputs, with the mask and the state of the first that hands them on."""
+def joined(kind: str, values: Tree, outputs: dict[str, Tree]) -> Tree:
+    """Values combined from several outputs, with the mask and the state of the first output that has them."""
     if not _in_one_form(kind, outputs):
         return values
     first = lambda parts: next(filter(is_given, parts), ())  # noqa: E731
     return Sequences(values, first(y.mask for y in outputs.values()), first(y.initial for y in outputs.values()))
 
 
-def parted(delta: Any, deltas: list[Any], outputs: list[Any]) -> list[Any]:
-    """The δ of each of several outputs: values `deltas`, and that of the state for the first that handed it on."""
+def parted(delta: Tree, deltas: list[Tree], outputs: list[Tree]) -> list[Tree]:
+    """The δ of each of several outputs: the values `deltas`, and the state's for the first output that has a state."""
     if not isinstance(delta, Sequences):
         return deltas
     nothing = lambda s: jnp.zeros(s.shape, s.dtype)  # noqa: E731
@@ -259,15 +259,15 @@ def parted(delta: Any, deltas: list[Any], outputs: list[Any]) -> list[Any]:
     ]
 
 
-def turned(x: Any) -> Any:
-    """The same with time turned round, its second axis; what has none is as it was, such as () for a δ."""
+def turned(x: Tree) -> Tree:
+    """Time, the second axis, reversed; what has no such axis is unchanged, such as () for a δ."""
     if isinstance(x, Sequences):
         return x._replace(values=turned(x.values), mask=turned(x.mask))
     return x[:, ::-1] if getattr(x, "ndim", 0) > 1 else x
 
 
-def both_ways(kind: str, x: Any) -> tuple[Any, Any]:
-    """What each direction of time reads: x with its own of the pair of initial states."""
+def both_ways(kind: str, x: Tree) -> tuple[Tree, Tree]:
+    """The inputs of the two directions: x with the initial state of each."""
     if not isinstance(x, Sequences) or not jax.tree.leaves(x.initial):
         return x, x
     if not isinstance(x.initial, tuple) or len(x.initial) != 2:
@@ -276,8 +276,8 @@ def both_ways(kind: str, x: Any) -> tuple[Any, Any]:
     return x._replace(initial=there), x._replace(initial=back)
 
 
-def of_both_ways(kind: str, values: Any, outputs: dict[str, Any]) -> Any:
-    """Values that were made of those of both directions, with the mask of the first and the pair of their states."""
+def of_both_ways(kind: str, values: Tree, outputs: dict[str, Tree]) -> Tree:
+    """Values combined from both directions, with the mask of the first and the pair of their states."""
     if not _in_one_form(kind, outputs):
         return values
     there, back = outputs.values()

@@ -1,15 +1,15 @@
-"""When to stop, when to slow down, what to keep: pure state machines that read one metric after another.
+"""Early stopping, plateaus and the best state: pure state machines that read one metric after another.
 
-`init() -> state`; `update(state, metric) -> (state, decision)`. They run in a Python loop, inside `scan` and under
-`vmap`, with the same answer. A metric m improves on the best b so far if it is better by more than a minimum ε, or,
-where `relative`, by more than ε·|b|, so that negative metrics are treated alike. A metric that is not finite is a
-failure: it never improves, and the decision says `failed`.
+`init() -> state`; `update(state, metric) -> (state, decision)`. They give the same results in a Python loop, inside
+`scan` and under `vmap`. A metric m improves on the best b so far if it is better by more than a minimum ε or, with
+`relative`, by more than ε·|b|, so that negative metrics are treated alike. A metric that is not finite is a failure:
+it never improves, and the decision says `failed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import KW_ONLY, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import jax
@@ -34,13 +34,13 @@ def __dir__() -> list[str]:
 class Monitor(Shown):
     """A state machine: `init(...) -> state`, `update(state, metric, ...) -> (state, decision)`.
 
-    `maximise` says which way is better. One of one's own is `Monitor(init, update, maximise)`.
+    `maximise` is True where a greater metric is better. `Monitor(init, update, maximise)` makes one from two functions.
     """
 
     if TYPE_CHECKING:
 
         def __init__(
-            self, init: Callable[..., Any], update: Callable[..., tuple[Any, Any]], maximise: bool = False
+            self, init: Callable[..., Tree], update: Callable[..., tuple[Tree, Tree]], maximise: bool = False
         ) -> None: ...
 
     maximise = cast(Any, False)
@@ -48,12 +48,12 @@ class Monitor(Shown):
 
 
 class OwnMonitor(Monitor):
-    """A machine of a user's functions."""
+    """A machine made from a user's functions."""
 
     shown_as = "Monitor"
 
-    init: Any = field()
-    update: Any = field()
+    init: Callable[..., Tree] = field()
+    update: Callable[..., tuple[Tree, Tree]] = field()
     maximise: bool = False
 
 
@@ -62,14 +62,14 @@ Monitor.made_as = OwnMonitor
 
 @shown()
 class Progress(NamedTuple):
-    """What `early_stopping` and `reduce_on_plateau` remember.
+    """The state of `early_stopping` and `reduce_on_plateau`.
 
     Attributes:
         best_metric: the best metric so far; ±∞ before the first.
         waited: metrics in a row without improvement, int32.
-        cooling: metrics that are still not counted after a reduction, int32.
+        cooling: metrics still to be ignored after a reduction, int32.
         scale: the factor for updates, 1 at first.
-        stopped: True once training should have stopped.
+        stopped: True once training should stop.
     """
 
     best_metric: Array
@@ -81,7 +81,7 @@ class Progress(NamedTuple):
 
 @shown()
 class Decision(NamedTuple):
-    """What is to be done: stop?, the factor for updates, and why: improved, failed."""
+    """What to do (stop, and the factor for updates), and why (improved, failed)."""
 
     stop: Array
     scale: Array
@@ -91,7 +91,7 @@ class Decision(NamedTuple):
 
 @shown()
 class Best(NamedTuple):
-    """What `keep_best` keeps: the best metric and a copy of the tree that had it, often the parameters."""
+    """The state of `keep_best`: the best metric, and a copy of the tree that achieved it, often the parameters."""
 
     metric: Array
     kept: Tree
@@ -99,7 +99,7 @@ class Best(NamedTuple):
 
 @shown()
 class Monitors(NamedTuple):
-    """What the machines of one training remember; None where there is no such machine."""
+    """The states of the machines of one training; None for a machine that is not used."""
 
     stopping: Progress | None = None
     plateau: Progress | None = None
@@ -107,7 +107,7 @@ class Monitors(NamedTuple):
 
 
 class early_stopping(Monitor):
-    """Stops at the `patience`-th metric in a row without improvement, or at a failure; and stays stopped.
+    """Stops at the `patience`-th metric in a row without improvement, or at a failure, and remains stopped.
 
     Raises:
         ValueError: if the patience is below 1, or the minimum improvement negative.
@@ -125,6 +125,7 @@ class early_stopping(Monitor):
     """
 
     patience: int
+    _: KW_ONLY
     min_improvement: float = 0.0
     relative: bool = False
     maximise: bool = False
@@ -144,8 +145,8 @@ class early_stopping(Monitor):
 class reduce_on_plateau(Monitor):
     """Multiplies the scale by `factor` at the `patience`-th metric in a row without improvement.
 
-    The next `cooldown` metrics may improve the best and are not counted otherwise. The scale stays at least `least`.
-    Multiply updates by `decision.scale`: that works for every optimizer.
+    The next `cooldown` metrics may improve the best, but are not counted. The scale never falls below
+    `min_scale`. Multiply updates by `decision.scale`: that works for every optimizer.
 
     Raises:
         ValueError: if the factor is not between 0 and 1, or another number out of range.
@@ -161,12 +162,13 @@ class reduce_on_plateau(Monitor):
     """
 
     factor: float = 0.1
+    _: KW_ONLY
     patience: int = 10
     min_improvement: float = 0.0
     relative: bool = False
     maximise: bool = False
     cooldown: int = 0
-    least: float = 0.0
+    min_scale: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -174,7 +176,7 @@ class reduce_on_plateau(Monitor):
         self._set(
             factor=number(f"{where}: factor", self.factor, above=0.0, below=1.0),
             cooldown=whole_number(f"{where}: cooldown", self.cooldown, least=0),
-            least=number(f"{where}: least", self.least, least=0.0, most=1.0),
+            min_scale=number(f"{where}: min_scale", self.min_scale, least=0.0, most=1.0),
         )
 
     def init(self) -> Progress:
@@ -182,7 +184,7 @@ class reduce_on_plateau(Monitor):
 
     def update(self, state: Progress, metric: Array) -> tuple[Progress, Decision]:
         read, late, improved, failed = _read(self, state, metric)
-        factor, least = (in_dtype(setting, state.scale.dtype) for setting in (self.factor, self.least))
+        factor, least = (in_dtype(setting, state.scale.dtype) for setting in (self.factor, self.min_scale))
         scale = jnp.where(late, jnp.maximum(state.scale * factor, least), state.scale)
         new = read._replace(
             waited=jnp.where(late, 0, read.waited),
@@ -193,7 +195,7 @@ class reduce_on_plateau(Monitor):
 
 
 class keep_best(Monitor):
-    """Keeps the tree that had the best finite metric, the first among equals.
+    """Keeps the tree with the best finite metric, the first of equals.
 
     `init(tree) -> Best` copies, so that donating the tree loses nothing; `update(best, metric, tree) -> (Best,
     improved)`. The tree may be a network's parameters, a whole TrainState, or any other.
@@ -223,10 +225,10 @@ class keep_best(Monitor):
 class together(Monitor):
     """Up to three machines that read the same metric, as one.
 
-    `init(tree) -> Monitors`; `update(monitors, metric, tree) -> (Monitors, Decision)`: stop is what `stopping`
-    says, scale what `plateau` says, improved what `keep` says, or else the first of the others. `fit` is driven by it.
-    The tree is what `keep` keeps. Once `stopping` has stopped nothing changes any
-    more, so that a loop that cannot be left, as in `scan` or under `vmap`, ends with what one that is left ends with.
+    `init(tree) -> Monitors`; `update(monitors, metric, tree) -> (Monitors, Decision)`: `stop` comes from
+    `stopping`, `scale` from `plateau`, and `improved` from `keep`, or else from the first of the others. `fit` uses it.
+    The tree is what `keep` keeps. Once `stopping` has stopped, nothing changes any more: a loop that cannot be left
+    early, as in `scan` or under `vmap`, ends with the same states as one that can.
 
     Raises:
         ValueError: if one maximises what another minimises.
@@ -240,6 +242,7 @@ class together(Monitor):
     """
 
     stopping: Monitor | None = None
+    _: KW_ONLY
     plateau: Monitor | None = None
     keep: Monitor | None = None
 
@@ -306,7 +309,7 @@ def _first(maximise: bool) -> Progress:
 
 
 def _read(monitor: Waiting, state: Progress, metric: Array) -> tuple[Progress, Array, Array, Array]:
-    """The best and the counts after another metric; whether it is one too many, improves, is a failure."""
+    """The state after another metric; whether patience has run out, the metric improves, and it is a failure."""
     metric = jnp.asarray(metric).astype(state.best_metric.dtype)
     failed = ~jnp.isfinite(metric)
     needed = in_dtype(monitor.min_improvement, state.best_metric.dtype)
@@ -322,7 +325,7 @@ def _worst(maximise: bool) -> Array:
     return jnp.asarray(-jnp.inf if maximise else jnp.inf, jnp.result_type(float))
 
 
-def _improves(metric: Array, best: Array, least: Any, relative: bool, maximise: bool) -> Array:
+def _improves(metric: Array, best: Array, least: Array | float, relative: bool, maximise: bool) -> Array:
     gain = metric - best if maximise else best - metric
     needed = jnp.where(jnp.isfinite(best), least * jnp.abs(best), 0) if relative else least  # ∞ − ∞ is NaN
     return jnp.isfinite(metric) & (gain > needed)

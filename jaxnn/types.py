@@ -1,6 +1,6 @@
-"""What passes and training give and take, and one path to the interfaces and the aliases.
+"""Arguments and results of passes and training, and one path to the interfaces and the aliases.
 
-These are NamedTuples of arrays. What is made of settings (layers, losses, optimizers, …) is a `records.Record`.
+These are NamedTuples of arrays. Layers, losses, optimizers, …, which are made of settings, are `records.Record`s.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def __dir__() -> list[str]:
 
 
 class Use(NamedTuple):
-    """A leaf layer in use, as a reading sees it; under `repeat` and `share` once in each pass.
+    """A leaf layer in use, as a reading sees it; under `repeat` and `share`, once in each pass.
 
-    What is not known yet, or not any more, is None. On the way forward (`Reading.keep`) there are x, y, state, rng and
-    the tape, on the way back (`Reading.note`) the tape, delta, grads and kept.
+    A field that is not available is None. Forward (`Reading.keep`), x, y, state, rng and tape are available; backward
+    (`Reading.note`), tape, delta, grads and kept.
 
     Attributes:
         layer: the layer.
         params: its parameters.
-        tape: what its forward keeps for its backward.
+        tape: kept by its forward for its backward.
         delta: ∂(Σ wₙCₙ)/∂y, the textbook's δ: Σw times what the recursion of `backprop` carries.
         grads: ∂(Σ wₙCₙ)/∂params, in the same unit.
-        kept: what the reading kept on the way forward; () without.
+        kept: what the reading kept in the forward pass; () without `keep`.
         x: the layer's input.
         y: its output.
         state: its state before the pass.
@@ -66,26 +66,26 @@ class Use(NamedTuple):
     layer: Any
     params: Params
     tape: Tree = None
-    delta: Any = None
+    delta: Tree = None
     grads: Params = None
     kept: Tree = ()
-    x: Any = None
-    y: Any = None
+    x: Tree = None
+    y: Tree = None
     state: State = None
-    rng: Any = None
+    rng: Key | None = None
 
 
 class Reading(Record):
-    """Something that is read at every leaf layer while δ passes.
+    """A quantity that is read at every leaf layer in the backward pass.
 
     Attributes:
         name: its key in `Pass.readings`.
-        note: `note(use) ->` a pytree of arrays of fixed shape, at each `Use` of a layer on the way back.
-        keep: `keep(use) ->` a pytree of arrays, on the way forward: what note finds in `use.kept`. None keeps nothing.
-        finish: `finish(noted) ->` a pytree, once for each leaf layer: noted has a leading axis for the uses
-            that share them, of 1 where there is one. Under `repeat` it is called for each pass, its results stacked.
-            Without it notes stay as they are, with a leading axis for each loop around the layer.
-        total: `total(tree) ->` anything, of what there is by then of the whole network, keyed like params.
+        note: `note(use) ->` a pytree of arrays of fixed shape, at each `Use` of a layer in the backward pass.
+        keep: `keep(use) ->` a pytree of arrays, in the forward pass; `note` finds it in `use.kept`.
+        finish: `finish(noted) ->` a pytree, once for each leaf layer: `noted` has a leading axis for the uses that
+            share the parameters, of size 1 for a single use. Under `repeat` it is called for each pass and the results
+            are stacked. Without it notes stay as they are, with a leading axis for each loop around the layer.
+        total: `total(tree) ->` anything, once, of the readings of the whole network, keyed like params.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxnn import backprop
@@ -116,7 +116,7 @@ class Reading(Record):
             except TypeError:
                 given = "note(use), where use has layer, params, tape, delta and grads" if what == "note" else ""
                 raise TypeError(f"Reading: {what} is called with one argument: {given or f'{what}(…)'}") from None
-            except ValueError:  # a function that tells nothing of its arguments
+            except ValueError:  # a function without a signature
                 pass
 
     def __repr__(self) -> str:
@@ -125,22 +125,22 @@ class Reading(Record):
 
 @shown(pass_line, pass_table)
 class Pass(NamedTuple):
-    """What one forward and backward pass gives.
+    """The result of a forward and a backward pass.
 
     Attributes:
         loss: scalar, Σ wₙCₙ / Σ wₙ plus the penalty.
         grads: ∂loss/∂params, a tree like params.
         state: the network's new state.
         output: the network's output, [N, …].
-        readings: one entry per reading asked for, each keyed like params by layer name.
-        weight: scalar, Σ wₙ, the number of examples without weights: what the loss is a mean over, so that the
-            means of several batches can be put together. Where entries have weights or a mask, wₙ is their mean.
+        readings: one entry per reading in `read`, each keyed like params by layer name.
+        weight: scalar, Σ wₙ, without weights the number of examples: the denominator of the mean, by which means of
+            several batches are combined. Where entries have weights or a mask, wₙ is their mean.
     """
 
     loss: Array
     grads: Params
     state: State
-    output: Any
+    output: Tree
     readings: dict[str, Tree]
     weight: Array
 
@@ -158,26 +158,26 @@ EPOCH_START = EpochStart()
 
 @shown(state_line, state_table)
 class TrainState(NamedTuple):
-    """All that training changes; a pytree of arrays, and all that is needed to go on.
+    """The state of training: a pytree of all arrays that it changes and needs to continue.
 
     The key of a step is `fold_in(key, step)`; an epoch's order is drawn from `fold_in(key, epoch)`. The last two
-    fields are the cursor: `train_epoch` and `fit` go on from there and move it; a step by hand (`train_step`), which
+    fields are the cursor: `train_epoch` and `fit` continue from it and move it; a step by hand (`train_step`), which
     is given its batch, does not.
 
     Attributes:
         params: the parameters.
-        state: the network's state (running statistics); () where there is none.
+        state: the network's state (running statistics); () without one.
         opt_state: the optimizer's state.
-        step: how many steps have been taken, int32.
+        step: the number of steps taken, int32.
         key: a typed PRNG key.
-        epoch: how many epochs have been finished, int32.
-        position: how many examples of the epoch have been seen, int32. Between two epochs it is `EPOCH_START`, a 0 that
-            a compiled program knows and does not count among the arrays.
+        epoch: the number of epochs finished, int32.
+        position: the number of examples seen in this epoch, int32. Between two epochs it is `EPOCH_START`, a static 0,
+            which is not among the arrays of a compiled program.
     """
 
     params: Params
     state: State
-    opt_state: Any
+    opt_state: Tree
     step: Array
     key: Key
     epoch: Array | int = 0
@@ -186,19 +186,19 @@ class TrainState(NamedTuple):
 
 @shown(fit_line, fit_table)
 class Fit(NamedTuple):
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
-        train_state: the state after the last epoch; hand it to `fit` again to go on. Where training was stopped early
-            it is the best one, unless `restore_best=False`.
+        train_state: the state after the last epoch; give it to `fit` to continue. If training stopped early, it is the
+            best state, unless `restore_best=False`.
         history: one list per quantity with one float per epoch: loss, without the penalty, seconds, the metrics, and
-            validation_loss, validation_<metric> where there is a validation set; penalty, update_scale
-            and skipped where there is a `penalty`, a `plateau` or a `skip_nonfinite`.
-        best: the state after the best epoch, where one was kept.
-        best_epoch: which one that is, counted from 1 over the whole training.
-        stopped: True where training was stopped early.
+            validation_loss, validation_<metric> with a validation set; penalty, update_scale and skipped with a
+            `penalty`, a `plateau` or `skip_nonfinite`.
+        best: the state after the best epoch, if it was kept.
+        best_epoch: the number of that epoch, from 1 over the whole training.
+        stopped: True if training stopped early.
         why: why it ended, in words.
-        monitors: what the machines remember (`stopping.Monitors`); hand it to `fit` again with the state.
+        monitors: the states of the machines (`stopping.Monitors`); give them to `fit` together with the state.
         diagnostics: a `diagnostics.Diagnosis` for each step that was measured.
     """
 
@@ -213,10 +213,10 @@ class Fit(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """What an instrumented layer carries in place of its parameters (going in) or gradients (coming out).
+    """Parameters (in) or gradients (out) of an instrumented layer, with what the instrument adds.
 
-    `share` is the one combinator for which the two parts differ: `tied` is the same for, and summed over,
-    all uses of the layer; `own` has an entry for each use.
+    The two parts differ under `share` only: `tied` is the same for all uses of the layer, and summed over them; `own`
+    has an entry for each use.
     """
 
     tied: Tree

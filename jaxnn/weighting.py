@@ -1,12 +1,12 @@
-"""Which entries of a batch count, and how much: weights, masks, and the means that come of them.
+"""Weights and masks of a batch's entries, and weighted means.
 
 A cost or a figure of merit c has one value for each example, [N], or one for each entry of an example (steps, pixels),
 [N, …]. With weights w, [N] or one for each entry, and the mask m of `Sequences`,
 
     wₙ = mean w·m,   Cₙ = Σ w·m·c / Σ w·m,   C = Σ wₙCₙ / Σ wₙ = Σ w·m·c / Σ w·m over everything,
 
-where mean and Σ of an example run over its entries. All ones, and a mask that hides nothing, change nothing. An entry
-of weight 0 counts nothing, whatever its target is, and even if its prediction is NaN.
+where mean and Σ of an example run over its entries. Weights of 1 and a mask that hides nothing change nothing. An entry
+of weight 0 does not count, whatever its target, and even if its prediction is NaN.
 
 Letters: N batch, T time, P entries of an example.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,49 +24,49 @@ import jax.numpy as jnp
 from jaxnn.arrays import accumulator, is_concrete, is_floating
 from jaxnn.sequences import masks_of, values_of
 from jaxnn.shapes import batch_size
-from jaxnn.types import Array, DType, Shape
+from jaxnn.types import Array, DType, Shape, Tree
 
-Rule = Callable[[Any, Any], Array]  # (prediction, target) -> [N], or [N, …]
-MODERATE = 2.0**63  # weights of which the largest lies between this and its inverse add up in any float of 32 bits
+Rule = Callable[[Tree, Tree], Array]  # (prediction, target) -> [N], or [N, …]
+MODERATE = 2.0**63  # weights whose largest lies between this and its inverse can be summed in float32
 
 
 class Weighted(NamedTuple):
-    """A prediction and a target, and what their entries weigh.
+    """A prediction and a target with the weights of their entries.
 
     Attributes:
-        prediction: without a mask; where an entry weighs nothing, that of the first entry of its example which does.
+        prediction: without a mask; an entry of weight 0 is replaced by the first entry of its example that counts.
         target: likewise.
-        weights: w·m, [N] or one for each entry, as `usable_weights` gives them; None where all count alike.
-        unit: of the weights.
+        weights: w·m, [N] or one for each entry, as `usable_weights` gives them; None where all weights are 1.
+        unit: the unit of the weights.
     """
 
-    prediction: Any
-    target: Any
+    prediction: Tree
+    target: Tree
     weights: Array | None
     unit: Array | None
 
     @property
     def by_entry(self) -> bool:
-        """Whether entries are weighted, and not examples alone."""
+        """Whether entries have weights, and not examples only."""
         return self.weights is not None and self.weights.ndim > 1
 
 
-# ---------------------------------------------------------------- what counts
+# ---------------------------------------------------------------- entries that count
 
 
-def weighted(what: str, entries: Rule | None, prediction: Any, target: Any, weights: Array | None) -> Weighted:
-    """The prediction and the target as arrays, with what their entries weigh.
+def weighted(what: str, entries: Rule | None, prediction: Tree, target: Tree, weights: Array | None) -> Weighted:
+    """The prediction and the target as arrays, with the weights of their entries.
 
     Args:
         what: the name of the loss or metric, for errors.
-        entries: `(prediction, target) -> [N, …]`, the cost of each entry; None where there is no such rule.
+        entries: `(prediction, target) -> [N, …]`, the cost of each entry; None without such a rule.
         prediction: [N, …], or `Sequences` of such, or a tree.
         target: likewise.
         weights: [N], or one for each entry; None for 1.
 
     Raises:
         ValueError: if weights or masks do not fit the entries, if they have further axes and there is no rule for
-            entries, or, outside jit, if a mask leaves nothing to count.
+            entries, or, outside jit, if no entry counts.
     """
     (prediction, *masks), (target, *others) = _unmasked(prediction), _unmasked(target)
     masks += others
@@ -91,9 +91,9 @@ def weighted(what: str, entries: Rule | None, prediction: Any, target: Any, weig
 
 
 def figures_of(demand: str, value: Rule, entries: Rule | None, case: Weighted) -> Array:
-    """One number for each example, [N], or, where entries are weighted, for each of those, [N, …].
+    """One number for each example, [N], or, where entries have weights, for each entry, [N, …].
 
-    Raises ValueError, with the demand, if value gives no [N]: a mean over the batch, or a cost per entry, is another.
+    Raises ValueError, beginning with `demand`, if `value` does not return [N], but a mean over the batch, say.
     """
     n = batch_size("output", case.prediction)
     if case.by_entry:
@@ -105,20 +105,20 @@ def figures_of(demand: str, value: Rule, entries: Rule | None, case: Weighted) -
     return found
 
 
-def _unmasked(x: Any) -> list[Any]:
-    """The values, and behind them the mask, where there is one."""
+def _unmasked(x: Tree) -> list[Tree]:
+    """The values, followed by the mask if there is one."""
     return [values_of(x), *masks_of(x)]
 
 
-def _dtype(prediction: Any) -> DType:
+def _dtype(prediction: Tree) -> DType:
     floats = [jnp.result_type(leaf) for leaf in jax.tree.leaves(prediction) if is_floating(leaf)]
     return max(floats, key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype("float32"))
 
 
 def _entries_shape(
-    what: str, entries: Rule | None, prediction: Any, target: Any, weights: Array | None, masks: list[Any]
+    what: str, entries: Rule | None, prediction: Tree, target: Tree, weights: Array | None, masks: list[Array]
 ) -> Shape:
-    """[N, …], once it is known that there are entries, and that weights and masks fit them."""
+    """The shape [N, …] of the entries, after checking that weights and masks fit it."""
     n = batch_size("output", prediction)
     if entries is None:
         given = "a mask" if masks else f"weights of shape {weights.shape}"  # type: ignore[union-attr]
@@ -146,22 +146,22 @@ def _entries_shape(
 
 
 def _wider(x: Array, rank: int) -> Array:
-    """X with axes of size 1 behind until it has `rank` of them."""
+    """X with axes of size 1 appended up to rank `rank`."""
     return x.reshape(x.shape + (1,) * (rank - x.ndim))
 
 
 def _behind(left_out: Array, leaf: Array) -> Array:
-    """The leaf, through which no derivative reaches the examples left out: 0 · NaN would be NaN."""
+    """The leaf, without derivatives at the examples left out: 0 · NaN would be NaN."""
     if not is_floating(leaf):
         return leaf
     return jnp.where(_wider(left_out, leaf.ndim), jax.lax.stop_gradient(leaf), leaf)
 
 
 def _settled(counts: Array, leaf: Array) -> Array:
-    """The leaf with the part of the first entry of its example that counts in the place of each that does not.
+    """The leaf, each entry that does not count replaced by the first of its example that does.
 
-    Every rule takes such a pair of prediction and target, whatever stood there. No derivative passes there. A leaf
-    that does not have the entries' axes is left as it is.
+    So every rule is defined there, whatever the values were. No derivative passes. A leaf without the entries' axes is
+    returned unchanged.
     """
     axes = tuple(range(1, counts.ndim))
     if leaf.shape[: counts.ndim] != counts.shape:
@@ -173,15 +173,15 @@ def _settled(counts: Array, leaf: Array) -> Array:
     return jnp.where(_wider(counts, leaf.ndim), leaf, jax.lax.stop_gradient(found))
 
 
-# ---------------------------------------------------------------- how much
+# ---------------------------------------------------------------- weights
 
 
 def usable_weights(weights: Array, dtype: DType) -> tuple[Array, Array]:
-    """Weights in a unit in which they can be added up, w/u, and u: NaN for those that cannot be right.
+    """Weights w/u in a unit u in which they can be summed, and u: NaN for weights that cannot be right.
 
-    u is 1, but for weights so large that their sum would be infinite, or so small that it would lose digits or be 0:
-    for those it is the power of two below the largest, so that nothing is rounded. The processor takes floats below
-    the smallest normal one for 0 (1e-40 in float32); their bits are read as whole numbers.
+    u is 1, except for weights so large that their sum would overflow, or so small that it would lose digits or be 0:
+    then u is the power of two below the largest, so that nothing is rounded. Processors treat subnormal floats (1e-40
+    in float32) as 0; their bits are read as integers.
     """
     weights = jnp.asarray(weights)
     if not is_floating(weights):
@@ -190,7 +190,7 @@ def usable_weights(weights: Array, dtype: DType) -> tuple[Array, Array]:
     w = weights.astype(accumulator(weights.dtype))
     info, whole = jnp.finfo(w.dtype), _bits_of(w.dtype)
     usable = (w >= 0) & (w < jnp.inf)
-    rise = int(-0.8 * info.minexp)  # takes the subnormal numbers to the middle of the range
+    rise = int(-0.8 * info.minexp)  # moves the subnormal numbers to the middle of the range
     bits = jax.lax.bitcast_convert_type(w, whole)
     subnormal = bits.astype(w.dtype) * 2.0 ** (info.minexp - info.nmant + rise)
     risen = jnp.where(bits < 2**info.nmant, subnormal, w * 2.0**rise)
@@ -207,12 +207,12 @@ def usable_weights(weights: Array, dtype: DType) -> tuple[Array, Array]:
 def power_of_two(x: Array) -> Array:
     """The greatest power of two that is not above x, a positive normal number; 0 of 0."""
     info, whole = jnp.finfo(x.dtype), _bits_of(x.dtype)
-    exponent = 2 ** (info.bits - 1) - 2**info.nmant  # the sign and the digits are cut off
+    exponent = 2 ** (info.bits - 1) - 2**info.nmant  # a mask that removes the sign and the mantissa
     bits = jax.lax.bitcast_convert_type(x, whole) & jnp.asarray(exponent, whole)
     return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
-def _bits_of(dtype: DType) -> Any:
+def _bits_of(dtype: DType) -> DType:
     return jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
 
 
@@ -223,12 +223,12 @@ def shares(value: Array, case: Weighted) -> tuple[Array, Array]:
         return jnp.asarray(1 / value.shape[0], dtype), jnp.asarray(value.shape[0], dtype)
     w = case.weights.astype(dtype)
     total = w.sum()
-    share = w / jnp.where(total == 0, 1, total)  # a batch of weight 0 has cost 0 and teaches nothing
+    share = w / jnp.where(total == 0, 1, total)  # a batch of weight 0 has cost 0 and δ = 0
     return share, total * case.unit.astype(dtype) / math.prod(w.shape[1:])
 
 
 def weigh(share: Array, values: Array) -> Array:
-    """Values [N, …] times share; what has weight 0 counts nothing, even if its value is NaN."""
+    """Values [N, …] times share; a value of weight 0 does not count, even if it is NaN."""
     share = _wider(share, values.ndim) if share.ndim else share
     weighed = (values.astype(share.dtype) * share).astype(values.dtype)  # 1/N and N may leave float16's range
     return jnp.where(share == 0, 0, weighed) if share.ndim else weighed

@@ -214,7 +214,7 @@ def test_without_gradients_weights_alone_decay_and_by_the_same_part():
     np.testing.assert_allclose(moved["dense_0"]["w"], 0.95 * params["dense_0"]["w"], rtol=1e-6)
     for path in (("dense_0", "b"), ("norm", "scale")):
         np.testing.assert_array_equal(moved[path[0]][path[1]], params[path[0]][path[1]])
-    only = adamw(0.1, weight_decay=0.5, decay=lambda path: path == "dense_0/b")
+    only = adamw(0.1, weight_decay=0.5, on=lambda path: path == "dense_0/b")
     moved = apply_updates(params, only.update(zeros, only.init(params), params)[0])
     np.testing.assert_array_equal(moved["dense_0"]["w"], params["dense_0"]["w"])
     np.testing.assert_allclose(moved["dense_0"]["b"], [0.95], rtol=1e-6)
@@ -251,4 +251,4 @@ def test_adamw_needs_the_parameters_and_something_that_decays():
         optimizer.update(params, optimizer.init(params))
     with pytest.raises(ValueError, match=r"adamw: none of the parameters \['b'\] is chosen"):
         optimizer.init({"b": jnp.ones(2)})
-    assert adamw(0.1, decay=everything).init({"b": jnp.ones(2)}).step == 0
+    assert adamw(0.1, on=everything).init({"b": jnp.ones(2)}).step == 0

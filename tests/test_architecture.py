@@ -28,7 +28,7 @@ FLOORS = (
     {"arrays", "trees"},
     {"checks"},
     {"keys", "shapes"},
-    {"ends", "mistakes"},
+    {"mistakes"},
     {"activations", "initializers", "jaxprs", "losses", "magnitudes", "penalties", "schedules", "stopping"}
     | {"parameters", "sequences", "twins"},
     {"metrics", "weighting"},
@@ -57,6 +57,11 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"parts"},
         {"branches", "directions", "naming", "sequence"},
         {"walk"},
+        {"__init__"},
+    ),
+    "schedules": (
+        {"shared", "times"},
+        {"compositions", "decays"},
         {"__init__"},
     ),
     "optimizers": (

@@ -150,8 +150,8 @@ ELSEWHERE = {  # the rule, optax's name, and what the docstring says of optax's 
     "sgd": (jaxnn.sgd, "sgd", {"momentum": None, "nesterov": False}),
 }
 SAID = {
-    "adagrad": ("begins at 0.1", "δ = 1e-7 stands inside", "begins at 0, as here", "δ = 1e-10 stands outside"),
-    "rmsprop": ("ρ = 0.9, as here", "δ = 1e-8 stands inside", "ρ = 0.99 (alpha)", "δ = 1e-8 stands outside"),
+    "adagrad": ("begins at 0.1", "δ = 1e-7 is inside", "begins at 0, as here", "δ = 1e-10 is outside"),
+    "rmsprop": ("ρ = 0.9, as here", "δ = 1e-8 is inside", "ρ = 0.99 (alpha)", "δ = 1e-8 is outside"),
     "adam": ("δ = 1e-8, at the same place",),
     "adamw": ("λ = 1e-4, in PyTorch λ = 0.01, as here", "every parameter decays", "δ = 1e-8"),
     "sgd": ("v begins at 0; the defaults are theirs",),
@@ -209,7 +209,7 @@ def test_where_epsilon_stands():
     assert first_update(outside) == pytest.approx(first_update(jaxnn.rmsprop(1.0, eps=eps)), rel=1e-9)
     assert first_update(jaxnn.adam(1.0, eps=eps)) == pytest.approx(-g / (g + eps), rel=1e-9)
     assert first_update(optax.adam(1.0)) == pytest.approx(-g / (g + 1e-8), rel=1e-9)
-    everything = jaxnn.adamw(1.0, eps=1e-8, weight_decay=1e-4, decay=penalties.everything)
+    everything = jaxnn.adamw(1.0, eps=1e-8, weight_decay=1e-4, on=penalties.everything)
     assert first_update(everything) == pytest.approx(first_update(optax.adamw(1.0)), rel=1e-9)
 
 

@@ -571,7 +571,7 @@ def test_settings_of_layers():
         (lambda: adam(schedules.constant), "constant(…)"),
         (lambda: schedules.warmup(10, schedules.cosine), "cosine(…)"),
         (lambda: schedules.joined(schedules.constant(0.1), [3]), "schedules.joined: schedules must be a list"),
-        (lambda: schedules.piecewise([0.1, 0.2], 3), "boundaries must be a list"),
+        (lambda: schedules.piecewise([0.1, 0.2], boundaries=3), "boundaries must be a list"),
         (lambda: stopping.together(3), "together: expected machines"),
         (lambda: stopping.together(stopping.early_stopping), "parentheses"),
     ):
@@ -738,11 +738,11 @@ def test_patterns_choose_what_decays():
         for name in ("dense_1", "dense_10")
     }
     grads = jax.tree.map(jnp.zeros_like, params)
-    optimizer = adamw(0.5, weight_decay=0.5, decay="dense_1/w")
+    optimizer = adamw(0.5, weight_decay=0.5, on="dense_1/w")
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     assert np.array_equal(updates["dense_1"]["w"], np.full((2, 2), -0.25))
     assert not any(np.any(leaf) for leaf in (updates["dense_1"]["b"], *updates["dense_10"].values()))
-    assert adamw(0.1, decay="a") == adamw(0.1, decay="a")
+    assert adamw(0.1, on="a") == adamw(0.1, on="a")
     assert penalties.l2(0.1, on="a") == penalties.l2(0.1, on="a")
 
 
@@ -752,7 +752,7 @@ def test_patterns_that_choose_nothing():
         lambda: penalties.l2(0.1, on="dense_9/w").value(PARAMS),
         lambda: penalties.l1(0.1, on="dense_9/w").grad(PARAMS),
         lambda: penalties.elastic_net(0.1, 0.1, on="dense_9/w").value(PARAMS),
-        lambda: adamw(0.1, decay="dense_9/w").init(PARAMS),
+        lambda: adamw(0.1, on="dense_9/w").init(PARAMS),
     ):
         with refused(*says):
             call()
@@ -761,7 +761,7 @@ def test_patterns_that_choose_nothing():
             lambda wrong=wrong: penalties.l2(0.1, on=wrong),
             lambda wrong=wrong: penalties.l1(0.1, on=wrong),
             lambda wrong=wrong: penalties.elastic_net(0.1, 0.1, on=wrong),
-            lambda wrong=wrong: adamw(0.1, decay=wrong),
+            lambda wrong=wrong: adamw(0.1, on=wrong),
         ):
             with refused("must be a function of a path", "a pattern of paths", error=TypeError):
                 make()

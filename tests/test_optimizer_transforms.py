@@ -315,7 +315,7 @@ def test_the_mean_is_exact_where_the_sum_is():
 
 def test_compiles_once_and_may_be_donated():
     params, traces = {"w": np.ones(3, np.float32), "b": np.ones(2, np.float32)}, []
-    optimizer = accumulate(chain(clip_by_value(1.0), adam(schedules.inverse_time(0.1, 1.0))), 2)
+    optimizer = accumulate(chain(clip_by_value(1.0), adam(schedules.inverse_time(0.1, rate=1.0))), 2)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, grads):

@@ -45,23 +45,25 @@ OURS = {
     "nesterov": sgd(0.02, momentum=0.9, nesterov=True),
     "adam": adam(0.01),
     "adam, other constants": adam(0.01, b1=0.5, b2=0.9999, eps=1e-3),
-    "sgd, schedule": sgd(schedules.step(0.1, 0.7, 100)),
-    "momentum, schedule": sgd(schedules.step(0.02, 0.7, 100), momentum=0.9),
-    "adam, schedule": adam(schedules.step(0.01, 0.7, 100)),
+    "sgd, schedule": sgd(schedules.step_decay(0.1, factor=0.7, every=100)),
+    "momentum, schedule": sgd(schedules.step_decay(0.02, factor=0.7, every=100), momentum=0.9),
+    "adam, schedule": adam(schedules.step_decay(0.01, factor=0.7, every=100)),
     "adam, constant schedule": adam(schedules.constant(0.01)),
     "adagrad": adagrad(0.1, eps=1e-20),  # optax's ε is inside the root: both vanish here
-    "adagrad, schedule": adagrad(schedules.step(0.1, 0.7, 100), eps=1e-20),
+    "adagrad, schedule": adagrad(schedules.step_decay(0.1, factor=0.7, every=100), eps=1e-20),
     "rmsprop": rmsprop(0.01),
     "rmsprop, other constants": rmsprop(0.01, rho=0.99, eps=1e-3),
-    "rmsprop, schedule": rmsprop(schedules.step(0.01, 0.7, 100)),
+    "rmsprop, schedule": rmsprop(schedules.step_decay(0.01, factor=0.7, every=100)),
     "adamw": adamw(0.01, weight_decay=0.1),
-    "adamw, everything": adamw(0.01, b1=0.5, eps=1e-3, weight_decay=0.1, decay=everything),
-    "adamw, schedule": adamw(schedules.step(0.01, 0.7, 100), weight_decay=0.1),
+    "adamw, everything": adamw(0.01, b1=0.5, eps=1e-3, weight_decay=0.1, on=everything),
+    "adamw, schedule": adamw(schedules.step_decay(0.01, factor=0.7, every=100), weight_decay=0.1),
     "clipped": chain(clip_by_global_norm(0.1), adam(0.01)),
     "clipped by value": chain(clip_by_value(0.05), sgd(0.02, momentum=0.9)),
-    "clipped, schedule": chain(clip_by_global_norm(0.5), clip_by_value(0.1), sgd(schedules.step(0.1, 0.7, 100))),
+    "clipped, schedule": chain(
+        clip_by_global_norm(0.5), clip_by_value(0.1), sgd(schedules.step_decay(0.1, factor=0.7, every=100))
+    ),
     "accumulated": accumulate(adamw(0.01, weight_decay=0.1), EVERY),
-    "accumulated, schedule": accumulate(sgd(schedules.step(0.1, 0.7, 100), momentum=0.9), EVERY),
+    "accumulated, schedule": accumulate(sgd(schedules.step_decay(0.1, factor=0.7, every=100), momentum=0.9), EVERY),
     "accumulated, clipped": chain(accumulate(chain(clip_by_global_norm(0.1), adam(0.01)), EVERY)),
 }
 operations = functools.cache(evaluated)  # of an `init` or `update`: traced once for each shape and dtype
@@ -376,7 +378,7 @@ MAKERS = {
     "adagrad": adagrad,
     "rmsprop": rmsprop,
     "adam": adam,
-    "adamw": functools.partial(adamw, weight_decay=0.1, decay=everything),
+    "adamw": functools.partial(adamw, weight_decay=0.1, on=everything),
     "chain": lambda rate: chain(clip_by_global_norm(1.0), adam(rate), clip_by_value(1e3)),
     "accumulate": lambda rate: accumulate(sgd(rate, momentum=0.9), 1),
     "chain of accumulate of chain": lambda rate: chain(accumulate(chain(clip_by_value(0.5), sgd(rate)), 1)),
@@ -617,7 +619,7 @@ def test_apply_updates_rounds_once():
 
 def test_equal_calls_give_equal_optimizers():
     assert adam(0.1) == adam(learning_rate=0.1, eps=1e-6)
-    assert hash(sgd(0.1, 0.9)) == hash(sgd(0.1, momentum=0.9))
+    assert hash(sgd(0.1, momentum=0.9)) == hash(sgd(0.1, momentum=0.9))
     assert gradient_descent(0.1) == sgd(0.1)
     assert adam(schedules.constant(0.1)) == adam(schedules.constant(0.1))
     assert adam(0.1) != adam(0.2)
@@ -625,7 +627,7 @@ def test_equal_calls_give_equal_optimizers():
     assert adagrad(0.1) == adagrad(learning_rate=0.1, eps=1e-6)
     assert rmsprop(0.1) == rmsprop(0.1, rho=0.9) != rmsprop(0.2)
     assert adamw(0.1) == adamw(0.1, weight_decay=0.01)
-    assert adamw(0.1) != adamw(0.1, decay=everything)
+    assert adamw(0.1) != adamw(0.1, on=everything)
     assert adamw(0.1) != adam(0.1)
     clipped = lambda rate: chain(clip_by_global_norm(1), adam(rate))
     assert clipped(0.1) == clipped(0.1) != clipped(0.2)
@@ -697,7 +699,7 @@ def test_a_schedule_that_cannot_be_hashed():
         (lambda: adamw(np.ones(1)), TypeError, r"adamw: learning_rate.*set them in the state"),
         (lambda: adamw(0.1, b2=1.0), ValueError, "adamw: b2"),
         (lambda: adamw(0.1, weight_decay=-0.1), ValueError, "adamw: weight_decay must be at least 0"),
-        (lambda: adamw(0.1, decay=0.1), TypeError, "adamw: decay must be a function of a path.*called weight_decay"),
+        (lambda: adamw(0.1, on=0.1), TypeError, "adamw: on must be a function of a path.*called weight_decay"),
     ],
 )
 def test_arguments_out_of_range(make, error, message):

@@ -91,7 +91,10 @@ def test_every_loss_can_be_drawn(name):
 
 
 def test_schedules(drawn):
-    rates = {"stairs": schedules.step(0.1, 0.5, 10), "any": lambda step: 0.2 / (1 + step.astype(jnp.float32))}
+    rates = {
+        "stairs": schedules.step_decay(0.1, factor=0.5, every=10),
+        "any": lambda step: 0.2 / (1 + step.astype(jnp.float32)),
+    }
     figure = drawn(plots.schedules(rates, 40))
     (axes,) = figure.axes
     steps, stairs = lines(axes)["stairs"]

@@ -84,7 +84,7 @@ def test_a_rate_that_was_set_by_hand_stays(make):
 
 @every_rule
 def test_from_a_schedule_to_a_number_and_back(make):
-    falling = schedules.step(0.1, factor=0.5, every=1)
+    falling = schedules.step_decay(0.1, factor=0.5, every=1)
     state, _ = a_step(make(falling))(started(make(falling)), *DATA)
     assert np.isnan(state.opt_state.given)
     ours, _ = a_step(make(1e-9))(state, *DATA)

@@ -200,7 +200,7 @@ OTHERS = [
     metrics.accuracy,
     stopping.keep_best(),
     relu,
-    schedules.piecewise((0.1, 0.2), (5,)),
+    schedules.piecewise((0.1, 0.2), boundaries=(5,)),
     with_rules(dense(3)),
 ]
 ROWS = {case.name: case.make for case in CASES if "framed" not in repr(case.make())}  # a layer of the tests' own

@@ -21,35 +21,50 @@ PROMISED = {
     "warmup": (schedules.warmup(5, schedules.constant(0.1)), {0: 0.0, 5: 0.1, 6: 0.1}, (0.0, 0.1)),
     "warmup that falls": (schedules.warmup(7, schedules.constant(0.1), initial=0.3), {0: 0.3, 7: 0.1}, (0.1, 0.3)),
     "warmup, then cosine": (
-        schedules.warmup(13, schedules.cosine(0.3, 17, final=0.001), initial=0.01),
+        schedules.warmup(13, schedules.cosine(0.3, steps=17, final=0.001), initial=0.01),
         {0: 0.01, 13: 0.3, 30: 0.001, 31: 0.001},
         (0.001, 0.3),
     ),
-    "warmup, then steps": (schedules.warmup(3, schedules.step(0.7, 0.3, 4)), {0: 0.0, 3: 0.7, 6: 0.7}, (0.0, 0.7)),
-    "warmup, then exponential": (schedules.warmup(3, schedules.exponential(0.7, 0.9)), {0: 0.0, 3: 0.7}, (0.0, 0.7)),
-    "line up": (schedules.polynomial(0.0, 0.3, 9), {0: 0.0, 9: 0.3, 10: 0.3}, (0.0, 0.3)),
-    "line down": (schedules.polynomial(0.3, 0.0, 9), {0: 0.3, 9: 0.0, 10: 0.0}, (0.0, 0.3)),
-    "polynomial up": (schedules.polynomial(0.001, 0.3, 11, power=1.7), {0: 0.001, 11: 0.3}, (0.001, 0.3)),
-    "polynomial down": (schedules.polynomial(0.7, 0.001, 11, power=0.3), {0: 0.7, 11: 0.001}, (0.001, 0.7)),
-    "cosine": (schedules.cosine(0.7, 23), {0: 0.7, 23: 0.0, 24: 0.0}, (0.0, 0.7)),
-    "cosine up": (schedules.cosine(0.01, 23, final=0.7), {0: 0.01, 23: 0.7}, (0.01, 0.7)),
-    "level": (schedules.polynomial(0.1, 0.1, 7), {0: 0.1, 3: 0.1, 7: 0.1}, (0.1, 0.1)),
-    "step": (schedules.step(0.7, 0.3, 4), {0: 0.7, 3: 0.7}, (0.0, 0.7)),
-    "step up": (schedules.step(0.7, 1.3, 4), {0: 0.7, 3: 0.7}, (0.7, math.inf)),
-    "exponential": (schedules.exponential(0.7, 0.9999999), {0: 0.7}, (0.0, 0.7)),
-    "exponential up": (schedules.exponential(0.7, 1.0000001), {0: 0.7}, (0.7, math.inf)),
-    "nothing that grows": (schedules.exponential(0.0, 9.0), {0: 0.0, 99: 0.0}, (0.0, 0.0)),
-    "inverse time": (schedules.inverse_time(0.7, 1e-9), {0: 0.7}, (0.0, 0.7)),
-    "piecewise": (schedules.piecewise([0.3, 0.1, 0.7], [3, 9]), {0: 0.3, 2: 0.3, 3: 0.1, 8: 0.1, 9: 0.7}, (0.1, 0.7)),
+    "warmup, then steps": (
+        schedules.warmup(3, schedules.step_decay(0.7, factor=0.3, every=4)),
+        {0: 0.0, 3: 0.7, 6: 0.7},
+        (0.0, 0.7),
+    ),
+    "warmup, then exponential": (
+        schedules.warmup(3, schedules.exponential(0.7, factor=0.9)),
+        {0: 0.0, 3: 0.7},
+        (0.0, 0.7),
+    ),
+    "line up": (schedules.polynomial(0.0, final=0.3, steps=9), {0: 0.0, 9: 0.3, 10: 0.3}, (0.0, 0.3)),
+    "line down": (schedules.polynomial(0.3, final=0.0, steps=9), {0: 0.3, 9: 0.0, 10: 0.0}, (0.0, 0.3)),
+    "polynomial up": (schedules.polynomial(0.001, final=0.3, steps=11, power=1.7), {0: 0.001, 11: 0.3}, (0.001, 0.3)),
+    "polynomial down": (schedules.polynomial(0.7, final=0.001, steps=11, power=0.3), {0: 0.7, 11: 0.001}, (0.001, 0.7)),
+    "cosine": (schedules.cosine(0.7, steps=23), {0: 0.7, 23: 0.0, 24: 0.0}, (0.0, 0.7)),
+    "cosine up": (schedules.cosine(0.01, steps=23, final=0.7), {0: 0.01, 23: 0.7}, (0.01, 0.7)),
+    "level": (schedules.polynomial(0.1, final=0.1, steps=7), {0: 0.1, 3: 0.1, 7: 0.1}, (0.1, 0.1)),
+    "step": (schedules.step_decay(0.7, factor=0.3, every=4), {0: 0.7, 3: 0.7}, (0.0, 0.7)),
+    "step up": (schedules.step_decay(0.7, factor=1.3, every=4), {0: 0.7, 3: 0.7}, (0.7, math.inf)),
+    "exponential": (schedules.exponential(0.7, factor=0.9999999), {0: 0.7}, (0.0, 0.7)),
+    "exponential up": (schedules.exponential(0.7, factor=1.0000001), {0: 0.7}, (0.7, math.inf)),
+    "nothing that grows": (schedules.exponential(0.0, factor=9.0), {0: 0.0, 99: 0.0}, (0.0, 0.0)),
+    "inverse time": (schedules.inverse_time(0.7, rate=1e-9), {0: 0.7}, (0.0, 0.7)),
+    "piecewise": (
+        schedules.piecewise([0.3, 0.1, 0.7], boundaries=[3, 9]),
+        {0: 0.3, 2: 0.3, 3: 0.1, 8: 0.1, 9: 0.7},
+        (0.1, 0.7),
+    ),
     "joined": (
         schedules.joined(
-            [schedules.warmup(3, schedules.constant(0.2)), schedules.cosine(0.1, 7), schedules.constant(0.05)], [5, 12]
+            [schedules.warmup(3, schedules.constant(0.2)), schedules.cosine(0.1, steps=7), schedules.constant(0.05)],
+            [5, 12],
         ),
         {0: 0.0, 3: 0.2, 4: 0.2, 5: 0.1, 12: 0.05, 13: 0.05},
         (0.0, 0.2),
     ),
     "warmup, then joined": (
-        schedules.warmup(4, schedules.joined([schedules.polynomial(0.3, 0.1, 5), schedules.constant(0.7)], [6])),
+        schedules.warmup(
+            4, schedules.joined([schedules.polynomial(0.3, final=0.1, steps=5), schedules.constant(0.7)], [6])
+        ),
         {0: 0.0, 4: 0.3, 9: 0.1, 10: 0.7},
         (0.0, 0.7),
     ),
@@ -149,8 +164,8 @@ def test_nor_on_the_numbers():
             ends = {0: initial, steps: peak, steps + 1: peak}
             made = (
                 schedules.warmup(steps, schedules.constant(peak), initial=initial),
-                schedules.polynomial(initial, peak, steps),
-                schedules.cosine(initial, steps, final=peak),
+                schedules.polynomial(initial, final=peak, steps=steps),
+                schedules.cosine(initial, steps=steps, final=peak),
             )
             for schedule in made:
                 check(by_numpy(jax.vmap(schedule))(STEPS), ends, sorted((initial, peak)), "float32")
@@ -161,10 +176,10 @@ OPTIMIZERS = {
     "gradient_descent": jaxnn.gradient_descent(WARM),
     "sgd": jaxnn.sgd(WARM, momentum=0.9, nesterov=True),
     "adagrad": jaxnn.adagrad(WARM),
-    "rmsprop": jaxnn.rmsprop(schedules.joined([WARM, schedules.polynomial(0.1, 0.0, 3)], [5])),
+    "rmsprop": jaxnn.rmsprop(schedules.joined([WARM, schedules.polynomial(0.1, final=0.0, steps=3)], [5])),
     "adam": jaxnn.adam(schedules.scaled(WARM, 0.3)),
-    "adamw": jaxnn.adamw(schedules.polynomial(0.1, 0.0, 5)),
-    "chain": jaxnn.chain(jaxnn.clip_by_global_norm(1.0), jaxnn.sgd(schedules.cosine(0.1, 5))),
+    "adamw": jaxnn.adamw(schedules.polynomial(0.1, final=0.0, steps=5)),
+    "chain": jaxnn.chain(jaxnn.clip_by_global_norm(1.0), jaxnn.sgd(schedules.cosine(0.1, steps=5))),
     "accumulate": jaxnn.accumulate(jaxnn.sgd(WARM), 1),
 }
 
@@ -200,14 +215,14 @@ RISING = {  # in float64 by the formulas
         lambda s: 1e-7 + (0.1 - 1e-7) * s,
     ),
     "warmup that falls": (schedules.warmup(LONG, schedules.constant(0.0), initial=0.1), lambda s: 0.1 * (1 - s)),
-    "line": (schedules.polynomial(0.0, 0.1, LONG), lambda s: 0.1 * s),
-    "square": (schedules.polynomial(0.0, 0.1, LONG, power=2), lambda s: 0.1 * s * (2 - s)),
-    "root": (schedules.polynomial(0.0, 0.1, LONG, power=0.5), lambda s: 0.1 * s / (1 + np.sqrt(1 - s))),
+    "line": (schedules.polynomial(0.0, final=0.1, steps=LONG), lambda s: 0.1 * s),
+    "square": (schedules.polynomial(0.0, final=0.1, steps=LONG, power=2), lambda s: 0.1 * s * (2 - s)),
+    "root": (schedules.polynomial(0.0, final=0.1, steps=LONG, power=0.5), lambda s: 0.1 * s / (1 + np.sqrt(1 - s))),
     "tenth root": (
-        schedules.polynomial(0.0, 0.1, LONG, power=0.1),
+        schedules.polynomial(0.0, final=0.1, steps=LONG, power=0.1),
         lambda s: -0.1 * np.expm1(0.1 * np.log1p(-np.minimum(s, 1 - 1e-300))),
     ),
-    "cosine": (schedules.cosine(0.0, LONG, final=0.1), lambda s: 0.1 * np.sin(math.pi / 2 * s) ** 2),
+    "cosine": (schedules.cosine(0.0, steps=LONG, final=0.1), lambda s: 0.1 * np.sin(math.pi / 2 * s) ** 2),
 }
 FLOAT32 = 1e-6  # eight units in the last place: the powers and sines are good to a few
 
@@ -226,14 +241,14 @@ def test_the_first_small_rates_have_all_their_digits():
 def lines(steps: int):
     """Of each kind, one that takes so long from 0.5 to 0.25, or the other way, and its rate in the middle."""
     return {
-        "polynomial": (schedules.polynomial(0.5, 0.25, steps), 0.375),
-        "cosine": (schedules.cosine(0.25, steps, final=0.5), 0.375),
+        "polynomial": (schedules.polynomial(0.5, final=0.25, steps=steps), 0.375),
+        "cosine": (schedules.cosine(0.25, steps=steps, final=0.5), 0.375),
         "warmup": (schedules.warmup(steps, schedules.constant(0.5), initial=0.25), 0.375),
-        "piecewise": (schedules.piecewise([0.5, 0.25], [steps]), 0.5),
+        "piecewise": (schedules.piecewise([0.5, 0.25], boundaries=[steps]), 0.5),
         "joined": (schedules.joined([schedules.constant(0.5), schedules.constant(0.25)], [steps]), 0.5),
-        "step": (schedules.step(0.5, 0.5, steps), 0.5),
-        "exponential": (schedules.exponential(0.5, 0.5, steps), math.sqrt(0.125)),
-        "inverse_time": (schedules.inverse_time(0.5, 1.0, steps), 1 / 3),
+        "step": (schedules.step_decay(0.5, factor=0.5, every=steps), 0.5),
+        "exponential": (schedules.exponential(0.5, factor=0.5, every=steps), math.sqrt(0.125)),
+        "inverse_time": (schedules.inverse_time(0.5, rate=1.0, every=steps), 1 / 3),
     }
 
 
@@ -270,6 +285,6 @@ def test_every_kind_of_step(kind: str):
 
 
 def test_a_step_beyond_the_last_is_the_last():
-    late = schedules.polynomial(0.5, 0.25, 10)
+    late = schedules.polynomial(0.5, final=0.25, steps=10)
     assert float(late(2**40)) == float(late(np.int64(2**40))) == 0.25
-    assert float(schedules.warmup(10, schedules.piecewise([0.5, 0.25], [7]))(2**33)) == 0.25
+    assert float(schedules.warmup(10, schedules.piecewise([0.5, 0.25], boundaries=[7]))(2**33)) == 0.25

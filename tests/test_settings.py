@@ -18,13 +18,10 @@ import jaxnn
 from jaxnn import (
     activations,
     augment,
-    combinators,
     ema,
     initializers,
-    layers,
     losses,
     metrics,
-    optimizers,
     penalties,
     schedules,
     stopping,
@@ -85,27 +82,39 @@ ROWS = {  # name: what is built of the number, what is computed with it, numbers
     "initializers.he_normal: negative_slope": (init.he_normal, draws, (0.0, 0.1, 0.5), True),
     "initializers.orthogonal: gain": (init.orthogonal, draws, (0.1, 1.0, 2.0), True),
     "schedules.constant: value": (S.constant, rates, (0.0, 0.1, 2.0), True),
-    "schedules.step: initial": (lambda v: S.step(v, 0.5, 7), rates, (0.0, 0.1, 2.0), True),
-    "schedules.step: factor": (lambda v: S.step(0.1, v, 7), rates, (0.3, 1.0, 1.5), True),
-    "schedules.piecewise: values": (lambda v: S.piecewise([0.3, v, 0.1], [7, 20]), rates, (0.0, 0.1, 2.0), True),
-    "schedules.exponential: initial": (lambda v: S.exponential(v, 0.5, 7), rates, (0.0, 0.1, 2.0), True),
-    "schedules.exponential: factor": (lambda v: S.exponential(0.1, v, 7), rates, (0.3, 1.0, 1.5), True),
-    "schedules.inverse_time: initial": (lambda v: S.inverse_time(v, 0.5, 7), rates, (0.0, 0.1, 2.0), True),
-    "schedules.inverse_time: rate": (lambda v: S.inverse_time(0.1, v, 7), rates, (0.0, 0.5, 2.0), True),
-    "schedules.polynomial: initial": (lambda v: S.polynomial(v, 0.2, 20, 1.7), rates, (0.1, 0.2, 0.5), True),
-    "schedules.polynomial: final": (lambda v: S.polynomial(0.2, v, 20, 1.7), rates, (0.1, 0.2, 0.5), True),
-    "schedules.polynomial: initial of a line": (lambda v: S.polynomial(v, 0.2, 20), rates, (0.1, 0.2, 0.5), True),
-    "schedules.polynomial: power": (lambda v: S.polynomial(0.3, 0.1, 20, v), rates, (0.5, 1.0, 2.0), True),
-    "schedules.polynomial: power, rising": (lambda v: S.polynomial(0.1, 0.3, 20, v), rates, (0.5, 1.0, 2.0), True),
-    "schedules.cosine: initial": (lambda v: S.cosine(v, 20, 0.2), rates, (0.1, 0.2, 0.5), True),
-    "schedules.cosine: final": (lambda v: S.cosine(0.2, 20, v), rates, (0.1, 0.2, 0.5), True),
-    "schedules.warmup: initial": (lambda v: S.warmup(5, S.constant(0.1), v), rates, (0.05, 0.1, 0.3), True),
-    "schedules.warmup: then": (lambda v: S.warmup(5, S.cosine(v, 9), 0.1), rates, (0.05, 0.1, 0.3), True),
-    "schedules.joined: schedules": (
-        lambda v: S.joined([S.constant(v), S.step(v, 0.5, 3)], [9]), rates, (0.1, 1.0), True,
+    "schedules.step_decay: initial": (lambda v: S.step_decay(v, factor=0.5, every=7), rates, (0.0, 0.1, 2.0), True),
+    "schedules.step_decay: factor": (lambda v: S.step_decay(0.1, factor=v, every=7), rates, (0.3, 1.0, 1.5), True),
+    "schedules.piecewise: values": (
+        lambda v: S.piecewise([0.3, v, 0.1], boundaries=[7, 20]), rates, (0.0, 0.1, 2.0), True,
     ),
-    "schedules.scaled: factor": (lambda v: S.scaled(S.cosine(0.3, 20), v), rates, (0.0, 0.5, 2.0), True),
-    "schedules.scaled: schedule": (lambda v: S.scaled(S.cosine(v, 20), 0.5), rates, (0.1, 0.5, 2.0), True),
+    "schedules.exponential: initial": (lambda v: S.exponential(v, factor=0.5, every=7), rates, (0.0, 0.1, 2.0), True),
+    "schedules.exponential: factor": (lambda v: S.exponential(0.1, factor=v, every=7), rates, (0.3, 1.0, 1.5), True),
+    "schedules.inverse_time: initial": (lambda v: S.inverse_time(v, rate=0.5, every=7), rates, (0.0, 0.1, 2.0), True),
+    "schedules.inverse_time: rate": (lambda v: S.inverse_time(0.1, rate=v, every=7), rates, (0.0, 0.5, 2.0), True),
+    "schedules.polynomial: initial": (
+        lambda v: S.polynomial(v, final=0.2, steps=20, power=1.7), rates, (0.1, 0.2, 0.5), True,
+    ),
+    "schedules.polynomial: final": (
+        lambda v: S.polynomial(0.2, final=v, steps=20, power=1.7), rates, (0.1, 0.2, 0.5), True,
+    ),
+    "schedules.polynomial: initial of a line": (
+        lambda v: S.polynomial(v, final=0.2, steps=20), rates, (0.1, 0.2, 0.5), True,
+    ),
+    "schedules.polynomial: power": (
+        lambda v: S.polynomial(0.3, final=0.1, steps=20, power=v), rates, (0.5, 1.0, 2.0), True,
+    ),
+    "schedules.polynomial: power, rising": (
+        lambda v: S.polynomial(0.1, final=0.3, steps=20, power=v), rates, (0.5, 1.0, 2.0), True,
+    ),
+    "schedules.cosine: initial": (lambda v: S.cosine(v, steps=20, final=0.2), rates, (0.1, 0.2, 0.5), True),
+    "schedules.cosine: final": (lambda v: S.cosine(0.2, steps=20, final=v), rates, (0.1, 0.2, 0.5), True),
+    "schedules.warmup: initial": (lambda v: S.warmup(5, S.constant(0.1), initial=v), rates, (0.05, 0.1, 0.3), True),
+    "schedules.warmup: then": (lambda v: S.warmup(5, S.cosine(v, steps=9), initial=0.1), rates, (0.05, 0.1, 0.3), True),
+    "schedules.joined: schedules": (
+        lambda v: S.joined([S.constant(v), S.step_decay(v, factor=0.5, every=3)], [9]), rates, (0.1, 1.0), True,
+    ),
+    "schedules.scaled: factor": (lambda v: S.scaled(S.cosine(0.3, steps=20), v), rates, (0.0, 0.5, 2.0), True),
+    "schedules.scaled: schedule": (lambda v: S.scaled(S.cosine(v, steps=20), 0.5), rates, (0.1, 0.5, 2.0), True),
     "penalties.l2: strength": (P.l2, costs, (0.0, 0.1, 2.0), True),
     "penalties.l1: strength": (lambda v: P.l1(v, on="w"), costs, (0.0, 0.1, 2.0), True),
     "penalties.elastic_net: l1_strength": (lambda v: P.elastic_net(v, 0.3), costs, (0.0, 0.1, 2.0), True),
@@ -113,15 +122,19 @@ ROWS = {  # name: what is built of the number, what is computed with it, numbers
         lambda v: P.elastic_net(0.3, v, on=P.everything), costs, (0.0, 0.1, 2.0), True,
     ),
     "metrics.binary_accuracy_at: threshold": (metrics.binary_accuracy_at, counted, (-0.5, 0.15, 0.7), False),
-    "stopping.early_stopping: min_improvement": (lambda v: early_stopping(3, v), decisions, (0.0, 0.07, 0.5), False),
+    "stopping.early_stopping: min_improvement": (
+        lambda v: early_stopping(3, min_improvement=v), decisions, (0.0, 0.07, 0.5), False,
+    ),
     "stopping.early_stopping: min_improvement, relative": (
-        lambda v: early_stopping(3, v, relative=True), decisions, (0.0, 0.07, 0.5), False,
+        lambda v: early_stopping(3, min_improvement=v, relative=True), decisions, (0.0, 0.07, 0.5), False,
     ),
-    "stopping.reduce_on_plateau: factor": (lambda v: reduce_on_plateau(v, 2), scales, (0.1, 0.5, 0.9), True),
+    "stopping.reduce_on_plateau: factor": (lambda v: reduce_on_plateau(v, patience=2), scales, (0.1, 0.5, 0.9), True),
     "stopping.reduce_on_plateau: min_improvement": (
-        lambda v: reduce_on_plateau(0.5, 2, v), decisions, (0.0, 0.07, 0.5), False,
+        lambda v: reduce_on_plateau(0.5, patience=2, min_improvement=v), decisions, (0.0, 0.07, 0.5), False,
     ),
-    "stopping.reduce_on_plateau: least": (lambda v: reduce_on_plateau(0.5, 1, least=v), scales, (0.0, 0.3, 0.6), True),
+    "stopping.reduce_on_plateau: min_scale": (
+        lambda v: reduce_on_plateau(0.5, patience=1, min_scale=v), scales, (0.0, 0.3, 0.6), True,
+    ),
     "stopping.together: plateau": (
         lambda v: stopping.together(early_stopping(9), plateau=reduce_on_plateau(v, patience=2)),
         best_scale, (0.1, 0.5, 0.9), True,
@@ -141,7 +154,7 @@ def flat(tree):
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float64) for leaf in jax.tree.leaves(tree)])
 
 
-MODULES = (activations, combinators, initializers, layers, losses, metrics, optimizers, penalties, schedules, stopping)
+MODULES = (activations, initializers, losses, metrics, penalties, schedules, stopping)
 SAME = {"learning_rate": "rate", "d": "delta"}  # of one number: as tables call it, and the field that holds it
 NOT_TRACED = {  # (name, parameter), and why no program takes it
     ("Fit", "history"): "a result",
@@ -271,20 +284,35 @@ FACTORIES = {  # name: what is made, the same with another setting, the repr, a 
     "lecun_normal": (init.lecun_normal(), init.lecun_uniform(), "lecun_normal()", {}),
     "orthogonal": (init.orthogonal(2), init.orthogonal(), "orthogonal(gain=2.0)", {"gain": 0.0}),
     "schedules.constant": (S.constant(0.5), S.constant(0.25), "constant(0.5)", {"value": -1.0}),
-    "step": (S.step(0.1, 0.5, 7), S.step(0.1, 0.5, 8), "step(0.1, 0.5, 7)", {"every": 0}),
-    "piecewise": (
-        S.piecewise([0.1, 0.2], [5]), S.piecewise([0.1, 0.2], [6]), "piecewise((0.1, 0.2), (5,))", {"boundaries": ()},
+    "step_decay": (
+        S.step_decay(0.1, factor=0.5, every=7), S.step_decay(0.1, factor=0.5, every=8),
+        "step_decay(0.1, factor=0.5, every=7)", {"every": 0},
     ),
-    "exponential": (S.exponential(0.1, 0.5), S.exponential(0.1, 0.5, 2), "exponential(0.1, 0.5)", {"factor": 0.0}),
-    "inverse_time": (S.inverse_time(0.1, 1), S.inverse_time(0.1, 2), "inverse_time(0.1, 1.0)", {"rate": -1.0}),
-    "polynomial": (S.polynomial(0.1, 0, 9), S.polynomial(0.1, 0, 9, 2), "polynomial(0.1, 0.0, 9)", {"power": 0.0}),
-    "cosine": (S.cosine(0.1, 9, 0.01), S.cosine(0.1, 9), "cosine(0.1, 9, final=0.01)", {"steps": 0}),
+    "piecewise": (
+        S.piecewise([0.1, 0.2], boundaries=[5]), S.piecewise([0.1, 0.2], boundaries=[6]),
+        "piecewise((0.1, 0.2), boundaries=(5,))", {"boundaries": ()},
+    ),
+    "exponential": (
+        S.exponential(0.1, factor=0.5), S.exponential(0.1, factor=0.5, every=2),
+        "exponential(0.1, factor=0.5)", {"factor": 0.0},
+    ),
+    "inverse_time": (
+        S.inverse_time(0.1, rate=1), S.inverse_time(0.1, rate=2), "inverse_time(0.1, rate=1.0)", {"rate": -1.0},
+    ),
+    "polynomial": (
+        S.polynomial(0.1, final=0, steps=9), S.polynomial(0.1, final=0, steps=9, power=2),
+        "polynomial(0.1, final=0.0, steps=9)", {"power": 0.0},
+    ),
+    "cosine": (
+        S.cosine(0.1, steps=9, final=0.01), S.cosine(0.1, steps=9), "cosine(0.1, steps=9, final=0.01)", {"steps": 0},
+    ),
     "warmup": (
         S.warmup(5, S.constant(0.1)), S.warmup(5, S.constant(0.2)), "warmup(5, constant(0.1))", {"then": 0.1},
     ),
     "joined": (
-        S.joined([S.constant(0.1), S.cosine(0.1, 9)], [5]), S.joined([S.constant(0.1), S.cosine(0.1, 8)], [5]),
-        "joined((constant(0.1), cosine(0.1, 9)), (5,))", {"boundaries": (5, 5)},
+        S.joined([S.constant(0.1), S.cosine(0.1, steps=9)], [5]),
+        S.joined([S.constant(0.1), S.cosine(0.1, steps=8)], [5]),
+        "joined((constant(0.1), cosine(0.1, steps=9)), (5,))", {"boundaries": (5, 5)},
     ),
     "scaled": (
         S.scaled(S.constant(0.1), 2), S.scaled(S.constant(0.1), 3), "scaled(constant(0.1), 2.0)", {"factor": -1.0},
@@ -324,10 +352,82 @@ def test_every_factory_is_in_the_table():
                 assert name in FACTORIES, name
 
 
+WRAPPING = {
+    "warmup",
+    "joined",
+    "scaled",
+    "accumulate",
+}  # what they wrap is given by position too; chain takes any number
+ADVICE = {  # what is given by position, and what is said
+    "step_decay": (
+        lambda: S.step_decay(0.1, 0.5, 7),
+        "its first argument, initial, by position: give factor=0.5, every=7",
+    ),
+    "a swap": (
+        lambda: S.cosine(100, 0.1),
+        "cosine takes only its first argument, initial, by position: give steps=0.1",
+    ),
+    "as it was": (lambda: S.polynomial(0.1, 0.0, 100), "initial, by position: give final=0.0, steps=100"),
+    "some by keyword": (lambda: S.polynomial(0.1, 100, final=0.0), "initial, by position: give steps=100"),
+    "two that are wrapped": (
+        lambda: S.warmup(10, S.constant(0.1), 0.01),
+        "warmup takes only its first 2 arguments, steps and then, by position: give initial=0.01",
+    ),
+    "an optimizer": (
+        lambda: jaxnn.adam(1e-3, 0.9),
+        "adam takes only its first argument, learning_rate, by position: give b1=0.9",
+    ),
+    "a record": (
+        lambda: stopping.together(early_stopping(3), stopping.keep_best()),
+        "stopping, by position: give plateau=keep_best()",
+    ),
+    "too many in all": (
+        lambda: early_stopping(3, 0.1, True, False, 7),
+        "give min_improvement=0.1, relative=True, maximise=False",
+    ),
+    "all of them": (
+        lambda: jaxnn.adagrad(0.1, 1.0, eps=1e-6),
+        "learning_rate, by position: got 1.0 beside all the others",
+    ),
+    "a layer": (lambda: jaxnn.group_norm(2, 1e-3), "by position: give"),
+}  # fmt: skip
+
+
+def rules():
+    """Every schedule, every stopping rule and every optimizer."""
+    made = [*schedules.__all__, *(name for name in stopping.__all__ if name.islower())]
+    classes = [getattr(schedules, name, None) or getattr(stopping, name) for name in made]
+    named = [getattr(jaxnn, name) for name in jaxnn.__all__]
+    found = [thing for thing in named if isinstance(thing, type) and thing.__module__.startswith("jaxnn.optimizers.")]
+    return [*classes, *(thing for thing in found if issubclass(thing, Record))]
+
+
+def test_settings_are_given_by_keyword():
+    names = {cls.__name__ for cls in rules()}
+    assert {"step_decay", "cosine", "early_stopping", "together", "sgd", "adamw", "clip_by_value", "ema"} <= names
+    for cls in rules():
+        if cls.__name__ == "chain":
+            continue
+        fields = dataclasses.fields(cls)
+        by_position = [field.name for field in fields if not field.kw_only]
+        assert len(by_position) == 1 + (cls.__name__ in WRAPPING), cls.__name__
+        kinds = [parameter.kind.name for parameter in list(inspect.signature(cls).parameters.values())]
+        assert kinds.count("POSITIONAL_OR_KEYWORD") == len(by_position)
+        with pytest.raises(TypeError, match="position"):
+            cls(*range(1, 2 + len(by_position)))
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_what_is_given_by_position_names_its_keywords(name):
+    make, message = ADVICE[name]
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()
+
+
 def public_names(record):
     """What the record's module exports, and what stands in its fields."""
     here = SimpleNamespace(**OF)
-    if type(record).__module__ == schedules.__name__:
+    if type(record).__module__.startswith(schedules.__name__):
         here = NAMES["schedules"]
     elif type(record).__module__ == initializers.__name__:
         here = NAMES["initializers"]

@@ -62,11 +62,13 @@ MACHINES = {  # what is asked of the machine, and of the reference
     ),
     "plateau": (reduce_on_plateau(0.5, patience=1, min_improvement=0.25), (1, 0.25, False, False, 0.5, 0)),
     "plateau, cooldown, at least": (
-        reduce_on_plateau(0.1, patience=1, cooldown=2, least=0.05),
+        reduce_on_plateau(0.1, patience=1, cooldown=2, min_scale=0.05),
         (1, 0.0, False, False, 0.1, 2, 0.05),
     ),
     "plateau, relative, maximise, at least": (
-        reduce_on_plateau(0.7, 2, 0.125, relative=True, maximise=True, cooldown=1, least=0.3),
+        reduce_on_plateau(
+            0.7, patience=2, min_improvement=0.125, relative=True, maximise=True, cooldown=1, min_scale=0.3
+        ),
         (2, 0.125, True, True, 0.7, 1, 0.3),
     ),
 }
@@ -102,11 +104,12 @@ def test_any_metrics_under_scan_and_vmap(name):
 
 
 def test_the_scale_ends_at_its_least():
-    monitor = reduce_on_plateau(0.1, patience=1, least=0.02)
+    monitor = reduce_on_plateau(0.1, patience=1, min_scale=0.02)
     scales = jax.lax.scan(monitor.update, monitor.init(), jnp.ones(6))[1].scale
     np.testing.assert_array_equal(scales, np.float32([1, 0.1, 0.02, 0.02, 0.02, 0.02]))
     np.testing.assert_array_equal(
-        jax.lax.scan(reduce_on_plateau(0.1, 1, least=1.0).update, monitor.init(), jnp.ones(3))[1].scale, np.ones(3)
+        jax.lax.scan(reduce_on_plateau(0.1, patience=1, min_scale=1.0).update, monitor.init(), jnp.ones(3))[1].scale,
+        np.ones(3),
     )
 
 

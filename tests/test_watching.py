@@ -364,7 +364,7 @@ def test_divergence_by_augmentation():
 
 def test_one_program_each_and_none_again():
     net, optimizer, key = mlp([K]), sgd(0.1), jax.random.key(0)
-    machines = {"stopping": early_stopping(7), "plateau": reduce_on_plateau(0.3, 9)}  # no other test's
+    machines = {"stopping": early_stopping(7), "plateau": reduce_on_plateau(0.3, patience=9)}  # no other test's
 
     def run(key, **changes):
         settings = {"epochs": 3, "batch_size": BATCH, "validation": VALIDATION, "augment": jitter, "measure": 1}

@@ -1,8 +1,8 @@
-"""Losses: a cost per example and its hand-derived δ, each pair standing together.
+"""Losses: a cost per example and its hand-derived δ, each pair in one place.
 
 `value(prediction, target) -> [N]` is Cₙ, in at least float32; `delta(prediction, target)`, shaped like the
-prediction, is ∂Cₙ/∂(predictionₙ); `check(prediction, target)` looks at the target's values, on the host.
-`help(losses.mse)` shows the formulas, shapes and source of each.
+prediction, is ∂Cₙ/∂(predictionₙ); `check(prediction, target)` checks the target's values on the host.
+`help(losses.mse)` shows formulas, shapes and source.
 
     loss                          Cₙ                                     δₙ                         target
     mse                           mean (y−t)²                            2(y−t)/D                   numbers
@@ -21,14 +21,14 @@ prediction, is ∂Cₙ/∂(predictionₙ); `check(prediction, target)` looks at 
 Shapes: the first eight compare entry by entry, prediction and target [N], [N, D] or [N, …, D]; mean and Σ run
 over D, an axis that [N] lacks. The last four take a prediction [N, K] or [N, …, K] with integer labels [N] or
 [N, …] in 0…K−1; "classes" may also be distributions, floats of the prediction's shape. The axes between N and the
-last are those of steps, [N, T, K], or pixels, [N, H, W, K]: over them, always the mean. So images of one value per
-pixel are [N, H, W, 1]. A smoothed target is t′ = (1−α)t + α·Σt/K.
+last are steps, [N, T, K], or pixels, [N, H, W, K]: over them the mean is taken, always. Images of one value per pixel
+are therefore [N, H, W, 1]. A smoothed target is t′ = (1−α)t + α·Σt/K.
 
-`entries(prediction, target) -> [N, …]` is the cost of each step or pixel. With it, steps and pixels can have weights
-and masks (`backprop`, `fit`); one that is to be ignored has weight 0, and then any label, −100 for instance.
+`entries(prediction, target) -> [N, …]` is the cost of each step or pixel. It allows weights and masks of steps and
+pixels (`backprop`, `fit`); an entry of weight 0 is ignored and may have any label, −100 for instance.
 
 Kinks: |e|′(0) = 0, a hinge at margin 1 has slope 0, and `jax.grad` of a value gives the same there. Probabilities
-are clipped at their type's smallest normal number, in value and δ alike: both stay finite at p = 0.
+are clipped at the smallest normal number of their dtype, in value and δ alike: both are finite at p = 0.
 
 A target that cannot be right (a label out of range, 0/1 where ±1 is meant, a negative entry in a distribution)
 turns the cost and δ of its example into NaN, unless its weight is 0; so does a prediction outside [0, 1] (logits?)

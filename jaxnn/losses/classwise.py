@@ -1,4 +1,4 @@
-"""Losses over classes: the last axis of the prediction has a score or a probability for each.
+"""Losses over classes: the last axis of the prediction holds a score or a probability for each class.
 
 Letters: N batch, T time, K classes; y prediction, p probability, z logit, t target, one-hot or a distribution.
 """
@@ -29,9 +29,9 @@ from jaxnn.types import Array
 
 
 class Classwise(OfRules):
-    """A loss of rules over the last axis: cost(y, t, total) drops it, slope(y, t, total) is ∂cost/∂y.
+    """A loss over the last axis, which cost(y, t, total) reduces; slope(y, t, total) is ∂cost/∂y.
 
-    t [N, …, K] is one-hot or, where the loss is soft, a distribution, and total its sum over K.
+    t [N, …, K] is one-hot or, if the loss is soft, a distribution; total is its sum over K.
 
     Attributes:
         soft: whether a target may be a distribution.
@@ -48,13 +48,13 @@ class Classwise(OfRules):
     prediction. Over the axes between, the mean.
     Target: {targets}."""
 
-    def check(self, prediction: Any, target: Any) -> None:
+    def check(self, prediction: Array, target: Any) -> None:
         target = np.asarray(target)
         if target.shape == tuple(prediction.shape[:-1]) and is_floating(target):
-            check_values(f"losses.{self.name}", WHOLE, target)  # more can be said than that labels are integers
+            check_values(f"losses.{self.name}", WHOLE, target)  # a better message than that labels are integers
         super().check(prediction, target)
 
-    def _domain(self, prediction: Any, target: Any) -> Domain:
+    def _domain(self, prediction: Array, target: Array) -> Domain:
         where, advice = f"losses.{self.name}", "use losses.sigmoid_binary_cross_entropy"
         check_dtypes(where, prediction, target)
         distributions = (jnp.floating,) if self.soft else ()
@@ -143,9 +143,9 @@ multiclass_hinge, cross_entropy, softmax_cross_entropy = MulticlassHinge(), Cros
 class label_smoothing(Classwise):
     """C = Σ t′ᵢ·(log Σ exp z − zᵢ), δ = softmax(z)·Σt − t′ with t′ = (1−α)t + α·Σt/K: softmax_cross_entropy, smoothed.
 
-    `softmax_cross_entropy` is least where the right logit is infinitely above the others; this loss where it is
-    log(1 + K(1−α)/α) above them: networks become less sure of themselves. Its least value is above 0, so
-    evaluate with `softmax_cross_entropy`. A class masked by a logit of −∞ has a share of the target, and costs ∞.
+    `softmax_cross_entropy` is minimal where the right logit exceeds the others by ∞, this loss where it exceeds them by
+    log(1 + K(1−α)/α): networks become less confident. Its minimum is above 0, so evaluate with
+    `softmax_cross_entropy`. A class masked by a logit of −∞ has a share of the target, and costs ∞.
 
     Args:
         smoothing: α, from 0 (softmax_cross_entropy itself) to 1 (no label at all); a number, or a JAX scalar, traced

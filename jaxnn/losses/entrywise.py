@@ -19,10 +19,10 @@ from jaxnn.types import Array
 
 
 class Entrywise(OfRules):
-    """A loss of rules for one entry, cost(y, t) and slope(y, t) = ∂cost/∂y.
+    """A loss given for one entry by cost(y, t) and slope(y, t) = ∂cost/∂y.
 
     Attributes:
-        domain: what a target may hold.
+        domain: the values that a target may hold.
     """
 
     domain: ClassVar[Domain] = NUMBERS
@@ -34,7 +34,7 @@ class Entrywise(OfRules):
     of one value per pixel are [N, H, W, 1].
     Target: values {cls.domain.meant}."""
 
-    def _domain(self, prediction: Any, target: Any) -> Domain:
+    def _domain(self, prediction: Array, target: Array) -> Domain:
         where = f"losses.{self.name}"
         check_dtypes(where, prediction, target)
         entry_by_entry(where, prediction, target, "losses.softmax_cross_entropy")
@@ -108,7 +108,7 @@ class huber(Entrywise):
 
     Args:
         delta: d, where the linear part begins, in units of the target; above 0. A number, or a JAX scalar, traced or
-            not. The field is called `d`, as in `dataclasses.replace(loss, d=2.0)`: `delta` gives δ here.
+            not. The field is `d`, as in `dataclasses.replace(loss, d=2.0)`: `delta` is the method that returns δ.
 
     Raises:
         ValueError, TypeError: if delta is not a finite number above 0.
@@ -140,7 +140,7 @@ class huber(Entrywise):
             return jnp.where(e > d, d, jnp.where(e < -d, -d, e))
         return jnp.where(e > d, d, jnp.where(e < -d, -d, jnp.where(jnp.isnan(d), d, e)))
 
-    # q keeps its sign: no |e|, hence no kink at e = 0, where the second derivative is 1.
+    # q keeps the sign of e: there is no |e|, hence no kink at e = 0, where the second derivative is 1.
     def cost(self, y: Array, t: Array) -> Array:
         q = self.q(y, t)
         return q * ((y - t) - q / 2)
@@ -153,9 +153,9 @@ class huber(Entrywise):
 
 
 def _softplus_less(z: Array, less: Array | float) -> Array:
-    """log(1 + exp z) − less, as max(z, 0) − less + log1p(exp(−|z|)): at less ≈ z the small last term survives.
+    """log(1 + exp z) − less, as max(z, 0) − less + log1p(exp(−|z|)): for less ≈ z the small last term is not lost.
 
-    Both parts take the same side at z = 0, so that derivatives of every order are right there.
+    Both parts take the same branch at z = 0, so that derivatives of every order are right there.
     """
     left = z <= 0
     return (jnp.where(left, 0, z) - less) + jnp.log1p(jnp.exp(jnp.where(left, z, -z)))

@@ -1,7 +1,7 @@
-"""What a target may hold: the values of each kind, and how one that cannot be right is met.
+"""Checks of targets: the values that each kind may hold, and errors for those that cannot be right.
 
-On the host its values are looked at and explained (`check_values`); in a compiled program they make NaN of their
-example (`poison`). Letters: N batch, T time, D features, K classes; t target.
+On the host, wrong values are explained (`check_values`); in a compiled program they turn their example into NaN
+(`poison`). Letters: N batch, T time, D features, K classes; t target.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Domain(NamedTuple):
     Attributes:
         wrong: of a NumPy or JAX array, entry by entry: True where the value cannot be right.
         meant: the right values in words.
-        cause: the likely cause, of all values, given that some are wrong.
-        poisons: False where a wrong value gives NaN of itself.
+        cause: the likely cause, from all values, given that some are wrong.
+        poisons: False if a wrong value gives NaN by itself.
     """
 
     wrong: Callable[[Any], Any]
@@ -87,8 +87,8 @@ def labels_of(classes: int) -> Domain:
     return Domain(lambda t: labels_and_wrong(t, classes)[1], f"in 0…{classes - 1}", cause)
 
 
-def check_dtypes(where: str, prediction: Any, target: Any) -> None:
-    """Raises ValueError unless floats are compared with real numbers, and with some."""
+def check_dtypes(where: str, prediction: Array, target: Array) -> None:
+    """Raises ValueError unless floats are compared with real numbers, at least one."""
     if not is_floating(prediction):
         raise ValueError(f"{where} expects a float prediction, got {describe(prediction)}")
     if not any(jnp.issubdtype(target.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
@@ -98,7 +98,7 @@ def check_dtypes(where: str, prediction: Any, target: Any) -> None:
 
 
 def check_values(where: str, domain: Domain, values: np.ndarray) -> None:
-    """Raises ValueError with count, first place and likely cause of values that cannot be right."""
+    """Raises ValueError with the number, first position and likely cause of values that cannot be right."""
     if values.dtype.kind not in "iub":
         values = values.astype(np.float64)  # NumPy's half precisions lack some of the tests
     nan = np.isnan(values)
@@ -115,13 +115,13 @@ def check_values(where: str, domain: Domain, values: np.ndarray) -> None:
 
 
 def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
-    """What is added to all of an example's target, [N, 1, …]: NaN where something in the example is wrong, else 0.
+    """A term [N, 1, …] to add to an example's target: NaN where any value of the example is wrong, else 0.
 
-    With the first `kept` axes kept, to all of an entry's target.
+    With more axes kept, it is a term for each entry.
 
-    In every rule the target multiplies, so that NaN in it reaches value, δ and every entry of `jax.grad`, as a
-    value replaced by NaN in the end would not. The sum (for an `any`) and the target (for the prediction) are
-    what XLA fuses without slowing the rest down.
+    In every rule the target is a factor, so that its NaN reaches value, δ and every entry of `jax.grad`; replacing the
+    result by NaN would not. XLA fuses the sum (where `any` would do) and the target (where the prediction would)
+    without slowing down the rest.
     """
     sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(kept, wrong.ndim)))
     return sick.reshape(*(sick.shape if kept > 1 else (-1,)), *[1] * (like.ndim - kept))
@@ -130,8 +130,8 @@ def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
 # ---------------------------------------------------------------- a prediction and a target
 
 
-def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Any, Any]:
-    """Both as arrays; TypeError for what is none."""
+def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Array, Array]:
+    """Both as arrays; otherwise TypeError."""
     for name, value in (("prediction", prediction), ("target", target)):
         try:
             if value is None or isinstance(value, (str, dict)) or hasattr(value, "_fields") or callable(value):
@@ -143,7 +143,7 @@ def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Any, Any]:
 
 
 def both_batches(where: str, prediction: Any, target: Any) -> str:
-    """The beginning of a message about two shapes, once it is known that they are batches of one size."""
+    """The beginning of a message about two shapes, after checking that they are batches of one size."""
     for name, value in (("prediction", prediction), ("target", target)):
         if not hasattr(value, "shape") or not hasattr(value, "dtype"):
             got = "None" if value is None else f"a {type(value).__name__}"
@@ -158,10 +158,10 @@ def both_batches(where: str, prediction: Any, target: Any) -> str:
     return shown
 
 
-def entry_by_entry(where: str, prediction: Any, target: Any, for_labels: str) -> None:
-    """Raises ValueError if the target has not the prediction's shape: nothing is broadcast.
+def entry_by_entry(where: str, prediction: Array, target: Array, for_labels: str) -> None:
+    """Raises ValueError unless the target has the prediction's shape: nothing is broadcast.
 
-    `for_labels` says what to use for class labels.
+    `for_labels` names the alternative for class labels.
     """
     shown = both_batches(where, prediction, target)
     p, t = tuple(prediction.shape), tuple(target.shape)
@@ -180,12 +180,13 @@ def entry_by_entry(where: str, prediction: Any, target: Any, for_labels: str) ->
 
 
 def holds_labels(
-    where: str, prediction: Any, target: Any, *, distributions: tuple[Any, ...], for_one_score: str
+    where: str, prediction: Array, target: Array, *, distributions: tuple[Any, ...], for_one_score: str
 ) -> bool:
     """True if target holds class labels, False if it holds distributions; raises ValueError if neither.
 
     Labels are integers of the prediction's shape without its last axis, the classes. Distributions have the
-    prediction's shape and one of the kinds of dtype. `for_one_score` is advice where there is no axis of classes.
+    prediction's shape and a dtype of one of the kinds. `for_one_score` is advice for predictions without
+    an axis of classes.
     """
     shown = both_batches(where, prediction, target)
     p, t = tuple(prediction.shape), tuple(target.shape)
@@ -217,7 +218,7 @@ def _all_but_last(axes: int) -> str:
 
 
 def labels_and_wrong(labels: Any, classes: int) -> tuple[Any, Any]:
-    """The labels in a type that can hold K, and where they are not in 0…K−1."""
+    """The labels in a dtype that can hold K, and where they are outside 0…K−1."""
     # A wide type must not be narrowed: 2³² + 3 is not class 3.
     labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
     return labels, (labels < 0) | (labels >= classes)

@@ -1,6 +1,6 @@
-"""A step of its own size for every parameter, from the squares of its gradients: from SGD to Adam in stages.
+"""Adaptive rates: each parameter's step is scaled by its squared gradients; from AdaGrad to AdamW.
 
-    adagrad   a rate of its own for every parameter:  g / √(sum of g²)
+    adagrad   a rate for every parameter:             g / √(sum of g²)
     rmsprop   old gradients are forgotten:            g / √(running mean of g²)
     adam      momentum, and both means corrected:     ŝ / √r̂
     adamw     weights decay at a rate that is not divided by √r̂
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import field
+from dataclasses import KW_ONLY, field
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -23,12 +23,12 @@ from jaxnn.checks import number
 from jaxnn.optimizers.parts import begun, check_fit, next_step, rate_of, valid_rate, zeros
 from jaxnn.penalties import Choice, chosen, is_weight, valid_choice
 from jaxnn.showing import shown
-from jaxnn.types import Array, Optimizer, Params, Schedule
+from jaxnn.types import Array, Optimizer, Params, Schedule, Tree
 
 
 @shown()
 class AdagradState(NamedTuple):
-    """What `adagrad` remembers.
+    """The state of `adagrad`.
 
     Attributes:
         step: the number of updates so far, int32.
@@ -45,7 +45,7 @@ class AdagradState(NamedTuple):
 
 @shown()
 class RmspropState(NamedTuple):
-    """What `rmsprop` remembers.
+    """The state of `rmsprop`.
 
     Attributes:
         step: the number of updates so far, int32.
@@ -62,7 +62,7 @@ class RmspropState(NamedTuple):
 
 @shown()
 class AdamState(NamedTuple):
-    """What `adam` and `adamw` remember.
+    """The state of `adam` and `adamw`.
 
     Attributes:
         step: the number of updates so far, int32.
@@ -80,14 +80,14 @@ class AdamState(NamedTuple):
 
 
 class _BySquares(Optimizer):
-    """−ηg / (√r + δ), r a memory of g²."""
+    """−ηg / (√r + δ), r the sum or running mean of g²."""
 
     learning_rate = eps = memory = _with_square = cast(Any, None)
 
-    def init(self, params: Params) -> Any:
+    def init(self, params: Params) -> Tree:
         return self.memory(*begun(self.learning_rate), zeros(type(self).__name__, params))
 
-    def update(self, grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(self, grads: Params, opt_state: Tree, params: Params = None) -> tuple[Params, Tree]:
         *_, given, squares = opt_state
         check_fit(type(self).__name__, grads, params, squares)
         shown, rate = rate_of(self.learning_rate, opt_state)
@@ -97,15 +97,15 @@ class _BySquares(Optimizer):
 
 
 class adagrad(_BySquares):
-    """AdaGrad: a rate for every parameter, smaller where gradients have been large.
+    """AdaGrad: a rate for every parameter, smaller for larger past gradients.
 
         r ← r + g²;    θ ← θ − η g / (√r + δ)
 
-    What it adds to `sgd`: η is divided by the root of the sum of all g² so far, parameter by parameter, so that rare
-    features learn as fast as frequent ones. The sum only grows: under gradients of one size, rates fall as 1/√t.
+    Compared with `sgd`, η is divided by the root of the sum of all g² so far, parameter by parameter, so that rare
+    features learn as fast as frequent ones. The sum only grows: for gradients of constant size, rates fall as 1/√t.
 
-    Elsewhere: in optax r begins at 0.1 (`initial_accumulator_value`) and δ = 1e-7 stands inside the root; in PyTorch r
-    begins at 0, as here, and δ = 1e-10 stands outside.
+    Elsewhere: in optax r begins at 0.1 (`initial_accumulator_value`) and δ = 1e-7 is inside the root; in PyTorch r
+    begins at 0, as here, and δ = 1e-10 is outside.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
@@ -114,7 +114,7 @@ class adagrad(_BySquares):
     Raises:
         ValueError: if η or δ is out of range; from `update`, if the gradients and the parameters differ in structure
             or shape.
-        TypeError: if η is no number and no schedule, or parameters are not real floats.
+        TypeError: if η is neither a number nor a schedule, or parameters are not real floats.
 
     Source: Duchi, Hazan & Singer (2011), "Adaptive subgradient methods for online learning and stochastic
     optimization"; letters of Goodfellow, Bengio & Courville (2016), algorithm 8.4.
@@ -128,6 +128,7 @@ class adagrad(_BySquares):
     memory = AdagradState
 
     learning_rate: float | Schedule = field()
+    _: KW_ONLY
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -143,11 +144,11 @@ class rmsprop(_BySquares):
 
         r ← ρr + (1 − ρ)g²;    θ ← θ − η g / (√r + δ)
 
-    What it adds to `adagrad`: a running mean in the place of the sum, so that rates recover when gradients become
-    smaller. The mean begins at 0 and is not corrected for that: the first steps are up to 1/√(1 − ρ) times too large.
+    Compared with `adagrad`, a running mean replaces the sum, so that rates recover when gradients become smaller. The
+    mean begins at 0 and is not corrected for that: the first steps are up to 1/√(1 − ρ) times too large.
 
-    Elsewhere: in optax ρ = 0.9, as here, and δ = 1e-8 stands inside the root (outside with `eps_in_sqrt=False`); in
-    PyTorch ρ = 0.99 (alpha), and δ = 1e-8 stands outside. In both r begins at 0 and is not corrected by default.
+    Elsewhere: in optax ρ = 0.9, as here, and δ = 1e-8 is inside the root (outside with `eps_in_sqrt=False`); in
+    PyTorch ρ = 0.99 (alpha), and δ = 1e-8 is outside. In both r begins at 0 and is not corrected by default.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
@@ -157,10 +158,10 @@ class rmsprop(_BySquares):
     Raises:
         ValueError: if η, ρ or δ is out of range; from `update`, if the gradients and the parameters differ in
             structure or shape.
-        TypeError: if η is no number and no schedule, or parameters are not real floats.
+        TypeError: if η is neither a number nor a schedule, or parameters are not real floats.
 
     Source: Tieleman & Hinton (2012), "Neural networks for machine learning", lecture 6e; letters of Goodfellow,
-    Bengio & Courville (2016), algorithm 8.5, whose δ stands inside the root.
+    Bengio & Courville (2016), algorithm 8.5, whose δ is inside the root.
 
     >>> optimizer = rmsprop(0.1, rho=0.75)
     >>> updates, opt_state = optimizer.update(jnp.array([3.0, -1e-3]), optimizer.init(jnp.zeros(2)))
@@ -171,6 +172,7 @@ class rmsprop(_BySquares):
     memory = RmspropState
 
     learning_rate: float | Schedule = field()
+    _: KW_ONLY
     rho: float = 0.9
     eps: float = 1e-6
 
@@ -189,8 +191,8 @@ class adam(Optimizer):
         s ← ρ₁s + (1 − ρ₁)g;    r ← ρ₂r + (1 − ρ₂)g²
         θ ← θ − η ŝ / (√r̂ + δ),    ŝ = s / (1 − ρ₁ᵗ),    r̂ = r / (1 − ρ₂ᵗ)
 
-    What it adds to `rmsprop`: momentum, as the running mean s in the place of g, and the correction of both means
-    for having begun at 0, so that the first steps have size η too.
+    Compared with `rmsprop`, the running mean s replaces g (momentum), and both means are corrected for having begun at
+    0, so that the first steps have size η too.
 
     Elsewhere: in optax and PyTorch δ = 1e-8, at the same place; ρ₁, ρ₂ and the corrections are the same.
 
@@ -204,7 +206,7 @@ class adam(Optimizer):
     Raises:
         ValueError: if η, ρ₁, ρ₂ or δ is out of range; from `update`, if the gradients and the parameters
             differ in structure or shape.
-        TypeError: if η is no number and no schedule, or parameters are not real floats.
+        TypeError: if η is neither a number nor a schedule, or parameters are not real floats.
 
     Source: Kingma & Ba (2015), algorithm 1; letters of Goodfellow, Bengio & Courville (2016), algorithm 8.7.
 
@@ -215,6 +217,7 @@ class adam(Optimizer):
     """
 
     learning_rate: float | Schedule
+    _: KW_ONLY
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6
@@ -240,7 +243,7 @@ class adam(Optimizer):
         first = jax.tree.map(lambda g, s: _nearer(s, jnp.asarray(g, s.dtype), self.b1), grads, opt_state.first_moment)
         second = jax.tree.map(lambda g, r: _nearer(r, _square(g, r), self.b2), grads, opt_state.second_moment)
 
-        # η ŝ / (√r̂ + δ) = (η √c₂ / c₁) s / (√r + δ √c₂): per element, one root and one division are left.
+        # η ŝ / (√r̂ + δ) = (η √c₂ / c₁) s / (√r + δ √c₂): one root and one division per element remain.
         t = step.astype(jnp.result_type(float))
         c1, c2 = _one_less_power(self.b1, t), _one_less_power(self.b2, t)
         root_c2 = jnp.sqrt(c2)
@@ -257,13 +260,13 @@ class adamw(adam):
 
         θ ← θ − η (ŝ / (√r̂ + δ) + λθ),    ŝ and r̂ as in `adam`
 
-    What it adds to `adam`: every weight shrinks by the same part ηλ of itself in each step. `penalties.l2(λ)` adds λθ
-    to g instead, which Adam divides by √r̂ with the rest: weights with large gradients then shrink less, by about
-    ηλ/√r̂. Under `sgd` without momentum the two are one; with momentum μ, L2's share goes through the mean too and
-    shrinks by about ηλ/(1 − μ).
+    Compared with `adam`, every weight also shrinks by the same fraction ηλ in each step. `penalties.l2(λ)` adds λθ to g
+    instead, which Adam divides by √r̂ with the rest: weights with large gradients then shrink less, by about ηλ/√r̂.
+    Under `sgd` without momentum the two are equal; with momentum μ, the L2 term accumulates in the velocity as well
+    and weights shrink by about ηλ/(1 − μ).
 
     Elsewhere: in optax λ = 1e-4, in PyTorch λ = 0.01, as here; in both every parameter decays, biases too, unless it is
-    excluded (`decay=penalties.everything` does so here), and δ = 1e-8.
+    excluded (`on=penalties.everything` does so here), and δ = 1e-8.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η; the decay follows it, as in optax and PyTorch. (The authors
@@ -272,13 +275,12 @@ class adamw(adam):
         b2: 0 ≤ ρ₂ < 1, the decay of the mean squared gradient.
         eps: δ > 0, as in `adam`.
         weight_decay: λ ≥ 0.
-        decay: which leaves decay, a pattern of paths or a function of a path, as `on` of `penalties`; the weights by
-            default.
+        on: which leaves decay, a pattern of paths or a function of a path, as in `penalties`; the weights by default.
 
     Raises:
         ValueError: if a number is out of range; when used, if no leaf is chosen or the gradients and the parameters
             differ in structure or shape; from `update`, if it is not given the parameters.
-        TypeError: if η is no number and no schedule, or parameters are not real floats.
+        TypeError: if η is neither a number nor a schedule, or parameters are not real floats.
 
     Source: Loshchilov & Hutter (2019), "Decoupled weight decay regularization", algorithm 2.
 
@@ -288,19 +290,18 @@ class adamw(adam):
     {'b': Array([-0.], dtype=float32), 'w': Array([-0.1], dtype=float32)}
     """
 
+    _: KW_ONLY
     weight_decay: float = 0.01
-    decay: Choice = is_weight
+    on: Choice = is_weight
 
     def __post_init__(self) -> None:
         super().__post_init__()
         weight_decay = number("adamw: weight_decay", self.weight_decay, least=0.0)
-        self._set(
-            weight_decay=weight_decay, decay=valid_choice("adamw: decay", self.decay, ": λ is called weight_decay")
-        )
+        self._set(weight_decay=weight_decay, on=valid_choice("adamw: on", self.on, ": λ is called weight_decay"))
 
     def init(self, params: Params) -> AdamState:
         state = super().init(params)
-        chosen("adamw", params, self.decay)  # what it refuses is refused now, and not at the first update
+        chosen("adamw", params, self.on)  # raises now what would be raised at the first update
         return state
 
     def _decayed(self, rate: Array, params: Params, steps: Params) -> Params:
@@ -311,10 +312,10 @@ class adamw(adam):
         def decayed(theta: Array, step: Array, decays: bool) -> Array:
             return step - part.astype(step.dtype) * jnp.asarray(theta, step.dtype) if decays else step
 
-        return jax.tree.map(decayed, params, steps, chosen("adamw", params, self.decay))
+        return jax.tree.map(decayed, params, steps, chosen("adamw", params, self.on))
 
 
-# ---------------------------------------------------------------- what they share
+# ---------------------------------------------------------------- shared arithmetic
 
 
 def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
@@ -325,9 +326,9 @@ def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
 
 
 def _nearer(memory: Array, value: Array, rho: float) -> Array:
-    """The running mean: it moves by a part 1 − ρ of its distance.
+    """The running mean, which moves the fraction 1 − ρ of the way to the value.
 
-    ρ rounded to float32 is then no other ρ, as it would be in ρr + (1 − ρ)g², where r of a constant g² ends up at
+    So rounding ρ to float32 does no harm. In ρr + (1 − ρ)g² it would: for constant g², r would converge to
     g²(1 − ρ)/(1 − round(ρ)).
     """
     return memory + in_dtype(1 - rho, memory.dtype) * (value - memory)
@@ -343,7 +344,7 @@ def _rounded(steps: Params, grads: Params, params: Params) -> Params:
     return jax.tree.map(lambda leaf, step: step.astype(jnp.result_type(leaf)), like, steps)
 
 
-def _one_less_power(rho: Any, t: Array) -> Array:
+def _one_less_power(rho: float | Array, t: Array) -> Array:
     """1 − ρᵗ, which cancels where ρ is near 1."""
     if isinstance(rho, float):
         return -jnp.expm1(t * (math.log(rho) if rho else -math.inf))

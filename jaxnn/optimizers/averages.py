@@ -1,4 +1,4 @@
-"""The running mean of the parameters: calmer than the parameters themselves, and often better on new data.
+"""The running mean of the parameters: it varies less than the parameters, and often generalises better.
 
 Letters: θ parameters, m their mean, β its decay, t the number of parameters seen.
 """
@@ -6,7 +6,7 @@ Letters: θ parameters, m their mean, β its decay, t the number of parameters s
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxnn.types import Array, Params
 
 @shown()
 class EmaState(NamedTuple):
-    """What `ema` remembers.
+    """The state of `ema`.
 
     Attributes:
         step: how many parameters have been seen, int32.
@@ -46,12 +46,12 @@ class Average(Shown):
 
 
 class ema(Average):
-    """The exponential moving average of the parameters, unbiased from the first on.
+    """The exponential moving average of the parameters, unbiased from the first update on.
 
         m ← m + a(θ − m),    a = (1 − β) / (1 − βᵗ)
 
-    m is the mean of all θ seen, weighted by βᵏ where k came after: what m ← βm + (1 − β)θ, divided by 1 − βᵗ, gives
-    without beginning at 0. In a loop of your own, update it after each step or each epoch, then evaluate m:
+    m is the mean of all θ seen, each weighted by βᵏ, k the number of updates since: the same as m ← βm + (1 − β)θ from
+    m = 0, divided by 1 − βᵗ. Update it in your loop after each step or each epoch, then evaluate m:
 
         run = jax.jit(train_epoch(net, loss, optimizer, batch_size=64), donate_argnums=0)
         average = ema(0.9)
@@ -61,17 +61,17 @@ class ema(Average):
             mean = average.update(mean, train_state.params)
         evaluate(net, loss, train_state._replace(params=mean.average), test_data)
 
-    It runs inside `scan`, carried beside the TrainState of `train_step`, and under `vmap`. Statistics of batch norm
-    are not averaged: they belong to θ, not to m, and are best taken anew.
+    It runs inside `scan`, carried beside the TrainState of `train_step`, and under `vmap`. The statistics
+    of batch norm are not averaged: they belong to θ, not to m, and should be computed again for m.
 
     Args:
-        decay: 0 ≤ β < 1. The mean reaches over about 1/(1 − β) updates.
+        decay: 0 ≤ β < 1. The mean covers about 1/(1 − β) updates.
 
     Raises:
         ValueError: if β is out of range; from `update`, if the parameters differ from the mean in structure or shape.
         TypeError: if β is not a number, or parameters are not real floats.
 
-    Source: Polyak & Juditsky (1992) for averages; Kingma & Ba (2015), section 7.2, for this one.
+    Source: Polyak & Juditsky (1992) for averaging; Kingma & Ba (2015), section 7.2, for this average.
 
     >>> average = ema(0.5)
     >>> state = average.init(jnp.array(0.0))
@@ -99,18 +99,18 @@ class ema(Average):
 
         def nearer(mean: Array, theta: Array) -> Array:
             theta = jnp.asarray(theta, mean.dtype)
-            # At the first step a is 1, but for rounding, and what init was given counts nothing, be it NaN.
+            # At the first step a is 1 up to rounding, and the parameters given to init do not count, even if NaN.
             new = jnp.where(step == 1, theta, mean + part.astype(mean.dtype) * (theta - mean))
             return poisoned(new, self.decay)
 
         return EmaState(step, jax.tree.map(nearer, average, params))
 
 
-def _part(decay: Any, t: Array) -> Array:
-    """The part a = (1 − β) / (1 − βᵗ), which comes to 1 − β; 1 − βᵗ as expm1: it cancels where β is near 1."""
+def _part(decay: float | Array, t: Array) -> Array:
+    """The weight a = (1 − β) / (1 − βᵗ), which tends to 1 − β; 1 − βᵗ by expm1, as it cancels for β near 1."""
     if not is_array(decay):
         return (1 - decay) / -jnp.expm1(t * (math.log(decay) if decay else -math.inf))
-    decay = decay.astype(t.dtype)
+    decay = jnp.asarray(decay, t.dtype)
     near_1 = decay > 0.5  # log 0 has no derivative
     log_decay = jnp.log1p(-(1 - jnp.where(near_1, decay, 0.5)))
     return (1 - decay) / jnp.where(near_1, -jnp.expm1(t * log_decay), 1 - decay**t)

@@ -1,11 +1,12 @@
-"""Descending along the gradient, plainly or with momentum.
+"""Gradient descent, plain or with momentum.
 
 Letters: θ parameters, g gradient, η learning rate, v velocity, μ momentum.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from jaxnn.types import Array, Optimizer, Params, Schedule
 
 @shown()
 class SgdState(NamedTuple):
-    """What `sgd` remembers.
+    """The state of `sgd`.
 
     Attributes:
         step: the number of updates so far, int32.
-        learning_rate: η, see the module's docstring.
+        learning_rate: η, see the docstring of `jaxnn.optimizers`.
         given: the η that `sgd` was given; NaN for a schedule.
         velocity: v, a tree like the parameters; () where the momentum is 0.
     """
@@ -57,18 +58,18 @@ class sgd(Optimizer):
 
         v ← μv + g;    θ ← θ − ηv,    or with Nesterov's    θ ← θ − η(g + μv)
 
-    η stands outside v, as in optax and PyTorch: a change of η takes effect at once. v begins at 0; the defaults are
-    theirs, and so are the updates, Nesterov's too.
+    η is outside v, as in optax and PyTorch: a change of η takes effect at once. v begins at 0; the defaults are theirs,
+    and so are the updates, Nesterov's included.
 
     Args:
         learning_rate: η ≥ 0, or a schedule step -> η.
-        momentum: 0 ≤ μ < 1. A JAX scalar has a velocity, even if it is 0.
-        nesterov: look ahead along v; needs μ > 0.
+        momentum: 0 ≤ μ < 1. With a JAX scalar there is a velocity, even if μ is 0.
+        nesterov: Nesterov's form, which looks ahead along v; needs μ > 0.
 
     Raises:
-        ValueError: if η or μ is out of range, or nesterov is asked for without momentum; from `update`, if
-            the gradients and the parameters differ in structure or shape.
-        TypeError: if η is no number and no schedule, or parameters are not real floats.
+        ValueError: if η or μ is out of range, or `nesterov` is True without momentum; from `update`, if the
+            gradients and the parameters differ in structure or shape.
+        TypeError: if η is neither a number nor a schedule, or parameters are not real floats.
 
     Source: Polyak (1964); Sutskever, Martens, Dahl & Hinton (2013), "On the importance of initialization and
     momentum in deep learning".
@@ -81,6 +82,7 @@ class sgd(Optimizer):
     """
 
     learning_rate: float | Schedule
+    _: KW_ONLY
     momentum: float = 0.0
     nesterov: bool = False
 
@@ -116,6 +118,6 @@ class sgd(Optimizer):
         return updates, SgdState(next_step(opt_state.step), shown, opt_state.given, velocity)
 
 
-def _moves_on(momentum: Any) -> bool:
-    """Whether there is a velocity; of a momentum that a program is given nobody knows."""
-    return is_array(momentum) or momentum > 0
+def _moves_on(momentum: float | Array) -> bool:
+    """Whether there is a velocity: always for a momentum that is an input of the program, whose value is not known."""
+    return bool(is_array(momentum) or momentum > 0)

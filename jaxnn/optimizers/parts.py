@@ -1,4 +1,4 @@
-"""What optimizers are made with: learning rates, steps, memories and their dtypes; and how updates are applied."""
+"""Parts of optimizers: learning rates, steps, running means and their dtypes; applying updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 
 ADVICE = "were they made from the same network?"
 LAST_STEP = 2**31 - 1  # of int32
-EXTRAS = ("weight", "value", "grad", "value_fn")  # what training hands on to an update that takes it
+EXTRAS = ("weight", "value", "grad", "value_fn")  # arguments that training passes to an update that takes them
 RATE = ("step", "learning_rate", "given")  # the fields of every state with a learning rate
 
 
@@ -64,26 +64,26 @@ def first_step() -> Array:
 
 
 def begun(rate: float | Schedule) -> tuple[Array, Array, Array]:
-    """What `RATE` names, of a fresh state: 0; η of the first update; the number that was given, NaN for a schedule."""
+    """The `RATE` fields of a new state: 0, η of the first update, and the number given, NaN for a schedule."""
     first, given = (rate(first_step()), math.nan) if callable(rate) else (rate, rate)
     return first_step(), jnp.asarray(first, jnp.result_type(float)), jnp.asarray(given, jnp.result_type(float))
 
 
 def next_step(step: Array) -> Array:
-    """The step after this one, or the last there is."""
+    """The next step; the largest int32 stays."""
     return jnp.where(step < LAST_STEP, step + 1, step)  # wrapping round would make 1 − ρᵗ negative
 
 
 def as_rate(rate: Any) -> Array:
-    """The rate that stands in a state, as a float array."""
+    """The rate in a state as a float array."""
     rate = jnp.asarray(rate)
     return rate if jnp.issubdtype(rate.dtype, jnp.floating) else rate.astype(jnp.result_type(float))
 
 
-def rate_of(given: float | Schedule, opt_state: Any) -> tuple[Array, Array]:
-    """η of this update, for the next state to show and to be used: the state's, or the schedule's for this step.
+def rate_of(given: float | Schedule, opt_state: Tree) -> tuple[Array, Array]:
+    """η of this update, as the next state shows it and as it is used: the state's, or the schedule's at this step.
 
-    A negative one is NaN where it is used, and would climb; of a schedule the state shows it as it is.
+    A negative rate is used as NaN, because it would ascend; the state shows a schedule's rate unchanged.
     """
     rate = as_rate(opt_state.learning_rate)
     if not callable(given):
@@ -93,15 +93,15 @@ def rate_of(given: float | Schedule, opt_state: Any) -> tuple[Array, Array]:
     return rate, jnp.where(rate < 0, jnp.nan, rate)
 
 
-def shows_rate(opt_state: Any) -> bool:
-    """True for a state that has a learning rate, and shows it."""
+def shows_rate(opt_state: Tree) -> bool:
+    """True for a state with the fields of a learning rate."""
     return set(RATE) <= set(getattr(opt_state, "_fields", ())) and opt_state.learning_rate is not None
 
 
-def with_rate_of(optimizer: Optimizer, opt_state: Any, params: Params) -> Any:
+def with_rate_of(optimizer: Optimizer, opt_state: Tree, params: Params) -> Tree:
     """The state, its rate that of the optimizer if that was made with another number than the state's was.
 
-    What was set by hand stays where the two numbers are equal; a schedule, whose number is NaN, equals a schedule.
+    If the two numbers are equal, a rate that was set by hand stays; two schedules, whose number is NaN, count as equal.
     """
     if not shows_rate(opt_state):
         return opt_state
@@ -118,12 +118,12 @@ def with_rate_of(optimizer: Optimizer, opt_state: Any, params: Params) -> Any:
 
 @jax.jit
 def _rate_given_by(optimizer: Optimizer, params: Params) -> tuple[Array | None, Array | None]:
-    """The rate and the number in a fresh state; compiled, so that nothing else of that state is made."""
+    """The rate and the number in a fresh state; compiled, so that the rest of that state is not computed."""
     fresh = optimizer.init(params)
     return (fresh.learning_rate, fresh.given) if shows_rate(fresh) else (None, None)
 
 
-# ---------------------------------------------------------------- what an update may be given beside gradients
+# ---------------------------------------------------------------- further arguments of an update
 
 
 def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
@@ -139,20 +139,20 @@ def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def taken(update: Callable[..., Any], extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Those extras that are there and that the update function takes."""
+    """The extras that are given and that the update function takes."""
     return {name: extras[name] for name in extras_of(update) if extras.get(name) is not None}
 
 
 # ---------------------------------------------------------------- trees
 
 
-def wide(leaf: Any) -> DType:
+def wide(leaf: Array) -> DType:
     """The leaf's dtype, but at least float32."""
     return accumulator(jnp.result_type(leaf))
 
 
 def real_floats(name: str, params: Params) -> None:
-    """Raises TypeError with the path of a parameter that is no real float."""
+    """Raises TypeError with the path of a parameter that is not a real float."""
     array_leaves(f"{name}: the parameters", params)
     for path, leaf in named_leaves(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -160,7 +160,7 @@ def real_floats(name: str, params: Params) -> None:
 
 
 def zeros(name: str, params: Params) -> Params:
-    """A memory like the parameters, of zeros in at least float32."""
+    """Zeros like the parameters, in at least float32."""
     real_floats(name, params)
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=wide(leaf)), params)
 

@@ -1,4 +1,4 @@
-"""What stands before or around an optimizer: bounds on the gradients, one rule after another, several batches as one.
+"""Transformations before or around an optimizer: clipping, chaining, accumulation over batches.
 
 Letters: θ parameters, g gradient, c the bound, k batches to an update.
 """
@@ -28,40 +28,40 @@ from jaxnn.optimizers.parts import (
     zeros,
 )
 from jaxnn.showing import shown
-from jaxnn.types import Array, DType, Optimizer, Params
+from jaxnn.types import Array, DType, Optimizer, Params, Tree
 
 
 @shown()
 class ChainState(NamedTuple):
-    """What `chain` remembers where one of its parts has a learning rate; a plain tuple of states otherwise.
+    """The state of `chain` if one of its parts has a learning rate; otherwise it is a plain tuple of states.
 
     Attributes:
         step: of that part.
-        learning_rate: of that part; what is set here rules.
+        learning_rate: of that part; a rate that is set here is used.
         given: of that part.
-        states: one state for each part; that part's own has () in the place of the three.
+        states: one state for each part; in that part's own, () replaces these three.
     """
 
     step: Array
     learning_rate: Array | None
     given: Array | None
-    states: tuple[Any, ...]
+    states: tuple[Tree, ...]
 
 
 @shown()
 class AccumulateState(NamedTuple):
-    """What `accumulate` remembers.
+    """The state of `accumulate`.
 
     Attributes:
         step: the number of updates so far, not of batches, int32.
-        learning_rate: of the optimizer within; what is set here rules. None where that shows none, as optax's.
-        given: of the optimizer within.
-        batches: how many batches have come since the last update, int32.
-        unit: the first of their weights that is above 0; 0 as long as none was.
+        learning_rate: of the inner optimizer; a rate that is set here is used. None if its state has none, as optax's.
+        given: of the inner optimizer.
+        batches: the number of batches since the last update, int32.
+        unit: the first of their weights above 0; 0 until then.
         weight: the sum of their weights in that unit; without one, their number.
         total: the sum of their gradients, each times its weight in that unit; like the parameters, in at least float32.
-        value: the sum of their losses, likewise, where `update` is given them.
-        state: the state of the optimizer within; () in the place of its step, learning rate and given number.
+        value: the sum of their losses, likewise, if `update` is given them.
+        state: the state of the inner optimizer; () replaces its step, learning rate and given number.
     """
 
     step: Array
@@ -72,17 +72,17 @@ class AccumulateState(NamedTuple):
     weight: Array
     total: Params
     value: Array
-    state: Any
+    state: Tree
 
 
 class clip_by_global_norm(Optimizer):
     """Clips gradients to g · min(1, c/‖g‖), where ‖g‖ is the norm of all of them together.
 
-    The direction is kept; gradients within the bound are left as they are, to the bit. Norms are taken in at least
-    float32 of g / max|g|: nothing overflows on the way. Where a gradient is NaN or infinite, ‖g‖ is unknown and
-    all become NaN, so that training ends with an error rather than with a step at random.
+    The direction is kept; gradients within the bound stay as they are, to the bit. The norm is taken in at
+    least float32 of g / max|g|, so that no square overflows. If a gradient is NaN or infinite, ‖g‖ is unknown and all
+    become NaN, so that training ends with an error and not with a random step.
 
-    Elsewhere: optax's is the same where no square overflows; PyTorch's divides by ‖g‖ + 1e-6.
+    Elsewhere: optax's is the same unless a square overflows; PyTorch's divides by ‖g‖ + 1e-6.
 
     Args:
         max_norm: c > 0.
@@ -167,24 +167,24 @@ class clip_by_value(Optimizer):
         return jax.tree.map(clipped, grads), opt_state
 
 
-def _at_most_finite(bound: Any, dtype: DType) -> Any:
+def _at_most_finite(bound: float | Array, dtype: DType) -> float | Array:
     """The bound, or the largest number of the dtype."""
     largest = float(jnp.finfo(dtype).max)
     return min(bound, largest) if isinstance(bound, float) else jnp.minimum(in_dtype(bound, dtype), largest)
 
 
 class chain(Optimizer):
-    """One rule after another: each is given what the one before returns.
+    """One rule after another: each receives the updates of the one before it.
 
-    At most one part may have a learning rate. The state then shows its `step` and `learning_rate`, and a rate that is
-    set there rules, as in that part's own state.
+    At most one part may have a learning rate. The state then has its `step` and `learning_rate`, and a rate that is set
+    there is used, as in that part's own state.
 
     Args:
         *parts: Optimizer records, or optax's; at least one.
 
     Raises:
-        ValueError: if there is no part; from `init`, if more than one has a learning rate.
-        TypeError: if something is no optimizer.
+        ValueError: without a part; from `init`, if more than one has a learning rate.
+        TypeError: if a part is not an optimizer.
 
     >>> from jaxnn import sgd
     >>> optimizer = chain(clip_by_value(1.0), sgd(0.1))
@@ -195,9 +195,11 @@ class chain(Optimizer):
 
     spread = True
 
-    parts: tuple[Any, ...]
+    parts: tuple[Optimizer, ...]
 
-    def __init__(self, *args: Any, parts: tuple[Any, ...] = ()) -> None:  # `dataclasses.replace` gives fields by name
+    def __init__(
+        self, *args: Optimizer, parts: tuple[Optimizer, ...] = ()
+    ) -> None:  # `dataclasses.replace` gives fields by name
         if args and parts:
             raise TypeError("chain: give optimizers one by one or as parts=, not both")
         self._set(parts=args or tuple(parts))
@@ -206,7 +208,7 @@ class chain(Optimizer):
         for i, part in enumerate(self.parts):
             optimizer_record(f"chain: part {i}", part)
 
-    def init(self, params: Params) -> Any:
+    def init(self, params: Params) -> Tree:
         states = tuple(part.init(params) for part in self.parts)
         rated = [i for i, state in enumerate(states) if shows_rate(state)]
         if len(rated) > 1:
@@ -219,14 +221,14 @@ class chain(Optimizer):
     def update(
         self,
         grads: Params,
-        opt_state: Any,
+        opt_state: Tree,
         params: Params = None,
         *,
         weight: Array | float | None = None,
         value: Array | None = None,
         grad: Params = None,
         value_fn: Callable[..., Array] | None = None,
-    ) -> tuple[Params, Any]:
+    ) -> tuple[Params, Tree]:
         extras = {"weight": weight, "value": value, "grad": grad, "value_fn": value_fn}
         states, rated = opt_state, None
         if isinstance(opt_state, ChainState):
@@ -249,21 +251,21 @@ class accumulate(Optimizer):
 
         g ← Σ wᵢgᵢ / Σ wᵢ,    i = 1 … k
 
-    For a batch that does not fit into memory. At every k-th call g is given to the optimizer; between them updates are
-    0 and its state rests. wᵢ, the weight of a batch, is the sum of its examples' weights (`Pass.weight`; without
-    weights their number, so that batches may differ in size): training hands it on, and `update` called by hand takes
-    it as `weight=`, 1 by default. A batch of weight 0 counts nothing; if all k have weight 0, g is the plain
-    mean of the gᵢ, which then hold the gradient of a penalty alone. What an epoch leaves over goes on in the next.
-    Layers that couple a batch (batch norm) see the small ones.
+    For batches that do not fit into memory. Every k-th call passes g to the optimizer; the calls between return updates
+    of 0 and leave its state unchanged. wᵢ, the weight of a batch, is the sum of its examples' weights (`Pass.weight`;
+    without weights their number, so that batches may differ in size): training passes it on, and `update` called by
+    hand takes it as `weight=`, 1 by default. A batch of weight 0 does not count; if all k have weight 0, g is the plain
+    mean of the gᵢ, which then hold the gradient of a penalty alone. Batches left over at the end of an epoch count in
+    the next. Layers that couple the examples of a batch (batch norm) see the small batches.
 
     Args:
-        optimizer: an Optimizer record, or one of optax's; a `chain` with clipping clips the mean. It is given the mean
-            gradient and, where it takes them, the weight of all k batches and the mean of their losses.
+        optimizer: an Optimizer record, or one of optax's; a `chain` with clipping clips the mean. It receives the mean
+            gradient and, if it takes them, the weight of all k batches and the mean of their losses.
         steps: k ≥ 1.
 
     Raises:
         ValueError: if k is below 1; from `update`, if the gradients and the parameters differ in structure or shape.
-        TypeError: if k is not a whole number, something is no optimizer, or parameters are not real floats.
+        TypeError: if k is not a whole number, `optimizer` is not one, or parameters are not real floats.
 
     >>> from jaxnn import sgd
     >>> optimizer = accumulate(sgd(0.1), 2)
@@ -275,7 +277,7 @@ class accumulate(Optimizer):
     [-0.15] 1
     """
 
-    optimizer: Any
+    optimizer: Optimizer
     steps: int
 
     def __post_init__(self) -> None:
@@ -311,7 +313,7 @@ class accumulate(Optimizer):
 
         def added(total: Array, new: Array) -> Array:
             part_, new = part.astype(total.dtype), jnp.asarray(new, total.dtype)
-            more = jnp.where(part == 0, 0, part_ * new)  # what a batch of weight 0 has, be it NaN, counts nothing
+            more = jnp.where(part == 0, 0, part_ * new)  # a batch of weight 0 does not count, even if NaN
             return jnp.where(kept, total, 0) + more
 
         total = jax.tree.map(added, opt_state.total, grads)
@@ -320,7 +322,7 @@ class accumulate(Optimizer):
         like = grads if params is None else params
         carried = (total, total_value, unit, units)
 
-        def move(carried: tuple[Params, Array, Array, Array], state: Any) -> tuple[Params, Any, Any]:
+        def move(carried: tuple[Params, Array, Array, Array], state: Tree) -> tuple[Params, Tree, Tree]:
             total, total_value, unit, units = carried
             mean = jax.tree.map(lambda s: s / units.astype(s.dtype), total)
             if not rated:  # optax's memories have the gradients' dtype
@@ -330,7 +332,7 @@ class accumulate(Optimizer):
             updates = jax.tree.map(lambda leaf, u: u.astype(jnp.result_type(leaf)), like, updates)
             return updates, state, jax.tree.map(jnp.zeros_like, carried)
 
-        def rest(carried: tuple[Params, Array, Array, Array], state: Any) -> tuple[Params, Any, Any]:
+        def rest(carried: tuple[Params, Array, Array, Array], state: Tree) -> tuple[Params, Tree, Tree]:
             return jax.tree.map(lambda leaf: jnp.zeros_like(leaf), like), state, carried
 
         last = opt_state.batches + 1 >= self.steps
@@ -345,28 +347,28 @@ class accumulate(Optimizer):
         )
 
 
-# ---------------------------------------------------------------- what holds other optimizers
+# ---------------------------------------------------------------- states of inner optimizers
 
 
-def _without_rate(state: Any) -> Any:
-    """The state with () for what its holder shows: it stands in one place, and no buffer is donated twice."""
+def _without_rate(state: Tree) -> Tree:
+    """The state with () for the fields that its holder shows, so that no buffer is donated twice."""
     return state._replace(**dict.fromkeys(RATE, ()))
 
 
-def _rate_in(state: Any) -> dict[str, Any]:
-    """What a holder shows of the state of the optimizer within."""
+def _rate_in(state: Tree) -> dict[str, Array]:
+    """The fields that a holder shows of the inner optimizer's state."""
     return {name: getattr(state, name) for name in RATE}
 
 
-def _replaced(states: tuple[Any, ...], i: int, state: Any) -> tuple[Any, ...]:
+def _replaced(states: tuple[Tree, ...], i: int, state: Tree) -> tuple[Tree, ...]:
     return (*states[:i], state, *states[i + 1 :])
 
 
 def _weighed(weight: Array | float, opt_state: AccumulateState) -> tuple[Array, Array, Array]:
-    """The unit of weights, the new batch's weight in it, and whether what came before counts beside it.
+    """The unit of weights, the new batch's weight in it, and whether earlier batches count beside it.
 
-    The unit is the first weight above 0, so that batches of one weight are summed as they are, and no scale of the
-    weights leaves the range of floats. Until there is one, each batch counts 1.
+    The unit is the first weight above 0, so that batches of equal weight are summed unscaled and weights of any
+    scale stay in the range of floats. Until a weight is above 0, each batch counts 1.
     """
     weight = jnp.asarray(weight, opt_state.weight.dtype)
     first = opt_state.unit == 0
