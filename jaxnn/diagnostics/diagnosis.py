@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnn.bars import bar_of, span
 from jaxnn.checks import seen
 from jaxnn.combinators.walk import Place, leaves_of, places
 from jaxnn.diagnostics.measures import Measures
-from jaxnn.magnitudes import LARGEST, SMALLEST, bar_of, span
+from jaxnn.magnitudes import LARGEST, SMALLEST
 from jaxnn.mistakes import net_record, several
 from jaxnn.showing import shown
 from jaxnn.types import Layer

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from jaxnn.bars import bar_of, span
 from jaxnn.graph.briefs import digits
 from jaxnn.graph.folding import Item, fold, groups
 from jaxnn.graph.nodes import Recorded, check_function
@@ -21,7 +22,7 @@ from jaxnn.graph.terminal import columns, cut, distinct, pad
 from jaxnn.graph.trace import trace
 from jaxnn.graph.values import Summary, summary
 from jaxnn.graph.way import Step, Way, gradient_size, log, place, product, way
-from jaxnn.magnitudes import LARGEST, SMALLEST, bar_of, span
+from jaxnn.magnitudes import LARGEST, SMALLEST
 from jaxnn.showing import shown
 from jaxnn.types import Tree
 
