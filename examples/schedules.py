@@ -34,11 +34,11 @@ def main(out="out"):
     """Draws all of them; returns {expression: the rate at each step}."""
     names = {name: getattr(jaxnn.schedules, name) for name in jaxnn.schedules.__all__}
     rates = {text: jax.vmap(eval(text, names))(jnp.arange(STEPS)) for text in EXPRESSIONS}
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = Figure(figsize=(10.5, 8), layout="constrained")
     cells = figure.subplots(len(rates) // 2, 2, sharex=True, sharey=True).flat
     for axes, (text, rate) in zip(cells, rates.items(), strict=True):
         axes.plot(rate, linewidth=1.5)
-        axes.set_title(text, fontsize=9, loc="left", family="monospace")
+        axes.set_title(text, fontsize=8, loc="left", family="monospace")
         axes.set(ylim=(0, 0.45))
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("step", fontsize=10)
