@@ -45,15 +45,7 @@ from jaxnn import (
     train_epoch,
     train_step,
 )
-from jaxnn.diagnostics import (
-    diagnose,
-    over_time,
-    point,
-    report_each,
-)
-from jaxnn.diagnostics import (
-    diagnosis as report,
-)
+from jaxnn.diagnostics import diagnose, over_time, point, report, report_each
 from jaxnn.diagnostics.measures import rms
 from jaxnn.optimizers.parts import next_step, with_rate_of
 

@@ -285,7 +285,7 @@ def _table(diagnosis: Diagnosis, width: int) -> str:
         label = row.path if len(row.path) <= name else "…" + row.path[1 - name :]
         figures = "".join(f"{_figure(size):>{FIGURE + 2}}" for size in sizes)
         lines.append(f"{label:<{name}}{figures}  {mark:<{room}}  {share}".rstrip())
-    lines += ["", "root mean squares; update is relative to the weights; the bar is log δ"]
+    lines += ["", "root mean squares; update relative to weights; the bar is log δ"]
     return "\n".join(lines)
 
 
