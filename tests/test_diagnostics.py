@@ -226,7 +226,7 @@ def test_sizes_whose_squares_are_no_numbers():
 NET = serial(dense(5, bias=False), batch_norm(), tanh, probe(), dense(K))
 
 
-one_step = evaluated(train_step(NET, LOSS, RATE, diagnose=True))
+one_step = evaluated(train_step(NET, LOSS, RATE, measure=True))
 
 
 @functools.cache
@@ -244,7 +244,7 @@ def steps_by_hand(batch, epoch=0):
 def test_looking_changes_nothing():
     state, noisy = started(NET), Reading("tape", lambda use: len(jax.tree.leaves(use.tape)))
     plain, out = evaluated(train_step(NET, LOSS, RATE, read=("deltas",)))(state, X, LABELS)
-    after, seen = evaluated(train_step(NET, LOSS, RATE, read=("deltas", noisy), diagnose=True))(state, X, LABELS)
+    after, seen = evaluated(train_step(NET, LOSS, RATE, read=("deltas", noisy), measure=True))(state, X, LABELS)
     assert_close(after, plain)
     assert_close(seen.readings["deltas"], out.readings["deltas"])
     assert seen.readings["tape"]["tanh_0"] == 2  # other readings see the layer's own tape
@@ -253,7 +253,7 @@ def test_looking_changes_nothing():
 @pytest.mark.parametrize(("batch", "times", "measured"), [(5, 1, [2]), (3, 2, [2, 4])])
 def test_epoch_measures_the_steps_it_says(batch, times, measured):
     """Of 16 examples: 3 full batches and a remainder, or 5, one of which is left over."""
-    run = lambda times: jax.jit(train_epoch(NET, LOSS, RATE, batch_size=batch, diagnose=times))
+    run = lambda times: jax.jit(train_epoch(NET, LOSS, RATE, batch_size=batch, measure=times))
     after, result = run(times)(started(NET), X, LABELS)
     plain, expected = run(0)(started(NET), X, LABELS)
     assert expected.diagnostics == ()
@@ -268,7 +268,7 @@ def test_epoch_measures_the_steps_it_says(batch, times, measured):
 @functools.cache
 def fitted():
     """Two epochs of four steps, two of which are looked at in each."""
-    return fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=2, batch_size=5, diagnose=2)
+    return fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=2, batch_size=5, measure=2)
 
 
 def test_fit_gives_a_diagnosis_for_each():
@@ -284,7 +284,7 @@ def test_fit_gives_a_diagnosis_for_each():
 def test_an_ensemble_is_diagnosed_network_by_network():
     start = jax.vmap(lambda key: init_train_state(NET, RATE, key, (D,)))
     states = jax.jit(start)(jax.random.split(jax.random.key(3), 2))
-    epoch = train_epoch(NET, LOSS, RATE, batch_size=8, diagnose=1)
+    epoch = train_epoch(NET, LOSS, RATE, batch_size=8, measure=1)
     _, together = jax.jit(jax.vmap(epoch, in_axes=(0, None, None)))(states, X, LABELS)
     one = lambda tree: jax.tree.map(lambda leaf: leaf[1], numbers(tree))
     _, alone = jax.jit(epoch)(one(states), X, LABELS)
@@ -325,7 +325,7 @@ def test_what_is_not_asked_for_costs_nothing():
     expected = compiled(by_hand, *arguments)
     assert flops <= expected[0]
     assert memory <= expected[1]
-    assert compiled(train_epoch(NET, LOSS, RATE, batch_size=4, diagnose=1), *arguments)[0] > flops
+    assert compiled(train_epoch(NET, LOSS, RATE, batch_size=4, measure=1), *arguments)[0] > flops
 
 
 # ---------------------------------------------------------------- verdicts
@@ -458,13 +458,13 @@ def test_over_time():
 
 def test_what_is_refused():
     state = started(NET)
-    with pytest.raises(ValueError, match="diagnose must be at most 3, the number of full batches, got 4"):
-        fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=1, batch_size=5, diagnose=4)
-    with pytest.raises(ValueError, match="diagnose must be at least 0"):
-        train_epoch(NET, LOSS, RATE, batch_size=5, diagnose=-1)
+    with pytest.raises(ValueError, match="measure must be at most 3, the number of full batches, got 4"):
+        fit(NET, LOSS, RATE, (X, LABELS), key=0, epochs=1, batch_size=5, measure=4)
+    with pytest.raises(ValueError, match="measure must be at least 0"):
+        train_epoch(NET, LOSS, RATE, batch_size=5, measure=-1)
     with pytest.raises(ValueError, match=r"autodiff: reads 'deltas' only.*use backprop"):
-        train_epoch(NET, LOSS, RATE, batch_size=5, diagnose=1, gradient=autodiff)
-    epoch = train_epoch(NET, LOSS, RATE, batch_size=5, diagnose=2)
+        train_epoch(NET, LOSS, RATE, batch_size=5, measure=1, gradient=autodiff)
+    epoch = train_epoch(NET, LOSS, RATE, batch_size=5, measure=2)
     spec = jax.eval_shape(epoch, state, X, LABELS)[1].diagnostics
     several = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
     with pytest.raises(ValueError, match=r"expects the measures of one step, got those of \(2,\)"):

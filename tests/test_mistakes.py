@@ -787,7 +787,7 @@ def test_diagnoses_and_pictures_of_something_else():
         (lambda: diagnostics.report(None, None), "diagnostics.report: net must be a Layer record"),
         (lambda: diagnostics.report(SCORES, {}), "readings['diagnostics']"),
         (lambda: diagnostics.report_each(SCORES, state), "expected Measures"),
-        (lambda: diagnostics.over_time(None), "fit(…, diagnose=1).diagnostics"),
+        (lambda: diagnostics.over_time(None), "fit(…, measure=1).diagnostics"),
         (lambda: diagnostics.over_time([1]), "expected Diagnosis records"),
         (lambda: gradcheck.network(SCORES, CROSS_ENTROPY, state, (), X, LABELS), "params: got a TrainState"),
         (lambda: gradcheck.network(SCORES, CROSS_ENTROPY, "abc", (), X, LABELS), "params must hold arrays"),

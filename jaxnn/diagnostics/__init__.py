@@ -1,7 +1,7 @@
 """Diagnosis of a network that does not train: δ, gradients, outputs and updates of each layer, and a verdict.
 
-`diagnose` examines one point; `fit(…, diagnose=1)` measures one step in every epoch, inside the compiled epoch; and
-`report` interprets the measures of your own training step (`train_step(…, diagnose=True)`). Each returns a `Diagnosis`;
+`diagnose` examines one point; `fit(…, measure=1)` measures one step in every epoch, inside the compiled epoch; and
+`report` interprets the measures of your own training step (`train_step(…, measure=True)`). Each returns a `Diagnosis`;
 `report` states its limits.
 """
 

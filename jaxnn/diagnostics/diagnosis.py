@@ -118,7 +118,7 @@ def report(net: Layer, measures: Measures, *, initial: bool = False) -> Diagnosi
 
     >>> from jaxnn import losses, mlp, sgd, train_step, init_train_state
     >>> net, rate = mlp([3, 1]), sgd(0.1)
-    >>> step = train_step(net, losses.mse, rate, diagnose=True)
+    >>> step = train_step(net, losses.mse, rate, measure=True)
     >>> _, out = step(init_train_state(net, rate, 0, (2,)), np.ones((4, 2), "f"), np.ones((4, 1), "f"))
     >>> report(net, out.readings["diagnostics"]).verdict
     'healthy'
@@ -139,7 +139,7 @@ def report_each(net: Layer, measures: Measures) -> tuple[Diagnosis, ...]:
 
     >>> from jaxnn import losses, mlp, sgd, train_epoch, init_train_state
     >>> net, rate, x = mlp([3, 1]), sgd(0.1), np.ones((12, 2), "f")
-    >>> epoch = train_epoch(net, losses.mse, rate, batch_size=2, diagnose=2)
+    >>> epoch = train_epoch(net, losses.mse, rate, batch_size=2, measure=2)
     >>> _, result = epoch(init_train_state(net, rate, 0, (2,)), x, x[:, :1])
     >>> [found.step for found in report_each(net, result.diagnostics)]
     [2, 5]
@@ -154,7 +154,7 @@ def report_each(net: Layer, measures: Measures) -> tuple[Diagnosis, ...]:
 
 def _check_measures(where: str, measures: object) -> None:
     if not isinstance(measures, Measures):
-        advice = "train_step(…, diagnose=True) returns them as readings['diagnostics']"
+        advice = "train_step(…, measure=True) returns them as readings['diagnostics']"
         raise TypeError(f"{where}: expected Measures, got {seen(measures)}: {advice}")
 
 
@@ -296,7 +296,7 @@ def over_time(points: Sequence[Diagnosis]) -> str:
     step  verdict  δ  outputs  updates  idle
        9  healthy
     """
-    points = several("diagnostics.over_time: points", points, "fit(…, diagnose=1).diagnostics")
+    points = several("diagnostics.over_time: points", points, "fit(…, measure=1).diagnostics")
     for point in points:
         if not isinstance(point, Diagnosis):
             raise TypeError(f"diagnostics.over_time: expected Diagnosis records, got {seen(point)}")

@@ -93,14 +93,14 @@ def flow_over_time(points: Sequence[Diagnosis], *, quantity: str = "delta") -> F
     """A size at each layer over the steps that were measured, as colours on a logarithmic scale; 0 is grey.
 
     Args:
-        points: `fit(…, diagnose=1).diagnostics`.
+        points: `fit(…, measure=1).diagnostics`.
         quantity: "delta", "gradient", "output" or "ratio" (update over weights); layers without it are left out.
 
     Raises:
         ValueError: if there is no point, no layer has the quantity, or it is none of the four.
         TypeError: if one is not a Diagnosis.
 
-    >>> flow_over_time(fit(net, loss, adam(1e-3), …, diagnose=1).diagnostics)  # doctest: +SKIP
+    >>> flow_over_time(fit(net, loss, adam(1e-3), …, measure=1).diagnostics)  # doctest: +SKIP
     """
     from matplotlib.colors import LogNorm
 
