@@ -1,10 +1,11 @@
-"""Handwritten digits: a gradient derived twice, and five networks trained by the one derived by hand.
+"""Two derivations of one gradient, by hand and by jax.grad, and five networks trained with the one by hand.
 
     python examples/digits.py [--out out]
 
-The table: for each array of parameters, the worst difference between the hand-derived gradient and jax.grad's, as a
-share of the array's largest entry. It is rounding, and nine digits smaller in float64. Then five networks on five
-random splits of scikit-learn's digits learn at once, under vmap. Curves and misread digits go to out/digits.png.
+The table gives, for each array of parameters, the largest difference between the hand-derived gradient and that of
+jax.grad, as a share of the array's largest entry. It is rounding error, and nine digits smaller in float64. Then five
+networks learn scikit-learn's digits, each from its own random split, all at once under vmap. The learning curves and
+the misread digits go to out/digits.png.
 """
 
 import argparse
@@ -17,23 +18,34 @@ from tqdm import trange
 
 import jaxnn
 
-NET, LOSS, ADAM = jaxnn.mlp([256, 128, 10]), jaxnn.losses.softmax_cross_entropy, jaxnn.adam(1e-3)
-BATCH, SPLITS, HELD_OUT = 32, 5, 0.2
+NET = jaxnn.mlp([256, 128, 10])
+LOSS = jaxnn.losses.softmax_cross_entropy
+ADAM = jaxnn.adam(1e-3)
+BATCH = 32
+SPLITS = 5
+HELD_OUT = 0.2  # of the images, for the test
 
 
 def differences(params, x, labels, dtype):
-    """{(layer, leaf): worst difference / largest entry} of the first network, in the network's order."""
+    """{(layer, leaf): largest difference / largest entry}, in the network's order."""
     with jax.enable_x64(dtype is np.float64):
-        inputs = jax.tree.map(lambda leaf: dtype(leaf)[0], params), (), dtype(x[0]), labels[0]
-        grads = [jax.jit(way(NET, LOSS))(*inputs).grads for way in (jaxnn.backprop, jaxnn.autodiff)]
-        worst = jax.tree.map(lambda hand, auto: abs(hand - auto).max() / abs(auto).max(), *jax.device_get(grads))
-    return {(layer, leaf): worst[layer][leaf] for layer in NET.child_names if layer in worst for leaf in ("w", "b")}
+        params = jax.tree.map(dtype, params)
+        by_hand = jax.jit(jaxnn.backprop(NET, LOSS))(params, (), dtype(x), labels).grads
+        by_jax = jax.jit(jaxnn.autodiff(NET, LOSS))(params, (), dtype(x), labels).grads
+    layers = [name for name in NET.child_names if name in params]
+    hand, auto = jax.device_get((by_hand, by_jax))
+    return {
+        (layer, leaf): abs(hand[layer][leaf] - auto[layer][leaf]).max() / abs(auto[layer][leaf]).max()
+        for layer in layers
+        for leaf in ("w", "b")
+    }
 
 
 def draw(history, images, captions, path):
-    """Draws the losses [epochs, training and test, splits] beside the first fifteen of the images."""
-    figure, epochs = Figure(figsize=(10, 3.6), layout="constrained"), range(1, len(history) + 1)
+    """The losses [epochs, training and test, splits] beside the first fifteen of the images."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     curves, *panels = figure.subplot_mosaic("Cabcde;Cfghij;Cklmno", width_ratios=(6, 1, 1, 1, 1, 1)).values()
+    epochs = range(1, len(history) + 1)
     for i, label, colour in ((0, "training", "0.55"), (1, "test", "tab:blue")):
         curves.semilogy(epochs, history[:, i], color=colour, linewidth=0.6, alpha=0.6)
         curves.semilogy(epochs, history[:, i].mean(axis=1), color=colour, linewidth=2)
@@ -50,26 +62,36 @@ def draw(history, images, captions, path):
 
 def main(epochs=30, out="out"):
     """Returns the table {(layer, leaf): (float32, float64)} and the test accuracy of each split."""
-    images, labels = jaxnn.data.digits()  # pixels from 0 to 1 as they are: there is no scale to be fitted
+    images, labels = jaxnn.data.digits()  # pixels are between 0 and 1 already: no scale is fitted
     data = images.reshape(len(images), -1), labels, np.arange(len(images))
     splits = [jaxnn.data.split(data, HELD_OUT, key=seed, stratify=labels) for seed in range(SPLITS)]
-    (x, t, _), (x_test, t_test, rows) = jax.tree.map(lambda *parts: np.stack(parts), *splits)  # x [5, N, 64], t [5, N]
-    init = jax.vmap(lambda key: jaxnn.init_train_state(NET, ADAM, key, x.shape[2:]))
-    states = jax.jit(init)(jax.random.split(jax.random.key(0), SPLITS))
-    single, double = (differences(states.params, x, t, dtype) for dtype in (np.float32, np.float64))
-    print("largest difference by hand vs jax.grad, of the largest entry\nlayer     leaf   float32   float64")
+    train_part, test_part = jax.tree.map(lambda *parts: np.stack(parts), *splits)  # the splits first
+    x, t, _ = train_part  # [5, N, 64] and [5, N]
+    x_test, t_test, rows = test_part
+
+    init = jax.jit(jax.vmap(lambda key: jaxnn.init_train_state(NET, ADAM, key, x.shape[2:])))
+    states = init(jax.random.split(jax.random.key(0), SPLITS))
+    params = jax.tree.map(lambda leaf: leaf[0], states.params)  # of the first network
+    single, double = (differences(params, x[0], t[0], dtype) for dtype in (np.float32, np.float64))
+    print("largest difference between the gradients by hand and by jax.grad, relative to the largest entry")
+    print("layer     leaf   float32   float64")
     for (layer, leaf), worst in single.items():
         print(f"{layer:9} {leaf:4} {worst:9.1e} {double[layer, leaf]:9.1e}")
 
-    history, learn = [], jax.jit(jax.vmap(jaxnn.train_epoch(NET, LOSS, ADAM, batch_size=BATCH)), donate_argnums=0)
+    epoch = jax.jit(jax.vmap(jaxnn.train_epoch(NET, LOSS, ADAM, batch_size=BATCH)), donate_argnums=0)
+    value = jax.jit(LOSS.value)
+    history = []
     for _ in trange(epochs, unit="epoch"):
-        states, result = learn(states, x, t)
+        states, result = epoch(states, x, t)
         logits = jax.vmap(lambda state, x: jaxnn.predict(NET, state, x))(states, x_test)
-        history.append(np.stack([result.loss, jax.jit(LOSS.value)(logits, t_test)]))
-    wrong = (read := np.asarray(logits).argmax(axis=-1)) != t_test
+        history.append(np.stack([result.loss, value(logits, t_test)]))
+
+    read = np.asarray(logits).argmax(axis=-1)
+    wrong = read != t_test
     misread = {i: f"{labels[i]}, read as {guess}" for i, guess in zip(rows[wrong], read[wrong], strict=True)}
     draw(np.array(history), images[list(misread)], misread.values(), Path(out) / "digits.png")
-    print(f"mean of {SPLITS} splits ({out}/digits.png)\ntest accuracy: {100 * (1 - wrong.mean()):.2f} %")
+    print(f"mean of {SPLITS} splits ({out}/digits.png)")
+    print(f"test accuracy: {100 * (1 - wrong.mean()):.2f} %")
     return {leaf: (single[leaf], double[leaf]) for leaf in single}, 1 - wrong.mean(axis=1)
 
 

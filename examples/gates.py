@@ -1,10 +1,10 @@
-"""One neuron as a logic gate: OR, AND and NOT, with the weights written down rather than learned.
+"""One neuron as a logic gate: OR, AND and NOT, with weights set by hand instead of learned.
 
     python examples/gates.py
 
-A sigmoid neuron computes h = σ(x·w + b). With weights of ±20 the sum is at least 10 away from 0 for every input
-of zeros and ones, and σ(±10) is within 0.00005 of 0 or 1: the neuron is a switch, and the bias says how many
-inputs must be on before it flips.
+A sigmoid neuron computes h = σ(x·w + b). With weights of ±20 the sum is at least 10 away from 0 for every input of
+zeros and ones, and σ(±10) is within 0.00005 of 0 or 1: the neuron is a switch, and the bias determines how many inputs
+must be 1 for it to switch on.
 """
 
 import itertools
@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 import jaxnn
 
-GATES = {"OR": ([20.0, 20.0], -10.0), "AND": ([20.0, 20.0], -30.0), "NOT": ([-20.0], 10.0)}  # w, b
+GATES = {  # w and b
+    "OR": ([20.0, 20.0], -10.0),
+    "AND": ([20.0, 20.0], -30.0),
+    "NOT": ([-20.0], 10.0),
+}
 
 
 def main() -> dict[str, dict[tuple[int, ...], float]]:

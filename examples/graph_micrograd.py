@@ -1,9 +1,9 @@
-"""The example that micrograd's README publishes, as the graph of a plain JAX function.
+"""A published example as a graph: that of micrograd's README, written as a plain JAX function.
 
     python examples/graph_micrograd.py [--out out]
 
 a = −4, b = 2 give g = 24.7041, ∂g/∂a = 138.8338, ∂g/∂b = 645.5773 (Karpathy 2020, github.com/karpathy/micrograd).
-There the numbers are objects that record what is done to them; here the function is left as it is.
+In micrograd the numbers are objects that record the operations on them; here the function is ordinary code.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A sigmoid neuron as a graph, written out in exp and division: the local rules multiply to σ(z)(1 − σ(z)) x.
+"""The chain rule in a sigmoid neuron: written as exp and division, its local derivatives multiply to σ(z)(1 − σ(z)) x.
 
     python examples/graph_neuron.py [--out out]
 
-h = 1/(1 + e^{−(wx + b)}). Nobody told the graph what a sigmoid is; what comes back through 1/u, 1 + v, e^s and −z is
-δ = h(1 − h) at z, and from there δx to w, δw to x, δ to b.
+h = 1/(1 + e^{−(wx + b)}). The graph has no rule for a sigmoid; the derivatives of 1/u, 1 + v, e^s and −z multiply to
+δ = h(1 − h) at z, and from there the gradient is δx for w, δw for x and δ for b.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Two textbook functions as graphs: what each operation gives, what it passes back, and why ∂f/∂x is a sum.
+"""Two textbook functions as graphs: the value of each operation, what it passes back, and why ∂f/∂x is a sum.
 
     python examples/graph_textbook.py [--out out]
 
-f = x·(x + y) at (2, 1). Two paths lead back to x: directly, 3, and through z = x + y, 2; ∂f/∂x is their sum, 5.
-The second function has a maximum in it: at (2, 1) the maximum is x, and nothing is passed to y.
+f = x·(x + y) at (2, 1). Two paths lead back to x, one directly, which contributes 3, and one through z = x + y, which
+contributes 2; ∂f/∂x is their sum, 5. The second function contains a maximum: at (2, 1) it is x, and y receives 0.
 """
 
 import argparse

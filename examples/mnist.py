@@ -1,10 +1,10 @@
-"""MNIST: 98 % of the test images with a plain multi-layer perceptron and the hand-derived backward pass.
+"""MNIST: a test accuracy of 98 % with a plain multi-layer perceptron and the hand-derived backward pass.
 
     python examples/mnist.py --data FOLDER [--epochs 15] [--out out]
 
-FOLDER holds the four IDX files, packed or not. 5,000 of the training images are held out for validation; the
-test images are looked at once, when training is over. The learning curves go to out/mnist.png: the training
-figures are means over an epoch while the network learns, the validation figures are taken after it.
+FOLDER holds the four IDX files, gzipped or not. 5,000 of the training images are held out for validation; the test
+images are used once, after training. The learning curves go to out/mnist.png: training figures are means over an
+epoch while the network learns, validation figures are computed after it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RATE, FACTOR, STAIR = 1e-3, 0.3, 5  # Adam's η, multiplied by 0.3 every 5 epoch
 
 
 def main(data: str, epochs: int = 15, out: str = "out", images: int | None = None) -> dict[str, float]:
-    """Trains on the first so many images (all of them by default); returns the test's loss and accuracy."""
+    """Trains on the first `images` images (by default, all); returns the loss and accuracy on the test images."""
     (x, labels), test = jaxnn.data.mnist(data)
     train, validation = jaxnn.data.split((x[:images], labels[:images]), VALIDATION, key=0)
     steps = -(-len(train[1]) // BATCH)  # in an epoch, a smaller last batch included
@@ -41,7 +41,7 @@ def main(data: str, epochs: int = 15, out: str = "out", images: int | None = Non
     )
     history = fitted.history
     draw(history, Path(out) / "mnist.png")
-    seconds = statistics.median(history["seconds"])  # the first epoch's include the compilation
+    seconds = statistics.median(history["seconds"])  # the first epoch includes compilation
     print(f"{seconds:.2f} seconds per epoch, {len(train[1]) / seconds:,.0f} images per second")
     print(f"validation accuracy: {100 * history['validation_accuracy'][-1]:.2f} %")
     score = jaxnn.evaluate(NET, LOSS, fitted.train_state, test, metrics=[jaxnn.metrics.accuracy])
@@ -68,7 +68,7 @@ def draw(history: dict[str, list[float]], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="the folder of MNIST's four files")
+    parser.add_argument("--data", required=True, help="the folder with MNIST's four files")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--out", default="out", help="the folder for the picture")
     main(**vars(parser.parse_args()))

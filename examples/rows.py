@@ -1,10 +1,10 @@
-"""MNIST read row by row: a plain recurrent network, a GRU and an LSTM, each with 128 units.
+"""Recurrent networks compared: MNIST read row by row by a plain network, a GRU and an LSTM of 128 units each.
 
     python examples/rows.py --data FOLDER [--epochs 8] [--cells rnn gru lstm] [--out out]
 
-FOLDER holds the four IDX files, packed or not. An image is a sequence of 28 rows of 28 pixels, and what is left in the
-state after the last row tells the digit. 5,000 of the training images are held out for validation; the test images are
-looked at once. The validation accuracies go to out/rows.png.
+FOLDER holds the four IDX files, gzipped or not. An image is a sequence of 28 rows of 28 pixels, and the state after the
+last row determines the digit. 5,000 of the training images are held out for validation; the test images are used once,
+after training. The validation accuracies go to out/rows.png.
 """
 
 import argparse
@@ -17,28 +17,33 @@ import jaxnn
 
 CELLS = {"rnn": jaxnn.rnn, "gru": jaxnn.gru, "lstm": jaxnn.lstm}
 COLOURS = {"rnn": "0.55", "gru": "tab:orange", "lstm": "tab:blue"}
-WIDTH, BATCH, VALIDATION = 128, 128, 5_000
-RATE, LARGEST_NORM = 3e-3, 1.0  # Adam's η, which falls to 0 as a cosine; longer gradients are clipped
+LOSS = jaxnn.losses.softmax_cross_entropy
+METRICS = [jaxnn.metrics.accuracy]
+WIDTH = 128  # units
+BATCH = 128
+VALIDATION = 5_000  # images
+RATE = 3e-3  # Adam's η, which decays to 0 as a cosine
+LARGEST_NORM = 1.0  # of a gradient; a longer one is clipped
 
 
 def train(name, train_set, validation, test, epochs):
-    """Returns the history and the accuracy on the test set."""
+    """The history of training, and the accuracy on the test set."""
     net = jaxnn.serial(jaxnn.reshape(28, 28), jaxnn.networks.sequence_classifier(CELLS[name], WIDTH, 10))
-    loss, metrics = jaxnn.losses.softmax_cross_entropy, [jaxnn.metrics.accuracy]
-    rate = jaxnn.schedules.cosine(RATE, steps=epochs * -(-len(train_set[1]) // BATCH))
+    steps = epochs * -(-len(train_set[1]) // BATCH)
+    adam = jaxnn.adam(jaxnn.schedules.cosine(RATE, steps=steps))
     fitted = jaxnn.fit(
         net,
-        loss,
-        jaxnn.chain(jaxnn.clip_by_global_norm(LARGEST_NORM), jaxnn.adam(rate)),
+        LOSS,
+        jaxnn.chain(jaxnn.clip_by_global_norm(LARGEST_NORM), adam),
         train_set,
         key=1,
         epochs=epochs,
         batch_size=BATCH,
         validation=validation,
-        metrics=metrics,
+        metrics=METRICS,
         progress=True,
     )
-    return fitted.history, jaxnn.evaluate(net, loss, fitted.train_state, test, metrics=metrics)["accuracy"]
+    return fitted.history, jaxnn.evaluate(net, LOSS, fitted.train_state, test, metrics=METRICS)["accuracy"]
 
 
 def draw(histories, path):
@@ -57,13 +62,13 @@ def draw(histories, path):
 
 
 def main(data, epochs=8, cells=tuple(CELLS), out="out", images=None):
-    """Trains on the first so many images (all of them by default); returns the accuracy on the test set by name."""
+    """Trains on the first `images` images (by default, all); returns {cell: accuracy on the test set}."""
     (x, labels), test = jaxnn.data.mnist(data)
     train_set, validation = jaxnn.data.split((x[:images], labels[:images]), VALIDATION, key=0)
     histories, accuracies = {}, {}
     for name in cells:
         histories[name], accuracies[name] = train(name, train_set, validation, test, epochs)
-        seconds = statistics.median(histories[name]["seconds"])  # the first epoch's include the compilation
+        seconds = statistics.median(histories[name]["seconds"])  # the first epoch includes compilation
         print(f"{name:4}  {seconds:.1f} seconds per epoch, test accuracy: {100 * accuracies[name]:.2f} %", flush=True)
     draw(histories, Path(out) / "rows.png")
     return accuracies
@@ -71,7 +76,7 @@ def main(data, epochs=8, cells=tuple(CELLS), out="out", images=None):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="the folder of MNIST's four files")
+    parser.add_argument("--data", required=True, help="the folder with MNIST's four files")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--out", default="out", help="the folder for the picture")

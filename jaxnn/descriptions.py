@@ -1,4 +1,4 @@
-"""Records as plain values that JSON takes, and back: what a file says of the network whose parameters it holds.
+"""Records as plain values for JSON, and back: the description of a network in the file with its parameters.
 
 >>> from jaxnn import dense, relu, serial
 >>> net = serial(dense(3, bias=False), relu)
@@ -15,7 +15,7 @@ import inspect
 import math
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,13 @@ from jaxnn.checks import seen
 from jaxnn.records import Record, fields_of, is_array
 
 HOMES = ("initializers", "losses", "metrics", "penalties", "schedules", "stopping")  # beside the top level
-ARRAY, FLOAT = "array", "float"  # kinds of what is no record: an array, a float that JSON has no number for
+ARRAY, FLOAT = "array", "float"  # kinds that are not records: an array, and a float that JSON cannot represent
+Json: TypeAlias = Any  # a dict, list, string, number, bool or None
 
 
 @cache
 def kinds() -> MappingProxyType[str, Any]:
-    """What may stand in a description, by kind: public classes of records, and public records and functions."""
+    """All that a description may contain, by kind: public classes of records, and public records and functions."""
     table: dict[str, Any] = {}
     for home in ("", *HOMES):
         module = importlib.import_module(f"jaxnn.{home}" if home else "jaxnn")
@@ -42,17 +43,17 @@ def kinds() -> MappingProxyType[str, Any]:
     return MappingProxyType(table)
 
 
-def describe(record: Any) -> dict[str, Any]:
-    """A record's kind and all of its fields, defaults too, as dicts, lists, strings and numbers, for `json.dumps`.
+def describe(record: Record) -> dict[str, Json]:
+    """A record's kind and all of its fields, defaults included, as dicts, lists, strings and numbers, for `json.dumps`.
 
-    Of a JAX scalar the dtype and the number stay. `from_description` makes an equal record of it.
+    A JAX scalar keeps its dtype. `from_description` returns an equal record.
 
     Args:
         record: a network, a layer, a loss, an optimizer, a schedule, …
 
     Raises:
-        TypeError: for what is no record of this library, with its place: a function of one's own, and a layer or loss
-            that is made of such, is nothing that a file can hold.
+        TypeError: for anything other than a record of this library, with its place: a user's own function, or a layer
+            or loss made of such functions, cannot be described.
 
     >>> from jaxnn import leaky_relu
     >>> describe(leaky_relu(0.5))
@@ -63,7 +64,7 @@ def describe(record: Any) -> dict[str, Any]:
     return _described(record, type(record).__name__)
 
 
-def _described(value: Any, place: str) -> Any:
+def _described(value: Any, place: str) -> Json:
     if isinstance(value, Record):
         kind = _kind_of(value, place)
         return {"kind": kind} | {name: _described(part, f"{place}.{name}") for name, part in _fields(value).items()}
@@ -77,14 +78,14 @@ def _described(value: Any, place: str) -> Any:
         return {"kind": _name(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"describe: {place} is {seen(value)}, which no description can hold")
+    raise TypeError(f"describe: {place} is {seen(value)}, which cannot be described")
 
 
 def _fields(record: Record) -> dict[str, Any]:
     return {} if kinds().get(_name(record)) is record else fields_of(record)
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     return next((kind for kind, known in kinds().items() if known is value or known is type(value)), "")
 
 
@@ -92,27 +93,29 @@ def _kind_of(record: Record, place: str) -> str:
     kind = _name(record)
     functions = [name for name, part in fields_of(record).items() if callable(part) and not isinstance(part, Record)]
     if not kind:
-        what = f"made of functions of one's own ({', '.join(functions)})" if functions else "no public kind of record"
-        raise TypeError(f"describe: {place} is {seen(record)}, {what}, which no description can hold")
+        what = f"made of your own functions ({', '.join(functions)})" if functions else "not a public kind of record"
+        raise TypeError(f"describe: {place} is {seen(record)}, {what}, which cannot be described")
     return kind
 
 
-def from_description(description: Any) -> Any:
-    """The record that `describe` has described.
+def from_description(description: Json) -> Any:
+    """The record of a description by `describe`.
 
     Raises:
-        ValueError: for a kind or a field that is unknown, or a setting that is out of range.
-        TypeError: for what is no description.
+        ValueError: for an unknown kind or field, or a setting that is out of range.
+        TypeError: for anything other than a description.
 
     >>> from_description({"kind": "serial", "layers": [{"kind": "dense", "width": 3}]})
     serial(dense(3))
     """
     if not isinstance(description, dict) or "kind" not in description:
-        raise TypeError(f"from_description: expected a dict with a 'kind', as describe gives, got {seen(description)}")
+        raise TypeError(
+            f"from_description: expected a dict with a 'kind', as returned by describe, got {seen(description)}"
+        )
     return _made(description)
 
 
-def _made(value: Any) -> Any:
+def _made(value: Json) -> Any:
     if isinstance(value, list):
         return tuple(map(_made, value))
     if not isinstance(value, dict):
@@ -126,7 +129,7 @@ def _made(value: Any) -> Any:
     known = kinds().get(kind) if isinstance(kind, str) else None
     if known is None:
         close = difflib.get_close_matches(str(kind), kinds(), 1)
-        hint = f"; {close[0]!r} is meant?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"from_description: unknown kind {kind!r}{hint}")
     names = {field.name for field in dataclasses.fields(known)} if isinstance(known, type) else set()
     unknown = sorted(set(fields) - names)

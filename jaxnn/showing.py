@@ -1,8 +1,8 @@
-"""How records show themselves: a line for a person, a table in a terminal, a table in a notebook.
+"""The text of records: a line for `repr`, a table in a terminal, a table in a notebook.
 
-Records are pytrees: their leaves may be arrays, deleted ones, tracers, `jax.ShapeDtypeStruct`s, or anything that a
-`jax.tree.map` has put there. Whatever they are, they are shown without computing on a device: of an array that holds
-one number the number is read, of any other the dtype and the shape.
+Records are pytrees: their leaves may be arrays, deleted arrays, tracers, `jax.ShapeDtypeStruct`s, or anything that
+`jax.tree.map` has put there. Nothing is computed on a device to show them: an array of one number is shown as that
+number, any other by dtype and shape.
 
     >>> import numpy as np
     >>> brief(np.float32(0.5)), brief({"w": np.ones((2, 3)), "b": np.ones(3)})
@@ -15,7 +15,7 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -23,34 +23,40 @@ import numpy as np
 __all__ = ["brief", "figure", "fit_line", "fit_table", "line", "shown", "state_line", "state_table"]
 
 Record = TypeVar("Record")
+Fields: TypeAlias = Any  # a named tuple of whatever a pytree may hold
+Leaf: TypeAlias = Any  # of a pytree, which may be any object
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, headings, rows
 
-ROWS = 24  # of a table; more are left out in the middle
+ROWS = 24  # of a table; further ones are left out in the middle
 NAMES = 6  # of layers or readings in a line
 
 
 def shown(
-    line_of: Callable[[Any], str] | None = None, table_of: Callable[[Any], Table] | None = None
+    line_of: Callable[[Fields], str] | None = None, table_of: Callable[[Fields], Table] | None = None
 ) -> Callable[[type[Record]], type[Record]]:
-    """A decorator of records: `repr` is one line, `print` and a notebook show a table where there is one.
+    """A decorator of records: `repr` is one line, `print` and a notebook show a table if `table_of` is given.
 
-    A class that says itself what `print` shows keeps that, and a notebook shows the same.
+    A class with a `__str__` keeps it, and a notebook shows the same text.
     """
 
     def decorate(record: type[Record]) -> type[Record]:
-        its_own = record.__dict__.get("__str__")
+        own_text = record.__dict__.get("__str__")
 
-        def text(self: Any) -> str:
+        def text(self: object) -> str:
             if table_of is not None:
                 return _as_text(table_of(self))
             return repr(self)
 
-        def notebook(self: Any) -> str:
+        def notebook(self: object) -> str:
             if table_of is not None:
                 return _as_html(table_of(self))
             return f"<pre>{html.escape(str(self))}</pre>"
 
-        added: dict[str, Any] = {"__repr__": line_of or line, "__str__": its_own or text, "_repr_html_": notebook}
+        added: dict[str, Callable[..., str]] = {
+            "__repr__": line_of or line,
+            "__str__": own_text or text,
+            "_repr_html_": notebook,
+        }
         for name, method in added.items():
             if name == "__repr__" or name not in record.__dict__:
                 setattr(record, name, method)
@@ -62,8 +68,8 @@ def shown(
 # ---------------------------------------------------------------- values
 
 
-def figure(value: Any) -> str:
-    """A number in at most four digits; of anything else what `brief` says."""
+def figure(value: Leaf) -> str:
+    """A number to four digits; anything else as by `brief`."""
     number = _number(value)
     if number is None:
         return brief(value)
@@ -72,8 +78,8 @@ def figure(value: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
 
 
-def brief(value: Any) -> str:
-    """A value in a few words: a number, dtype and shape of an array, the size of a tree."""
+def brief(value: Leaf) -> str:
+    """A value in a few words: a number, the dtype and shape of an array, the size of a tree."""
     if isinstance(value, str):
         return repr(value)
     if _number(value) is not None:
@@ -92,13 +98,13 @@ def brief(value: Any) -> str:
     return f"{numbers(value):,} numbers in {_counted(len(leaves), 'leaf', 'leaves')}"
 
 
-def numbers(tree: Any) -> int:
-    """How many numbers a tree holds."""
+def numbers(tree: Leaf) -> int:
+    """The number of numbers in a tree."""
     return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(tree))
 
 
-def _number(value: Any) -> bool | int | float | None:
-    """The number that value is, or that an array without axes holds; None for what is not known here and now."""
+def _number(value: Leaf) -> bool | int | float | None:
+    """A number, or that in an array without axes; None if the value is not a number or cannot be read."""
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or _deleted(value):
@@ -111,15 +117,15 @@ def _number(value: Any) -> bool | int | float | None:
     return np.asarray(value).item() if kind in ("b", "i", "u", "f") else None
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     return isinstance(value, (tuple, list, dict)) and not value
 
 
-def _deleted(value: Any) -> bool:
+def _deleted(value: object) -> bool:
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
 
 
-def _dtype(value: Any) -> str:
+def _dtype(value: Leaf) -> str:
     return str(value.dtype)
 
 
@@ -130,17 +136,17 @@ def _counted(n: int, one: str, several: str) -> str:
 # ---------------------------------------------------------------- lines
 
 
-def line(record: Any) -> str:
+def line(record: Fields) -> str:
     """`Name(field value, …)`."""
     return f"{type(record).__name__}({', '.join(f'{name} {brief(getattr(record, name))}' for name in record._fields)})"
 
 
-def pass_line(record: Any) -> str:
+def pass_line(record: Fields) -> str:
     """`Pass(loss 0.31, grads of 4 leaves, …)`."""
     return line(record._replace(readings=None)).replace("readings None", f"readings {_keys(record.readings)}")
 
 
-def epoch_line(record: Any) -> str:
+def epoch_line(record: Fields) -> str:
     """`EpochResult(loss 0.31, accuracy 0.93, 16 steps, finite)`."""
     metrics = record.metrics if isinstance(record.metrics, Mapping) else {}
     figures = [f"{name} {figure(value)}" for name, value in metrics.items()]
@@ -152,7 +158,7 @@ def epoch_line(record: Any) -> str:
     return f"{type(record).__name__}({', '.join([f'loss {figure(record.loss)}', *figures, *rest])})"
 
 
-def _keys(tree: Any) -> str:
+def _keys(tree: object) -> str:
     return (_some(list(map(str, tree))) or "none") if isinstance(tree, Mapping) else brief(tree)
 
 
@@ -161,15 +167,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:NAMES], *more])
 
 
-# ---------------------------------------------------------------- a training's state, and what a training gave
+# ---------------------------------------------------------------- the state and the result of training
 
 
-def state_line(state: Any) -> str:
+def state_line(state: Fields) -> str:
     """`TrainState(step 120, 7,850 parameters in 4 leaves, float32, AdamState)`."""
     return f"{type(state).__name__}({', '.join(_state_parts(state))})"
 
 
-def _state_parts(state: Any) -> Iterator[str]:
+def _state_parts(state: Fields) -> Iterator[str]:
     shape = getattr(state.step, "shape", ())
     if shape:
         yield f"{math.prod(shape):,} states side by side"
@@ -195,8 +201,8 @@ def _state_parts(state: Any) -> Iterator[str]:
         yield brief(opt_state) if hasattr(opt_state, "dtype") else type(opt_state).__name__
 
 
-def _range(value: Any) -> str:
-    """A number; of several the least and the greatest."""
+def _range(value: Leaf) -> str:
+    """A number; for several, the least and the greatest."""
     known = hasattr(value, "shape") and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct))
     if not known or not value.shape or _deleted(value) or not getattr(value, "is_fully_addressable", True):
         return figure(value)
@@ -205,8 +211,8 @@ def _range(value: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def state_table(state: Any) -> Table:
-    """Every parameter and every number of state, by path."""
+def state_table(state: Fields) -> Table:
+    """Every array of parameters and of state, by path."""
     rows: list[tuple[str, ...]] = []
     for part in ("params", "state"):
         leaves = jax.tree_util.tree_leaves_with_path(getattr(state, part))
@@ -215,8 +221,8 @@ def state_table(state: Any) -> Table:
     return state_line(state), ("leaf", "array", "numbers"), rows
 
 
-def pass_table(record: Any) -> Table:
-    """Every gradient, and every array that was read, by path."""
+def pass_table(record: Fields) -> Table:
+    """Every gradient and every reading, by path."""
     rows: list[tuple[str, ...]] = []
     for part in ("grads", "readings"):
         leaves = jax.tree_util.tree_leaves_with_path(getattr(record, part))
@@ -224,23 +230,23 @@ def pass_table(record: Any) -> Table:
     return pass_line(record), ("leaf", "array", "numbers"), rows
 
 
-def brief_spec(leaf: Any) -> str:
+def brief_spec(leaf: Leaf) -> str:
     """`float32[784, 30]`."""
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return brief(leaf)
     return f"{_dtype(leaf)}[{', '.join(map(str, leaf.shape))}]" + (" deleted" if _deleted(leaf) else "")
 
 
-def _path(part: str, path: Any) -> str:
+def _path(part: str, path: Sequence[Leaf]) -> str:
     return "/".join(filter(None, (part, jax.tree_util.keystr(tuple(path), simple=True, separator="/"))))
 
 
-def _natural(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
-    """For sorting: dense_2 before dense_10."""
+def _natural(item: tuple[str, Leaf]) -> list[tuple[bool, int, str]]:
+    """A key for sorting that puts dense_2 before dense_10."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", item[0])]
 
 
-def fit_line(fit: Any) -> str:
+def fit_line(fit: Fields) -> str:
     """`Fit(5 epochs, loss 0.31 -> 0.05, validation_loss 0.07, best epoch 4, "all 5 epochs were run")`."""
     history = _history(fit)
     epochs = max(map(len, history.values()), default=0)
@@ -257,8 +263,8 @@ def fit_line(fit: Any) -> str:
     return f"{type(fit).__name__}({', '.join(parts)})"
 
 
-def fit_table(fit: Any) -> Table:
-    """The history, a row for each epoch."""
+def fit_table(fit: Fields) -> Table:
+    """The history, one row for each epoch."""
     history = _history(fit)
     epochs = max(map(len, history.values()), default=0)
     rows = [
@@ -268,8 +274,8 @@ def fit_table(fit: Any) -> Table:
     return fit_line(fit), ("epoch", *history), rows
 
 
-def _history(fit: Any) -> dict[str, Sequence[Any]]:
-    """The lists of the history; nothing where a `jax.tree.map` has put something else there."""
+def _history(fit: Fields) -> dict[str, Sequence[Leaf]]:
+    """The lists of the history, without what `jax.tree.map` may have put there."""
     history = fit.history if isinstance(fit.history, Mapping) else {}
     return {str(name): values for name, values in history.items() if isinstance(values, (list, tuple))}
 
@@ -278,7 +284,7 @@ def _history(fit: Any) -> dict[str, Sequence[Any]]:
 
 
 def _abbreviated(rows: list[tuple[str, ...]], columns: int) -> list[tuple[str, ...]]:
-    """As many rows as a screen takes, and in the middle how many are left out."""
+    """The first and the last rows, and between them the number of those that are left out."""
     if len(rows) <= ROWS + 1:
         return rows
     half = ROWS // 2

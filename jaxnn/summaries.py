@@ -1,4 +1,4 @@
-"""What a network is made of, as a table: layers, output shapes, parameters, state, and what a pass over it costs.
+"""A network as a table: layers, output shapes, parameters, state, and the cost of a pass.
 
 Nothing is computed: shapes come from `jax.eval_shape`, FLOPs from XLA's cost analysis of the compiled programs.
 Letters: N batch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +38,12 @@ class Row(NamedTuple):
 
     Attributes:
         path: its place in parameters, state and readings, "residual_0/dense_1"; "" for the network itself.
-        depth: how many combinators it is indented under.
-        kind: what it is where the path does not say it: "dense" of a named layer, "5 × residual" of a `repeat`,
-            "5 × tied dense" of a `share`; combinators that add no level to the path share a row.
+        depth: the number of combinators above it, by which it is indented.
+        kind: its kind: "dense" for a layer, "5 × residual" for a `repeat`, "5 × tied dense" for a `share`; combinators
+            that add no level to the path share a row.
         output: its output, a tree of jax.ShapeDtypeStructs, for a batch of 1.
-        params: the number of its parameters: of all n passes of a `repeat`, of one of a `share`.
-        state: likewise, of its state.
+        params: the number of its parameters: for a `repeat` those of all passes, for a `share` those of one.
+        state: likewise, the numbers of its state.
     """
 
     path: str
@@ -61,7 +61,7 @@ class Cost(NamedTuple):
         batch_size: N.
         forward: a forward pass with `train=False`.
         step: a training step: forward with `train=True`, the hand-derived backward from a δ at the output, θ ← θ − ηg.
-            The loss itself, and what an optimizer does beyond that, are left out.
+            The loss itself and further work of an optimizer are not included.
     """
 
     batch_size: int
@@ -74,12 +74,12 @@ class Summary(NamedTuple):
     """What `summary` returns; `print` shows it as a table.
 
     Attributes:
-        rows: layers and combinators in the network's own order, each combinator above its layers.
+        rows: layers and combinators in the network's order, each combinator above its layers.
         input: the input, a tree of jax.ShapeDtypeStructs, for a batch of 1.
-        params: the number of parameters in all.
-        state: the numbers held as state in all.
+        params: the total number of parameters.
+        state: the total number of numbers in the state.
         bytes: of parameters and state.
-        cost: FLOPs; None where no batch size was given.
+        cost: FLOPs; None if no batch size was given.
     """
 
     rows: tuple[Row, ...]
@@ -101,15 +101,15 @@ def summary(
     In the table the batch axis is N. The parameters of a combinator are those of the layers below it, so the
     outermost rows add up to the total: `repeat` holds n layers' worth, `share` one.
 
-    FLOPs are what XLA counts in the program that it compiled for this machine: a multiplication and an addition each
-    are one, exponentials and the like are not in it, and what it left out as unused costs nothing. XLA counts the body
-    of a loop once; here `repeat` and `share` count n times. A convolution counts as its formula has it, whichever
-    algorithm it takes on this backend. Another backend or version may count a few per cent more or less.
+    FLOPs are those that XLA counts in the program that it compiles for this machine: a multiplication and an addition
+    are one each, exponentials and the like are not included, and operations removed as unused cost nothing. XLA counts
+    the body of a loop once; here `repeat` and `share` count n times. A convolution counts by its formula, whichever
+    algorithm is used on this backend. Another backend or version may count a few per cent more or less.
 
     Args:
         net: the network.
-        in_shape: the shape of one example, without the batch axis; jax.ShapeDtypeStructs where inputs are not float.
-        batch_size: N of the FLOPs; None leaves them out, and nothing is compiled.
+        in_shape: the shape of one example, without the batch axis; jax.ShapeDtypeStructs if inputs are not float.
+        batch_size: N of the FLOPs; with None they are left out, and nothing is compiled.
         dtype: of the parameters and the input.
 
     Raises:
@@ -147,13 +147,13 @@ def summary(
 
 
 class _Seen(NamedTuple):
-    """What passed through a layer: its input and its output, as jax.ShapeDtypeStructs."""
+    """Input and output of a layer, as jax.ShapeDtypeStructs."""
 
     x: Tree
     y: Tree
 
 
-Index = tuple[int, ...]  # which child of which child, from the network down
+Index = tuple[int, ...]  # of a child, its child and so on, from the network down
 
 
 def _variables(net: Layer, in_shape: InShape, dtype: DType) -> tuple[Params, State]:
@@ -165,22 +165,22 @@ def _size(tree: Tree) -> int:
 
 
 def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Index, _Seen]:
-    """Input and output of the network and of everything in it."""
+    """Input and output of the network and of every layer in it."""
     seen: dict[Index, _Seen] = {}
 
-    def spied(layer: Layer, place: Place) -> Layer:
-        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def recorded(layer: Layer, place: Place) -> Layer:
+        def forward(params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, state, tape = layer.forward(params, state, x, train=train, rng=rng)
             seen[place.index] = jax.tree.map(_spec, _Seen(x, y))
             return y, state, tape
 
         return with_rules(layer, forward=forward)
 
-    jax.eval_shape(rebuilt(spied, net).forward, params, state, x)
+    jax.eval_shape(rebuilt(recorded, net).forward, params, state, x)
     return seen
 
 
-def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+def _spec(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
@@ -195,12 +195,12 @@ def _rows(net: Layer, seen: dict[Index, _Seen], params: Params, state: State) ->
     kinds: dict[Index, str] = {}
     for place in places(net, inner_first=True):
         kinds[place.index] = _kind(place.layer, kinds.get((*place.index, 0), ""))
-    depth: dict[Index, int] = {(): 0}  # of what is below each layer that has a row
+    depth: dict[Index, int] = {(): 0}  # of the layers below each layer that has a row
     for place in places(net):
         index, kind = place.index, kinds[place.index]
         above = depth[index[:-1]]
         depth[index] = above
-        if index and not place.names[-1]:  # it has the path, and so the row, of the layer around it
+        if index and not place.names[-1]:  # it shares the path, and so the row, of the layer around it
             continue
         if place.path or not place.layer.in_sequence:  # a serial network is the table itself
             yield Row("/".join(place.path), above, kind, seen[index].y, _size(place.of(params)), _size(place.of(state)))
@@ -208,7 +208,7 @@ def _rows(net: Layer, seen: dict[Index, _Seen], params: Params, state: State) ->
 
 
 def _kind(layer: Layer, below: str) -> str:
-    """The kinds of the layers that share a row, below that of a child with the same path: "5 × residual"."""
+    """The kind in a row, joined with that of a child that shares its path: "5 × residual"."""
     if layer.child_names != ("",):
         return layer.kind
     if layer.passes is not None:
@@ -220,10 +220,10 @@ def _kind(layer: Layer, below: str) -> str:
 
 
 def _flops(net: Layer, x: Tree, seen: dict[Index, _Seen], n: int, dtype: DType, train: bool) -> float:
-    """FLOPs of a network, its loops in full.
+    """FLOPs of a network, all passes of its loops included.
 
-    With every loop at one pass the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times, a
-    recurrent layer one of its steps as often as the count leaves it out.
+    With one pass of every loop the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times, a
+    recurrent layer one of its steps as often as the count omits it.
     """
     at = {place.index: place for place in places(net)}
 
@@ -255,27 +255,27 @@ def _loops(at: dict[Index, Place], index: Index) -> Iterator[Place]:
 
 
 def _unlooped(net: Layer) -> Layer:
-    """The network with each loop's layer, once, in place of the loop."""
+    """The network with each loop replaced by one pass of its layer."""
 
     def once(layer: Layer, place: Place) -> Layer:
         if layer.passes is None:
             return layer
-        name = place.names[-1] if place.index else ""  # which layers beside it are told apart by
+        name = place.names[-1] if place.index else ""  # by which the layers beside it differ
         return with_name(name or layer.name, layer.children[0])
 
     return rebuilt(once, net)
 
 
 def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bool) -> float:
-    """What XLA counts in a forward pass, or in a training step; of an inner layer with the δ that it passes on."""
+    """XLA's count of a forward pass, or of a training step; for an inner layer, with the δ that it passes on."""
     net = map_layers(_plain, net)
     params, state = _variables(net, _in_shape(x), dtype)
     x = input_spec(_in_shape(x), dtype, n)
 
-    def forward(params: Params, state: State, x: Any, key: Array) -> Any:
+    def forward(params: Params, state: State, x: Tree, key: Key) -> Tree:
         return net.forward(params, state, x)[0]
 
-    def step(params: Params, state: State, x: Any, key: Array, delta: Any, rate: Array) -> Any:
+    def step(params: Params, state: State, x: Tree, key: Key, delta: Tree, rate: Array) -> Tree:
         y, state, tape = net.forward(params, state, x, train=True, rng=key)
         delta_in, grads = net.backward(params, tape, delta)
         new = jax.tree.map(lambda p, g: p - rate.astype(p.dtype) * g, params, grads)
@@ -291,11 +291,11 @@ def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bo
 
 
 def _plain(layer: Layer) -> Layer:
-    """The leaf by its formula: a faster form may multiply with zeros, or work in chunks, of which XLA counts one."""
+    """The layer by its formula: a faster form may multiply by zeros, or work in chunks, of which XLA counts one."""
     return layer.plain
 
 
-def _counted(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+def _counted(program: Callable[..., Tree], arguments: tuple[Tree, ...]) -> float:
     analysis = jax.jit(program, keep_unused=True).lower(*arguments).compile().cost_analysis()
     return float((analysis or {}).get("flops", math.nan))
 
@@ -327,14 +327,14 @@ def _total(result: Summary) -> str:
 
 
 def _label(row: Row) -> str:
-    """The last part of the path, and the kind where that does not say it."""
+    """The last part of the path, and the kind if that does not contain it."""
     name = row.path.rpartition("/")[2]
     counted = name.rpartition("_")[0] == row.kind
     return INDENT * row.depth + (row.kind if not name else name if counted else f"{name} ({row.kind})")
 
 
 def _shown(tree: Tree) -> str:
-    """N × 28 × 28 × 1, the batch axis as N; the dtype where it is not float."""
+    """N × 28 × 28 × 1, with N for the batch axis; the dtype if it is not float."""
     leaves = jax.tree.leaves(tree)
     shapes = [" × ".join(["N", *map(str, leaf.shape[1:])]) for leaf in leaves]
     return ", ".join(
@@ -347,7 +347,7 @@ def _count(n: int) -> str:
 
 
 def _with_prefix(value: float) -> str:
-    """Three digits and a prefix: 95.4 k."""
+    """A number as three digits and a prefix: 95.4 k."""
     power = 0
     while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
         value, power = value / 1000, power + 1

@@ -17,7 +17,7 @@ import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
 FLOORS = (
-    {"errors", "records"},
+    {"bars", "errors", "records"},
     {"showing"},
     {"aliases"},
     {"placement"},
@@ -126,6 +126,18 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"rule_checks"},
         {"auditing", "functions", "networks"},
         {"observing"},
+        {"__init__"},
+    ),
+    "plots": (
+        {"arguments", "style"},
+        {"functions", "images", "layers", "training"},
+        {"__init__"},
+    ),
+    "augment": (
+        {"strengths"},
+        {"composition", "resampling"},
+        {"maps"},
+        {"distortions"},
         {"__init__"},
     ),
     "graph": (

@@ -11,6 +11,7 @@ import pytest
 from laws import evaluated
 
 from jaxnn import augment
+from jaxnn.augment.distortions import _smoothing, displacements
 
 FLOAT32_ROUNDING = 1e-5  # of pixels in 0..1, whose places are rounded at up to 28
 KEY = jax.random.key(3)
@@ -265,7 +266,7 @@ def test_draws_fill_the_range_that_was_asked_for():
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
 def test_displacements_have_the_size_and_smoothness_that_was_stated(sigma):
     n, alpha = 3000, 34.0
-    draw = jax.jit(lambda key: augment.displacements(key, n, 20, 16, alpha, sigma))
+    draw = jax.jit(lambda key: displacements(key, n, 20, 16, alpha, sigma))
     d = np.asarray(draw(KEY), np.float64)
     assert d.shape == (n, 20, 16, 2)
     variance = (alpha / (2 * sigma)) ** 2 / (3 * math.pi)
@@ -282,14 +283,14 @@ def test_displacements_have_the_size_and_smoothness_that_was_stated(sigma):
 
 def test_the_smoothing_is_a_gaussian_filter():
     ndimage = pytest.importorskip("scipy.ndimage", reason="an independent Gaussian filter")
-    a = augment._smoothing(12, 2.0)
+    a = _smoothing(12, 2.0)
     blurred = ndimage.gaussian_filter1d(np.eye(40), 2.0, axis=0, truncate=4.0, mode="constant")[14:26]
     np.testing.assert_allclose(a @ a.T, blurred @ blurred.T, atol=2e-6)  # the covariance of the smoothed noise
 
 
 def test_elastic_looks_at_the_displaced_points():
     x = images()
-    d = np.asarray(jax.jit(lambda key: augment.displacements(key, 3, 9, 8, 20.0, 3.0))(KEY))
+    d = np.asarray(jax.jit(lambda key: displacements(key, 3, 9, 8, 20.0, 3.0))(KEY))
     y = resampled(x, np.moveaxis(np.indices((9, 8), np.float32), 0, -1) + d)
     np.testing.assert_allclose(COMPILED["elastic"](KEY, x), y, atol=FLOAT32_ROUNDING)
 

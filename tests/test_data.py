@@ -211,7 +211,7 @@ CORRUPT = {
 
 @pytest.mark.parametrize("name", CORRUPT)
 def test_corrupt_gzip(tmp_path, name):
-    error = damaged(tmp_path / "a.gz", CORRUPT[name], "a sound gzip file", "a damaged one")
+    error = damaged(tmp_path / "a.gz", CORRUPT[name], "an intact gzip file", "a damaged one")
     assert error.__cause__ is not None
 
 
@@ -273,7 +273,7 @@ def test_no_file_and_a_folder(tmp_path):
         data.read_idx(tmp_path / "a")
     assert caught.value.advice == ""
     data.write_idx(tmp_path / "a.gz", np.zeros(1, np.uint8))
-    with pytest.raises(DataError, match=r"no such file; a\.gz is there"):
+    with pytest.raises(DataError, match=r"no such file; but a\.gz exists"):
         data.read_idx(tmp_path / "a")
     for folder in (tmp_path, ".", ""):
         with pytest.raises(DataError, match="got a folder"):
@@ -560,7 +560,7 @@ def test_split_copies():
         (ValueError, "leave nothing of 10 examples", 10, {}),
         (ValueError, "leave nothing of 10 examples", 0.96, {}),
         (ValueError, r"parts of \[5, 5\] leave nothing", (0.5, 5), {}),
-        (ValueError, "names no part", (), {}),
+        (ValueError, "held_out is empty", (), {}),
         (TypeError, "held_out must be a whole number, got True", True, {}),
         (TypeError, "held_out must be a number, got '0.2'", "0.2", {}),
         (TypeError, "key must be", 0.2, {"key": 0.5}),

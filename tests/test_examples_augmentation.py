@@ -25,9 +25,9 @@ def run(monkeypatch, **options):
 def test_digits(tmp_path, capsys, monkeypatch):
     pytest.importorskip("sklearn", reason="holds the digits")
     rows, times = run(monkeypatch, out=tmp_path / "new")
-    assert list(rows) == ["as they are", *CHANGES]
+    assert list(rows) == ["original", *CHANGES]
     assert list(times) == CHANGES
-    digits = rows.pop("as they are")
+    digits = rows.pop("original")
     assert digits.shape == (10, 8, 8, 1)
     for name, images in rows.items():
         assert (images.shape, images.dtype) == (digits.shape, digits.dtype)
@@ -44,7 +44,7 @@ def test_digits(tmp_path, capsys, monkeypatch):
 @needs_mnist
 def test_mnist_at_no_strength_is_left_as_it_is(tmp_path, monkeypatch):
     rows, _ = run(monkeypatch, data=mnist_folder(), strength=0.0, out=tmp_path)
-    digits = rows.pop("as they are")
+    digits = rows.pop("original")
     assert digits.shape == (10, 28, 28, 1)
     for images in rows.values():
         np.testing.assert_array_equal(images, digits)

@@ -12,7 +12,6 @@ pytest.importorskip("matplotlib", reason="the examples draw pictures")
 pytest.importorskip("tqdm", reason="the examples show their progress")
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-FLOAT32 = 1e-5
 
 
 @pytest.mark.long
@@ -39,11 +38,10 @@ def test_delta_vanishes_in_the_plain_network_and_not_in_the_lstm(tmp_path, capsy
 @pytest.mark.long
 def test_the_answer_grows_frame_by_frame(tmp_path):
     pytest.importorskip("sklearn", reason="holds the digits")
-    right, off = load_example("frames").main(epochs=4, out=tmp_path)
+    right = load_example("frames").main(epochs=4, out=tmp_path)
     assert right.shape == (10,)
     assert right[-1] > 0.6
     assert right[-1] > right[3] + 0.2  # no frame shows enough
-    assert off < FLOAT32
     assert (tmp_path / "frames.png").read_bytes().startswith(PNG_MAGIC)
 
 

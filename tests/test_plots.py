@@ -20,6 +20,8 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 
+from jaxnn.plots.style import COLOURS
+
 
 @pytest.fixture
 def drawn():
@@ -245,7 +247,7 @@ def test_decision_boundary_of_several_scores(drawn):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("a", "b")
     assert legend_words(figure) == ["class 0", "class 1", "class 2"]
     blue = axes.lines[0]
-    assert same_color(blue.get_color(), plots.COLOURS[0])
+    assert same_color(blue.get_color(), COLOURS[0])
 
 
 def test_weight_images(drawn):
@@ -266,10 +268,10 @@ def test_confusion_matrix(drawn):
         ((0, 0), "1"), ((1, 1), "1"), ((0, 1), "1"), ((2, 2), "2"), ((1, 2), "1"),
     }  # fmt: skip
     colours = np.asarray(axes.images[0].get_array())
-    np.testing.assert_allclose(colours[0, 0], to_rgb(plots.COLOURS[0]))  # all of its row is right
-    np.testing.assert_allclose(colours[1, 0], to_rgb(plots.COLOURS[1]))  # half of its row is wrong
+    np.testing.assert_allclose(colours[0, 0], to_rgb(COLOURS[0]))  # all of its row is right
+    np.testing.assert_allclose(colours[1, 0], to_rgb(COLOURS[1]))  # half of its row is wrong
     np.testing.assert_allclose(colours[0, 1], 1)
-    assert axes.get_title(loc="left") == "66.67 % right"
+    assert axes.get_title(loc="left") == "66.67 % correct"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     scores = np.eye(4)[[0, 1, 2]]
     assert drawn(plots.confusion_matrix([0, 1, 2], scores)).axes[0].images[0].get_array().shape == (4, 4, 3)
@@ -307,15 +309,15 @@ MISTAKES = {
     "a value": (lambda: plots.losses(losses.mse.value), TypeError, "expected Loss records"),
     "one schedule": (lambda: plots.schedules(schedules.constant(0.1), 10), TypeError, "must be a dict by name"),
     "one step": (lambda: plots.schedules({"a": schedules.constant(0.1)}, 1), ValueError, "steps must be at least 2"),
-    "no epoch": (lambda: plots.learning_curves({"seconds": []}), ValueError, "holds no epoch"),
+    "no epoch": (lambda: plots.learning_curves({"seconds": []}), ValueError, "has no epochs"),
     "late": (lambda: plots.learning_curves(HISTORY, stopped=5), ValueError, "an epoch from 1 to 4, got 5"),
     "no series": (lambda: plots.gradient_flow({}), ValueError, "norms is empty"),
     "no diagnosis": (lambda: plots.flow_over_time([]), ValueError, "at least one Diagnosis"),
     "a number": (lambda: plots.flow_over_time([1.0]), TypeError, "expected Diagnosis records"),
     "a wrong size": (lambda: plots.flow_over_time(POINTS, quantity="size"), ValueError, "quantity must be one of"),
-    "no numbers": (lambda: plots.gradient_flow({"a": []}), ValueError, "'a' holds no number"),
+    "no numbers": (lambda: plots.gradient_flow({"a": []}), ValueError, "'a' has no numbers"),
     "three features": (lambda: plots.decision_boundary(len, np.ones((2, 3)), [0, 1]), ValueError, "x \\[N, 2\\]"),
-    "no scores": (lambda: plots.decision_boundary(lambda x: x[:3], SQUARE, [0] * 4), ValueError, "predict must give"),
+    "no scores": (lambda: plots.decision_boundary(lambda x: x[:3], SQUARE, [0] * 4), ValueError, "predict must return"),
     "not square": (lambda: plots.weight_images(np.ones((6, 2)), (2, 2)), ValueError, "w \\[4, H\\]"),
     "two lengths": (lambda: plots.confusion_matrix([0, 1], [0]), ValueError, "labels \\[N\\]"),
     "minus one": (lambda: plots.confusion_matrix([-1, 1], [1, 1]), ValueError, "labels must be classes from 0, got -1"),

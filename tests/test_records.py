@@ -270,7 +270,7 @@ def test_a_function_of_ones_own_is_refused_by_its_place(record, says):
 @pytest.mark.parametrize(
     ("description", "error", "says"),
     [
-        ({"kind": "dens"}, ValueError, "'dense' is meant"),
+        ({"kind": "dens"}, ValueError, "did you mean 'dense'"),
         ({"kind": "dense", "width": 3, "depth": 2}, ValueError, "no field 'depth'"),
         ({"kind": "dense", "width": 0}, ValueError, "at least 1"),
         ({"kind": "Layer"}, ValueError, "unknown kind"),

@@ -1,8 +1,8 @@
-"""Reading data sets, and what is done to data once, on the host, before training: splitting, standardising.
+"""Data sets and their preparation on the host, before training: reading, splitting, standardising.
 
-Everything here runs outside `jit` unless it says otherwise, keeps NumPy arrays NumPy arrays (`fit` moves them
-to the device, once), and looks at values: a damaged file or an impossible label stops here, by name, rather
-than as a NaN in the middle of training.
+Functions run outside `jit` unless stated otherwise, return NumPy arrays for NumPy arrays (`fit` moves them to the
+device, once), and check values: a damaged file or an invalid label raises a named error here, instead of becoming a NaN
+in the middle of training.
 """
 
 from jaxnn.data.idx import DataError, read_idx, write_idx

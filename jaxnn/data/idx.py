@@ -1,4 +1,4 @@
-"""IDX, the file format of MNIST: read with no memory taken for what a damaged file only promises, and written."""
+"""IDX, the file format of MNIST: writing, and reading without memory allocated for what a damaged header claims."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+from typing import BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxnn import checks
 from jaxnn.trees import describe
@@ -32,19 +33,19 @@ IDX_TYPES: dict[int, np.dtype] = {  # by the third byte of the file
 LARGEST_SIZE = 2**31 - 1  # the sizes in an IDX header are signed 32-bit numbers
 MOST_AXES = 64  # what NumPy can hold; the header's byte could say 255
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_LEVEL = 6  # zlib's own balance of time and size; 9 takes fourteen times as long for MNIST
-MOST_PACKED = 1032  # bytes that one byte of DEFLATE can stand for: a match of 258 in two bits
-CHUNK = 1 << 18  # bytes unpacked at a time: memory grows with what the file holds, not with what it promises
+GZIP_LEVEL = 6  # zlib's default compromise of time and size; 9 takes fourteen times as long for MNIST
+MOST_PACKED = 1032  # bytes that one byte of DEFLATE can encode: a match of 258 in two bits
+CHUNK = 1 << 18  # bytes unpacked at a time: memory grows with the content of the file, not with the size in its header
 
 
 class DataError(ValueError):
-    """A data file that is missing, damaged, or not what was asked for.
+    """A data file that is missing, damaged, or not of the expected kind.
 
     Attributes:
         path: the file or folder.
-        expected: what should have been there.
-        actual: what was.
-        advice: what to do; may be empty.
+        expected: the expected content.
+        actual: the actual content.
+        advice: a remedy; may be empty.
     """
 
     def __init__(self, path: FilePath, expected: str, actual: str, advice: str = "") -> None:
@@ -57,7 +58,7 @@ class DataError(ValueError):
 
 
 class Header(NamedTuple):
-    """What an IDX file says of itself."""
+    """The header of an IDX file."""
 
     dtype: np.dtype
     shape: Shape
@@ -65,10 +66,10 @@ class Header(NamedTuple):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, range]]:
-    """The file's bytes, unpacked where they are gzip's, and how many there may be."""
+    """The file's bytes, unpacked if they are gzip's, and the possible numbers of bytes."""
     if not path.is_file():
         packed = Path(f"{path}.gz")
-        advice = f"{packed.name} is there" if packed.is_file() else ""
+        advice = f"but {packed.name} exists" if packed.is_file() else ""
         raise DataError(path, "an IDX file", "a folder" if path.is_dir() else "no such file", advice)
     try:
         with path.open("rb") as file:
@@ -79,7 +80,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, range]]:
             else:
                 yield file, range(size, size + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(path, "a sound gzip file", f"a damaged one ({error})", "fetch it again") from error
+        raise DataError(path, "an intact gzip file", f"a damaged one ({error})", "download it again") from error
 
 
 def _read_header(path: Path, stream: BinaryIO, lengths: range) -> Header:
@@ -119,11 +120,11 @@ def _check_length(path: Path, header: Header, found: int, about: str = "") -> No
     promised = _promised_bytes(header)
     if found != promised:
         expected = f"{promised} bytes of {describe(header)} after the header"
-        raise DataError(path, expected, f"{about}{found} bytes", "the file is damaged: fetch it again")
+        raise DataError(path, expected, f"{about}{found} bytes", "the file is damaged: download it again")
 
 
 def peek_header(path: Path) -> Header:
-    """What the file says of itself; nothing else is read."""
+    """The header of the file; nothing else is read."""
     with _opened(path) as (stream, lengths):
         return _read_header(path, stream, lengths)
 
@@ -132,8 +133,8 @@ def read_idx(path: FilePath) -> np.ndarray:
     """Reads an array from a file in IDX, the format of MNIST, packed by gzip or not.
 
     The file is 00 00, a byte for the type, a byte for the number of axes, the size of each axis, then the
-    elements, all big-endian. Whether it is packed is seen from its first bytes, not from its name. What the
-    header promises is held against what the file holds before memory is taken for it.
+    elements, all big-endian. Packing is detected from the first bytes, not from the name. The size in the header
+    is compared with that of the file before memory is allocated.
 
     Args:
         path: the file.
@@ -142,8 +143,8 @@ def read_idx(path: FilePath) -> np.ndarray:
         A writable array in the machine's byte order: uint8, int8, int16, int32, float32 or float64.
 
     Raises:
-        DataError: no such file; not IDX; an unknown type; a damaged header; fewer or more bytes than it
-            promises; damaged packing.
+        DataError: no such file; not IDX; an unknown type; a damaged header; fewer or more bytes than the header
+            states; a damaged gzip file.
 
     Source: LeCun, Cortes & Burges (1998), "The MNIST database of handwritten digits".
     """
@@ -151,7 +152,7 @@ def read_idx(path: FilePath) -> np.ndarray:
     with _opened(path) as (stream, lengths):
         header = _read_header(path, stream, lengths)
         content = bytearray()  # becomes the array's own memory
-        # One byte more than promised: it shows that there is more, or has gzip reach its end and check sum.
+        # One byte more than expected: it reveals excess data, or makes gzip reach its end and verify its checksum.
         beyond = _promised_bytes(header) + 1
         while chunk := stream.read(min(CHUNK, beyond - len(content))):
             content += chunk
@@ -160,13 +161,13 @@ def read_idx(path: FilePath) -> np.ndarray:
     return stored.astype(header.dtype, copy=False)
 
 
-def write_idx(path: FilePath, array: Any) -> None:
-    """Writes an array to a file in IDX, packed by gzip where the name ends in `.gz`.
+def write_idx(path: FilePath, array: ArrayLike) -> None:
+    """Writes an array to a file in IDX, packed by gzip if the name ends in `.gz`.
 
-    Equal arrays make equal files: the packing holds neither the time nor the file's name.
+    Equal arrays give equal files: the gzip header contains neither the time nor the file's name.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         array: uint8, int8, int16, int32, float32 or float64, in either byte order.
 
     Raises:

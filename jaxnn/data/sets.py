@@ -1,4 +1,4 @@
-"""Data sets: MNIST from its four files, and the digits that come with scikit-learn.
+"""Data sets: MNIST from its four files, and the digits of scikit-learn.
 
 Index letters: `N` examples, `H` `W` height and width of an image.
 """
@@ -30,10 +30,10 @@ def mnist(folder: FilePath) -> tuple[LabelledImages, LabelledImages]:
 
     Looks for `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
     `t10k-labels-idx1-ubyte`, also with a dot before `idx`, each with or without `.gz`. Images may have any
-    size and labels any value from 0 to 255: the set itself says how many classes it has.
+    size, and labels any value from 0 to 255: the data determine the number of classes.
 
     Args:
-        folder: where the four files are.
+        folder: the folder with the four files.
 
     Returns:
         `(x, labels), (x_test, labels_test)`: x [60000, 28, 28, 1] float32 in 0..1 (0 is the background),
@@ -41,7 +41,7 @@ def mnist(folder: FilePath) -> tuple[LabelledImages, LabelledImages]:
 
     Raises:
         DataError: files that are missing (all are named) or damaged; images and labels that differ in number.
-            All four headers are read before memory is taken for any image.
+            All four headers are read before memory is allocated for any image.
 
     Source: LeCun, Bottou, Bengio & Haffner (1998), "Gradient-based learning applied to document recognition".
 
@@ -55,7 +55,7 @@ def mnist(folder: FilePath) -> tuple[LabelledImages, LabelledImages]:
     missing = [" or ".join(names) for names, path in zip(candidates, found, strict=True) if path is None]
     if missing:
         actual = f"one without {', without '.join(missing)}" if folder.is_dir() else "no such folder"
-        raise DataError(folder, "a folder with MNIST's four files", actual, "give the folder that holds them")
+        raise DataError(folder, "a folder with MNIST's four files", actual, "give the folder that contains them")
     train_images, train_labels, test_images, test_labels = cast(list[Path], found)
     _check_labelled_images(train_images, train_labels)
     _check_labelled_images(test_images, test_labels)
@@ -87,7 +87,7 @@ def _labelled_images(images: Path, labels: Path) -> LabelledImages:
 
 
 def digits() -> LabelledImages:
-    """The 1,797 handwritten digits that come with scikit-learn, 8×8 pixels of 17 grey levels.
+    """The 1,797 handwritten digits of scikit-learn, 8×8 pixels of 17 grey levels.
 
     Returns:
         x [1797, 8, 8, 1] float32 in 0..1 (0 is the background) and labels [1797] int32. NumPy arrays.
@@ -105,7 +105,7 @@ def digits() -> LabelledImages:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "data.digits needs scikit-learn, which holds the images: pip install scikit-learn, or all extras by "
+            "data.digits needs scikit-learn, which contains the images: pip install scikit-learn, or all extras by "
             "pip install 'jaxnn[examples]'"
         ) from error
     bunch = load_digits()

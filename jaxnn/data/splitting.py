@@ -1,4 +1,4 @@
-"""Splitting examples at random into parts, the same in every process and on every machine.
+"""Random splits of examples into parts, the same in every process and on every machine.
 
 Index letters: `N` examples, `P` parts.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxnn import checks
 from jaxnn.keys import as_key
@@ -19,28 +19,29 @@ from jaxnn.trees import named_leaves
 from jaxnn.types import Key, Tree
 
 
-def split(data: Tree, held_out: float | Sequence[float], *, key: Key | int, stratify: Any = None) -> tuple[Tree, ...]:
+def split(
+    data: Tree, held_out: float | Sequence[float], *, key: Key | int, stratify: ArrayLike | None = None
+) -> tuple[Tree, ...]:
     """Splits examples at random into parts; every example is in exactly one.
 
-    The first part is what is left when the held-out parts are taken. Each part is shuffled. The same key
-    gives the same parts in every process and on every machine, and another key an independent split into
-    parts of the same sizes, so that several can be stacked and trained at once. Arrays are copied, NumPy to
-    NumPy, and a jax.Array stays on its device.
+    The first part is the remainder after the held-out parts. Each part is shuffled. The same key gives the same
+    parts in every process and on every machine; another key gives an independent split into parts of the same
+    sizes, so that several can be stacked and trained at once. Arrays are copied, NumPy to NumPy, and a jax.Array
+    stays on its device.
 
-    With `stratify` each part holds each class in proportion, nₖ·size/N of it, to within one example (within
-    P − 1 for P parts), and every example is still as likely as any other: the examples are laid in a row
-    class by class, shuffled within each, and every (N/size)-th is taken from a random start (systematic
-    sampling).
+    With `stratify` each part contains each class in proportion, nₖ·size/N examples of it, to within one example
+    (within P − 1 for P parts), and all examples remain equally likely: they are arranged in a row class by class,
+    shuffled within each, and every (N/size)-th is taken from a random start (systematic sampling).
 
     Args:
-        data: a pytree of arrays with N first in each, such as `(x, labels)`.
+        data: a pytree of arrays with N as the first axis of each, such as `(x, labels)`.
         held_out: a fraction of N (a float between 0 and 1, rounded to whole examples) or a number of examples
             (a whole number), or a sequence of them for several parts.
         key: `jax.random.key(seed)` or an integer seed.
-        stratify: integer labels [N] whose proportions are kept.
+        stratify: integer labels [N] whose proportions are preserved.
 
     Returns:
-        The parts, each a tree like data: the rest first, then one for each entry of held_out.
+        The parts, each a tree like data: the remainder first, then one for each entry of held_out.
 
     Raises:
         ValueError: arrays that differ in length; a part that would be empty; a fraction outside (0, 1);
@@ -65,7 +66,7 @@ def split(data: Tree, held_out: float | Sequence[float], *, key: Key | int, stra
     N = batch_size("data", data)
     sizes = _part_sizes(held_out, N)
     words = np.asarray(jax.random.key_data(as_key(key))).ravel().tolist()
-    # NumPy promises the raw bits of a generator for good, its shuffles only within a version.
+    # NumPy guarantees the raw bits of a generator across versions, its shuffles only within a version.
     bits = np.random.Philox(np.random.SeedSequence(words))
     order = np.argsort(bits.random_raw(N), kind="stable")
     left = order if stratify is None else order[np.argsort(_class_labels(stratify, N)[order], kind="stable")]
@@ -81,7 +82,7 @@ def split(data: Tree, held_out: float | Sequence[float], *, key: Key | int, stra
 def _part_sizes(held_out: float | Sequence[float], N: int) -> list[int]:
     shares = list(held_out) if isinstance(held_out, tuple | list) else [held_out]
     if not shares:
-        raise ValueError("held_out names no part: give a fraction such as 0.2, or a number of examples")
+        raise ValueError("held_out is empty: give a fraction such as 0.2, or a number of examples")
     sizes = []
     for share in shares:
         if isinstance(share, Integral):
@@ -89,14 +90,14 @@ def _part_sizes(held_out: float | Sequence[float], N: int) -> list[int]:
         else:
             size = round(checks.number("held_out", share, above=0, below=1) * N)
         if not size:
-            raise ValueError(f"held_out {share!r} of {N} examples is an empty part: hold out more")
+            raise ValueError(f"held_out {share!r} of {N} examples gives an empty part: hold out more")
         sizes.append(size)
     if sum(sizes) >= N:
         raise ValueError(f"held_out parts of {sizes} leave nothing of {N} examples for the first part")
     return sizes
 
 
-def _class_labels(stratify: Any, N: int) -> np.ndarray:
+def _class_labels(stratify: ArrayLike, N: int) -> np.ndarray:
     labels = np.asarray(stratify)
     if labels.shape != (N,):
         raise ValueError(

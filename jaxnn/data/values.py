@@ -1,4 +1,4 @@
-"""What is done to the values of data before training: standardising them, and labels as distributions.
+"""Values of data before training: standardisation, and labels as distributions.
 
 Index letters: `N` examples, `D` features, `K` classes.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxnn import checks
 from jaxnn.arrays import first_of, is_floating
 from jaxnn.showing import shown
 from jaxnn.trees import describe
-from jaxnn.types import DType, Shape
+from jaxnn.types import Array, DType, Shape
 
-BLOCK = 1024  # examples whose float64 copy is in memory at a time while statistics are taken
+BLOCK = 1024  # examples that are copied to float64 at a time while statistics are computed
+Data: TypeAlias = np.ndarray | Array
 
 
 @shown()
@@ -27,29 +29,29 @@ class Standardisation(NamedTuple):
 
     Attributes:
         mean: shaped like one example.
-        std: likewise; 0 where a feature was constant.
+        std: likewise; 0 for a constant feature.
     """
 
-    mean: Any
-    std: Any
+    mean: Data
+    std: Data
 
 
-def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
+def standardisation(x: ArrayLike, axes: Sequence[int] = (0,)) -> Standardisation:
     """The mean and standard deviation of each feature: μ = Σₙ xₙ / N, σ = √(Σₙ (xₙ − μ)² / N).
 
-    Taken from the training part alone and then applied to every part, nothing of the test part gets into
-    training. Sums are in float64 and in two passes: Σx²/N − μ² would lose everything where μ ≫ σ.
+    Computed from the training part only and applied to every part, so that no information from the test part enters
+    training. Sums are in float64 and in two passes: Σx²/N − μ² would lose all digits for μ ≫ σ.
 
     Args:
         x: [N, …], on the host or a jax.Array.
-        axes: what is averaged over, the batch axis 0 among it: `(0,)` gives statistics of each feature (or
+        axes: the axes to average over, including the batch axis 0: `(0,)` gives statistics of each feature (or
             pixel), `(0, 1, 2)` of each channel of images [N, H, W, C], `(0, 1, 2, 3)` of all together.
 
     Returns:
-        NumPy arrays shaped like one example, of x's dtype, or float32 where x is whole numbers.
+        NumPy arrays shaped like one example, of x's dtype, or float32 if x is integers.
 
     Raises:
-        ValueError: no examples; axes without 0; values that are not finite (how many, where the first is).
+        ValueError: no examples; axes without 0; values that are not finite (their number, and the index of the first).
         TypeError: values that are not real numbers.
 
     >>> scale = standardisation(np.array([[1.0, 5.0], [3.0, 5.0]]))
@@ -82,27 +84,27 @@ def standardisation(x: Any, axes: Sequence[int] = (0,)) -> Standardisation:
     return Standardisation(*(np.broadcast_to(moment[0], shape).astype(dtype) for moment in (mean, std)))
 
 
-def _power_sum(x: np.ndarray, power: int, axes: Shape, centre: Any = 0.0) -> np.ndarray:
-    """Σ (x − centre)^power over axes in float64, without a float64 copy of the whole."""
+def _power_sum(x: np.ndarray, power: int, axes: Shape, centre: np.ndarray | float = 0.0) -> np.ndarray:
+    """Σ (x − centre)^power over axes in float64, without a float64 copy of all of x."""
     blocks = (x[start : start + BLOCK].astype(np.float64) - centre for start in range(0, len(x), BLOCK))
     return np.asarray(sum((block**power).sum(axes, keepdims=True) for block in blocks))
 
 
-def standardise(scale: Standardisation, x: Any) -> Any:
-    """Standardises: z = (x − μ) / σ, mean 0 and standard deviation 1 over the data that μ and σ come from.
+def standardise(scale: Standardisation, x: ArrayLike) -> Data:
+    """Standardises: z = (x − μ) / σ, of mean 0 and standard deviation 1 over the data from which μ and σ are computed.
 
-    A feature that was constant there (σ = 0) is only centred: 0 where it still has that value. Pure; works
-    under `jit` as well.
+    A feature that was constant in them (σ = 0) is only centred: 0 if it still has that value. Pure; works under
+    `jit` too.
 
     Args:
         scale: from `standardisation` of the training part.
         x: [N, …] of the same features.
 
     Returns:
-        An array like x: NumPy for NumPy, of x's dtype where that is a float, else of μ's.
+        An array like x: NumPy for NumPy, of x's dtype if it is floating-point, otherwise of μ's.
 
     Raises:
-        ValueError: x has other features than scale.
+        ValueError: x and scale differ in their features.
 
     >>> x_train, x_test = np.array([[1.0], [3.0]]), np.array([[7.0]])
     >>> scale = standardisation(x_train)
@@ -113,11 +115,11 @@ def standardise(scale: Standardisation, x: Any) -> Any:
     return (x - mean) / sigma
 
 
-def unstandardise(scale: Standardisation, z: Any) -> Any:
-    """The inverse of `standardise`, x = z·σ + μ: predictions back in the target's own units.
+def unstandardise(scale: Standardisation, z: ArrayLike) -> Data:
+    """The inverse of `standardise`, x = z·σ + μ: predictions in the units of the target.
 
     Raises:
-        ValueError: z has other features than scale; so do predictions [N, 1] of targets [N].
+        ValueError: z and scale differ in their features, as predictions [N, 1] and targets [N] do.
 
     >>> scale = standardisation(np.array([10.0, 30.0]))
     >>> unstandardise(scale, np.array([-1.0, 0.0, 2.0])).tolist()
@@ -127,29 +129,29 @@ def unstandardise(scale: Standardisation, z: Any) -> Any:
     return z * sigma + mean
 
 
-def _aligned(what: str, scale: Standardisation, x: Any) -> tuple[Any, Any, Any]:
-    """Returns x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they are of the same features."""
+def _aligned(what: str, scale: Standardisation, x: ArrayLike) -> tuple[Data, Data, Data]:
+    """The arrays x [N, …], μ [1, …], and σ [1, …] with 1 for 0, in one dtype, if they have the same features."""
     if not isinstance(scale, Standardisation):
         swapped = isinstance(x, Standardisation)
         got = describe(scale) if hasattr(scale, "dtype") else type(scale).__name__
         advice = f"{what}(scale, x) takes scale first" if swapped else f"give {what}(standardisation(x_train), x)"
-        raise TypeError(f"{what}: scale must be what standardisation(x_train) gives, got {got}: {advice}")
+        raise TypeError(f"{what}: scale must be the result of standardisation(x_train), got {got}: {advice}")
     checks.plain_data(f"{what}: {'z' if what.startswith('un') else 'x'}", x)
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     if jax.numpy.issubdtype(x.dtype, jax.numpy.complexfloating):
         raise TypeError(f"{what} expects real numbers, got {x.dtype}")
     if not x.ndim or x.shape[1:] != scale.mean.shape:
         expected = f"[{', '.join(['N', *map(str, scale.mean.shape)])}]"
-        raise ValueError(f"{what} expects {expected} like what scale was taken from, got shape {x.shape}")
+        raise ValueError(f"{what} expects {expected} like the data of scale, got shape {x.shape}")
     dtype = x.dtype if is_floating(x) else scale.mean.dtype
     sigma = scale.std + (scale.std == 0).astype(scale.std.dtype)
     return x.astype(dtype), scale.mean.astype(dtype)[None], sigma.astype(dtype)[None]
 
 
-def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
+def one_hot(labels: ArrayLike, classes: int, dtype: DType = np.float32) -> np.ndarray:
     """Labels as distributions over K classes: tₙₖ = 1 where labelsₙ = k, else 0.
 
-    For labels on the host, which are looked at; inside `jit` there is `jax.nn.one_hot`.
+    For labels on the host, whose values are checked; inside `jit` use `jax.nn.one_hot`.
 
     Args:
         labels: whole numbers from 0 to K − 1, [N] or of any shape.
@@ -157,17 +159,17 @@ def one_hot(labels: Any, classes: int, dtype: DType = np.float32) -> np.ndarray:
         dtype: of the result.
 
     Returns:
-        A NumPy array [N, K]: the shape of labels, and K.
+        A NumPy array [N, K]: the shape of labels followed by K.
 
     Raises:
         TypeError: labels that are not whole numbers.
-        ValueError: labels outside 0 … K − 1 (how many, where the first is).
+        ValueError: labels outside 0 … K − 1 (their number, and the index of the first).
 
     >>> one_hot([2, 0], 3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     if isinstance(labels, jax.core.Tracer):
-        raise TypeError("data.one_hot looks at the labels on the host: under jit use jax.nn.one_hot")
+        raise TypeError("data.one_hot checks the labels on the host: under jit use jax.nn.one_hot")
     checks.plain_data("one_hot: labels", labels)
     labels, classes = np.asarray(labels), checks.whole_number("classes", classes, least=1)
     if labels.dtype.kind not in "iu":

@@ -1,8 +1,8 @@
-"""What is wrong with a network that does not train: δ, gradients, outputs and updates of each layer, and a verdict.
+"""Diagnosis of a network that does not train: δ, gradients, outputs and updates of each layer, and a verdict.
 
-`diagnose` looks at one point, `fit(…, measure=1)` once in every epoch, in the compiled epoch itself; what a step of
-one's own measures (`train_step(…, measure=True)`) becomes words by `report`. Each gives a `Diagnosis`, whose limits
-are named in `report`.
+`diagnose` examines one point; `fit(…, measure=1)` measures one step in every epoch, inside the compiled epoch; and
+`report` interprets the measures of your own training step (`train_step(…, measure=True)`). Each returns a `Diagnosis`;
+`report` states its limits.
 """
 
 from jaxnn.diagnostics.diagnosis import (

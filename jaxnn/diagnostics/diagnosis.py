@@ -1,4 +1,4 @@
-"""What the measures of a step say: a row for each layer, a verdict in words, and the figures it rests on."""
+"""The interpretation of the measures of a step: a row for each layer, a verdict, and the figures behind it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import operator
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxnn.bars import bar_of, span
 from jaxnn.checks import seen
 from jaxnn.combinators.walk import Place, leaves_of, places
 from jaxnn.diagnostics.measures import Measures
-from jaxnn.magnitudes import LARGEST, SMALLEST, bar_of, span
+from jaxnn.magnitudes import LARGEST, SMALLEST
 from jaxnn.mistakes import net_record, several
 from jaxnn.showing import shown
 from jaxnn.types import Layer
@@ -24,34 +25,34 @@ from jaxnn.types import Layer
 NOT_FINITE, DEAD, EXPLODING, VANISHING, SATURATED, HEALTHY = (
     "not finite", "dead", "exploding", "vanishing", "saturated", "healthy",
 )  # fmt: skip
-# Deep in a fresh network of rectifiers all examples look alike (their correlation tends to 1), and half of the units of
-# a layer are then silent for all of them, by chance two thirds of a narrow one; nine in ten are lost, not unlucky.
+# Deep in an untrained network of rectifiers all examples are alike (their correlation tends to 1), so that half of the
+# units of a layer are 0 for all of them, in a narrow layer by chance two thirds. Nine in ten are no longer chance.
 MOST_DEAD = 0.9
-# Half of a layer: σ(z) of z ~ N(0, 1) is flat for 1 in 80,000 entries of a sigmoid and 1 in 35 of a tanh.
+# Half of a layer: for z ~ N(0, 1), 1 in 80,000 entries of a sigmoid and 1 in 35 of a tanh are saturated.
 MOST_SATURATED = 0.5
 # He's initialisation multiplies the scale of a layer's input by √2, Glorot's and LeCun's by at most that; N(0, 1) by
-# the root of the number of inputs. A trained layer may do more, so this is asked of fresh parameters alone.
+# the root of the number of inputs. A trained layer may do more, so the limit applies to initial parameters only.
 LARGEST_GAIN = 5.0
-ROWS = 40  # of a table; more are skipped in the middle
+ROWS = 40  # of a table; further ones are left out in the middle
 NAME, BAR, FIGURE = 26, 16, 7  # columns, at most
 LEAST_BAR = 4
 TITLES = ("output", "gradient", "update", "δ")
 
 
 class LayerRow(NamedTuple):
-    """A layer of a network in one step; sizes are root mean squares, None where there is nothing of the kind.
+    """A layer of a network in one step; sizes are root mean squares, None if they do not apply.
 
     Attributes:
         path: its place in parameters, "residual_0/dense_1"; with "[i]" for pass i of a `repeat` or `share`.
         kind: "dense".
-        output: of what it gives out.
+        output: of its output.
         delta: of δ = ∂(Σ wₙCₙ)/∂(its output).
         weight: of its parameters, all leaves together.
         gradient: of ∂C/∂(its parameters), penalty included.
-        ratio: of what the optimizer adds to the parameters, over that of the parameters; about 1e-3 is usual.
-        gain: of its output, over that of its input; where it has a matrix of weights.
-        dead: of a rectifier, the share of units whose slope is 0 for every example of the batch.
-        saturated: of another activation, the share of entries with a slope below 1/20 of that at 0.
+        ratio: of the update by the optimizer, over that of the parameters; about 1e-3 is usual.
+        gain: of its output, over that of its input, for a layer with a weight matrix.
+        dead: for a rectifier, the share of units whose slope is 0 for every example of the batch.
+        saturated: for another activation, the share of entries with a slope below 1/20 of that at 0.
     """
 
     path: str
@@ -67,7 +68,7 @@ class LayerRow(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something that is wrong, at which layer, and the figures that say so."""
+    """A defect, the layer that has it, and the figures that show it."""
 
     verdict: str
     path: str
@@ -80,9 +81,9 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         verdict: "not finite", "dead", "exploding", "vanishing", "saturated" or "healthy": that of the first finding.
-        findings: all that is wrong, the gravest first; () for a healthy network.
+        findings: all defects, the most serious first; () for a healthy network.
         layers: a row for each leaf layer, from the first to the last.
-        step: the step of training, counted from 0; None where none was taken.
+        step: the step of training, counted from 0; None if none was taken.
     """
 
     verdict: str
@@ -100,17 +101,17 @@ class Diagnosis(NamedTuple):
 
 
 def report(net: Layer, measures: Measures, *, initial: bool = False) -> Diagnosis:
-    """What the measures of one step say of a network.
+    """The diagnosis of a network by the measures of one step.
 
-    δ and the outputs are compared at the layers with parameters: δ with that at the last of them, the outputs with
-    that at the first. The network is vanishing or exploding where one is 1,000 times smaller or larger, dead where
-    nine in ten units of a layer are, saturated where half of its entries are.
+    Only layers with parameters are compared: δ with that at the last of them, the outputs with those of the first. The
+    network is vanishing or exploding if one is 1,000 times smaller or larger, dead if nine in ten units of a layer are,
+    saturated if half of the entries of a layer are.
 
     Args:
         net: the network.
-        measures: of one step of one network: of several, take one with `jax.tree.map(lambda leaf: leaf[i], …)`.
-        initial: whether the parameters are fresh; then a layer that multiplies the scale of its input by more than 5
-            is exploding as well.
+        measures: of one step of one network; of several, select one with `jax.tree.map(lambda leaf: leaf[i], …)`.
+        initial: True for initial parameters; then a layer that multiplies the scale of its input by more than 5 is
+            exploding too.
 
     Raises:
         ValueError: if the measures are of several steps, or of another network.
@@ -131,7 +132,7 @@ def report(net: Layer, measures: Measures, *, initial: bool = False) -> Diagnosi
 
 
 def report_each(net: Layer, measures: Measures) -> tuple[Diagnosis, ...]:
-    """`report` of each of several steps, [steps] in every leaf, as an epoch measures them.
+    """`report` of each of several steps, [steps] in every leaf, as measured in an epoch.
 
     Raises:
         ValueError: as `report`.
@@ -151,9 +152,9 @@ def report_each(net: Layer, measures: Measures) -> tuple[Diagnosis, ...]:
     return tuple(report(net, jax.tree.map(operator.itemgetter(i), host)) for i in range(len(host.step)))
 
 
-def _check_measures(where: str, measures: Any) -> None:
+def _check_measures(where: str, measures: object) -> None:
     if not isinstance(measures, Measures):
-        advice = "train_step(…, measure=True) gives them as readings['diagnostics']"
+        advice = "train_step(…, measure=True) returns them as readings['diagnostics']"
         raise TypeError(f"{where}: expected Measures, got {seen(measures)}: {advice}")
 
 
@@ -161,12 +162,12 @@ def _check_measures(where: str, measures: Any) -> None:
 
 
 def _rows(net: Layer, measures: Measures) -> Iterator[LayerRow]:
-    """Rows in the order in which the layers run, each pass of a loop apart."""
+    """Rows in the order in which the layers run, one for each pass of a loop."""
     if {"/".join(place.path) for place in leaves_of(net)} != set(measures.layers):
         raise ValueError("diagnostics.report: the measures are those of another network")
     if np.ndim(measures.step):
         raise ValueError(
-            f"diagnostics.report: expects the measures of one step, got those of {np.shape(measures.step)}: take one "
+            f"diagnostics.report: expects the measures of one step, got those of {np.shape(measures.step)}: select one "
             "with jax.tree.map(lambda leaf: leaf[i], measures)"
         )
     host = jax.tree.map(np.asarray, measures)
@@ -203,15 +204,15 @@ def _findings(rows: Sequence[LayerRow], initial: bool) -> Iterator[Finding]:
         path, what = bad[0]
         more = f", and {len(bad) - 1} more figures" if len(bad) > 1 else ""
         yield Finding(NOT_FINITE, path, f"the {what} of {path or 'the layer'} is not finite{more}")
-    stations = [row for row in rows if row.weight is not None]
-    found = [*_drift(stations, "δ", -1), *_drift(stations, "outputs", 0)]
-    gains = [row for row in stations if row.gain is not None and math.isfinite(row.gain)]
+    layers = [row for row in rows if row.weight is not None]
+    found = [*_drift(layers, "δ", -1), *_drift(layers, "outputs", 0)]
+    gains = [row for row in layers if row.gain is not None and math.isfinite(row.gain)]
     if initial and gains:
         worst = max(gains, key=lambda row: row.gain or 0.0)
         if (worst.gain or 0.0) > LARGEST_GAIN:
             why = f"{worst.path} multiplies the scale of its input by {_figure(worst.gain)}, limit {LARGEST_GAIN:g}"
             found.append(Finding(EXPLODING, worst.path, f"{why}: its initial scale is too large"))
-    # Where units are dead, δ vanishes for that reason.
+    # Dead units come first, because they make δ vanish.
     yield from _idle([(row, row.dead) for row in rows], DEAD, MOST_DEAD, "of the units are 0 for the whole batch")
     yield from (one for verdict in (EXPLODING, VANISHING) for one in found if one.verdict == verdict)
     flat = [(row, row.saturated) for row in rows]
@@ -223,9 +224,9 @@ def _figures(row: LayerRow) -> Iterator[tuple[str, float]]:
     yield from ((what, value) for what, value in named if value is not None)
 
 
-def _drift(stations: Sequence[LayerRow], what: str, reference: int) -> Iterator[Finding]:
-    """Where a size is far smaller or larger than at the layer it is held against."""
-    sizes = [(row, row.delta if what == "δ" else row.output) for row in stations]
+def _drift(layers: Sequence[LayerRow], what: str, reference: int) -> Iterator[Finding]:
+    """A size that is far smaller or larger than at the layer with which it is compared."""
+    sizes = [(row, row.delta if what == "δ" else row.output) for row in layers]
     known = [(row, size) for row, size in sizes if size is not None and math.isfinite(size)]
     if len(known) < 2 or not known[reference][1]:
         return
@@ -235,7 +236,7 @@ def _drift(stations: Sequence[LayerRow], what: str, reference: int) -> Iterator[
         factor = size / unit
         if factor < SMALLEST if verdict == VANISHING else factor > LARGEST:
             limit = SMALLEST if verdict == VANISHING else LARGEST
-            apart = abs(stations.index(row) - stations.index(beside))
+            apart = abs(layers.index(row) - layers.index(beside))
             figures = f"{_figure(unit)} at {beside.path} and {_figure(size)} at {row.path}"
             verb = "is" if what == "δ" else "are"
             over = f"× {_figure(factor)} over {apart} layer{'s' * (apart != 1)} (limit {limit:g})"
@@ -243,7 +244,7 @@ def _drift(stations: Sequence[LayerRow], what: str, reference: int) -> Iterator[
 
 
 def _idle(shares: Sequence[tuple[LayerRow, float | None]], verdict: str, most: float, what: str) -> Iterator[Finding]:
-    """The layer with the largest share, and how many others are above the limit."""
+    """The layer with the largest share, and the number of others above the limit."""
     over = [(row, share) for row, share in shares if share is not None and share >= most]
     if over:
         row, share = max(over, key=lambda pair: pair[1])
@@ -261,13 +262,13 @@ def _figure(x: float | None) -> str:
 
 
 def _table(diagnosis: Diagnosis, width: int) -> str:
-    """The verdict, and a row for each layer with a bar for δ, its length the logarithm."""
+    """The verdict, and a row for each layer with a bar for the logarithm of δ."""
     rows = diagnosis.layers
     lines = textwrap.wrap(_title(diagnosis), width)
     for finding in diagnosis.findings[1:]:
         lines += textwrap.wrap(f"{finding.verdict}: {finding.why}", width, initial_indent="and ")
     before = (ROWS + 1) // 2
-    skipped = len(rows) - ROWS if len(rows) > ROWS + 1 else 0  # a line that says so takes the place of one
+    skipped = len(rows) - ROWS if len(rows) > ROWS + 1 else 0  # one is replaced by a line that gives their number
     shown = [*rows[:before], *rows[before + skipped :]] if skipped else list(rows)
     ends = span(row.delta for row in rows if row.delta is not None)
     idle = [_share(row) if round(100 * (row.dead or row.saturated or 0.0)) else "" for row in shown]
@@ -284,12 +285,12 @@ def _table(diagnosis: Diagnosis, width: int) -> str:
         label = row.path if len(row.path) <= name else "…" + row.path[1 - name :]
         figures = "".join(f"{_figure(size):>{FIGURE + 2}}" for size in sizes)
         lines.append(f"{label:<{name}}{figures}  {mark:<{room}}  {share}".rstrip())
-    lines += ["", "root mean squares; update is over the weights'; the bar is log δ"]
+    lines += ["", "root mean squares; update relative to weights; the bar is log δ"]
     return "\n".join(lines)
 
 
 def over_time(points: Sequence[Diagnosis]) -> str:
-    """The diagnoses of a training as a table, a line for each: verdict, extremes of δ and outputs, the idlest layer.
+    """The diagnoses of a training as a table, a line for each: verdict, extremes of δ and outputs, most dead units.
 
     >>> print(over_time([Diagnosis("healthy", (), (), 9)]))
     step  verdict  δ  outputs  updates  idle
@@ -302,8 +303,8 @@ def over_time(points: Sequence[Diagnosis]) -> str:
     titles = ("step", "verdict", "δ", "outputs", "updates", "idle")
     cells: list[tuple[str, ...]] = [titles]
     for point in points:
-        stations = [row for row in point.layers if row.weight is not None]
-        extremes = [_range([getattr(row, of) for row in stations]) for of in ("delta", "output", "ratio")]
+        layers = [row for row in point.layers if row.weight is not None]
+        extremes = [_range([getattr(row, of) for row in layers]) for of in ("delta", "output", "ratio")]
         idlest = max(point.layers, key=lambda row: max(row.dead or 0.0, row.saturated or 0.0), default=None)
         idle = f"{_share(idlest)} in {idlest.path}" if idlest is not None and _share(idlest) else ""
         cells.append(("" if point.step is None else str(point.step), point.verdict, *extremes, idle))
@@ -328,17 +329,17 @@ def _title(diagnosis: Diagnosis) -> str:
 
 
 def _headline(diagnosis: Diagnosis) -> str:
-    """The first finding, or of a healthy network the figures that could have been one."""
+    """The first finding; for a healthy network, the figures that were judged."""
     if diagnosis.findings:
         return diagnosis.findings[0].why
-    stations = [row for row in diagnosis.layers if row.weight is not None]
-    ranges = {"δ": _range([row.delta for row in stations]), "outputs": _range([row.output for row in stations])}
+    layers = [row for row in diagnosis.layers if row.weight is not None]
+    ranges = {"δ": _range([row.delta for row in layers]), "outputs": _range([row.output for row in layers])}
     parts = [f"{what} from {figures}" for what, figures in ranges.items() if figures]
     for what in ("dead", "saturated"):
         known = [share for share in (getattr(row, what) for row in diagnosis.layers) if share is not None]
         if known:
             parts.append(f"at most {max(known):.0%} of a layer {what}")
-    return ", ".join(parts) or "nothing to judge by"
+    return ", ".join(parts) or "no figures to judge"
 
 
 def _share(row: LayerRow) -> str:

@@ -1,8 +1,7 @@
-"""What is measured at each layer while a step is taken: pure functions, for use under jit, vmap and scan.
+"""The measures of each layer in a training step: pure functions, for use under jit, vmap and scan.
 
-δ is noted by a reading, as everything is that one wants to know while δ passes; sizes of outputs are what it keeps on
-the way forward, since a tape does not hold them. Weights, gradients and updates are compared once
-the optimizer has spoken.
+A reading records the size of δ in the backward pass, and keeps the sizes of outputs from the forward pass, since a tape
+does not hold them. Weights, gradients and updates are compared after the optimizer's update.
 
 Letters: N batch, H units; a root mean square is over all entries, so that layers of different sizes compare.
 """
@@ -21,20 +20,19 @@ from jaxnn.showing import shown
 from jaxnn.types import Activation, Array, Layer, Params, Reading, Tree, Use
 
 NAME = "diagnostics"  # in Pass.readings
-SATURATED = (
-    0.05  # of the slope at 0: a unit there learns at a twentieth of the speed; |z| > 4.4 for sigmoid, 2.2 for tanh
-)
+# Of the slope at 0: a unit with less learns at a twentieth of the speed; |z| > 4.4 for sigmoid, 2.2 for tanh.
+SATURATED = 0.05
 
 
 @shown()
 class Measures(NamedTuple):
-    """What is measured in one step, as arrays.
+    """The measures of one step, as arrays.
 
     Attributes:
-        step: the step, counted from 0; −1 where none was taken.
-        layers: for each leaf layer by path, root mean squares of its "output" and of "delta", the δ there; "input"
-            where it has a matrix of weights; and of an activation the share "dead" or "saturated". Within `repeat`
-            and `share` each has an entry for every pass.
+        step: the step, counted from 0; −1 if none was taken.
+        layers: for each leaf layer by path, root mean squares of its "output" and of "delta", the δ at the output; of
+            its "input" if it has a weight matrix; and for an activation the share "dead" or "saturated". Within
+            `repeat` and `share` each has an entry for every pass.
         params: for each layer with parameters, root mean squares of "weight" and "gradient", and "ratio", that of the
             update over that of the weights.
     """
@@ -44,7 +42,7 @@ class Measures(NamedTuple):
     params: dict[str, dict[str, Array]]
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- the reading
 
 
 def _size(name: str, tree: Tree) -> dict[str, Array]:
@@ -53,12 +51,12 @@ def _size(name: str, tree: Tree) -> dict[str, Array]:
 
 
 def _idle(function: Activation, z: Array, h: Array) -> dict[str, Array]:
-    """Of a rectifier the share of units that no example wakes, of another activation that of flat places."""
+    """The share of units of a rectifier that no example activates, or of saturated entries of another activation."""
     z, h = as_sequences(z).values, as_sequences(h).values
     slope = jnp.abs(function.slope(z, h))
     if function.leak is not None:
-        asleep = (slope == 0).all(tuple(range(max(slope.ndim - 1, 1))))
-        return {"dead": asleep.mean(dtype=jnp.float32)}
+        dead = (slope == 0).all(tuple(range(max(slope.ndim - 1, 1))))
+        return {"dead": dead.mean(dtype=jnp.float32)}
     nought = jnp.zeros((), z.dtype)
     flat = SATURATED * jnp.abs(function.slope(nought, function.value(nought)))
     return {"saturated": (slope < flat).mean(dtype=jnp.float32)}
@@ -80,11 +78,11 @@ def _note(use: Use) -> dict[str, Array]:
 HEALTH = Reading(NAME, _note, _keep)
 
 
-# ---------------------------------------------------------------- what they give
+# ---------------------------------------------------------------- the measures
 
 
 def measures(net: Layer, noted: Tree, params: Params, grads: Params, updates: Params | None, step: Array) -> Measures:
-    """The measures of a step: what HEALTH noted, and parameters, gradients and updates layer by layer."""
+    """The measures of a step: the notes of HEALTH, and parameters, gradients and updates layer by layer."""
     by_layer: dict[str, dict[str, Array]] = {}
     by_params: dict[str, dict[str, Array]] = {}
     for place in leaves_of(net):
@@ -92,7 +90,7 @@ def measures(net: Layer, noted: Tree, params: Params, grads: Params, updates: Pa
         by_layer[path] = place.of(noted, {})
         own = [_floats(place.of(tree)) for tree in (params, grads, updates)]
         if own[0]:
-            stacked = sum(loop.stacks for loop in place.loops)  # of `repeat`; `share` has one set
+            stacked = sum(loop.stacks for loop in place.loops)  # axes from `repeat`; `share` has one set of parameters
             weight, gradient = rms(own[0], stacked), rms(own[1], stacked)
             by_params[path] = {"weight": weight, "gradient": gradient}
             if updates is not None:
@@ -105,9 +103,9 @@ def _floats(tree: Tree) -> list[Array]:
 
 
 def rms(arrays: list[Array], kept: int = 0) -> Array:
-    """√mean x² over all entries of the arrays but for `kept` leading axes; no square over- or underflows.
+    """√mean x² over all but the first `kept` axes of the arrays, without over- or underflow of squares.
 
-    Sizes that vanish or explode leave the range in which squares are numbers long before they leave that of floats.
+    Sizes that vanish or explode leave the range in which their squares are finite long before they overflow themselves.
     """
     dtype = widest(*(accumulator(leaf.dtype) for leaf in arrays))
     flat = [leaf.astype(dtype).reshape(*leaf.shape[:kept], -1) for leaf in arrays]

@@ -1,8 +1,6 @@
-"""The health of a network at one point: for fresh parameters, before any training, or for trained ones."""
+"""The health of a network at one point: with initial parameters, before any training, or with trained ones."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -28,14 +26,14 @@ def diagnose(
     weights: Array | None = None,
     penalty: Penalty | None = None,
     optimizer: Optimizer | None = None,
-    opt_state: Any = None,
+    opt_state: Tree = None,
     train: bool = True,
     initial: bool = False,
 ) -> Diagnosis:
-    """Whether δ vanishes or explodes on its way back, the outputs on their way, and which units are dead or saturated.
+    """A diagnosis of vanishing or exploding δ and outputs, and of dead and saturated units, at one point.
 
-    One forward and backward pass over one batch; nothing is changed. `print` shows the verdict, the figures that it
-    rests on, and a row for each layer.
+    One forward and backward pass over one batch; nothing is changed. `print` shows the verdict, the figures behind it,
+    and a row for each layer.
 
     Args:
         net: the network.
@@ -43,14 +41,14 @@ def diagnose(
         params: its parameters.
         state: its state.
         x: a batch [N, …], or a tree of such.
-        target: as the loss wants it.
+        target: as the loss expects it.
         rng: a key or a seed, for layers that are random in training.
         weights: [N] or [N, …], as for `backprop`; 1 by default.
-        penalty: a Penalty record; becomes part of the gradients.
-        optimizer: whose updates are compared with the weights; without one they are left out.
-        opt_state: its state; by default that before the first step.
+        penalty: a Penalty record, included in the gradients.
+        optimizer: if given, its updates are compared with the weights.
+        opt_state: its state; by default the initial one.
         train: whether layers behave as in training.
-        initial: True for fresh parameters: a single layer with too large an initial scale is found as well.
+        initial: True for initial parameters: a single layer with too large a scale is found as well.
 
     Raises:
         ValueError: as `backprop`.
@@ -66,18 +64,26 @@ def diagnose(
     >>> found.verdict, found.findings[0].path
     ('vanishing', 'dense_0')
     """
+    _check_records(net, loss, penalty, optimizer)
+    _check_arrays(params=params, state=state, x=x, target=target, weights=weights)
+    diagnosis = _Diagnosis(net, loss, penalty, optimizer, bool(train), opt_state is None)
+    key = None if rng is None else as_key(rng)
+    found = _run(diagnosis, params, state, x, target, key, weights, opt_state)
+    return report(net, found, initial=initial)
+
+
+def _check_records(net: Layer, loss: Loss, penalty: Penalty | None, optimizer: Optimizer | None) -> None:
     net_record("diagnostics.diagnose", net)
     loss_record("diagnostics.diagnose", loss)
     penalty_record("diagnostics.diagnose", penalty)
     if optimizer is not None:
         optimizer_record("diagnostics.diagnose: optimizer", optimizer)
-    for what, tree in (("params", params), ("state", state), ("x", x), ("target", target), ("weights", weights)):
-        array_leaves(f"diagnostics.diagnose: {what}", tree)
-        alive(f"diagnostics.diagnose: {what}", tree)
-    diagnosis = _Diagnosis(net, loss, penalty, optimizer, bool(train), opt_state is None)
-    key = None if rng is None else as_key(rng)
-    found = _run(diagnosis, params, state, x, target, key, weights, opt_state)
-    return report(net, found, initial=initial)
+
+
+def _check_arrays(**trees: Tree) -> None:
+    for name, tree in trees.items():
+        array_leaves(f"diagnostics.diagnose: {name}", tree)
+        alive(f"diagnostics.diagnose: {name}", tree)
 
 
 _run = program("diagnosis")
@@ -99,7 +105,7 @@ class _Diagnosis(Record):
         target: Tree,
         rng: Key | None,
         weights: Array | None,
-        opt_state: Any,
+        opt_state: Tree,
     ) -> Measures:
         net, optimizer = self.net, self.optimizer
         read = backprop(net, self.loss, read=(HEALTH,), penalty=self.penalty, train=self.train)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
+from jaxnn.bars import bar_of, span
 from jaxnn.graph.flow import Flow, figure
 from jaxnn.graph.text.terminal import columns, cut, distinct, pad
-from jaxnn.magnitudes import bar_of, span
 
 ROWS = 30  # more are skipped in the middle
 NAME, BAR = 28, 24  # columns, at most
