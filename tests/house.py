@@ -12,7 +12,8 @@ from io import BytesIO
 from pathlib import Path
 
 FILE, FUNCTION = 400, 60  # lines; of a function without its docstring
-LAYOUT = {"eqns", "constvars", "invars", "outvars"}  # of a program, in a loop over its equations
+OTHER_KINDS = {"graph", "gradcheck", "jaxprs"}
+LAYERS = {"layer", "self", "net", "child", "of", "record", "place.layer"}
 
 
 def modules(root):
@@ -90,9 +91,12 @@ def anys(tree):
     return sum(isinstance(part, ast.Name) and part.id == "Any" for note in annotations(tree) for part in ast.walk(note))
 
 
-def compares_kinds(node):
-    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-    return any(isinstance(side, ast.Attribute) and side.attr == "kind" for side in sides)
+def compares_kinds(path, node):
+    """Of layers: an equation, a leaf of a graph and a dtype have kinds as well."""
+    if room(path) in OTHER_KINDS or not isinstance(node, ast.Compare):
+        return False
+    kinds = [side for side in (node.left, *node.comparators) if isinstance(side, ast.Attribute) and side.attr == "kind"]
+    return any(not isinstance(side.value, ast.Attribute) and ast.unparse(side.value) in LAYERS for side in kinds)
 
 
 def asks_for(name, node):
@@ -110,11 +114,13 @@ def recursive_over_children(tree):
 
 
 def interprets(node):
-    """A function that evaluates a program: it pairs its variables with values, and goes through its equations."""
+    """A function that evaluates a program: it goes through its equations with the values of its variables."""
     if not isinstance(node, ast.FunctionDef):
         return False
+    loops = [part.iter for part in ast.walk(node) if isinstance(part, ast.For)]
     read = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-    return {"eqns", "invars", "outvars"} <= read
+    through = any(isinstance(over, ast.Attribute) and over.attr == "eqns" for over in loops)
+    return through and {"invars", "outvars"} <= read
 
 
 def figures(root):
@@ -130,7 +136,7 @@ def figures(root):
         "arrows between rooms": len(pairs),
         f"files above {FILE} lines": sum(n > FILE for n in lines.values()),
         f"functions above {FUNCTION} lines": sum(len(long_functions(tree)) for _, _, tree in found),
-        "comparisons of kinds": sum(compares_kinds(node) for _, node in nodes),
+        "comparisons of layers' kinds": sum(compares_kinds(path, node) for path, node in nodes),
         "recursions over children": sum(len([*recursive_over_children(tree)]) for _, _, tree in found),
         "interpreters of programs": sum(interprets(node) for _, node in nodes),
         "isinstance of Sequences": sum(asks_for("Sequences", node) for _, node in nodes),

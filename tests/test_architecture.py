@@ -10,14 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 from long_tests import LONG
 
 import jaxnn
 
 ROOT = Path(jaxnn.__file__).parent
-FLOORS = (
-    {"bars", "errors", "records"},
+BASE = (  # of both wings
+    {"bars", "errors", "magnitudes", "records"},
     {"showing"},
     {"aliases"},
     {"placement"},
@@ -29,17 +30,22 @@ FLOORS = (
     {"checks"},
     {"keys", "shapes"},
     {"mistakes"},
-    {"activations", "initializers", "jaxprs", "losses", "magnitudes", "penalties", "schedules", "stopping"}
+)
+NETWORKS = (
+    {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
     | {"parameters", "sequences", "twins"},
     {"metrics", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"networks", "passes"},
     {"diagnostics"},
-    {"gradcheck", "graph", "training"},
+    {"training"},
     {"summaries"},
     {"descriptions", "plots"},
 )
+FUNCTIONS = ({"jaxprs"}, {"graph"}, {"gradcheck"})  # the wing of any JAX function
+STAIR = {"gradcheck/kinks.py", "gradcheck/layer_calls.py", "gradcheck/networks.py"}  # from there to the networks
+FLOORS = (*BASE, *NETWORKS[:-4], FUNCTIONS[0], NETWORKS[-4], *FUNCTIONS[1:], *NETWORKS[-3:])
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "jaxprs": (
         {"sources"},
@@ -245,6 +251,19 @@ def test_imports_go_down(path):
             assert level[theirs] < level[ours], f"{here} imports {module}, which is not on a lower floor"
 
 
+def test_the_wing_of_any_function_stands_by_itself():
+    """It imports the base, and of it no layer or loss; the stair alone leads to the networks."""
+    own, base = set().union(*FUNCTIONS), set().union(*BASE) - {"factors", "interfaces", "mistakes", "types", "wrapping"}
+    climbs = set()
+    for path in MODULES:
+        if room(path) in own:
+            rooms = {
+                module.split(".")[1] for module, _ in imports(ast.parse(path.read_text())) if module[:6] == "jaxnn."
+            }
+            climbs |= {path.relative_to(ROOT).as_posix()} if rooms - own - base else set()
+    assert climbs == STAIR
+
+
 def test_the_graph_does_not_import_its_drawings():
     for path in (ROOT / "graph").rglob("*.py"):
         part = path.relative_to(ROOT / "graph").parts[0]
@@ -300,9 +319,34 @@ def test_no_public_name_of_graph_hides_a_module():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_are_short_enough_to_read(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
-    assert len(path.read_text().splitlines()) <= 700
+def test_modules_and_functions_are_short_enough_to_read(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert len(path.read_text().splitlines()) <= house.FILE
+    assert house.long_functions(tree) == []
+
+
+def test_the_figures_of_the_house():
+    """What must stay at nothing, or at the one place that there is."""
+    figures = house.figures(ROOT.parent)
+    nothing = ("comparisons of layers' kinds", "modules that are shadowed", f"files above {house.FILE} lines")
+    assert {name: figures[name] for name in nothing} == dict.fromkeys(nothing, 0)
+    assert figures["recursions over children"] == figures["interpreters of programs"] == 1
+
+
+def test_a_public_name_has_one_path():
+    paths = {}
+
+    def collect(module, path):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.ismodule(value):
+                collect(value, f"{path}.{name}")
+            elif not isinstance(value, (int, float, str, tuple)):
+                paths.setdefault(id(value), []).append(f"{path}.{name}")
+
+    collect(jaxnn, "jaxnn")
+    assert [found for found in paths.values() if len(found) > 1] == []
 
 
 PUBLIC = [name for name in jaxnn.__all__ if not inspect.ismodule(getattr(jaxnn, name))]

@@ -673,11 +673,11 @@ def test_extras_that_are_missing(monkeypatch):
     for name in ("matplotlib", "tqdm", "sklearn", "sklearn.datasets", "igraph"):
         monkeypatch.setitem(sys.modules, name, None)
     for name, arguments in PICTURES.items():
-        with refused(f"plots.{name} needs matplotlib", "pip install 'jaxnn[examples]'", error=ImportError):
+        with refused(f"plots.{name} needs matplotlib: pip install matplotlib", error=ImportError):
             getattr(plots, name)(*arguments)
-    with refused("data.digits needs scikit-learn", "pip install 'jaxnn[examples]'", error=ImportError):
+    with refused("data.digits needs scikit-learn", "pip install scikit-learn", error=ImportError):
         data.digits()
-    with refused("progress=True needs tqdm", "pip install 'jaxnn[examples]'", error=ImportError):
+    with refused("progress=True needs tqdm: pip install tqdm", error=ImportError):
         fit(SCORES, CROSS_ENTROPY, OPTIMIZER, DATA, key=0, epochs=1, batch_size=2, progress=True)
 
 

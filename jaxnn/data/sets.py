@@ -105,8 +105,7 @@ def digits() -> LabelledImages:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "data.digits needs scikit-learn, which contains the images: pip install scikit-learn, or all extras by "
-            "pip install 'jaxnn[examples]'"
+            "data.digits needs scikit-learn, which contains the images: pip install scikit-learn"
         ) from error
     bunch = load_digits()
     return bunch.images.astype(np.float32)[..., None] / DIGIT_MAX, bunch.target.astype(np.int32)

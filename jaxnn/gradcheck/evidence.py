@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import Array
 from jaxnn.gradcheck.arrays import ASIDE, ROUNDOFF, as_float64, finite, rms, sizes
 from jaxnn.gradcheck.differences import CERTAIN, Slope, slope_of
 from jaxnn.gradcheck.pieces import Mixed, mixed
@@ -22,7 +23,6 @@ from jaxnn.gradcheck.programs import Problem, Programs, compiled, gradient, runn
 from jaxnn.gradcheck.replay import Obstacle, obstacles, replay, widen
 from jaxnn.gradcheck.rounding import spread
 from jaxnn.jaxprs import is_float
-from jaxnn.types import Array
 
 NARROW_POINTS = 3  # at which a float64 problem is run in float32
 NARROW_JITTER = 4 * 2.0**-24

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import Array, DType, Tree
 from jaxnn.jaxprs import argument_names, is_float, name_of
-from jaxnn.types import Array, DType, Tree
 
 FLOAT0 = jax.dtypes.float0
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import Array, DType, Tree
 from jaxnn.gradcheck.fitting import (
     aligned,
     as_tuple,
@@ -26,7 +27,6 @@ from jaxnn.gradcheck.fitting import (
 )
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.jaxprs import argument_names, is_float
-from jaxnn.types import Array, DType, Tree
 
 CONJUGATE = -1  # the sign of the imaginary part of δ and of gradients, as JAX pairs them
 Backward = Callable[[tuple[Any, ...], Any], Any]

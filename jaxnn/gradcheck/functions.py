@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import DType, Tree
 from jaxnn.checks import number, whole_number, yes_or_no
 from jaxnn.gradcheck.fitting import cast, fits
 from jaxnn.gradcheck.flat import Case, Settings, flatten
@@ -18,7 +19,6 @@ from jaxnn.gradcheck.properties import not_finite_value, properties, second_orde
 from jaxnn.gradcheck.replay import x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import name_of
-from jaxnn.types import DType, Tree
 
 
 def function(

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import DType
 from jaxnn.gradcheck.arrays import ASIDE, ROUNDOFF, as_float64, finite, rms, sizes
 from jaxnn.gradcheck.evidence import Evidence, Shared
 from jaxnn.gradcheck.programs import Problem, Programs, compiled, runner, trace
 from jaxnn.gradcheck.replay import replay, widen
 from jaxnn.jaxprs import function_of
-from jaxnn.types import DType
 
 FLOAT32_ROUNDOFF = 2.0**-24
 JITTERS = 4  # points near x

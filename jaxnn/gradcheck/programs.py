@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxnn.aliases import Array
 from jaxnn.gradcheck.replay import casts, draws, raised_at, replay, said, widen
 from jaxnn.jaxprs import alike, function_of
-from jaxnn.types import Array
 
 ONE_SHOT = {"xla_backend_optimization_level": 0}  # for programs that run only a few times: a third less time
 

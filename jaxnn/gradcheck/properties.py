@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import Array
 from jaxnn.gradcheck.arrays import as_float64, finite, rms
 from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.flat import Case, Flat, cotangents
@@ -18,7 +19,6 @@ from jaxnn.gradcheck.nonsmooth import first_of
 from jaxnn.gradcheck.programs import Problem, Programs, compiled
 from jaxnn.gradcheck.replay import calls_back, coarsest, obstacles, replay, said, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, RIGHT, WRONG, Row
-from jaxnn.types import Array
 
 BESIDE = 0.875  # times x: the second point under vmap
 COMBINED = (2.0, -3.0)  # of two cotangents, for linearity

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import Array
 from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.collecting import Call, Collector
 from jaxnn.gradcheck.flat import cotangents
@@ -34,7 +35,6 @@ from jaxnn.gradcheck.rule_slopes import (
 )
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import argument_names, function_of, is_float
-from jaxnn.types import Array
 
 NEARER = 3  # times: differences that much nearer to the rule than to autodiff count against autodiff
 LARGER = 16  # times the size of the first cotangent, that of the second: a rule that clips it is not linear

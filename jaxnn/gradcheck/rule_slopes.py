@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.aliases import Array
 from jaxnn.gradcheck.arrays import as_float64
 from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.differences import Slope, slope_of
@@ -23,7 +24,6 @@ from jaxnn.gradcheck.replay import said, widen, x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, KINK, RIGHT, SEVERITY, WRONG, Row
 from jaxnn.gradcheck.sites import Site, floats
 from jaxnn.jaxprs import equations, is_float
-from jaxnn.types import Array
 
 ELEMENTS = 16  # elements of a leaf that are checked by forward mode, each of which takes a pass
 ACCURACY = {"float64": 1e-6, "float32": 1e-3}  # of the terms: that of differences of a function in that precision

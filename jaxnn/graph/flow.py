@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from jaxnn.aliases import Tree
 from jaxnn.graph.gradient_path import GradientPath, Segment, gradient_path, gradient_size, log, place, product
 from jaxnn.graph.groups import Item, fold, groups
 from jaxnn.graph.nodes import Graph, check_function
@@ -20,7 +21,6 @@ from jaxnn.graph.summaries import Summary, digits, summary
 from jaxnn.graph.tracing import trace
 from jaxnn.magnitudes import LARGEST, SMALLEST
 from jaxnn.showing import shown
-from jaxnn.types import Tree
 
 VANISHES, EXPLODES, KEEPS = "vanishes", "explodes", "keeps its scale"
 NOT_FINITE, SHORT = "is not finite", "has no path to follow"

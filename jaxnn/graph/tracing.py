@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnn.aliases import Tree
 from jaxnn.graph.nodes import Graph, check_function
 from jaxnn.graph.record import recorded
 from jaxnn.jaxprs import argument_names, first_difference, is_float, name_of
-from jaxnn.types import Tree
 
 
 def trace(

@@ -1,7 +1,7 @@
 """Figures of what the other modules return, in one style for screen and print; each function returns its figure.
 
-Matplotlib is an extra, `pip install 'jaxnn[examples]'`, and is imported only when a figure is drawn. Figures are
-self-contained: no window and no global state; `figure.savefig("a.png")` saves one, and a notebook displays it.
+Matplotlib is an extra, and is imported only when a figure is drawn. Figures are self-contained: no window and no global
+state; `figure.savefig("a.png")` saves one, and a notebook displays it.
 
     activations, losses     values and slopes
     schedules               learning rates over the steps

@@ -43,9 +43,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         try:
             import matplotlib as mpl
         except ImportError as error:
-            raise ImportError(
-                f"plots.{draw.__name__} needs matplotlib, one of the extras: pip install 'jaxnn[examples]'"
-            ) from error
+            raise ImportError(f"plots.{draw.__name__} needs matplotlib: pip install matplotlib") from error
 
         style: Any = {**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}
         with mpl.rc_context(style):

@@ -321,9 +321,7 @@ def _progress(epochs: int, wanted: bool | None) -> tuple[Iterable[int], Callable
             from tqdm import tqdm
         except ImportError:
             if wanted:
-                raise ImportError(
-                    "fit: progress=True needs tqdm: pip install tqdm, or all extras by pip install 'jaxnn[examples]'"
-                ) from None
+                raise ImportError("fit: progress=True needs tqdm: pip install tqdm") from None
         else:
             bar = tqdm(range(epochs), unit="epoch")
             return bar, lambda row: bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})

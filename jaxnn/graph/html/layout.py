@@ -150,7 +150,7 @@ def _by_igraph(layer: list[int], above: Rows) -> Rows:
     try:
         import igraph
     except ImportError as error:
-        raise ImportError("graph.layout: engine='igraph' needs igraph: pip install 'jaxnn[graph]'") from error
+        raise ImportError("graph.layout: engine='igraph' needs igraph: pip install igraph") from error
 
     drawn = igraph.Graph(n=len(layer), edges=[(u, v) for v, us in enumerate(above) for u in us], directed=True)
     x = [point[0] for point in drawn.layout_sugiyama(layers=layer).coords]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import jaxnn.graph.nonfinite.causes as causes
+from jaxnn.aliases import Tree
 from jaxnn.graph.nodes import Graph, Node
 from jaxnn.graph.nonfinite.causes import cause
 from jaxnn.graph.nonfinite.entries import entry, first, holds
@@ -22,7 +23,6 @@ from jaxnn.graph.nonfinite.forward import cancelled
 from jaxnn.graph.nonfinite.patterns import difference, rounding
 from jaxnn.graph.summaries import number
 from jaxnn.jaxprs import is_float
-from jaxnn.types import Tree
 
 MODES = ("operation by operation", "eagerly", "jitted")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxnn.aliases import Tree
 from jaxnn.graph.nodes import Graph, check_function
 from jaxnn.graph.nonfinite.compiled import disagreements, explain_disagreement, runs
 from jaxnn.graph.nonfinite.entries import holds
@@ -20,7 +21,6 @@ from jaxnn.graph.nonfinite.gradients import explain_gradient
 from jaxnn.graph.nonfinite.values import explain_value, intended
 from jaxnn.graph.tracing import trace
 from jaxnn.jaxprs import is_float
-from jaxnn.types import Tree
 
 
 def explain_nonfinite(
