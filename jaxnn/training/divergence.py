@@ -1,4 +1,4 @@
-"""Training that ends early: the errors, and the step and the leaf of a divergence."""
+"""Errors that end training, and the step and the leaf at which it diverged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ VALIDATION_LOSS = "validation_loss"  # in the history
 
 
 class Interrupted(KeyboardInterrupt):
-    """`fit` was interrupted (Ctrl-C). What was trained until then is in `fit`.
+    """`fit` was interrupted (Ctrl-C); its result so far is in `fit`.
 
         try:
             result = fit(net, loss, optimizer, data, epochs=100, batch_size=32, key=0)
         except Interrupted as interrupted:
             result = interrupted.fit
 
-    An epoch that was running is lost, one that had been computed is not. To go on, hand
-    `train_state=interrupted.fit.train_state` (and `monitors=interrupted.fit.monitors`, where there are such) to `fit`.
+    An epoch that was running is lost, one that had been computed is not. To continue, pass
+    `train_state=interrupted.fit.train_state` (and `monitors=interrupted.fit.monitors`, if there are any) to `fit`.
 
     Attributes:
         fit: the Fit of the epochs that were completed; its train_state is that of the beginning if there were none.
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DivergenceError(ArithmeticError):
-    """Training met a loss or a parameter that is not finite, or a validation loss or a watched metric that is not.
+    """A loss or a parameter of a training is not finite, or a validation loss or a watched metric.
 
     Attributes:
         step: the optimizer step at which it happened, counted from 0 over the whole training.

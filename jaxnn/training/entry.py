@@ -54,7 +54,7 @@ CLEAN = "Clean the data, or pass check_data=False"
 
 
 def on_device(what: str, parts: Any) -> tuple[Any, ...]:
-    """The parts as device arrays with N examples each."""
+    """The parts of a data set as device arrays with N examples each."""
     if what != "x":
         _check_parts(what, parts)
     arrays = []
@@ -70,7 +70,7 @@ def on_device(what: str, parts: Any) -> tuple[Any, ...]:
 
 
 def _check_parts(what: str, parts: Any) -> None:
-    """Data are a pair or a triple of all examples, and neither batches nor what gives batches."""
+    """Raises TypeError unless data are a pair or a triple of all examples, rather than batches."""
     expected = f"{what} must be (x, target) or (x, target, weights)"
     batches = (
         ": fit, evaluate and train_epoch cut the batches themselves; put them together, "
@@ -100,7 +100,7 @@ def _are_arrays(part: Any) -> bool:
 def check_fit_arguments(
     net: Any, loss: Any, optimizer: Any, gradient: Any, penalty: Any, *, may_be_traced: tuple[Any, ...]
 ) -> None:
-    """Raises an error unless the arguments are the records that they should be, and none is traced."""
+    """Raises an error for arguments of other types, or traced ones."""
     training_records("fit", net, loss, optimizer, gradient, penalty)
     not_traced(
         "fit",
@@ -110,7 +110,7 @@ def check_fit_arguments(
 
 
 class Entered(NamedTuple):
-    """What `fit` trains, on what, from where.
+    """What enters the loop of `fit`.
 
     Attributes:
         epoch: the epoch, which knows where the data lie.
@@ -135,7 +135,7 @@ def enter(
     epochs: int,
     look: bool,
 ) -> Entered:
-    """Checks the data, the validation set and the state, or makes the first state.
+    """Checks the data, the validation set and the state, or creates the first state.
 
     Raises ValueError or TypeError for what does not fit the epoch's network, loss and optimizer. `look` says whether
     values are checked too.
@@ -176,7 +176,7 @@ class _Initialisation(Record):
 
 
 def _resumed(epoch: Epoch, train_state: TrainState, data: DataSet, key: Key | int | None, epochs: int) -> TrainState:
-    """A given state, once it is known to be of this network and optimizer and to lie within these data."""
+    """A given state, checked against the network, the optimizer and the size of the data."""
     net, optimizer = epoch.step.net, epoch.step.optimizer
     whole_state("", train_state, key=key is None)
     check_params(net, train_state.params, data[0])
@@ -193,7 +193,7 @@ def _resumed(epoch: Epoch, train_state: TrainState, data: DataSet, key: Key | in
 
 
 def _check_opt_state(expected: Any, got: Any) -> None:
-    """The optimizer's state has the fields, trees and shapes of a fresh one."""
+    """Raises ValueError unless the optimizer's state has the fields, trees and shapes of a fresh one."""
     advice = "give train_state._replace(opt_state=optimizer.init(train_state.params))"
     what = "fit: train_state.opt_state is not this optimizer's"
     if type(expected) is not type(got):
@@ -225,7 +225,7 @@ def _with_counters(train_state: TrainState, *, further: int) -> TrainState:
 
 
 def of_network(where: str, net: Layer, train_state: Any, x: Tree) -> tuple[Params, State]:
-    """Parameters and state of a TrainState, or of a pair of these, once they are known to fit the network and x."""
+    """Parameters and state of a TrainState, or of a pair of these, checked against the network and x."""
     net_record(where, net)
     if isinstance(train_state, (tuple, list)) and len(train_state) == 2 and not hasattr(train_state, "_fields"):
         params, state = train_state
@@ -288,7 +288,7 @@ def check_values(
 
 
 def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None) -> Tree:
-    """The target's values, and where nothing counts those of the first entry that does; () where that is unknown.
+    """The target's values, those that do not count replaced by the first that does; () if that is unknown.
 
     Raises ValueError if no entry counts.
     """
@@ -328,7 +328,7 @@ def _wider(x: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _look_at_inputs(net: Layer, x: Tree) -> None:
-    """Every layer that reads the network's own input looks at its values."""
+    """Lets every layer that reads the input of the network check its values."""
     for place in places(net):
         if place.reads_x:
             with inside("/".join(place.path)) if place.path else nullcontext():
@@ -337,7 +337,7 @@ def _look_at_inputs(net: Layer, x: Tree) -> None:
 
 @contextmanager
 def _about(what: str) -> Iterator[None]:
-    """Says of an error from below whether it is the training data's or the validation set's."""
+    """Adds to an error whether it concerns the training data or the validation set."""
     try:
         yield
     except (ValueError, TypeError) as error:

@@ -1,8 +1,8 @@
 """An epoch of training: all of it as a pure function, or a chunk of its steps as one compiled program.
 
 Both take the same steps. `Epoch` scans over batches whose number is known when it is traced, so that it can be
-differentiated and mapped; `Chunk` is a loop whose beginning and length are inputs of the program, which `fit` drives:
-an epoch in one piece or in several runs the same program. Letters: N examples, B batch size.
+differentiated and mapped. `Chunk`, which `fit` drives, is a loop whose start and length are inputs of the program: an
+epoch in one piece or in several runs the same program. Letters: N examples, B batch size.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Epoch(Record):
         return state._replace(**cursor(state.epoch + 1, 0)), result
 
     def _checked(self, train_state: TrainState, data: DataSet) -> int | None:
-        """The position from which the epoch goes on; None where it is traced. Raises an error for what does not fit."""
+        """The position to continue from, None if it is traced; raises an error for what does not fit."""
         whole_state("train_epoch: ", train_state)
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and is_concrete(data[2]):
@@ -114,7 +114,7 @@ class Epoch(Record):
         update_scale: Array | float | None,
         measure: bool = False,
     ) -> tuple[TrainState, Notes, Any]:
-        """The step on those rows, what is noted of it, and its measures where they are asked for."""
+        """Takes the step on those rows; also returns what is noted of it, and its measures if they are wanted."""
         x, target, weights = batch_of(data, rows, self.home)
         step = dataclasses.replace(self.step, measure=True) if measure else self.step
         new, out = step.take(state, x, target, weights, update_scale)
@@ -132,7 +132,7 @@ class Epoch(Record):
 
 
 def _moved(where: Array, new: TrainState, old: TrainState) -> TrainState:
-    """The new state where that is True, and otherwise the old one."""
+    """The new state where the condition holds, otherwise the old one."""
 
     def chosen(name: str) -> Tree:
         return jax.tree.map(lambda new, old: jnp.where(where, new, old), getattr(new, name), getattr(old, name))
@@ -143,7 +143,7 @@ def _moved(where: Array, new: TrainState, old: TrainState) -> TrainState:
 def _unless_over(
     rows: Array, old: TrainState, new: TrainState, notes: Notes, measures: Any
 ) -> tuple[TrainState, Notes, Any]:
-    """A step as it was taken; where it is over (its rows are −1), the old state, and nothing noted."""
+    """The step; if it was taken before (its rows are −1), the old state, and nothing noted."""
     ran = rows[-1] >= 0
     sums = jax.tree.map(lambda value: jnp.where(ran, value, 0), notes.sums)
     notes = notes._replace(loss=jnp.where(ran, notes.loss, jnp.nan), sums=sums, ran=ran)
@@ -231,12 +231,12 @@ _advance = program("step")
 
 
 class Noted(NamedTuple):
-    """What an epoch has noted so far: steps that were not taken have the loss NaN and a sum of 0.
+    """The notes of an epoch so far; steps that were not taken have loss NaN and sums 0.
 
     Attributes:
         notes: of every step, [steps, …].
-        measures: of those that are measured, [times, …], step −1 where there is none yet; () where none is.
-        in_a_row: how many steps in a row were skipped, up to now.
+        measures: of every measured step, [times, …], with step −1 until it is taken; () if none is measured.
+        in_a_row: the number of steps skipped in a row, up to now.
     """
 
     notes: Notes
@@ -244,7 +244,7 @@ class Noted(NamedTuple):
     in_a_row: Array
 
     def with_step(self, i: Array, slot: Array, notes: Notes, measures: Measures | None) -> Noted:
-        """Notes another step, the i-th of the epoch; its measures, where it has any, are those of the slot."""
+        """Adds the i-th step of the epoch; its measures, if any, go into the slot."""
 
         def put(entries: Tree, at: Array, entry: Tree) -> Any:
             return jax.tree.map(lambda entries, entry: entries.at[at].set(entry), entries, entry)
@@ -259,12 +259,12 @@ class Noted(NamedTuple):
 
 
 def as_count(n: int) -> Any:
-    """A count as int32, of which nothing is compiled."""
+    """A count as int32, without compiling anything."""
     return np.asarray(n, np.int32)
 
 
 class _Carry(NamedTuple):
-    """What the loop of a chunk carries: the number of the next step in the epoch, the state, and what was noted."""
+    """The carry of the loop: the number of the next step in the epoch, the state, and the notes."""
 
     i: Array
     state: TrainState
@@ -275,12 +275,12 @@ class Chunk(Record):
     """Some steps of an epoch, from the position of the state on: a loop whose start and length are traced.
 
     `(train_state, data, update_scale, noted, steps) -> (train_state, noted, EpochResult)` takes that many steps, or as
-    many as the epoch has left; the result is that of all steps noted so far. Measured are, of `measure` equal blocks of
-    full batches counted back from the last one, the last batch each.
+    many as the epoch has left; the result covers all steps noted so far. The full batches form `measure` equal blocks,
+    counted back from the last one, and the last step of each block is measured.
 
     Attributes:
         epoch: the epoch.
-        rest: how many examples remain after the full batches.
+        rest: the number of examples after the full batches.
     """
 
     epoch: Epoch
@@ -290,7 +290,9 @@ class Chunk(Record):
         self, state: TrainState, data: DataSet, update_scale: Array | None, noted: Noted, steps: Array
     ) -> tuple[TrainState, Noted, EpochResult]:
         epoch, n, batch = self.epoch, size_of("x", data[0]), self.epoch.batch_size
-        full = len(noted.notes.loss) - (self.rest > 0)  # the number of the step after all full batches
+        full = len(noted.notes.loss) - (
+            self.rest > 0
+        )  # the number of full batches, and of those before the state's position in batches of another size
         start = jnp.asarray(state.position)
         left = (n - start) // batch
         first = full - left
@@ -316,12 +318,12 @@ class Chunk(Record):
             rows = jax.lax.dynamic_slice_in_dim(order, start + (carry.i - first) * batch, batch)
             return take(carry, rows, measure)
 
-        def up_to_a_measured_one(carry: _Carry) -> _Carry:
+        def to_measured(carry: _Carry) -> _Carry:
             carry = while_loop(lambda carry: going(carry) & ~is_measured(carry), take_full, carry)
             return jax.lax.cond(going(carry), partial(take_full, measure=True), lambda carry: carry, carry)
 
         carry = _Carry(first, state, noted)
-        carry = while_loop(going, up_to_a_measured_one if epoch.measure else take_full, carry)
+        carry = while_loop(going, to_measured if epoch.measure else take_full, carry)
         if self.rest:
             last = (steps > left) & self._goes_on(carry)
             carry = jax.lax.cond(last, lambda carry: take(carry, order[n - self.rest :]), lambda carry: carry, carry)
@@ -333,12 +335,12 @@ class Chunk(Record):
         return state, carry.noted, result
 
     def _goes_on(self, carry: _Carry) -> Array:
-        """False once so many steps in a row were skipped that the training ends."""
+        """Whether fewer steps in a row were skipped than end the training."""
         skip = self.epoch.skip_nonfinite
         return carry.noted.in_a_row < skip if skip else jnp.asarray(True)
 
     def nothing_noted(self, state: TrainState, data: DataSet, update_scale: Array | None) -> Noted:
-        """What an epoch has noted before its first step."""
+        """The notes of an epoch before its first step."""
         epoch, steps = self.epoch, -(-size_of("x", data[0]) // self.epoch.batch_size)
 
         def step(state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[Notes, Measures | None]:
@@ -359,10 +361,10 @@ class Chunk(Record):
 
 
 class Replay(Record):
-    """The rest of an epoch with every step guarded: it stands still at the first step that is not finite.
+    """The rest of an epoch with every step guarded, up to the first step that is not finite.
 
-    With `skips`, at the first whose parameters are not finite though its loss and gradients were. Returns the state
-    there and, for each step, which leaves are finite, whether it was reached, and the learning rate.
+    With `skips`, up to the first whose parameters are not finite though its loss and gradients are. Returns the state
+    before that step and, for each step, which leaves are finite, whether it was passed, and the learning rate.
     """
 
     epoch: Epoch

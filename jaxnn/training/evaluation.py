@@ -41,7 +41,7 @@ def evaluate(
         train_state: from `fit`, or a pair (params, state).
         data: (x, target) or (x, target, weights), N examples first, as for `fit`.
         metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
-        batch_size: examples at a time; the result does not depend on it but for rounding.
+        batch_size: examples at a time; it affects the result by rounding alone.
         check_data: False skips the check of values.
 
     Returns:
@@ -156,6 +156,6 @@ class _Prediction(Record):
 
 
 def _dividing(batch: int, n: int, home: Home | None) -> int:
-    """How many of n examples to take at a time: a number that the devices divide, where there are enough."""
+    """The number of examples to take at a time, divisible among the devices if there are enough."""
     batch = min(batch, n)
     return batch - batch % home.devices if home is not None and batch > home.devices else batch

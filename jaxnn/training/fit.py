@@ -1,7 +1,7 @@
 """Training from the host: `fit` drives the compiled chunk of steps, epoch by epoch.
 
-The loop is epoch → evaluate → note → observe: each takes values and returns values, and what a training has come to is
-replaced as a whole, so that an interruption finds nothing half done.
+The loop is epoch → evaluate → note → observe. Each step takes values and returns values, and the progress of a training
+is replaced as a whole, so that an interruption finds nothing half done.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ def fit(
 ) -> Fit:
     """Trains a network; every epoch is one call of one compiled program.
 
-    Same arguments and key on the same machine give bit-identical results, and so do a + b epochs in one call
-    or in two, the second going on from the first's `train_state`, and its `monitors` where there are such. The
-    caller's arrays are left as they are. A `train_state` within an epoch, as a DivergenceError carries it, finishes
-    that epoch first: it is the first of `epochs`, and its row in the history counts what was run. Another batch size
-    cuts the examples that are left into batches of its own, of which the last may be smaller.
+    The same arguments and key on one machine give bit-identical results, and so do a + b epochs in one call or in
+    two, if the second continues from the `train_state` of the first, and from its `monitors` if there are any. The
+    caller's arrays are left unchanged. A `train_state` within an epoch, such as that of a DivergenceError, finishes
+    that epoch first: it is the first of `epochs`, and its row in the history covers the steps that were run. With
+    another batch size the remaining examples are cut into batches of that size, of which the last may be smaller.
 
-    The learning rate is the one in `train_state` as long as `optimizer` was made with the same number as the state's
-    was; a call with another number, or with a schedule in the place of one, uses its own.
+    The learning rate is the one in `train_state` if `optimizer` was made with the same number as the optimizer of that
+    state; otherwise, and for a schedule, it is that of `optimizer`.
 
-    With `stopping`, training ends before the last epoch when the watched figure has not improved for so long, and the
-    state that it gives back is the best one: parameters, running statistics, the optimizer's state and the step of the
-    best epoch, copied before their memory is used again. All that is watched must stay finite.
+    With `stopping`, training ends early when the watched figure has not improved for `patience` epochs, and the state
+    that is returned is the best one: parameters, running statistics, the optimizer's state and the step of the best
+    epoch. The watched figure must stay finite.
 
     Args:
         net: the network.
@@ -80,42 +80,43 @@ def fit(
         optimizer: an Optimizer record, or one of optax's.
         data: (x, target) or (x, target, weights), arrays with N examples first; x may be a tree of such. Weights are
             [N], or [N, …] with one for each step or pixel, as for `backprop`; x and target may be `Sequences`.
-        epochs: how many passes over the data, at least 1.
+        epochs: the number of passes over the data, at least 1.
         batch_size: B, from 1 to N. A last, smaller batch is a step too.
-        key: a PRNG key or an integer seed. With train_state it may be left out: the state's own key goes on.
+        key: a PRNG key or an integer seed. With train_state it is optional: by default the key of the state is used.
         validation: data of the same form, evaluated after every epoch.
         metrics: functions (prediction, target) -> [N], in a list or by name in a dict; see `metrics` for weights and
             masks of entries.
         gradient: `backprop` (by hand) or `autodiff`.
-        penalty: a Penalty record, part of what is minimised; the history has it beside the loss, which is without it.
-        train_state: go on from there.
+        penalty: a Penalty record, part of the objective; the history lists it beside the loss, which excludes it.
+        train_state: the state to continue from.
         shuffle: False keeps the order of the data.
-        check_data: False skips looking for values that are not finite, and for bad labels.
+        check_data: False skips the search for values that are not finite and for labels out of range.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
         augment: a function (key, x) -> x, such as those of `augment`, applied to each training batch in the compiled
-            epoch, with a key of its own in every step. Evaluation never augments. Programs are found again by its
-            identity, so make it once.
+            epoch, with another key in every step. Evaluation never augments. Compiled programs are cached by the
+            identity of the function, so define it once.
         stopping: `stopping.early_stopping(patience)`.
         plateau: `stopping.reduce_on_plateau(factor)`; the updates of the next epochs are multiplied by its scale.
-        keep: `stopping.keep_best()`, where the best state is wanted without stopping or where it must not be restored.
-        watch: what these three read: the name of a list in the history; by default "validation_loss", and "loss"
-            where there is no validation.
-        restore_best: whether train_state is the best one where training was stopped early. False with `stopping` and
-            no `keep` saves its memory.
-        monitors: `Fit.monitors` of the training that goes on.
-        measure: how many steps of each epoch are measured for `Fit.diagnostics`; 1 is its last full batch.
-        skip_nonfinite: n ≥ 1: a step whose loss or gradient is not finite changes nothing and is counted in the history
-            as "skipped"; n such steps in a row, over the ends of epochs too, end the training as a divergence. By
-            default the first one does.
+        keep: `stopping.keep_best()`, for the best state without stopping, or without restoring it.
+        watch: the figure that these three read, the name of a list in the history; by default "validation_loss", or
+            "loss" without validation.
+        restore_best: whether the returned train_state is the best one after early stopping. False with `stopping` and
+            without `keep` saves the memory of a copy.
+        monitors: `Fit.monitors` of the training that is continued.
+        measure: the number of steps of each epoch that are measured for `Fit.diagnostics`; 1 is the last full batch.
+        skip_nonfinite: n ≥ 1 skips steps whose loss or gradient is not finite: they change nothing and are counted in
+            the history as "skipped"; n of them in a row, also across epochs, end training as a divergence. 0 ends it
+            at the first.
 
     Returns:
-        A Fit: train_state, history with one float per epoch in each of its lists, why it ended, and the best epoch.
+        A Fit: train_state, history with one float per epoch in each list, the reason why it ended, and the best epoch.
 
     Raises:
         ValueError, TypeError: before anything compiles, for data, labels, sizes or parameters that do not fit.
-        DivergenceError: if a step's loss, a parameter at an epoch's end, the validation loss or what is watched is not
-            finite. It names the step and the first such gradient or parameter, and carries the last good state.
-        Interrupted: on Ctrl-C, a KeyboardInterrupt that carries the Fit of what was trained.
+        DivergenceError: if the loss of a step, a parameter at the end of an epoch, the validation loss or the watched
+            figure is not finite. It names the step and the first such gradient or parameter, and carries the last good
+            state.
+        Interrupted: on Ctrl-C, a KeyboardInterrupt that carries the Fit so far.
 
     >>> import jax.numpy as jnp
     >>> from jaxnn import losses, mlp, sgd
@@ -171,7 +172,7 @@ class _Done(NamedTuple):
     train_state: TrainState
     monitors: Monitors | None
     last: _Row | None = None
-    in_a_row: int = 0  # how many steps were skipped in a row at its end
+    in_a_row: int = 0  # steps skipped in a row at the end
 
     def rows(self) -> Iterator[_Row]:
         """The epochs, the last one first."""
@@ -182,7 +183,7 @@ class _Done(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """An epoch that was computed and is not yet taken in."""
+    """An epoch that was computed and not yet taken in."""
 
     before: _Done
     train_state: TrainState
@@ -193,7 +194,7 @@ class _Computed(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """What is trained, on what, and what is watched; `zero` is the position of an epoch that has not begun."""
+    """A training: the epoch, the data, what is watched; `zero` is the position of an epoch that has not begun."""
 
     epoch: Epoch
     data: DataSet
@@ -206,7 +207,7 @@ class _Job(NamedTuple):
         return Chunk(self.epoch, left % self.epoch.batch_size)
 
     def compute(self, done: _Done, spare: TrainState, blank: Noted) -> _Computed:
-        """The epoch, or the rest of it, its result written into the memory of `spare`."""
+        """Starts the epoch, or the rest of it; its result is written into the memory of `spare`."""
         state, scale = done.train_state, update_scale(done.monitors)
         began, chunk = time.perf_counter(), self.chunk(state)
         if state.position is EPOCH_START:
@@ -227,7 +228,7 @@ class _Job(NamedTuple):
         return {f"validation_{name}": score for name, score in scores.items()}
 
     def taken_in(self, computed: _Computed, show: Callable[[dict[str, float]], None]) -> _Done:
-        """The training after an epoch that was computed; raises DivergenceError where it is not finite."""
+        """Progress after a computed epoch; raises DivergenceError if it is not finite."""
         done, result, skip = computed.before, computed.result, self.epoch.skip_nonfinite
         in_a_row = int(computed.noted.in_a_row) if skip else 0
         if not bool(result.finite):
@@ -253,7 +254,7 @@ class _Job(NamedTuple):
         return _Done(state, self.watched.observe(done.monitors, figures, state), last, in_a_row)
 
     def _diverged(self, computed: _Computed, in_a_row: int) -> DivergenceError:
-        """The epoch, which is deterministic, is replayed to find the step and the leaf."""
+        """The error of an epoch, which is deterministic: replayed, it shows the step and the leaf."""
         done, start, skip = computed.before, computed.before.train_state, self.epoch.skip_nonfinite
         if skip and in_a_row >= skip:  # nothing has changed since the first of them
             ran = int(np.count_nonzero(computed.result.ran))
@@ -266,7 +267,7 @@ class _Job(NamedTuple):
         return diverged(self.epoch, start, replayed, n, history, best, 1 if skips else in_a_row)
 
     def fit(self, done: _Done, position: int) -> Fit:
-        """What a training gives back that began at that position."""
+        """The result of a training that began at that position."""
         measures = jax.device_get([row.measures for row in done.rows() if row.measures != ()])[::-1]
         reports = [report_each(self.epoch.step.net, taken) for taken in map(_taken, measures) if len(taken.step)]
         result = outcome(self.watched, done.monitors, done.train_state, _history(done), position)
@@ -287,9 +288,9 @@ def _history(done: _Done) -> dict[str, list[float]]:
 
 
 def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: bool) -> Fit:
-    """Epoch after epoch, each in the memory of the one before the last; the good state is kept until the next is known.
+    """Runs epoch after epoch, each in the memory of the last but one; a good state is kept until the next is known.
 
-    `owned` says that the first state is nobody else's, whose memory may be used again.
+    `owned` says that the first state belongs to nobody else, so that its memory may be used again.
     """
     bar, show = _progress(epochs, progress)
     position = int(done.train_state.position)
@@ -315,7 +316,7 @@ def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: b
 
 
 def _progress(epochs: int, wanted: bool | None) -> tuple[Iterable[int], Callable[[dict[str, float]], None]]:
-    """The epochs, behind a tqdm bar where it is wanted and installed, and how to show an epoch's figures on it."""
+    """The epochs, behind a tqdm bar if it is wanted and installed, and a function that shows figures on it."""
     if wanted or (wanted is None and sys.stderr.isatty()):
         try:
             from tqdm import tqdm

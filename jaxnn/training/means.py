@@ -1,7 +1,7 @@
 """Means over an epoch or a data set: the loss, and what is counted beside it.
 
-Each batch gives Σ w·figure, in a unit in which these can be added up; what is put together in the end is exact whatever
-the sizes and weights of the batches. Letters: N examples.
+Each batch contributes Σ w·figure in a unit that prevents overflow; the quotient is exact for batches of any sizes and
+weights. Letters: N examples.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ValueOf(Record):
 
 
 def in_moderation(data: DataSet) -> tuple[DataSet, Array | float]:
-    """The data, their weights in a unit in which they can be added up, and a factor with which they sum to 1 at most.
+    """The data with rescaled weights, and a factor with which the weights sum to at most 1.
 
     A power of two: sums that are multiplied by it before they are taken stay in range if their mean does, and are
     otherwise what they were.
@@ -73,7 +73,7 @@ def batch_sums(
     weights: Array | None,
     metrics: NamedMetrics,
 ) -> dict[str, Array]:
-    """Σ w of a batch, which is its weight, Σ w·figure of each mean over it, and Σ w·metric, all times the factor."""
+    """Σ w of a batch (its weight), Σ w·figure of each mean over it, and Σ w·metric, all times the factor."""
     weight = weight * jnp.asarray(factor, weight.dtype)
     sums = {"weight": weight, **{name: mean * weight for name, mean in figures.items()}}
     for name, metric in metrics:
@@ -91,7 +91,7 @@ def batch_sums(
 def metric_value(
     name: str, metric: Metric, output: Any, target: Tree, weights: Array | None = None
 ) -> tuple[Array, Array | None]:
-    """metric(output, target), held to be [N], or that of each entry where entries are weighted; and the weights."""
+    """metric(output, target), checked to be [N], or that of each entry if entries are weighted; and the weights."""
     entries = getattr(metric, "entries", None)
     case = weighted(f"metric {name!r}", entries, output, target, weights)
     demand = f"metric {name!r} must give one value"
@@ -114,13 +114,13 @@ def metric_value(
 
 
 def means_of(sums: dict[str, Array]) -> dict[str, Array]:
-    """Σ w·value / Σ w over all batches, from what `batch_sums` gave for each, [batches]."""
+    """Σ w·value / Σ w over all batches, from the sums of each, [batches]."""
     total = sums["weight"].sum()
     return {name: value.sum() / total for name, value in sums.items() if name != "weight"}
 
 
 def named_metrics(metrics: Metrics) -> NamedMetrics:
-    """Metrics with their names, hashable; a function is called by its own."""
+    """Metrics with their names, hashable; by default the name of the function."""
     if is_function(metrics) or hasattr(metrics, "_fields"):
         raise TypeError("metrics must be a list or a dict of functions: give metrics=[metric]")
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
@@ -135,7 +135,7 @@ def named_metrics(metrics: Metrics) -> NamedMetrics:
 
 
 def _metric(pair: tuple[Any, Any]) -> tuple[Any, Metric]:
-    """The pair, if the second of it is a function of two arguments."""
+    """The pair (name, metric), if the metric is a function of two arguments."""
     metric = pair[1]
     loss = getattr(metric, "__self__", None)
     if isinstance(loss, Loss) and metric == loss.value:

@@ -1,7 +1,7 @@
-"""What `fit` watches: machines that read a figure of each epoch, and the best state.
+"""Monitoring in `fit`: machines that read a figure of each epoch, and the best state.
 
-The machines are those of `stopping`, compiled once into one small program. The best state is copied when there is a
-better one, because an epoch writes its result into the memory of an older state.
+The machines are those of `stopping`, compiled into one small program. A new best state is copied, because an epoch
+writes its result into the memory of an older state.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LOSSES = ("loss", "validation_loss")
 
 
 class Monitoring(Record):
-    """The machines of a training, and the name of the figure that they read; None where nothing is read."""
+    """The machines of a training, and the name of the figure that they read; None without machines."""
 
     name: str | None = None
     machine: together = together()
     restore: bool = False
 
     def begin(self, monitors: Monitors | None) -> Monitors | None:
-        """What the machines remember before the first epoch: what is given, and nothing where they are new."""
+        """The states of the machines before the first epoch: those that are given, or fresh ones."""
         if monitors is not None and not isinstance(monitors, Monitors):
             raise TypeError(f"fit: monitors must be Monitors, as in fit(...).monitors, got {type(monitors).__name__}")
         if self.name is None:
@@ -40,7 +40,7 @@ class Monitoring(Record):
         return fresh._replace(**{name: memory for name, memory in kept.items() if memory is not None})
 
     def observe(self, monitors: Monitors | None, figures: dict[str, float], train_state: TrainState) -> Monitors | None:
-        """The machines after another epoch, whose state is copied if it is the best so far."""
+        """The states of the machines after another epoch, whose train_state is copied if it is the best so far."""
         if monitors is None or self.name is None:
             return monitors
         best = monitors.best
@@ -60,10 +60,10 @@ def monitoring(
     keep: Monitor | None,
     restore_best: bool,
 ) -> Monitoring:
-    """What `fit` was asked to watch; figures are the names that the history will have, the default one last.
+    """The monitoring that the arguments of `fit` ask for; `figures` are the names of the history, the default one last.
 
-    Raises ValueError for a name that is none of them, that nothing reads, or that machines read the wrong way up, and
-    TypeError for what is no machine.
+    Raises ValueError for an unknown name, a name that no machine reads, or machines that maximise a loss or minimise an
+    accuracy, and TypeError for anything but a machine.
     """
     restore_best = yes_or_no("fit: restore_best", restore_best)
     for what, machine in (("stopping", stopping), ("plateau", plateau), ("keep", keep)):
@@ -91,13 +91,13 @@ def monitoring(
 
 @jax.jit
 def _begin(machine: Monitor) -> Monitors:
-    """What `together` remembers at first, without the parameters, which the host keeps."""
+    """The first state of `together`, without the parameters, which the host keeps."""
     return cast(Monitors, machine.init(()))
 
 
 @jax.jit
 def _observe(machine: Monitor, monitors: Monitors, figure: Array) -> tuple[Monitors, Decision]:
-    """What `together` makes of another figure, likewise."""
+    """The next state of `together`, likewise."""
     return machine.update(monitors, figure, ())
 
 
@@ -107,23 +107,23 @@ def stopped(monitors: Monitors | None) -> bool:
 
 
 def update_scale(monitors: Monitors | None) -> Array | None:
-    """The factor for the updates of the next epoch; None where nothing sets one."""
+    """The factor for the updates of the next epoch; None without a plateau machine."""
     return None if monitors is None or monitors.plateau is None else monitors.plateau.scale
 
 
 def best_state(monitors: Monitors | None) -> TrainState | None:
-    """The best state so far, where one is kept."""
+    """The best state so far; None if none is kept."""
     kept = None if monitors is None or monitors.best is None else monitors.best.kept
     return kept if isinstance(kept, TrainState) else None
 
 
 def copied(tree: Tree) -> Any:
-    """The tree in memory of its own, which no donation reaches."""
+    """A copy of the tree in other memory, which no donation reaches."""
     return jax.tree.map(_copied, tree)
 
 
 def _copied(leaf: Any) -> Any:
-    """A copy of an array; of a typed key by its data, because `device_put` leaves a key on several devices as it is."""
+    """A copy of an array; of a typed key by its data, since `device_put` does not copy a key on several devices."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.device_put(jax.random.key_data(leaf), may_alias=False)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -137,7 +137,7 @@ def outcome(
     history: dict[str, list[float]],
     position: int,
 ) -> Fit:
-    """The Fit of a training that began at that position; where it was stopped early, with the best state restored."""
+    """The Fit of a training that began at that position; after early stopping, with the best state restored."""
     epochs = len(history.get("loss", ()))
     best = best_state(monitors)
     best_epoch = None if best is None else int(best.epoch)

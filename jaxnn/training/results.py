@@ -23,11 +23,11 @@ class EpochResult(NamedTuple):
         metrics: the same weighted mean of each metric.
         losses: [steps], the loss of every step, without the penalty.
         finite: False if any loss (with the penalty), or any parameter at the end, is not finite.
-        diagnostics: what was measured, [times, …] in each leaf; () where nothing was asked for.
-        penalty: the mean of the penalties of the steps, weighted as their losses are; () where there is none.
-        ran: [steps], False for steps that were not taken: those of an epoch that had begun, or after the end of a
-            training that skips too many. Their losses are NaN. () where all were taken.
-        skipped: [steps], True for steps that were not finite and changed nothing; () where none is skipped.
+        diagnostics: the measures, [times, …] in each leaf; () without `measure`.
+        penalty: the mean of the penalties of the steps, weighted as their losses are; () without a penalty.
+        ran: [steps], False for steps that were not taken, because the epoch had begun before them or because training
+            ended with too many skipped steps. Their losses are NaN. () if all were taken.
+        skipped: [steps], True for steps that were not finite and changed nothing; () if none is skipped.
     """
 
     loss: Array
@@ -45,10 +45,10 @@ class Notes(NamedTuple):
 
     Attributes:
         loss: the mean loss of the batch, without the penalty.
-        whole: the same with the penalty; None where there is none.
+        whole: the same with the penalty; None without one.
         sums: of `means.batch_sums`, from which the means over the epoch are computed.
-        ran: whether the step was taken; None where all are.
-        skipped: whether the step was not finite and changed nothing; None where none is skipped.
+        ran: whether the step was taken; None if all are.
+        skipped: whether the step was not finite and changed nothing; None if none is skipped.
     """
 
     loss: Array
@@ -72,7 +72,7 @@ class Notes(NamedTuple):
 
 
 def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
-    """The fields of a TrainState that say where in its data a training is."""
+    """The fields of a TrainState that give the position in the data."""
     if isinstance(position, int) and position == 0:
         return {"epoch": jnp.asarray(epoch, jnp.int32), "position": EPOCH_START}
     return {"epoch": jnp.asarray(epoch, jnp.int32), "position": jnp.asarray(position, jnp.int32)}
