@@ -166,9 +166,8 @@ def check_sizes(what: str, parts: DataSet) -> None:
         example_weights(f"{what}: weights", parts[2], n)
 
 
-def check_batch_size(batch: int, x: Tree, measure: int = 0, start: int = 0) -> None:
+def check_batch_size(batch: int, n: int, measure: int = 0, start: int = 0) -> None:
     """Raises ValueError for a batch of more than N examples, too few full batches to measure, or a start outside."""
-    n = batch_size("x", x)
     if batch > n:
         raise ValueError(f"batch_size must be at most {n}, the number of examples, got {batch}")
     if measure > n // batch:

@@ -145,16 +145,17 @@ def enter(
     parts = {"data": data}
     if validation is not None:
         validation = parts["validation"] = beside(on_device("validation", validation), data)
-    check_batch_size(epoch.batch_size, data[0], epoch.measure)
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
+    check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
     if step.augment is not None:
-        check_augmented(step.augment, data[0], epoch.batch_size)
+        check_augmented(step.augment, x, epoch.batch_size)
     if train_state is None:
         if key is None:
             raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
-        first = partial(_initialise, _Initialisation(step.net, step.optimizer, static_spec(data[0])), as_key(key))
+        first = partial(_initialise, _Initialisation(step.net, step.optimizer, static_spec(x)), as_key(key))
         spec = jax.eval_shape(first)
     else:
-        spec = train_state = _resumed(epoch, train_state, data, key, epochs)
+        spec = train_state = _resumed(epoch, train_state, x, key, epochs)
     for what, part in parts.items():
         check_values(what, step.net, step.loss, spec.params, spec.state, part, named, look=look)
     state = first() if train_state is None else train_state  # nothing has compiled before
@@ -175,20 +176,20 @@ class _Initialisation(Record):
         return init_train_state(self.net, self.optimizer, key, example_shape(x), dtype)
 
 
-def _resumed(epoch: Epoch, train_state: TrainState, data: DataSet, key: Key | int | None, epochs: int) -> TrainState:
+def _resumed(epoch: Epoch, train_state: TrainState, x: Tree, key: Key | int | None, epochs: int) -> TrainState:
     """A given state, checked against the network, the optimizer and the size of the data."""
     net, optimizer = epoch.step.net, epoch.step.optimizer
     whole_state("", train_state, key=key is None)
-    check_params(net, train_state.params, data[0])
+    check_params(net, train_state.params, x)
     _check_opt_state(jax.eval_shape(optimizer.init, train_state.params), train_state.opt_state)
-    advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(data[0]))
+    advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(x))
     same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
     rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
     if rate is not None and np.size(rate) == 1:
         number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
-    n = size_of("x", data[0])
+    n = size_of("x", x)
     train_state = _with_counters(train_state, further=epochs * -(-n // epoch.batch_size))
-    check_batch_size(epoch.batch_size, data[0], epoch.measure, int(train_state.position))
+    check_batch_size(epoch.batch_size, n, epoch.measure, int(train_state.position))
     return train_state if key is None else train_state._replace(key=as_key(key))
 
 

@@ -102,7 +102,7 @@ class Epoch(Record):
             weight_values("data: weights", data[2])
         position = train_state.position
         start = int(position) if isinstance(position, int) or is_concrete(position) else None
-        check_batch_size(self.batch_size, data[0], self.measure, start or 0)
+        check_batch_size(self.batch_size, size_of("x", data[0]), self.measure, start or 0)
         return start
 
     def take(
