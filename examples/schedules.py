@@ -26,7 +26,7 @@ EXPRESSIONS = (
     "cosine(0.4, steps=1000)",
     "warmup(100, then=cosine(0.4, steps=900))",
     "joined([constant(0.4), cosine(0.2, steps=600)], boundaries=[400])",
-    "scaled(step(0.4, factor=0.5, every=250), factor=0.5)",
+    "scaled(step_decay(0.4, factor=0.5, every=250), factor=0.5)",
 )
 
 
