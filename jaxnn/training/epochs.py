@@ -360,6 +360,11 @@ class Chunk(Record):
         return jax.device_put(Noted(notes, () if measures is None else measures, as_count(0)))  # compiles nothing
 
 
+def chunk_of(epoch: Epoch, data: DataSet, position: int = 0) -> Chunk:
+    """The chunk that continues an epoch over those data from a position."""
+    return Chunk(epoch, (size_of("x", data[0]) - position) % epoch.batch_size)
+
+
 class Replay(Record):
     """The rest of an epoch with every step guarded, up to the first step that is not finite.
 

@@ -23,7 +23,7 @@ from jaxnn.shapes import batch_size as size_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.training.entry import check_fit_arguments, enter
-from jaxnn.training.epochs import Chunk, Epoch, Noted, Replay, as_count, replay, run_chunk
+from jaxnn.training.epochs import Chunk, Epoch, Noted, Replay, as_count, chunk_of, replay, run_chunk
 from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import DataSet, Metrics, named_metrics
 from jaxnn.training.monitoring import Monitoring, best_state, copied, monitoring, outcome, stopped, update_scale
@@ -142,7 +142,8 @@ def fit(
     watched = monitoring(watch, _figures(epoch, validation), restore_best=restore_best, **machines)
     memory = watched.begin(monitors)
     entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
-    job = _Job(*entered[:3], watched, beside(jax.device_put(as_count(0)), entered.data))
+    zero = beside(jax.device_put(as_count(0)), entered.data)
+    job = _Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data))
     done = _Done(entered.train_state, memory)
     return _run(job, done, 0 if stopped(memory) else epochs, progress, owned=train_state is None)
 
@@ -201,10 +202,11 @@ class _Job(NamedTuple):
     validation: DataSet | None
     watched: Monitoring
     zero: Array
+    whole: Chunk  # of an epoch that has not begun
 
     def chunk(self, train_state: TrainState) -> Chunk:
-        left = size_of("x", self.data[0]) - int(train_state.position)
-        return Chunk(self.epoch, left % self.epoch.batch_size)
+        position = int(train_state.position)
+        return chunk_of(self.epoch, self.data, position) if position else self.whole
 
     def compute(self, done: _Done, spare: TrainState, blank: Noted) -> _Computed:
         """Starts the epoch, or the rest of it; its result is written into the memory of `spare`."""
