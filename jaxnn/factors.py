@@ -30,7 +30,7 @@ from jaxnn.errors import LayerError
 from jaxnn.records import Record
 from jaxnn.tapes import all_along, one_of
 
-__all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "beside", "generic"]
+__all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "combined", "generic"]
 
 
 def __dir__() -> list[str]:
@@ -168,13 +168,13 @@ class Stacked(Factor):
         return jax.vmap(lambda factor: factor.squared_norms())(self.factor).sum(0)
 
 
-def beside(factors: Sequence[Factor]) -> Factor:
+def combined(factors: Sequence[Factor]) -> Factor:
     """The factor of a parameter with several uses, from that of each use: their positions are concatenated.
 
     The norm of a sum is not the sum of norms: uses are combined before anything is squared.
 
     >>> use = Outer(None, jnp.ones((1, 1, 2)))
-    >>> beside([use, use]).squared_norms().tolist()
+    >>> combined([use, use]).squared_norms().tolist()
     [8.0]
     """
     first, *others = factors
@@ -182,7 +182,7 @@ def beside(factors: Sequence[Factor]) -> Factor:
         return first
     if isinstance(first, Stacked) and all(isinstance(other, Stacked) for other in others):
         parts = [stacked.factor for stacked in factors if isinstance(stacked, Stacked)]
-        return Stacked(jax.vmap(lambda *parts: beside(parts))(*parts))
+        return Stacked(jax.vmap(lambda *parts: combined(parts))(*parts))
     structure: Any = jax.tree.structure(first)
     if first.by_position and all(jax.tree.structure(other) == structure for other in others):
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, 1), *factors)

@@ -46,7 +46,7 @@ def drawn_by_gates(kind: str, dtype: DType, width: int, **leaves: tuple[Initiali
     return params
 
 
-def nothing(layer: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+def no_parameters(layer: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
     """The `init` of a layer without parameters and state."""
     return {}, ()
 

@@ -9,7 +9,7 @@ from jaxnn.arrays import accumulator, is_floating, outline
 from jaxnn.checks import number
 from jaxnn.errors import LayerError
 from jaxnn.keys import as_key
-from jaxnn.parameters import constant, nothing
+from jaxnn.parameters import constant, no_parameters
 from jaxnn.records import is_array
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features
@@ -54,7 +54,7 @@ class dropout(Layer):
     def __post_init__(self) -> None:
         self._set(drop_rate=number("dropout: drop_rate", self.drop_rate, least=0, below=1))
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:

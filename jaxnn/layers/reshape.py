@@ -7,7 +7,7 @@ import math
 from jaxnn.arrays import is_floating, outline
 from jaxnn.checks import whole_number
 from jaxnn.errors import LayerError
-from jaxnn.parameters import nothing
+from jaxnn.parameters import no_parameters
 from jaxnn.placement import reshaped
 from jaxnn.shapes import check_delta, one_array
 from jaxnn.tapes import first_axes
@@ -47,7 +47,7 @@ class reshape(Layer):
             raise LayerError("reshape", f"to {self.sizes} does not fit x of shape {shape}")
         return shape[0], *(elements // known if size == -1 else size for size in self.sizes)
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
@@ -72,7 +72,7 @@ class flatten(Layer):
 
     def __init__(self) -> None: ...
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:

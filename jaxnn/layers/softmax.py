@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from jaxnn.parameters import nothing
+from jaxnn.parameters import no_parameters
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
@@ -39,7 +39,7 @@ class softmax(Layer):
 
     def __init__(self) -> None: ...
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:

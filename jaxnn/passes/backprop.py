@@ -104,13 +104,7 @@ def backprop(
     readings = readings_of(read)
 
     def run(
-        params: Params,
-        state: State,
-        x: Tree,
-        target: Tree,
-        *,
-        rng: Key | None = None,
-        weights: Array | None = None,
+        params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
     ) -> Pass:
         _check_arguments("backprop", params, x, target, weights)
         output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng, read=readings)
@@ -163,13 +157,7 @@ def autodiff(
     slots = slotted(net, DELTAS) if readings else None
 
     def run(
-        params: Params,
-        state: State,
-        x: Tree,
-        target: Tree,
-        *,
-        rng: Key | None = None,
-        weights: Array | None = None,
+        params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
     ) -> Pass:
         _check_arguments("autodiff", params, x, target, weights)
         check_params(net, params, x)

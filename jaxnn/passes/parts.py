@@ -1,4 +1,4 @@
-"""The parts of a pass, each of use by itself: forward, δ at the output, the recursion.
+"""The parts of a pass, each usable alone: forward, δ at the output, the recursion.
 
     forward_pass    (net, params, state, x)           → output, state, tapes
     seed            (loss, output, target, weights)   → the cost, and δᴸ

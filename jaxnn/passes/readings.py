@@ -125,19 +125,21 @@ class Notes:
 
 def without_kept(tapes: Tree) -> Tree:
     """The layers' own tapes."""
-    is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
-    return jax.tree.map(lambda part: part.tape if is_kept(part) else part, tapes, is_leaf=is_kept)
+    return jax.tree.map(lambda part: part.tape if _is_kept(part) else part, tapes, is_leaf=_is_kept)
 
 
 def check_tapes(kind: str, tape: Tree, keeping: Iterable[str] = ()) -> None:
     """Raises LayerError unless a layer's tape, or each in a tree of tapes, has exactly what these readings keep."""
-    is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
-    parts = [tape] if keeping else jax.tree.leaves(tape, is_leaf=is_kept)
+    parts = [tape] if keeping else jax.tree.leaves(tape, is_leaf=_is_kept)
     for part in parts:
-        has = part.by_name if is_kept(part) else {}
+        has = part.by_name if _is_kept(part) else {}
         if set(has) != set(keeping):
             words = f"expects a tape with what {sorted(keeping)} keep, got what {sorted(has)} keep"
             raise LayerError(kind, f"{words}: forward_pass and recursion take the same readings, read=…")
+
+
+def _is_kept(part: Tree) -> bool:
+    return isinstance(part, Kept)
 
 
 def finished(net: Layer, reading: Reading, noted: Tree) -> Tree:

@@ -25,9 +25,9 @@ from jaxnn.layers.convolution.windows import (
     Windows,
     for_each_axis,
     padding_of,
-    place,
     spatial_shape,
     window_size,
+    windows_on,
 )
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
@@ -155,7 +155,7 @@ class conv(Layer):
     def _windows(self, spatial: Shape) -> Windows:
         rank = len(self.kernel)
         strides, dilations = (for_each_axis("conv", size, rank) for size in (self.stride, self.dilation))
-        return place("conv", spatial, self.kernel, strides, dilations, padding_of("conv", self.padding, rank))
+        return windows_on("conv", spatial, self.kernel, strides, dilations, padding_of("conv", self.padding, rank))
 
     def _forward(
         self, forms: Forms, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None

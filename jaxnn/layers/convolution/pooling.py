@@ -25,12 +25,12 @@ from jaxnn.layers.convolution.windows import (
     from_tiles,
     on_the_input,
     padding_of,
-    place,
     spatial_shape,
     views,
     window_size,
+    windows_on,
 )
-from jaxnn.parameters import nothing
+from jaxnn.parameters import no_parameters
 from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Key, Layer, Outline, Params, Shape, State, Tree
@@ -76,7 +76,7 @@ class max_pool(Layer):
     def __post_init__(self) -> None:
         self._set(**_settings("max_pool", self.window, self.stride, self.padding))
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
@@ -147,7 +147,7 @@ class avg_pool(Layer):
         self._set(**_settings("avg_pool", self.window, self.stride, self.padding))
         self._set(count_include_pad=yes_or_no("avg_pool: count_include_pad", self.count_include_pad))
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def _shares(self, windows: Windows, dtype: DType) -> Array:
@@ -190,7 +190,7 @@ class global_max_pool(Layer):
 
     def __init__(self) -> None: ...
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
@@ -222,7 +222,7 @@ class global_avg_pool(Layer):
 
     def __init__(self) -> None: ...
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
@@ -260,12 +260,12 @@ class upsample(Layer):
     def __post_init__(self) -> None:
         self._set(factor=window_size("upsample: factor", self.factor))
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
     def _tiling(self, spatial: Shape) -> Windows:
         larger = tuple(f * n for f, n in zip(self.factor, spatial, strict=True))
-        return place("upsample", larger, self.factor, self.factor, (1,) * len(self.factor), "valid")
+        return windows_on("upsample", larger, self.factor, self.factor, (1,) * len(self.factor), "valid")
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         windows = self._tiling(spatial_shape("upsample", x, len(self.factor)))
@@ -297,7 +297,7 @@ def _place(pool: max_pool | avg_pool, spatial: Shape) -> Windows:
     """The windows of a pooling layer on an input."""
     size = pool.window
     stride = for_each_axis(pool.kind, pool.stride or size, len(size))
-    return place(pool.kind, spatial, size, stride, (1,) * len(size), pool.padding)
+    return windows_on(pool.kind, spatial, size, stride, (1,) * len(size), pool.padding)
 
 
 def _index(windows: Windows) -> DType:

@@ -4,7 +4,7 @@ A window has K taps on each axis, d apart, and moves in steps of s over an input
 after: tap k of the window at position p reads the input at s·p + d·k − a, and there are
 P = ⌊(D + a + b − d (K − 1) − 1)/s⌋ + 1 positions. N batch, C channels (the last axis).
 
-    >>> windows = place("conv", (28,), (5,), (2,), (1,), "same")
+    >>> windows = windows_on("conv", (28,), (5,), (2,), (1,), "same")
     >>> windows.positions, windows.padding
     ((14,), ((1, 2),))
 """
@@ -118,7 +118,7 @@ def spatial_shape(kind: str, x: Any, rank: int) -> Shape:
     return shape[1:-1]
 
 
-def place(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape, padding: Padding) -> Windows:
+def windows_on(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape, padding: Padding) -> Windows:
     """The windows on an input of sizes `inputs`.
 
     With "same" there are ⌈D/s⌉ positions, and the padding is half before and half after, an odd zero after. With

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number
-from jaxnn.layers.recurrent.products import beside, over_examples, total_over_examples, weighted
+from jaxnn.layers.recurrent.products import concatenated, over_examples, total_over_examples, weighted
 from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
 from jaxnn.parameters import constant
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Params, State, Tree
 
 
 def _sums(x: Array, h: Array, zeta: Array) -> Params:
-    both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
+    both = over_examples(concatenated(x, h), zeta)  # as one product, like the weighted sum
     return {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
 
 

@@ -11,11 +11,11 @@ from jaxnn.types import Array, Params
 
 def weighted(params: Params, x: Array, h: Array) -> Array:
     """Z = x W + h U + b, the input of the gates, as one product: [x, h] times W on top of U."""
-    z = beside(x, h) @ jnp.concatenate([params["w"], params["w_h"]])
+    z = concatenated(x, h) @ jnp.concatenate([params["w"], params["w_h"]])
     return z + with_rank(params["b"], z.ndim)
 
 
-def beside(x: Array, h: Array) -> Array:
+def concatenated(x: Array, h: Array) -> Array:
     """[x, h]: N × (D + H)."""
     return jnp.concatenate([x, h], axis=-1)
 
