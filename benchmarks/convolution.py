@@ -33,7 +33,7 @@ from timing import Contender, interleave, machine, ratio
 import jaxnn as nn
 from jaxnn.layers.convolution import choice
 from jaxnn.layers.convolution.choice import CASES, PLAIN, Algorithm, Sizes
-from jaxnn.layers.convolution.windows import place
+from jaxnn.layers.convolution.windows import windows_on
 
 ROUNDS, LOOP, EPOCH = 7, 8, 4  # turns of each; convolutions in a turn; training steps in a turn
 SLOW = 4  # times the fastest: not timed again
@@ -58,7 +58,7 @@ class Shape(NamedTuple):
         """What the choice sees of it."""
         *space, channels = self.inputs
         rank = len(space)
-        windows = place("conv", tuple(space), self.taps, (self.stride,) * rank, (1,) * rank, self.padding)
+        windows = windows_on("conv", tuple(space), self.taps, (self.stride,) * rank, (1,) * rank, self.padding)
         return Sizes(self.examples, channels, self.features, windows, self.groups)
 
     def arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -2,11 +2,11 @@
 
     ∂C/∂θ = Σₙ wₙ ∂Cₙ/∂θ,    ∂Cₙ/∂θ = Σₚ aₙₚ ⊗ dₙₚ
 
-over positions p: steps, pixels, the uses of a parameter that is shared. A layer's `factors(params, tape, delta)` gives
-a `Factor` for each parameter. Per-example gradients, their norms and inner products, clipped sums and curvature follow
-from it, and the gradients themselves need not be formed.
+over positions p: steps, pixels, the uses of a shared parameter. A layer's `factors(params, tape, delta)` gives a
+`Factor` for each parameter. Per-example gradients, their norms and inner products, clipped sums and curvature follow
+from it without forming the gradients.
 
-Numbers are computed in at least float32. N batch, P positions, A and B the sizes of the two sides of a product.
+All is computed in at least float32. N batch, P positions, A and B the widths of a and d.
 
 Source: Goodfellow (2015), "Efficient per-example gradient computations"; Rochette, Manoel & Tramel (2019) for
 convolutions; Martens & Grosse (2015), "Optimizing neural networks with Kronecker-factored approximate curvature".
@@ -30,7 +30,7 @@ from jaxnn.errors import LayerError
 from jaxnn.records import Record
 from jaxnn.tapes import all_along, one_of
 
-__all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "beside", "generic"]
+__all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "combined", "generic"]
 
 
 def __dir__() -> list[str]:
@@ -38,20 +38,20 @@ def __dir__() -> list[str]:
 
 
 class Factor(Record):
-    """What the gradient of one parameter θ is made of.
+    """The factors of the gradient of one parameter θ.
 
-    `by_position` is True where the second axis of each array, [N, P, …], counts positions, over which is summed.
+    `by_position` is True where the second axis of each array, [N, P, …], is that of positions.
     """
 
     by_position: ClassVar[bool] = True
 
     def gradient(self, v: Array | None = None) -> Array:
-        """Σₙ vₙ ∂Cₙ/∂θ, like θ; v [N], ones by default."""
+        """Σₙ vₙ ∂Cₙ/∂θ, like θ; v [N], by default ones."""
         g = self.one_by_one()
         return g.sum(0) if v is None else jnp.tensordot(_of_each(v, g), g, 1)
 
     def one_by_one(self) -> Array:
-        """∂Cₙ/∂θ of every example, [N, *θ]: N times the memory of θ."""
+        """∂Cₙ/∂θ of every example, [N, *θ], in N times the memory of θ."""
         raise NotImplementedError(f"{type(self).__name__} has no one_by_one()")
 
     def squared_norms(self) -> Array:
@@ -59,20 +59,20 @@ class Factor(Record):
         return squares(self.one_by_one())
 
     def joined(self) -> Factor:
-        """Of arrays with a leading axis, one entry for each use of θ: the uses side by side."""
+        """From arrays with a leading axis of uses of θ, the factor with the uses concatenated."""
         if not self.by_position:
             return jax.tree.map(lambda g: g.sum(0), self)
         return jax.tree.map(_as_positions, self)
 
 
 class Outer(Factor):
-    """The factor of a matrix that multiplies, or of a vector that is added: ∂Cₙ/∂θ = Σₚ aₙₚ dₙₚᵀ, or Σₚ dₙₚ without a.
+    """∂Cₙ/∂θ = Σₚ aₙₚ dₙₚᵀ of a weight matrix, or Σₚ dₙₚ of a bias, without a.
 
-    Norms: ‖∂Cₙ/∂θ‖² = Σₚ_q (aₙₚ·aₙ_q)(dₙₚ·dₙ_q), by Gram matrices, in 2 P²(A + B) operations for each example, or of
+    Norms: ‖∂Cₙ/∂θ‖² = Σₚ_q (aₙₚ·aₙ_q)(dₙₚ·dₙ_q), by Gram matrices, in 2 P²(A + B) operations for each example, or by
     the product itself, in 2 P A B.
 
     Args:
-        a: [N, P, A]; None stands for 1.
+        a: [N, P, A], or None for 1.
         d: [N, P, B].
     """
 
@@ -101,12 +101,12 @@ class Outer(Factor):
 
 
 class Rows(Factor):
-    """The factor of a table of which rows were read: row j of ∂Cₙ/∂W is the sum of dₙₚ over the p with indexₙₚ = j.
+    """∂Cₙ/∂W of an embedding table: its row j is the sum of dₙₚ over the p with indexₙₚ = j.
 
-    Norms: ‖∂Cₙ/∂W‖² = Σₚ_q 1[indexₙₚ = indexₙ_q] dₙₚ·dₙ_q, or of the table itself, whichever is less.
+    Norms: ‖∂Cₙ/∂W‖² = Σₚ_q 1[indexₙₚ = indexₙ_q] dₙₚ·dₙ_q, or by the table itself, whichever takes less memory.
 
     Args:
-        index: whole numbers [N, P]; those that are not in 0 … V − 1 count for nothing.
+        index: integers [N, P]; those outside 0 … V − 1 are ignored.
         d: [N, P, H].
         vocabulary: V.
     """
@@ -136,7 +136,7 @@ class Rows(Factor):
 
 
 class Explicit(Factor):
-    """The gradient of every example itself.
+    """The gradient of every example, formed explicitly.
 
     Args:
         g: ∂Cₙ/∂θ, [N, *θ].
@@ -150,10 +150,10 @@ class Explicit(Factor):
 
 
 class Stacked(Factor):
-    """The factor of a parameter with a leading axis, as `repeat` has them: one of each entry.
+    """The factors of a parameter with a leading axis, as in `repeat`, one for each entry.
 
     Args:
-        factor: whose arrays have the leading axis too. `jax.vmap(Outer.squared_norms)(factor)` is [n, N].
+        factor: a factor whose arrays have the leading axis too. `jax.vmap(Outer.squared_norms)(factor)` is [n, N].
     """
 
     factor: Factor
@@ -168,13 +168,13 @@ class Stacked(Factor):
         return jax.vmap(lambda factor: factor.squared_norms())(self.factor).sum(0)
 
 
-def beside(factors: Sequence[Factor]) -> Factor:
-    """The factor of a parameter with several uses, from that of each: their positions side by side.
+def combined(factors: Sequence[Factor]) -> Factor:
+    """The factor of a parameter with several uses, from that of each use: their positions are concatenated.
 
-    The norm of a sum is not the sum of norms: uses are put together before anything is squared.
+    The norm of a sum is not the sum of norms: uses are combined before anything is squared.
 
     >>> use = Outer(None, jnp.ones((1, 1, 2)))
-    >>> beside([use, use]).squared_norms().tolist()
+    >>> combined([use, use]).squared_norms().tolist()
     [8.0]
     """
     first, *others = factors
@@ -182,7 +182,7 @@ def beside(factors: Sequence[Factor]) -> Factor:
         return first
     if isinstance(first, Stacked) and all(isinstance(other, Stacked) for other in others):
         parts = [stacked.factor for stacked in factors if isinstance(stacked, Stacked)]
-        return Stacked(jax.vmap(lambda *parts: beside(parts))(*parts))
+        return Stacked(jax.vmap(lambda *parts: combined(parts))(*parts))
     structure: Any = jax.tree.structure(first)
     if first.by_position and all(jax.tree.structure(other) == structure for other in others):
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, 1), *factors)
@@ -192,12 +192,11 @@ def beside(factors: Sequence[Factor]) -> Factor:
     return Explicit(total)
 
 
-def generic(layer: Any, params: Params, tape: Tree, delta: Any) -> Tree:
+def generic(layer: Any, params: Params, tape: Tree, delta: Tree) -> Tree:
     """The factors of any layer whose examples do not depend on each other, by its `backward`, which is linear in δ.
 
-    Where `layer.batch_axes(tape)` are known, one example after another goes through it as a batch of one, which is as
-    much work as one backward. Where they are not, δ that is 0 but for one example gives that example's gradient: N
-    times the work.
+    Where `layer.batch_axes(tape)` are known, each example is a batch of one, in all the work of one backward. Otherwise
+    δ that is 0 except for one example gives that example's gradient, N times the work.
 
     Raises:
         LayerError: if the layer couples the batch.
@@ -259,7 +258,7 @@ def squares(g: Array) -> Array:
 
 
 def paired(a: Array, d: Array) -> Array:
-    """Σₚ_q aₙₚ_q dₙₚ_q of Gram matrices, [N]; not below 0, as rounding might have it."""
+    """Σₚ_q aₙₚ_q dₙₚ_q of Gram matrices, [N]; at least 0, whatever the rounding."""
     return jnp.maximum((a * d).sum((1, 2)), 0)
 
 

@@ -30,7 +30,8 @@ def sequence_classifier(
 ) -> Layer:
     """Stacked recurrent layers and a dense layer on the last state: x [N, T, D] → logits [N, K].
 
-    x may be `Sequences` with a mask (lengths that differ). For tokens put `embedding(V, D)` before it, in a `serial`.
+    x may be `Sequences` with a mask, for sequences of different lengths. For tokens put `embedding(V, D)` before it, in
+    a `serial`.
 
     Args:
         cell: `rnn`, `gru` or `lstm`.
@@ -59,10 +60,10 @@ def sequence_classifier(
 
 
 def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: int = 100) -> Layer:
-    """A network in the manner of LeNet-5 for small images: x [N, 28, 28, 1] → logits [N, K].
+    """A network like LeNet-5 for small images: x [N, 28, 28, 1] → logits [N, K].
 
-    Two times a convolution of 5×5 taps, a relu and 2×2 max pooling; then two dense layers. Other sizes, from 16×16 on,
-    and more channels are possible.
+    Twice a 5×5 convolution, a relu and 2×2 max pooling; then two dense layers. Images may be larger, or as small as
+    16×16, and have more channels.
 
     Args:
         classes: K.
@@ -98,8 +99,8 @@ def lenet(classes: int = 10, *, features: tuple[int, int] = (20, 40), hidden: in
 def resnet(classes: int = 10, *, features: Sequence[int] = (16, 32, 64), blocks: int = 1) -> Layer:
     """A small residual network: x [N, D₁, D₂, C] → logits [N, K].
 
-    A convolution of 3×3 taps; then a stage for each width, `blocks` times x + f(x), f two convolutions of 3×3, the
-    first of which halves the image between stages; then the mean over space and a dense layer. Batch norm follows every
+    A 3×3 convolution; then a stage for each width, of `blocks` blocks x + f(x), f two 3×3 convolutions, the first of
+    which halves the image between stages; then the mean over all positions and a dense layer. Batch norm follows every
     convolution. Three stages have 6 · blocks + 2 layers with weights, as in the paper.
 
     Args:
@@ -125,13 +126,13 @@ def resnet(classes: int = 10, *, features: Sequence[int] = (16, 32, 64), blocks:
 
 
 def _residual_block(features: int, *, halve: bool) -> Layer:
-    """Block x + f(x); if f halves the image and changes the width, x is projected by a 1×1 convolution."""
+    """A block x + f(x); where f halves the image and changes the width, a 1×1 convolution projects x."""
     stride = 1 + halve
     body = serial(*_normed_conv(features, 3, stride), relu, *_normed_conv(features, 3))
     return residual(body, skip=serial(*_normed_conv(features, 1, stride)) if halve else None)
 
 
 def _normed_conv(features: int, taps: int, stride: int = 1) -> tuple[Layer, Layer]:
-    """A convolution without bias, which batch norm would remove, and batch norm."""
+    """A convolution, without the bias that batch norm would remove, and batch norm."""
     he = initializers.he_normal()
     return conv(features, (taps, taps), stride=stride, bias=False, w_init=he), batch_norm()

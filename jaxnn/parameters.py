@@ -1,4 +1,4 @@
-"""A layer's parameters: drawn by its initializers, and checked before use; and its numeric settings."""
+"""Initialisation and checks of a layer's parameters, and its numeric settings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, 
 
 
 def drawn(kind: str, dtype: DType, **leaves: tuple[Initializer, Key, Shape]) -> Params:
-    """Each parameter by its initializer, `w=(w_init, key, shape)`.
+    """Parameters drawn by their initializers, `w=(w_init, key, shape)`.
 
     Raises:
-        LayerError: where an initializer gives another shape.
+        LayerError: if an initializer gives another shape.
     """
     params = {}
     for name, (initializer, key, shape) in leaves.items():
@@ -29,10 +29,10 @@ def drawn(kind: str, dtype: DType, **leaves: tuple[Initializer, Key, Shape]) -> 
 
 
 def drawn_by_gates(kind: str, dtype: DType, width: int, **leaves: tuple[Initializer, Key, Shape]) -> Params:
-    """As `drawn`, but the last axis in parts of this width, one for each gate, each with its own fans.
+    """As `drawn`, but with the last axis in parts of this width, one for each gate, each with its own fans.
 
     Raises:
-        LayerError: where an initializer gives another shape.
+        LayerError: if an initializer gives another shape.
     """
     params = {}
     for name, (initializer, key, shape) in leaves.items():
@@ -46,7 +46,7 @@ def drawn_by_gates(kind: str, dtype: DType, width: int, **leaves: tuple[Initiali
     return params
 
 
-def nothing(layer: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+def no_parameters(layer: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
     """The `init` of a layer without parameters and state."""
     return {}, ()
 

@@ -1,4 +1,4 @@
-"""Outlines, a tape's place for arrays that backward does not need, and one example cut out of a tape.
+"""Outlines, which a tape holds in place of arrays that backward does not need, and single examples of a tape.
 
 N batch.
 """
@@ -16,10 +16,10 @@ from jaxnn.placement import axes_of, placed
 
 @jax.tree_util.register_pytree_node_class
 class Outline(tuple[Any, ...]):
-    """The shape and dtype of an array [N, …] without the array: what a tape keeps where no value is needed.
+    """The shape and dtype of an array [N, …], kept on a tape where the values are not needed.
 
-    A tuple of whatever is kept beside them, empty by default: a node of a tree without leaves then, which costs no
-    memory and no operation. A loop stacks what is kept, and leaves the shape as it is in each pass.
+    A tuple of the arrays kept with them, by default none: then a node of a pytree without leaves, which costs no memory
+    and no operation. A loop stacks the kept arrays; the shape remains that of one pass.
     """
 
     shape: Shape
@@ -42,7 +42,7 @@ class Outline(tuple[Any, ...]):
 
 
 def all_along(axis: int | None, tree: Tree) -> Tree:
-    """The tree with this axis in place of each array."""
+    """The tree with `axis` in place of each array."""
     return jax.tree.map(lambda _: axis, tree)
 
 
@@ -52,12 +52,12 @@ def first_axes(layer: Any, tape: Tree) -> Tree:
 
 
 def coupled(kind: str) -> LayerError:
-    """What a layer raises that is asked for one example where there is none by itself."""
+    """The error of a layer whose tape cannot be split into examples."""
     return LayerError(kind, "couples the examples of a batch: none can be cut out of its tape")
 
 
 def one_of(tree: Tree, axes: Tree, n: Array) -> Tree:
-    """The n-th example, as a batch of one: of each array along its axis, or all of it where that is None.
+    """The n-th example as a batch of one: a slice of each array along its axis, all of it where that is None.
 
     >>> import jax.numpy as jnp
     >>> tape = Outline((3, 2), jnp.float32, jnp.arange(6).reshape(2, 3), jnp.arange(2))  # an axis of time comes first
@@ -66,7 +66,7 @@ def one_of(tree: Tree, axes: Tree, n: Array) -> Tree:
     ((1, 2), [[2], [5]], [0, 1])
     """
 
-    def cut(part: Any, axis: Any) -> Any:
+    def cut(part: Tree, axis: Tree) -> Tree:
         if axis is None:
             return part
         if isinstance(part, Outline):
@@ -74,6 +74,8 @@ def one_of(tree: Tree, axes: Tree, n: Array) -> Tree:
             return Outline((1, *part.shape[1:]), part.dtype, *kept)
         slice_of = lambda part, n: jax.lax.dynamic_slice_in_dim(part, n, 1, axis)  # noqa: E731
         divided = axes_of(part)
-        return placed(slice_of, part, n, axes=(*divided[:axis], None, *divided[axis + 1 :]))  # one is not divided
+        return placed(
+            slice_of, part, n, axes=(*divided[:axis], None, *divided[axis + 1 :])
+        )  # an axis of size 1 is not divided
 
     return jax.tree.map(cut, tree, axes, is_leaf=lambda part: isinstance(part, Outline))

@@ -1,10 +1,11 @@
-"""A layer's autodiff twin, its backward replaced by `jax.vjp` of its forward; and layers of a user's own.
+"""Autodiff twins, layers with `jax.vjp` of their forward for a backward, and user-defined layers.
 
-The twin is the reference for a rule derived by hand, and what a user's layer is that has none.
+A twin is the reference for a hand-derived rule; a user's layer without a backward is its own twin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from jaxnn.placement import on_mesh
 from jaxnn.records import Record, written
 from jaxnn.shapes import check_delta
 from jaxnn.tapes import all_along, coupled
-from jaxnn.types import Array, DType, Forward, InShape, Key, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, ForwardRule, InShape, Key, Params, State, Tree
 from jaxnn.wrapping import within
 
 
@@ -28,36 +29,36 @@ class _Tape(NamedTuple):
     """All that `jax.vjp` needs to run a forward again."""
 
     state: State
-    x: Any
-    rng: Any
-    flags: Any  # of shape (0, whether in training, whether this batch's examples depend on each other)
-    y: Any  # its outlines
+    x: Tree
+    rng: Key | None
+    flags: Array | None  # of shape (0, whether in training, whether this batch's examples depend on each other)
+    y: Tree  # outlines
 
 
 def _flags(train: bool, couples: bool = False) -> Array:
-    """A tape holds arrays only: flags travel as an empty array's shape."""
+    """Flags as the shape of an empty array, since tapes hold arrays only."""
     return jnp.zeros((0, int(train), int(couples)))
 
 
-def _axes(kind: str, tape: _Tape) -> Any:
-    """The `batch_axes` of a twin: x and y are cut, unless a batch is drawn for, or remembered, as a whole."""
+def _axes(kind: str, tape: Tree) -> Tree:
+    """The `batch_axes` of a twin; None where a key, or what may be a state [N, …], belongs to the batch as a whole."""
     if tape.flags.shape[2]:
         raise coupled(kind)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tape.x)}
-    remembered = any(
-        jnp.shape(leaf)[:1] in sizes for leaf in jax.tree.leaves(tape.state)
-    )  # a state [N, …], or it may be
-    if tape.rng is not None or len(sizes) != 1 or remembered:
+    by_example = any(jnp.shape(leaf)[:1] in sizes for leaf in jax.tree.leaves(tape.state))
+    if tape.rng is not None or len(sizes) != 1 or by_example:
         return None
     return _Tape(all_along(None, tape.state), all_along(0, tape.x), None, None, tape.y)
 
 
 class TwinForward(Record):
-    """A forward whose tape is what it was given."""
+    """A forward whose tape is its input."""
 
-    forward: Any
+    forward: ForwardRule
 
-    def __call__(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def __call__(
+        self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
+    ) -> Forward:
         y, new_state, _ = self.forward(params, state, x, train=train, rng=rng)
         return y, new_state, _Tape(state, x, rng, _flags(train), outline(y))
 
@@ -69,15 +70,15 @@ class TwinBackward(Record):
     """The backward of a layer by `jax.vjp` of its forward."""
 
     kind: str
-    forward: Any
+    forward: ForwardRule
 
-    def __call__(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def __call__(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         state, x, rng, flags, given = tape
         check_delta(self.kind, delta, given)
         leaves, structure = jax.tree.flatten(x)
         floats = [leaf for leaf in leaves if is_floating(leaf)]
 
-        def output(params: Params, floats: Any) -> Any:
+        def output(params: Params, floats: list[Array]) -> list[Array]:
             left = iter(floats)
             x = jax.tree.unflatten(structure, [next(left) if is_floating(leaf) else leaf for leaf in leaves])
             y, _, _ = self.forward(params, state, x, train=bool(flags.shape[1]), rng=rng)
@@ -93,9 +94,9 @@ class TwinBackward(Record):
 
 
 class autodiff_twin(Layer):
-    """The same layer with its backward replaced by `jax.vjp` of its forward: the reference for a hand rule.
+    """The same layer with its backward replaced by `jax.vjp` of its forward: the reference for a hand-derived rule.
 
-    A combinator becomes one leaf, its children's hand-derived rules unused. For the twin of every leaf,
+    A combinator becomes one leaf, which does not use its children's hand-derived rules. For the twin of every leaf,
     `map_layers(autodiff_twin, net)`. The twin's tape is its input, and its backward runs the forward again.
 
     >>> from jaxnn import dense
@@ -117,18 +118,18 @@ class autodiff_twin(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self.layer.init(key, in_shape, dtype)
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         y, new_state, tape = self.layer.forward(params, state, x, train=train, rng=rng)
         return y, new_state, _Tape(state, x, rng, _flags(train, self._couples(tape)), outline(y))
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         return TwinBackward(self.kind, self.layer.forward)(params, tape, delta)
 
     def batch_axes(self, tape: Tree) -> Tree:
         return _axes(self.kind, tape)
 
     def _couples(self, tape: Tree) -> bool:
-        """Whether the layer's own tape says so."""
+        """Whether the layer couples the examples of its own tape."""
         if not self.couples_batch:
             return False
         try:
@@ -139,7 +140,7 @@ class autodiff_twin(Layer):
 
 
 class OwnLayer(Layer):
-    """A layer of a user's functions; without a backward its own twin."""
+    """A layer made of a user's functions; without a backward it is its own twin."""
 
     shown_as = "Layer"
 
@@ -151,7 +152,7 @@ class OwnLayer(Layer):
     name: str | None = None
     children: tuple[Layer, ...] = ()
     child_names: tuple[str, ...] = ()
-    rebuild: Any = None
+    rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
     passes: int | None = None
     stacks: bool = False
     in_sequence: bool = False

@@ -1,4 +1,4 @@
-"""Layers that hold another one: what they pass on of it, and the one whose rules are replaced."""
+"""Layers that wrap another one: the attributes that they pass on, and the replacement of rules."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnn.aliases import DType, Forward, InShape, Key, Params, State, Tree
+from jaxnn.aliases import BackwardRule, DType, Forward, ForwardRule, InitRule, InShape, Key, Params, State, Tree
 from jaxnn.interfaces import Layer
 from jaxnn.records import written
 
 
 def within(attribute: str) -> Any:
-    """The attribute of the layer that a layer holds as its field `layer`."""
+    """The attribute of the wrapped layer, the field `layer`."""
     return cached_property(lambda self: getattr(self.layer, attribute))
 
 
 class with_rules(Layer):
-    """A layer some rules of which are replaced: by the user, to try another derivation, or by an instrument.
+    """A layer with some of its rules replaced: by the user, to try another derivation, or by a reading.
 
-    It is a leaf, whatever it wraps, of the same kind and name, and answers nothing else about itself.
+    It is a leaf, whatever it wraps, of the same kind and name; no other attributes of the layer are passed on.
 
     Args:
         layer: the layer.
-        init: takes the place of `layer.init`.
-        forward: of `layer.forward`; of both, if the tape changes, `backward` too.
-        backward: of `layer.backward`.
+        init: replaces `layer.init`.
+        forward: replaces `layer.forward`; if the tape changes, replace `backward` too.
+        backward: replaces `layer.backward`.
 
     >>> import jax.numpy as jnp
     >>> from jaxnn import dense
@@ -37,16 +37,16 @@ class with_rules(Layer):
     """
 
     layer: Layer
-    replaced: tuple[tuple[str, Callable[..., Any]], ...]
+    replaced: tuple[tuple[str, Callable[..., Tree]], ...]
 
     def __init__(
         self,
         layer: Layer,
-        replaced: tuple[tuple[str, Callable[..., Any]], ...] = (),
+        replaced: tuple[tuple[str, Callable[..., Tree]], ...] = (),
         *,
-        init: Callable[..., Any] | None = None,
-        forward: Callable[..., Any] | None = None,
-        backward: Callable[..., Any] | None = None,
+        init: InitRule | None = None,
+        forward: ForwardRule | None = None,
+        backward: BackwardRule | None = None,
     ) -> None:
         if not isinstance(layer, Layer):
             raise TypeError(f"with_rules: expected a Layer, got {layer!r}")
@@ -66,16 +66,16 @@ class with_rules(Layer):
     def by_autodiff(self) -> bool:
         return self.layer.by_autodiff and "backward" not in dict(self.replaced)
 
-    def _rule(self, name: str) -> Callable[..., Any]:
+    def _rule(self, name: str) -> Callable[..., Tree]:
         return dict(self.replaced).get(name) or getattr(self.layer, name)
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self._rule("init")(key, in_shape, dtype)
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return self._rule("forward")(params, state, x, train=train, rng=rng)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         return self._rule("backward")(params, tape, delta)
 
     def batch_axes(self, tape: Tree) -> Tree:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxnn.layers.convolution.algorithms import input_gradient, kernel_gradient
-from jaxnn.layers.convolution.windows import place
+from jaxnn.layers.convolution.windows import windows_on
 
 STRIDED, DILATED = "conv, strides that leave inputs over", "conv, dilated, padded by hand"
 
@@ -51,9 +51,9 @@ def misplaced(windows, part, **change):
     return backward
 
 
-SAME = place("conv", (4, 5), (3, 3), (1, 1), (1, 1), "same")
-STRIDES = place("conv", (6, 7), (3, 2), (2, 3), (1, 1), "valid")
-DILATION = place("conv", (4, 5), (2, 3), (1, 1), (2, 2), ((1, 2), (0, 3)))
+SAME = windows_on("conv", (4, 5), (3, 3), (1, 1), (1, 1), "same")
+STRIDES = windows_on("conv", (6, 7), (3, 2), (2, 3), (1, 1), "valid")
+DILATION = windows_on("conv", (4, 5), (2, 3), (1, 1), (2, 2), ((1, 2), (0, 3)))
 SHIFTED = ((2, 0), (1, 1))
 
 

@@ -268,7 +268,7 @@ def test_random_layers_agree_with_autodiff_and_twins():
 
 
 def test_the_name_hash_is_the_same_in_every_process():
-    code = "from jaxnn.checks import name_hash; print(name_hash('encoder'), name_hash('dense_0'))"
+    code = "from jaxnn.keys import name_hash; print(name_hash('encoder'), name_hash('dense_0'))"
     runs = [
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

@@ -197,5 +197,7 @@ def test_initializers_and_activations_keep_to_their_shapes():
     with pytest.raises(ValueError, match=r"layer 'dense_0' expects w_init to give \(4, 2\), got \(1,\)"):
         serial(dense(2, w_init=lambda key, shape, dtype: jnp.ones(1))).init(KEY, (4,))
     total = jaxnn.Activation("total", lambda z: z.sum(-1, keepdims=True), lambda z, h: jnp.ones_like(z))
-    with pytest.raises(ValueError, match=r"layer 'total_0' must act on every element alone, got \(1, 2\) -> \(1, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"layer 'total_0' must act on each element separately, got \(1, 2\) -> \(1, 1\)"
+    ):
         serial(dense(2), total, dense(3)).init(KEY, (4,))

@@ -14,7 +14,7 @@ from jaxnn import conv, serial
 from jaxnn.layers.convolution import algorithms as rules
 from jaxnn.layers.convolution import choice
 from jaxnn.layers.convolution.choice import CASES, PLAIN, Sizes, computed
-from jaxnn.layers.convolution.windows import place
+from jaxnn.layers.convolution.windows import windows_on
 
 SETTINGS = {
     "same": ((6, 5, 2), (3, 2), {}),
@@ -84,7 +84,7 @@ def test_values_are_the_formula_s(name):
         _, kernel, how = SETTINGS[name]
         each = lambda value: value if isinstance(value, tuple) else (value,) * len(kernel)
         settings = each(how.get("stride", 1)), each(how.get("dilation", 1)), how.get("padding", "same")
-        windows = place("conv", x.shape[1:-1], kernel, *settings)
+        windows = windows_on("conv", x.shape[1:-1], kernel, *settings)
         expected = by_loops(x, params["w"], params["b"], windows, how.get("groups", 1))
         close(output(layer, params, state, x), expected, FLOAT64, "loops")
 
@@ -150,7 +150,7 @@ PLACES = {  # D, K, stride, dilation, padding
 
 def placed(name, channels=2, groups=1):
     """The windows, and x, w and δ by chance: three examples, five features or four in groups."""
-    windows, features = place("conv", *PLACES[name]), 5 if groups == 1 else 4
+    windows, features = windows_on("conv", *PLACES[name]), 5 if groups == 1 else 4
     draw = np.random.default_rng(0).normal
     shapes = (
         (3, *windows.inputs, channels),
@@ -170,7 +170,7 @@ NEIGHBOURS = [
     (name, together)
     for name, (_, _, stride, dilation, _) in PLACES.items()
     for together in (1, 2, 3, 4)
-    if stride[-1] == dilation[-1] == 1 and place("conv", *PLACES[name]).positions[-1] % together == 0
+    if stride[-1] == dilation[-1] == 1 and windows_on("conv", *PLACES[name]).positions[-1] % together == 0
 ]
 
 
@@ -198,7 +198,7 @@ def test_neighbouring_windows_as_one_product(monkeypatch, name, together):
     ],
 )
 def test_as_many_neighbours_as_are_worth_it(width, taps, stride, dilation, expected):
-    windows = place("conv", (5, width), (3, taps), (1, stride), (1, dilation), "same")
+    windows = windows_on("conv", (5, width), (3, taps), (1, stride), (1, dilation), "same")
     assert rules.neighbours(windows) == expected
 
 
@@ -269,7 +269,7 @@ def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
     delta_in, grads = run(layer.backward)(params, tape, delta)
     assert tuple(called) == expected
     plain_in, plain = run(layer.plain.backward)(params, tape, delta)
-    windows = place("conv", inputs, kernel, (stride,) * len(kernel), (1,) * len(kernel), padding)
+    windows = windows_on("conv", inputs, kernel, (stride,) * len(kernel), (1,) * len(kernel), padding)
     plain_z = run(lambda x, w: rules.correlate(x, w, windows, groups))(x, params["w"])
     close(z, plain_z, FLOAT32, "forward")
     close((delta_in, grads), (plain_in, plain), FLOAT32, "backward")
@@ -278,7 +278,7 @@ def test_which_algorithm_is_taken_and_what_it_gives(monkeypatch, name):
 @pytest.mark.parametrize("examples_at_a_time", [1, 2, 5, 8])
 def test_products_are_formed_a_few_examples_at_a_time(monkeypatch, examples_at_a_time):
     """Five examples, so that chunks of two leave one over."""
-    windows = place("conv", (6, 5), (3, 2), (2, 1), (1, 2), ((1, 0), (1, 1)))
+    windows = windows_on("conv", (6, 5), (3, 2), (2, 1), (1, 2), ((1, 0), (1, 1)))
     draw = np.random.default_rng(0).normal
     delta, w = (draw(size=size).astype("float32") for size in ((5, *windows.positions, 4), (3, 2, 3, 4)))
     one = 4 * int(np.prod(windows.positions)) * 3 * 2 * 3
@@ -308,7 +308,7 @@ def test_causal_outputs_do_not_see_the_future():
 
 def test_same_keeps_the_size_and_strides_divide_it():
     for n, kernel, stride, dilation in itertools.product((1, 5, 8), (1, 2, 5), (1, 2, 3), (1, 2)):
-        windows = place("conv", (n,), (kernel,), (stride,), (dilation,), "same")
+        windows = windows_on("conv", (n,), (kernel,), (stride,), (dilation,), "same")
         assert windows.positions == (-(-n // stride),)
 
 

@@ -31,7 +31,7 @@ from jaxnn import (
     with_rules,
 )
 from jaxnn import factors as factors_module
-from jaxnn.factors import Explicit, Factor, Outer, Rows, beside, generic
+from jaxnn.factors import Explicit, Factor, Outer, Rows, combined, generic
 from jaxnn.layers.convolution.windowed import Windowed
 from jaxnn.passes import readings
 from jaxnn.passes.parts import (
@@ -226,7 +226,7 @@ def test_uses_are_joined_before_they_are_squared():
     assert factor.d.shape == (N, 2, 3)
     apart = [Outer(factor.a[:, i : i + 1], factor.d[:, i : i + 1]) for i in range(2)]
     assert abs(sum(use.squared_norms() for use in apart) - factor.squared_norms()).min() > 1e-3
-    np.testing.assert_allclose(beside(apart).squared_norms(), factor.squared_norms(), rtol=1e-6)
+    np.testing.assert_allclose(combined(apart).squared_norms(), factor.squared_norms(), rtol=1e-6)
 
 
 def test_uses_of_different_kinds_are_joined():
@@ -240,9 +240,9 @@ def test_uses_of_different_kinds_are_joined():
             y, _, tape = layer.forward(params, (), x)
             uses.append(layer.factors(params, tape, y)["w"])
         assert all(isinstance(use, Windowed) for use in uses)
-        both = beside(uses)
+        both = combined(uses)
         close(both.one_by_one(), uses[0].one_by_one() + uses[1].one_by_one(), FLOAT64, "both")
-        close(beside([both, both]).squared_norms(), 4 * both.squared_norms(), FLOAT64, "twice")
+        close(combined([both, both]).squared_norms(), 4 * both.squared_norms(), FLOAT64, "twice")
         assert isinstance(both, Explicit)
 
 

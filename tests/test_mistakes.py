@@ -540,7 +540,7 @@ PADDINGS = [
     (lambda: conv(4, (3, 3), padding=[1]), "padding=((1, 1), (1, 1))"),
     (lambda: max_pool((2, 2), padding=1), "padding=((1, 1), (1, 1))"),
     (lambda: avg_pool((2,), padding=1), "padding=((1, 1),)"),
-    (lambda: conv(4, (3, 3), padding="SAME"), "'same' is meant"),
+    (lambda: conv(4, (3, 3), padding="SAME"), "did you mean 'same'?"),
     (lambda: conv(4, 3), "(3, 3) for images"),
     (lambda: max_pool(2), "(2,) for sequences, (2, 2) for images"),
     (lambda: jaxnn.upsample(2), "(2, 2) for images"),

@@ -10,7 +10,7 @@ from draws import normal
 from laws import FLOAT32, FLOAT64, close, evaluated
 
 from jaxnn import autodiff_twin, avg_pool, global_avg_pool, global_max_pool, max_pool, serial, upsample
-from jaxnn.layers.convolution.windows import place
+from jaxnn.layers.convolution.windows import windows_on
 
 SETTINGS = {
     "tiles": ((6, 4, 2), (2, 2), None, "valid"),
@@ -52,7 +52,7 @@ def given(name, dtype="float32"):
 
 def seen(x, window, stride, padding):
     """(position, the inputs that its window sees, in row-major order) by loops."""
-    windows = place("pool", x.shape[1:-1], window, stride or window, (1,) * len(window), padding)
+    windows = windows_on("pool", x.shape[1:-1], window, stride or window, (1,) * len(window), padding)
     for p in itertools.product(*map(range, windows.positions)):
         places = []
         for k in itertools.product(*map(range, window)):

@@ -1,10 +1,9 @@
-"""Layers side by side on the same input: a layer and a connection around it, or branches that are joined."""
+"""Layers in parallel on the same input: a layer and a skip connection, or branches that are joined."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +27,13 @@ from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params,
 
 
 class residual(Layer):
-    """A layer with a connection around it.
+    """A layer with a skip connection.
 
-    Forward:   y = f(x) + s(x), s the identity unless a skip is given.
-    Backward:  δ_in = ∂f/∂xᵀ δ + ∂s/∂xᵀ δ, with the identity's being δ itself.
+    Forward:   y = f(x) + s(x), s the identity by default.
+    Backward:  δ_in = ∂f/∂xᵀ δ + ∂s/∂xᵀ δ, the second term δ itself for the identity.
 
-    Without a skip, parameters are the layer's own; with one they are `{"body": …, "skip": …}`, whatever the two are
-    named. Of `Sequences` the values are added; mask and initial state are what f hands on.
+    Without a skip, parameters are the layer's own; with one they are `{"body": …, "skip": …}`, whatever the names of
+    the two. Of `Sequences` the values are added; f passes on mask and initial state.
 
     Args:
         layer: f; without a skip its output must have x's shape and dtype.
@@ -77,7 +76,7 @@ class residual(Layer):
         jax.eval_shape(self.forward, params, state, input_spec(in_shape, dtype))  # raises where it does not fit
         return params, state
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         if self.skip is not None:
             return _forward_beside(self, "sum", params, state, x, train, rng)
         y, state, tape = self.layer.forward(params, state, x, train=train, rng=rng)
@@ -86,10 +85,10 @@ class residual(Layer):
         integers = [describe(leaf) for leaf in jax.tree.leaves(new) if not is_floating(leaf)]
         if integers:
             raise LayerError("residual", f"adds x and f(x), which must be floats, got {', '.join(integers)}")
-        y = with_values(y, jax.tree.map(jnp.add, values, new))  # a mask and an initial state are handed on by f
+        y = with_values(y, jax.tree.map(jnp.add, values, new))  # f passes on mask and initial state
         return y, state, tape
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         if self.skip is not None:
             return _backward_beside(self, "sum", params, tape, delta)
         delta_in, grads = self.layer.backward(params, tape, delta)
@@ -102,13 +101,13 @@ class residual(Layer):
 
 
 class parallel(OfSeveral):
-    """Layers side by side on the same input.
+    """Layers in parallel on the same input.
 
     Forward:   y = [f₁(x), …, f_B(x)] along the last axis (`join="concat"`), or Σ_b f_b(x) (`join="sum"`).
     Backward:  δ_in = Σ_b ∂f_b/∂xᵀ δ_b, with δ_b the branch's part of δ, or δ itself for the sum.
 
     Parameters and state are dicts by name, as in `serial`. Of branches that return `Sequences` the values are joined;
-    mask and initial state are those of the first that hands them on.
+    mask and initial state are those of the first branch that returns them.
 
     Args:
         *layers: at least one layer; Activation records are accepted too.
@@ -142,10 +141,10 @@ class parallel(OfSeveral):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return _init_beside(self, key, in_shape, dtype)
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return _forward_beside(self, self.join, params, state, x, train, rng)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         return _backward_beside(self, self.join, params, tape, delta)
 
     def batch_axes(self, tape: Tree) -> Tree:
@@ -166,7 +165,7 @@ def _init_beside(of: Layer, key: Key, in_shape: InShape, dtype: DType) -> tuple[
 
 
 def _forward_beside(
-    of: Layer, join: str, params: Params, state: State, x: Any, train: bool, rng: Key | None
+    of: Layer, join: str, params: Params, state: State, x: Tree, train: bool, rng: Key | None
 ) -> Forward:
     outputs, states, tape = {}, {}, {}
     for name, layer in _branches(of):
@@ -175,7 +174,7 @@ def _forward_beside(
     return y, entries(states, state), (tape, outline((y, list(outputs.values()))))
 
 
-def _backward_beside(of: Layer, join: str, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+def _backward_beside(of: Layer, join: str, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
     tapes, (y, outputs) = tape
     check_delta(of.kind, delta, y)
     delta_in, grads = None, {}
@@ -193,8 +192,8 @@ def _axes_beside(of: Layer, tape: Tree) -> Tree:
     return None if axes is None else (axes, outputs)
 
 
-def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:
-    """The branches' outputs as one; nothing is broadcast."""
+def _joined(kind: str, join: str, outputs: dict[str, Tree]) -> Tree:
+    """The joined outputs of the branches; nothing is broadcast."""
     axes = -1 if join == "concat" else None
     first, *others = (values_of(y) for y in outputs.values())
     parts = {name: type(y).__name__ for name, y in outputs.items() if not hasattr(values_of(y), "shape")}
@@ -208,10 +207,10 @@ def _joined(kind: str, join: str, outputs: dict[str, Any]) -> Any:
     return joined(kind, values, outputs)
 
 
-def _parted(join: str, delta: Any, outputs: list[Any]) -> list[Any]:
-    """The part of δ that each branch gave rise to; that of an initial state is of the first that handed it on."""
+def _parted(join: str, delta: Tree, outputs: list[Tree]) -> list[Tree]:
+    """δ of each branch; that of an initial state belongs to the first branch that returned it."""
     values, deltas = values_of(delta), [values_of(delta)] * len(outputs)
     widths = [values_of(y).shape[-1] for y in outputs]
-    if join == "concat" and is_given(values):  # () of whole numbers
+    if join == "concat" and is_given(values):  # () of integers
         deltas = jnp.split(values, list(itertools.accumulate(widths))[:-1], axis=-1)
     return parted(delta, deltas, outputs)

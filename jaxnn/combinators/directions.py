@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,26 +10,26 @@ from jaxnn.combinators.parts import as_layers, axes_of_children, backward_of, en
 from jaxnn.errors import LayerError
 from jaxnn.sequences import both_ways, of_both_ways, turned, values_of, with_values
 from jaxnn.shapes import check_delta, check_input_deltas
-from jaxnn.types import DType, Forward, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 NAMES = ("forward", "backward")
 
 
 class bidirectional(Layer):
-    """A recurrent layer that reads the sequence from its beginning, and one like it that reads it from its end.
+    """Two recurrent layers, one that reads the sequence forwards and one that reads it backwards.
 
     Forward, x [N, T, D] → y [N, T, 2H], or [N, 2H] of a layer that returns the last state:
 
-        y = [f(x), R g(R x)]      R turns time round; the last state of g is that after the first step
+        y = [f(x), R g(R x)]      R reverses time; the last state of g is that at step 1
 
     Backward, δ = [δ_f, δ_g]:  ∂C/∂x = ∂f/∂xᵀ δ_f + R ∂g/∂xᵀ R δ_g.
 
-    Parameters are `{"forward": …, "backward": …}`, each the layer's own. A mask is turned round with the values; an
+    Parameters are `{"forward": …, "backward": …}`, each the layer's own. A mask is reversed with the values; an
     initial state is a pair, (f's, g's).
 
     Args:
         layer: `rnn`, `gru` or `lstm`, or a network of them, that returns sequences or the last state.
-        reverse: the layer that reads from the end, where it is not one like the other.
+        reverse: the layer that reads backwards, by default one equal to the other.
 
     Raises:
         ValueError: if the layer returns something else, or x is not a sequence.
@@ -67,7 +65,7 @@ class bidirectional(Layer):
             params[name], state[name] = init_of(name, layer, key, part, dtype)
         return entries(params) or {}, entries(state)
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         there, back = both_ways("bidirectional", x)
         outputs, states, tape = {}, {}, {}
         for name, layer, part in zip(NAMES, self.children, (there, turned(back)), strict=True):
@@ -76,7 +74,7 @@ class bidirectional(Layer):
         y = of_both_ways("bidirectional", values, outputs)
         return y, entries(states, state), (tape, outline(y))
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         tape, y = tape
         check_delta("bidirectional", delta, y)
         halves = _in_time(*jnp.split(_array(delta), 2, axis=-1))
@@ -95,7 +93,7 @@ class bidirectional(Layer):
         return None if axes is None else (axes, tape[1])
 
 
-def _array(y: Any) -> Any:
+def _array(y: Tree) -> Array:
     values = values_of(y)
     if not hasattr(values, "ndim"):
         advice = "a layer that returns sequences or the last state"
@@ -103,6 +101,6 @@ def _array(y: Any) -> Any:
     return values
 
 
-def _in_time(there: Any, back: Any) -> list[Any]:
-    """Both, the second turned round where they are in time, [N, T, H] and not [N, H]; x may be tokens [N, T]."""
+def _in_time(there: Array, back: Array) -> list[Array]:
+    """Both, the second reversed where they have a time axis, [N, T, H]; the last states [N, H] have none."""
     return [there, turned(back) if back.ndim == 3 else back]

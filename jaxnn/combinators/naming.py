@@ -1,10 +1,10 @@
-"""Layers under names of the user's."""
+"""Layers named by the user."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
 from functools import cached_property
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -14,7 +14,7 @@ from jaxnn.wrapping import within
 
 
 class named(Layer):
-    """The same layer under a name of the user's, which becomes its key in parameters, state and readings.
+    """The same layer under a name given by the user, its key in parameters, state and readings.
 
     Raises:
         ValueError: if name is empty or holds a "/", which separates the parts of a path.
@@ -38,7 +38,7 @@ class named(Layer):
     uncounted, look = map(within, ("uncounted", "look"))
 
     @cached_property
-    def rebuild(self) -> Any:
+    def rebuild(self) -> Callable[[tuple[Layer, ...]], Layer] | None:
         if self.layer.rebuild is None:
             return None
         return lambda children: named(self.name, self.layer.rebuild(children))
@@ -46,13 +46,13 @@ class named(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self.layer.init(key, in_shape, dtype)
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return self.layer.forward(params, state, x, train=train, rng=rng)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         return self.layer.backward(params, tape, delta)
 
-    def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
+    def factors(self, params: Params, tape: Tree, delta: Tree) -> Tree:
         return self.layer.factors(params, tape, delta)
 
     def batch_axes(self, tape: Tree) -> Tree:
@@ -60,10 +60,10 @@ class named(Layer):
 
 
 def bare(layer: Layer) -> Layer:
-    """The layer without a name of the user's."""
+    """The layer without a name given by the user."""
     return layer.layer if isinstance(layer, named) else layer
 
 
 def with_name(name: str | None, layer: Layer) -> Layer:
-    """The layer under this name, whatever it had before; without one for None."""
+    """The layer under this name in place of any other; without a name for None."""
     return bare(layer) if name is None else named(name, layer)

@@ -1,4 +1,4 @@
-"""What combinators are made with: their children and the children's names, keys, entries and shapes."""
+"""Parts that combinators share: children, and their names, keys, entries and shapes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxnn.keys import as_key, layer_key, name_hash
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.mistakes import array_leaves, is_factory, is_function
 from jaxnn.trees import describe
-from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tagged, Tree
+from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
-def as_layers(kind: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
-    """The layers, activations made into such."""
+def as_layers(kind: str, layers: Sequence[Layer | Activation]) -> tuple[Layer, ...]:
+    """The layers, Activation records converted to layers."""
     for layer in layers:
         if not isinstance(layer, (Layer, Activation)):
             hint = "; a factory needs its parentheses, flatten()" if is_function(layer) else ""
@@ -32,7 +32,7 @@ def as_layers(kind: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
 
 
 def names_of(kind: str, children: tuple[Layer, ...]) -> tuple[str, ...]:
-    """A name for each child: the user's, or its kind and how many unnamed ones of that kind came before."""
+    """A name for each child: the user's, or its kind and the number of unnamed ones of that kind before it."""
     names: list[str] = []
     counts: dict[str, int] = {}
     for child in children:
@@ -47,15 +47,15 @@ def names_of(kind: str, children: tuple[Layer, ...]) -> tuple[str, ...]:
 
 
 def entry(tree: Tree, name: str, empty: Tree) -> Tree:
-    """What a child has in params or state, or empty."""
+    """The entry of a child in params or state, or `empty`."""
     return tree[name] if isinstance(tree, dict) and name in tree else empty
 
 
 def entries(parts: dict[str, Tree], given: Tree = None) -> Tree:
     """The parts that are not exactly `{}` or `()`, or ().
 
-    `given` are the parameters or the state that the parts are like: what has an entry there keeps it, so that trees
-    like those of `init` come back, and what has none gets one only if it holds an array.
+    `given` are the parameters or the state that the parts correspond to: a part with an entry there is kept, so that
+    the tree has the structure that `init` gave, and one without only if it holds an array.
     """
     if isinstance(given, dict):
         kept = lambda name, part: name in given or _holds_arrays(part)  # noqa: E731
@@ -67,7 +67,7 @@ def entries(parts: dict[str, Tree], given: Tree = None) -> Tree:
 
 
 def _is_empty(part: Tree) -> bool:
-    """Whether it is exactly `{}` or `()`, which say that there is nothing: another structure says something."""
+    """Whether it is exactly `{}` or `()`; another structure without arrays is kept."""
     return type(part) in (dict, tuple) and not part
 
 
@@ -75,8 +75,8 @@ def _holds_arrays(part: Tree) -> bool:
     return bool(jax.tree.leaves(part, is_leaf=is_tagged))
 
 
-def axes_of_children(of: Layer, tapes: dict[str, Tree]) -> Any:
-    """The `batch_axes` of each child by name; None if one's are not known."""
+def axes_of_children(of: Layer, tapes: dict[str, Tree]) -> dict[str, Tree] | None:
+    """The `batch_axes` of each child by name; None if any are unknown."""
     axes = {}
     for name, layer in zip(of.child_names, of.children, strict=True):
         with inside(name):
@@ -85,12 +85,12 @@ def axes_of_children(of: Layer, tapes: dict[str, Tree]) -> Any:
 
 
 def child_key(key: Key, name: str) -> Key:
-    """The key from which the child called name is initialised."""
+    """The key that initialises the child called name."""
     return jax.random.fold_in(as_key(key), name_hash(name))
 
 
-def pass_key(rng: Key | None, i: Any) -> Key | None:
-    """The key of the i-th use of a layer; None where there is no randomness."""
+def pass_key(rng: Key | None, i: Array) -> Key | None:
+    """The key of the i-th use of a layer; None without a key."""
     return None if rng is None else jax.random.fold_in(as_key(rng), i)
 
 
@@ -100,26 +100,28 @@ def init_of(name: str, child: Layer, key: Key, in_shape: InShape, dtype: DType) 
         return child.init(child_key(key, name), in_shape, dtype)
 
 
-def forward_of(name: str, child: Layer, params: Params, state: State, x: Any, train: bool, rng: Key | None) -> Forward:
-    """Its forward pass; the combinator's params, state and key are given."""
+def forward_of(name: str, child: Layer, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> Forward:
+    """Forward pass of the child called name, from the combinator's params, state and key."""
     with inside(name), jax.named_scope(name):
         own = entry(params, name, {}), entry(state, name, ())
         return child.forward(*own, x, train=train, rng=layer_key(rng, name))
 
 
-def backward_of(name: str, child: Layer, params: Params, tapes: dict[str, Tree], delta: Any) -> tuple[Any, Params]:
-    """Its backward pass; the combinator's params and tapes are given."""
+def backward_of(name: str, child: Layer, params: Params, tapes: dict[str, Tree], delta: Tree) -> tuple[Tree, Params]:
+    """Backward pass of the child called name, from the combinator's params and tapes."""
     with inside(name), jax.named_scope(name):
         return child.backward(entry(params, name, {}), tapes[name], delta)
 
 
 class OfSeveral(Layer):
-    """What `serial` and `parallel` have in common: any number of children, whose names must differ."""
+    """Base of `serial` and `parallel`: any number of children, whose names must differ."""
 
     layers: tuple[Layer, ...]
     spread = True
 
-    def _given(self, one_by_one: Sequence[Any], layers: Sequence[Any], **settings: Any) -> None:
+    def _given(
+        self, one_by_one: Sequence[Layer | Activation], layers: Sequence[Layer | Activation], **settings: str
+    ) -> None:
         if one_by_one and layers:
             raise TypeError(f"{self.kind}: give layers one by one or as layers=, not both")
         layers = one_by_one or layers
@@ -141,7 +143,7 @@ class OfSeveral(Layer):
 
 
 def shape_of(spec: Tree) -> InShape:
-    """`in_shape` of a batched spec, its first axis taken off."""
+    """`in_shape` of a batched spec, without its first axis."""
     if isinstance(spec, jax.ShapeDtypeStruct) and jnp.issubdtype(spec.dtype, jnp.floating):
         return spec.shape[1:]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), spec)
@@ -153,7 +155,7 @@ def output_spec(layer: Layer, params: Params, state: State, spec: Tree) -> Tree:
     return jax.eval_shape(lambda params, state, x: layer.forward(params, state, x)[0], params, state, spec)
 
 
-def check_same(kind: str, x: Any, y: Any, advice: str = "") -> None:
+def check_same(kind: str, x: Tree, y: Tree, advice: str = "") -> None:
     """The output must have the input's shape and dtype."""
     structures: list[Any] = [jax.tree.structure(x), jax.tree.structure(y)]
     same = structures[0] == structures[1] and all(
@@ -170,5 +172,5 @@ def check_kept(kind: str, layer: Layer, variables: tuple[Params, State], spec: T
 
 
 def is_tagged(tree: Tree) -> bool:
-    """For `is_leaf`: instruments put a Tagged where a layer's own tree would be."""
+    """For `is_leaf`: in an instrumented network a Tagged replaces a layer's own tree."""
     return isinstance(tree, Tagged)

@@ -1,9 +1,8 @@
-"""Layers one after another: different ones, or one many times with parameters of its own each time or with the same."""
+"""Layers in sequence: different ones, or one layer n times with separate or with shared parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,19 +32,19 @@ from jaxnn.layers.dense import dense
 from jaxnn.mistakes import several
 from jaxnn.placement import scan
 from jaxnn.shapes import check_delta, input_spec
-from jaxnn.types import Activation, DType, Forward, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
+from jaxnn.types import Activation, Array, DType, Forward, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 
 class serial(OfSeveral):
-    """Layers one after another.
+    """Layers in sequence.
 
     Forward:   y = (f_L ∘ … ∘ f₂ ∘ f₁)(x).
     Backward:  δˡ⁻¹, gradsˡ = backwardˡ(δˡ)  for l = L … 1: the recursion of backpropagation.
 
     Parameters and state are dicts with one entry per layer that has any, by name: a name given by `named`,
-    else the kind and its count, dense_0, dense_1. An entry is left out only where the layer's `init` returned exactly
-    `{}` or `()`; forward and backward are then given `{}` for the parameters and `()` for the state. With no layers it
-    is the identity.
+    else the kind and its count, dense_0, dense_1. An entry is omitted only where the layer's `init` returned exactly
+    `{}` or `()`; its forward and backward then receive `{}` for the parameters and `()` for the state. Without layers
+    it is the identity.
 
     Args:
         *layers: layers; Activation records are accepted too.
@@ -79,13 +78,13 @@ class serial(OfSeveral):
                 spec = output_spec(layer, params[name], state[name], spec)
         return entries(params) or {}, entries(state)
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         states, tape = {}, {}
         for name, layer in self.each:
             x, states[name], tape[name] = forward_of(name, layer, params, state, x, train, rng)
         return x, entries(states, state), tape if self.layers else outline(x)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         grads = {}
         if not self.layers:
             check_delta("serial", delta, tape)
@@ -139,7 +138,7 @@ def mlp(
 
 
 class _ManyTimes(Layer):
-    """What `repeat` and `share` have in common."""
+    """Base of `repeat` and `share`."""
 
     layer: Layer
     n: int
@@ -165,14 +164,14 @@ class _ManyTimes(Layer):
 
 
 class repeat(_ManyTimes):
-    """The same kind of layer n times in sequence, each time with parameters of its own, stacked.
+    """A layer n times in sequence, each time with separate parameters.
 
     Forward: xᵢ₊₁ = f(θᵢ, xᵢ), a `lax.scan` over θ stacked on a leading axis of n. Backward: the reverse scan.
-    Compiles once whatever n is. Parameters, state and readings are the layer's, with a leading axis of n.
+    The layer is compiled once for any n. Parameters, state and readings are the layer's, with a leading axis of n.
 
     Args:
         layer: any layer whose output has its input's shape and dtype.
-        n: how often, at least 1.
+        n: the number of repetitions, at least 1.
 
     Raises:
         ValueError: if the layer changes the shape or dtype of x.
@@ -192,8 +191,8 @@ class repeat(_ManyTimes):
         )
         return params, state
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
-        def once(x: Any, args: tuple[Params, State, Any]) -> tuple[Any, tuple[State, Tree]]:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
+        def once(x: Tree, args: tuple[Params, State, Array]) -> tuple[Tree, tuple[State, Tree]]:
             params, state, i = args
             y, state, tape = self.layer.forward(params, state, x, train=train, rng=pass_key(rng, i))
             check_same("repeat", x, y)
@@ -202,22 +201,22 @@ class repeat(_ManyTimes):
         y, (state, tape) = scan(once, x, (params, state, jnp.arange(self.n)))
         return y, state, tape
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-        def once(delta: Any, args: tuple[Params, Tree]) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
+        def once(delta: Tree, args: tuple[Params, Tree]) -> tuple[Tree, Params]:
             return self.layer.backward(*args, delta)
 
         return scan(once, delta, (params, tape), length=self.n, reverse=True)
 
 
 class share(_ManyTimes):
-    """One layer n times in sequence, every time with the same parameters (tied weights).
+    """A layer n times in sequence, each time with the same parameters (tied weights).
 
     Forward: xᵢ₊₁ = f(θ, xᵢ); the state passes from use to use. Backward: ∂C/∂θ = Σᵢ ∂C/∂θᵢ, the sum over the uses.
     Parameters and state are the layer's own; readings get a leading axis of n, one entry per use.
 
     Args:
         layer: any layer whose output has its input's shape and dtype.
-        n: how often, at least 1.
+        n: the number of uses, at least 1.
 
     Raises:
         ValueError: if the layer changes the shape or dtype of x.
@@ -235,10 +234,10 @@ class share(_ManyTimes):
         tied, own, join = _split(params)
         return join(tied, [jax.tree.map(lambda leaf: jnp.stack([leaf] * self.n), part) for part in own]), state
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         tied, own, join = _split(params)
 
-        def once(carry: tuple[Any, State], args: tuple[Tree, Any]) -> tuple[tuple[Any, State], Tree]:
+        def once(carry: tuple[Tree, State], args: tuple[Tree, Array]) -> tuple[tuple[Tree, State], Tree]:
             (x, state), (own, i) = carry, args
             y, state, tape = self.layer.forward(join(tied, own), state, x, train=train, rng=pass_key(rng, i))
             check_same("share", x, y)
@@ -247,13 +246,13 @@ class share(_ManyTimes):
         (y, state), tape = scan(once, (x, state), (own, jnp.arange(self.n)))
         return y, state, tape
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         tied, own, join = _split(params)
         own_last, tape_last = jax.tree.map(lambda leaf: leaf[-1], (own, tape))
         spec = jax.eval_shape(lambda: self.layer.backward(join(tied, own_last), tape_last, delta)[1])
         total_spec, _, join_grads = _split(spec)
 
-        def once(carry: tuple[Any, Tree], args: tuple[Tree, Tree]) -> tuple[tuple[Any, Tree], Tree]:
+        def once(carry: tuple[Tree, Tree], args: tuple[Tree, Tree]) -> tuple[tuple[Tree, Tree], Tree]:
             (delta, total), (own, tape) = carry, args
             delta, grads = self.layer.backward(join(tied, own), tape, delta)
             added, noted, _ = _split(grads)
@@ -265,7 +264,7 @@ class share(_ManyTimes):
 
 
 def _split(tree: Tree) -> tuple[Tree, list[Tree], Callable[[Tree, list[Tree]], Tree]]:
-    """What all uses share, what each use has of its own, and how to put the two together again."""
+    """The parts of a tree that all uses share, those of each use, and the function that joins the two again."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_tagged)
     within = [_split(leaf.tied) if is_tagged(leaf) else None for leaf in leaves]  # a tagged layer may hold others
     tied = [leaf if parts is None else parts[0] for leaf, parts in zip(leaves, within, strict=True)]

@@ -1,4 +1,4 @@
-"""The one walk through a network: every layer in its place, and the same network of other layers."""
+"""Traversal of a network: every layer in its place, and the network with layers replaced."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Loop(NamedTuple):
     """A loop around a layer.
 
     Attributes:
-        n: how often it runs.
-        stacks: whether each pass has parameters of its own, on a leading axis (`repeat`), or all share them (`share`).
+        n: the number of passes.
+        stacks: whether each pass has separate parameters, on a leading axis (`repeat`), or all share them (`share`).
     """
 
     n: int
@@ -28,14 +28,14 @@ class Loop(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A layer, and where it is in a network.
+    """A layer and its place in a network.
 
     Attributes:
-        index: which child of which child it is, from the network down; () is the network itself.
-        names: the key of each of these; "" where a combinator adds no level of its own.
+        index: the indices of the children that lead to it from the network; () is the network itself.
+        names: the key of each of these; "" where a combinator adds no level.
         layer: the layer.
         loops: those around it, the outermost first.
-        reads_x: whether the network's own input is its input.
+        reads_x: whether its input is the network's input.
     """
 
     index: tuple[int, ...]
@@ -51,22 +51,22 @@ class Place:
 
     @property
     def label(self) -> str:
-        """The path as one word; of the network itself its name or kind."""
+        """The path as one string; for the network itself, its name or kind."""
         return "/".join(self.path) or self.layer.name or self.layer.kind
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it is not made of other layers."""
+        """Whether it contains no other layers."""
         return self.layer.rebuild is None
 
-    def of(self, tree: Tree, empty: Tree = ()) -> Any:
+    def of(self, tree: Tree, empty: Tree = ()) -> Tree:
         """Its part of a tree keyed like params; `empty` where it has none."""
         for name in self.path:
             tree = entry(tree, name, empty)
         return tree
 
     def put(self, tree: Tree, part: Tree) -> Tree:
-        """The tree with another part for it; as it is where it has none."""
+        """The tree with its part replaced; unchanged where it has none."""
         above = [tree]
         for name in self.path:
             if not isinstance(above[-1], dict) or name not in above[-1]:
@@ -78,9 +78,9 @@ class Place:
 
 
 def places(net: Layer, *, inner_first: bool = False) -> Iterator[Place]:
-    """Every layer of a network in its place, in the network's own order: combinators before what they are made of.
+    """Every layer of a network in its place, in the network's order, combinators before their children.
 
-    With `inner_first` they come behind it.
+    With `inner_first` they come after them.
 
     >>> from jaxnn import mlp, repeat
     >>> [(place.label, place.loops) for place in places(repeat(mlp([3]), 5))]
@@ -110,10 +110,9 @@ def leaves_of(net: Layer) -> Iterator[Place]:
 
 
 def rebuilt(f: Callable[[Layer, Place], Layer], net: Layer) -> Layer:
-    """The same network with `f(layer, place)` in place of every layer, the inner ones first.
+    """The network with `f(layer, place)` in place of every layer, the inner ones first.
 
-    `layer` is what there is by then, made of what f gave for its children; `place.layer` is the network's own. Names
-    given by the user are kept.
+    `layer` already has the replaced children; `place.layer` is the network's own. Names given by the user are kept.
     """
     new: dict[tuple[int, ...], Layer] = {}
     for place in places(net, inner_first=True):
@@ -127,7 +126,7 @@ def rebuilt(f: Callable[[Layer, Place], Layer], net: Layer) -> Layer:
 
 
 def map_layers(f: Callable[[Layer], Layer], net: Layer) -> Layer:
-    """The same network with `f(layer)` in place of every leaf layer; names given by the user are kept.
+    """The network with `f(layer)` in place of every leaf layer; names given by the user are kept.
 
     >>> from jaxnn import mlp, tanh
     >>> swap = lambda layer: tanh if layer.kind == "relu" else layer
@@ -141,9 +140,9 @@ def map_layers(f: Callable[[Layer], Layer], net: Layer) -> Layer:
 
 
 def leaf_layers(net: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
-    """Yields (path, layer) for every leaf layer in the network's own order.
+    """Yields (path, layer) for every leaf layer in the network's order.
 
-    The path is the layer's place in parameters, state and readings; () where the network is one leaf.
+    The path leads to the layer's entry in parameters, state and readings; () where the network is one leaf.
 
     >>> from jaxnn import mlp, residual
     >>> [("/".join(path), layer.kind) for path, layer in leaf_layers(residual(mlp([3, 3])))]
@@ -154,7 +153,7 @@ def leaf_layers(net: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
 
 
 def ordered_leaves(net: Layer, tree: Tree) -> dict[str, Any]:
-    """The leaves of a tree keyed like params, by path, in the network's own order.
+    """The leaves of a tree keyed like params, by path, in the network's order.
 
     Dict pytrees flatten in sorted order, dense_10 before dense_2; reports follow the network.
 

@@ -1,1 +1,1 @@
-"""The leaf layers: each states its formula, forward and backward within one screen, in the same letters."""
+"""Leaf layers: formula, forward and backward of each on one screen, in the same letters."""

@@ -1,4 +1,4 @@
-"""An elementwise activation as a layer of its own, so that δ at a dense layer's output is the textbook's δˡ."""
+"""Elementwise activations as separate layers, so that δ at a dense layer's output is the textbook's δˡ."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxnn.mistakes import factory_hint, is_factory
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
-from jaxnn.types import Activation, DType, Forward, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, Params, State, Tree
 
 
 @over_steps()
 class activation(Layer):
-    """A layer that applies an activation to every element.
+    """Elementwise activation, h = σ(z).
 
     Forward, z [N, …] → h [N, …]:  h = σ(z).    Backward, δ = ∂C/∂h:  ∂C/∂z = δ ⊙ σ′(z).
 
@@ -61,14 +61,14 @@ class activation(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return {}, ()
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         features(self.kind, x, at_least=1)
         h = self.function.value(x)
         if h.shape != x.shape:
-            raise LayerError(self.kind, f"must act on every element alone, got {x.shape} -> {h.shape}")
+            raise LayerError(self.kind, f"must act on each element separately, got {x.shape} -> {h.shape}")
         return h, state, (x, h)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         z, h = tape
         check_delta(self.kind, delta, h)
         return delta * self.function.slope(z, h), {}

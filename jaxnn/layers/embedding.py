@@ -1,9 +1,8 @@
-"""Embedding: the way in for tokens, a vector of its own for each index.  N batch, T time, V vocabulary, H width."""
+"""Embedding of tokens, one vector for each index.  N batch, T time, V vocabulary, H width."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,28 +24,28 @@ from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer,
 
 @over_steps(hide=True)
 class embedding(Layer):
-    """A table with a row for each index: a dense layer on one-hot vectors that are never formed.
+    """Rows of a table, y = W[x]: a dense layer on one-hot vectors that are never formed.
 
-    Forward, x [N, …] of whole numbers 0 … V − 1, or `Sequences` of such [N, T] → y [N, …, H], with their mask:
+    Forward, x [N, …] of integers 0 … V − 1, or `Sequences` of such [N, T] → y [N, …, H], with their mask:
 
         yₙₕ = W_jₕ,   j = xₙ
 
-    Backward, δ = ∂C/∂y: every place at which an index stands adds its δ to that index's row.
+    Backward, δ = ∂C/∂y: each occurrence of an index adds its δ to that row.
 
         ∂C/∂W_jₕ = Σₙ δₙₕ over the n (and times) with xₙ = j   [V, H]
-        ∂C/∂x    none: `()`, whole numbers have no slope
+        ∂C/∂x    `()`: integers have no gradient
 
-    Parameters: `{"w": [V, H]}`. An index below 0 or above V − 1 is refused where its value can be looked at; in a
-    compiled program it gives NaN, and is never wrapped round or clipped. What a mask hides may be any number.
+    Parameters: `{"w": [V, H]}`. An index below 0 or above V − 1 raises an error where its value is concrete; in a
+    compiled program it gives NaN, and is never wrapped or clipped. Masked tokens may be any integers.
 
     Args:
         vocabulary: V, the number of indices, at least 1.
         width: H, at least 1.
-        w_init: initializer of W; N(0, 1/H) by default, rows of length 1 or so. The fans are V and H, as of the dense
-            layer on one-hot vectors, though an output sees one row alone.
+        w_init: initializer of W, by default N(0, 1/H), rows of norm about 1. The fans are V and H, those of the dense
+            layer on one-hot vectors, although an output depends on one row alone.
 
     Raises:
-        ValueError: if x holds no whole numbers, has no batch axis, or an index is not in the vocabulary.
+        ValueError: if x does not hold integers, has no batch axis, or an index is not in the vocabulary.
 
     Source: Bengio, Ducharme, Vincent & Jauvin (2003), "A neural probabilistic language model".
 
@@ -71,7 +70,7 @@ class embedding(Layer):
         self._set(width=whole_number("embedding: width", self.width, least=1))
         initializer("embedding: w_init", self.w_init)
 
-    def look(self, x: Any) -> None:
+    def look(self, x: Array) -> None:
         _in_vocabulary(np.asarray(tokens_seen("embedding", as_sequences(x))), self.vocabulary)
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
@@ -79,7 +78,7 @@ class embedding(Layer):
         w_init = self.w_init or initializers.normal(self.width**-0.5)
         return drawn("embedding", dtype, w=(w_init, key, (self.vocabulary, self.width))), ()
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         _indices(x)
         shape = self.vocabulary, self.width
         if set(params) != {"w"} or params["w"].shape != shape:
@@ -95,10 +94,10 @@ class embedding(Layer):
         w = jnp.asarray(params["w"])
         return placed(rows, w, index, axes=(*axes_of(index), axes_of(w)[-1])), state, x
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Tree, Params]:
         check_delta("embedding", delta, Outline((*tape.shape, self.width), params["w"].dtype))
         index, _ = labels_and_wrong(tape, self.vocabulary)
-        wide = accumulator(delta.dtype)  # in bfloat16 a word that is common would stop adding up
+        wide = accumulator(delta.dtype)  # in bfloat16 the sum for a frequent word would stop growing
 
         def total(index: Array, delta: Array) -> Array:
             grad = jnp.zeros((self.vocabulary, self.width), wide)
@@ -107,13 +106,13 @@ class embedding(Layer):
         grad = placed(total, index, delta.astype(wide), axes=axes_of(params["w"]))
         return (), as_given(params, {"w": grad})
 
-    def factors(self, params: Params, tape: Tree, delta: Any) -> Params:
+    def factors(self, params: Params, tape: Tree, delta: Array) -> Params:
         index, _ = labels_and_wrong(tape, self.vocabulary)
         return {"w": Rows(index.reshape(index.shape[0], -1), by_position(delta), self.vocabulary)}
 
 
-def _indices(x: Any) -> Shape:
-    """The shape of x if it holds whole numbers [N, …]."""
+def _indices(x: Array) -> Shape:
+    """The shape of x if it holds integers [N, …]."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise LayerError("embedding", f"expects one array, got {type(x).__name__}")
     if not jnp.issubdtype(x.dtype, jnp.integer):

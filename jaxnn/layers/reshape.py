@@ -1,30 +1,29 @@
-"""Layers that only rearrange: every element of δ goes back to where its value came from."""
+"""Layers that only rearrange elements; backward gives δ the shape of x."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from jaxnn.arrays import is_floating, outline
 from jaxnn.checks import whole_number
 from jaxnn.errors import LayerError
-from jaxnn.parameters import nothing
+from jaxnn.parameters import no_parameters
 from jaxnn.placement import reshaped
 from jaxnn.shapes import check_delta, one_array
 from jaxnn.tapes import first_axes
-from jaxnn.types import Forward, Key, Layer, Outline, Params, Shape, State, Tree
+from jaxnn.types import Array, Forward, Key, Layer, Outline, Params, Shape, State, Tree
 
 
 class reshape(Layer):
-    """A layer that gives every example the shape `sizes`, in row-major order.
+    """Every example reshaped, x [N, …] → [N, *sizes], in row-major order.
 
-    Forward, x [N, …] → [N, *sizes].    Backward: δ takes x's shape again.
+    Backward: δ takes the shape of x.
 
     Args:
-        *sizes: the new shape without the batch axis; one of them may be −1 and is then computed.
+        *sizes: the new shape without the batch axis; one of them may be −1 and is then inferred.
 
     Raises:
-        ValueError: if more than one size is −1, a size is zero, or an example's elements do not fit.
+        ValueError: if more than one size is −1, a size is zero, or the sizes do not fit an example's elements.
 
     >>> import jax.numpy as jnp
     >>> reshape(4, 4).forward({}, (), jnp.ones((2, 16)))[0].shape
@@ -48,20 +47,20 @@ class reshape(Layer):
             raise LayerError("reshape", f"to {self.sizes} does not fit x of shape {shape}")
         return shape[0], *(elements // known if size == -1 else size for size in self.sizes)
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, self._rearranged(one_array("reshape", x))), state, outline(x)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Tree, Params]:
         return _as_before("reshape", self._rearranged(tape.shape), tape, delta), {}
 
 
 class flatten(Layer):
-    """A layer that makes one feature axis of all axes but the first, x [N, …] → [N, D].
+    """All axes but the first as one axis of features, x [N, …] → [N, D].
 
-    Backward: δ takes x's shape again.
+    Backward: δ takes the shape of x.
 
     Raises:
         ValueError: if x has no batch axis.
@@ -73,13 +72,13 @@ class flatten(Layer):
 
     def __init__(self) -> None: ...
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, _flat(one_array("flatten", x))), state, outline(x)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Tree, Params]:
         return _as_before("flatten", _flat(tape.shape), tape, delta), {}
 
 
@@ -87,7 +86,7 @@ def _flat(shape: Shape) -> Shape:
     return shape[0], math.prod(shape[1:])
 
 
-def _as_before(kind: str, shape: Shape, x: Outline, delta: Any) -> Any:
+def _as_before(kind: str, shape: Shape, x: Outline, delta: Array) -> Tree:
     """δ of an output of that shape, in the shape of x."""
     check_delta(kind, delta, Outline(shape, x.dtype))
-    return reshaped(delta, x.shape) if is_floating(x) else ()  # whole numbers have no δ
+    return reshaped(delta, x.shape) if is_floating(x) else ()  # integers have no δ

@@ -1,32 +1,30 @@
-"""The softmax output unit.  N batch, K classes."""
+"""Softmax output units.  N batch, K classes."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
-from jaxnn.parameters import nothing
+from jaxnn.parameters import no_parameters
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features
 from jaxnn.tapes import first_axes
-from jaxnn.types import Forward, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, Forward, Key, Layer, Params, State, Tree
 
 
 @over_steps(rank=3)
 class softmax(Layer):
-    """A layer that turns logits into probabilities over the last axis.
+    """Softmax over the last axis, from logits to probabilities.
 
     Forward, z [N, …, K] → y [N, …, K]:
 
         yₖ = exp(zₖ − m) / Σⱼ exp(zⱼ − m),   m = maxⱼ zⱼ
 
-    Backward, the full Jacobian-vector product, ∂yⱼ/∂zₖ = yⱼ (1[j=k] − yₖ):
+    Backward, δ = ∂C/∂y, with the Jacobian ∂yⱼ/∂zₖ = yⱼ (1[j=k] − yₖ):
 
         ∂C/∂zₖ = yₖ (δₖ − Σⱼ δⱼ yⱼ)
 
-    Training with `losses.softmax_cross_entropy` on the logits is the stabler way to the same gradient;
-    this layer is for networks whose output must be probabilities.
+    For training, `losses.softmax_cross_entropy` on the logits gives the same gradient more stably; this layer is for
+    networks whose output must be probabilities.
 
     Raises:
         ValueError: if z is not a float array [N, …, K].
@@ -41,15 +39,15 @@ class softmax(Layer):
 
     def __init__(self) -> None: ...
 
-    init = nothing
+    init = no_parameters
     batch_axes = first_axes
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         features("softmax", x)
         y = jax.nn.softmax(x, axis=-1)
         return y, state, y
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         y = tape
         check_delta("softmax", delta, y)
         return y * (delta - (delta * y).sum(-1, keepdims=True)), {}

@@ -1,4 +1,4 @@
-"""One forward and backward pass: its parts, what is read while δ passes, and the two derivations of the gradient."""
+"""A forward and backward pass: its parts, the readings of δ, and the two derivations of the gradient."""
 
 from jaxnn.passes.parts import Seed, factors_of, forward_pass, products, recursion, seed
 

@@ -1,8 +1,8 @@
-"""One forward and backward pass, derived twice: `backprop` by hand, `autodiff` by `jax.grad`.
+"""A forward and backward pass, derived twice: `backprop` by hand, `autodiff` by `jax.grad`.
 
 Both build a function `(params, state, x, target, *, rng=None, weights=None) -> Pass` and agree to rounding. The
-hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward` (`passes`): the recursion is the
-composition of the layers' backward functions and stands in `combinators`.
+hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward`: the recursion is the composition
+of the layers' backward functions, in `combinators`.
 
 Scale: the loss is C = Σₙ wₙ Cₙ / Σₙ wₙ, with wₙ and Cₙ as in `weighting` where entries of an example (steps, pixels)
 have weights of their own, or a mask. The output δ is multiplied by its share wₙ/Σw before the recursion (float16
@@ -21,44 +21,14 @@ import numpy as np
 
 from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import example_weights, plain_data, weight_values
-from jaxnn.mistakes import (
-    alive,
-    loss_record,
-    net_record,
-    penalty_record,
-)
+from jaxnn.mistakes import alive, loss_record, net_record, penalty_record
 from jaxnn.optimizers.parts import real_floats
-from jaxnn.passes.parts import (
-    check_params,
-    costs,
-    forward_pass,
-    recursion,
-    seed,
-)
-from jaxnn.passes.readings import (
-    DELTAS,
-    entries_like,
-    readings_of,
-    slotted,
-    unscaled,
-    untag,
-)
+from jaxnn.passes.parts import check_params, costs, forward_pass, recursion, seed
+from jaxnn.passes.readings import DELTAS, entries_like, readings_of, slotted, unscaled, untag
 from jaxnn.placement import made_varying, on_mesh, over_devices, varying
 from jaxnn.shapes import batch_size
 from jaxnn.trees import same_shapes
-from jaxnn.types import (
-    Array,
-    Key,
-    Layer,
-    Loss,
-    Params,
-    Pass,
-    Penalty,
-    Reading,
-    State,
-    TrainState,
-    Tree,
-)
+from jaxnn.types import Array, Key, Layer, Loss, Params, Pass, Penalty, Reading, State, TrainState, Tree
 
 
 class PassFunction(Protocol):
@@ -94,19 +64,19 @@ def backprop(
     Args:
         net: the network.
         loss: a Loss record.
-        read: what to note at every leaf layer: "deltas" (δ at its output, [N, …]), "delta_norms" (‖δ‖₂ over the
-            batch, a scalar), or Reading records of your own. Their δ is ∂(Σₘ wₘCₘ)/∂z, Σw times what the recursion
+        read: what to record at every leaf layer: "deltas" (δ at its output, [N, …]), "delta_norms" (‖δ‖₂ over the
+            batch, a scalar), or your own Reading records. Their δ is ∂(Σₘ wₘCₘ)/∂z, Σw times what the recursion
             carries: see below.
         penalty: a Penalty record; becomes part of loss and grads.
         train: whether layers behave as in training. A Python bool.
 
     Returns:
         `fn(params, state, x, target, *, rng=None, weights=None) -> Pass`: x [N, …] (or a tree of such), target as
-        the loss wants it, weights non-negative (1 by default): [N], or [N, …] with one for each entry of the examples
-        (steps, pixels), of a loss that has `entries`. Where the output is `Sequences`, or the target, only entries
-        count at which the mask is True. What does not count may have any target (a label of −100) and NaN for its
-        prediction. Pure; works under jit, vmap and scan. Under jit a weight that is negative or not finite makes loss
-        and δs NaN, and a batch without any weight, as a larger data set may hold, has loss 0 and gradients 0.
+        the loss expects it, weights non-negative (by default 1): [N], or [N, …] with one for each entry of the examples
+        (steps, pixels), of a loss that has `entries`. Where the output or the target is `Sequences`, only entries with
+        a True mask count. The others may have any target (a label of −100) and a prediction of NaN. Pure; works under
+        jit, vmap and scan. Under jit a weight that is negative or not finite makes loss and δs NaN, and a batch whose
+        weights are all 0, as a larger data set may contain, has loss 0 and gradients 0.
 
     Raises:
         ValueError: for an unknown reading; when called, if the parameters are another network's, if x, target
@@ -134,13 +104,7 @@ def backprop(
     readings = readings_of(read)
 
     def run(
-        params: Params,
-        state: State,
-        x: Tree,
-        target: Tree,
-        *,
-        rng: Key | None = None,
-        weights: Array | None = None,
+        params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
     ) -> Pass:
         _check_arguments("backprop", params, x, target, weights)
         output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng, read=readings)
@@ -168,14 +132,13 @@ def autodiff(
     """The same pass with the gradient by `jax.value_and_grad` through forward functions and loss value alone.
 
     Signature and result are `backprop`'s; no hand-derived rule is used. It reads "deltas" only: each leaf layer has a
-    slot of zeros, as if for a perturbation of its output, and the gradient with respect to that is the layer's δ (one
-    slot for every use of a shared layer).
+    slot of zeros, like a perturbation of its output, and the gradient with respect to it is the layer's δ (one slot for
+    every use of a shared layer).
 
     Raises:
         ValueError: as `backprop`, and for readings other than "deltas".
 
-    Source: Griewank & Walther (2008), "Evaluating Derivatives"; the zero perturbation is the usual way to a
-    gradient at an intermediate value.
+    Source: Griewank & Walther (2008), "Evaluating Derivatives".
 
     >>> from jaxnn import losses
     >>> from jaxnn import mlp
@@ -194,19 +157,13 @@ def autodiff(
     slots = slotted(net, DELTAS) if readings else None
 
     def run(
-        params: Params,
-        state: State,
-        x: Tree,
-        target: Tree,
-        *,
-        rng: Key | None = None,
-        weights: Array | None = None,
+        params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
     ) -> Pass:
         _check_arguments("autodiff", params, x, target, weights)
         check_params(net, params, x)
         instrumented = net if slots is None else slots.net
 
-        def objective(given: Params) -> tuple[Array, tuple[State, Any, Array]]:
+        def objective(given: Params) -> tuple[Array, tuple[State, Tree, Array]]:
             output, new_state, _ = instrumented.forward(given, state, x, train=train, rng=rng)
             found = costs(loss, output, target, weights)
             mean = found.mean
@@ -225,10 +182,10 @@ def autodiff(
     return run
 
 
-def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
+def as_custom_vjp(net: Layer) -> Callable[..., tuple[Tree, State]]:
     """The network as a plain function whose `jax.grad` runs through the hand-derived backward rules.
 
-    For programs of one's own: `apply(params, state, x, *, train=False, rng=None) -> (y, state)`. The new state
+    For your own programs: `apply(params, state, x, *, train=False, rng=None) -> (y, state)`. The new state
     comes back under `stop_gradient`; integer inputs get JAX's float0. `jax.custom_vjp` forbids forward mode through
     `apply` itself: `jax.jvp`, `jax.linearize` and `jax.jacfwd` of it end in a TypeError; use `net.forward` for those.
     Its gradient is made of plain functions, and can be differentiated in either mode: `jax.hessian`, `jax.grad` of
@@ -247,17 +204,17 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 
     def apply(
         params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
-    ) -> tuple[Any, State]:
+    ) -> tuple[Tree, State]:
         @jax.custom_vjp
-        def run(params: Params, state: State, x: Tree, rng: Key | None) -> tuple[Any, State]:
+        def run(params: Params, state: State, x: Tree, rng: Key | None) -> tuple[Tree, State]:
             y, new_state, _ = net.forward(params, state, x, train=train, rng=rng)
             return y, new_state
 
-        def run_forward(params: Params, state: State, x: Tree, rng: Key | None) -> tuple[Any, Tree]:
+        def run_forward(params: Params, state: State, x: Tree, rng: Key | None) -> tuple[Tree, Tree]:
             y, new_state, tape = net.forward(params, state, x, train=train, rng=rng)
             return (y, new_state), (params, tape, jax.tree.map(lambda leaf: leaf[:0], x))
 
-        def run_backward(kept: Tree, cotangent: tuple[Any, State]) -> tuple[Any, ...]:
+        def run_backward(kept: Tree, cotangent: tuple[Tree, State]) -> tuple[Tree, ...]:
             params, tape, x = kept
             delta = jax.tree.map(lambda d: () if d.dtype == jax.dtypes.float0 else d, cotangent[0])
             delta_in, grads = net.backward(params, tape, delta)
@@ -274,10 +231,10 @@ def as_custom_vjp(net: Layer) -> Callable[..., tuple[Any, State]]:
 # ---------------------------------------------------------------- arguments and scale
 
 
-def _input_cotangent(x: Tree, delta_in: Any, n: int) -> Any:
-    """δ_in as JAX wants it: float0 zeros for integer leaves, where the library has ()."""
+def _input_cotangent(x: Tree, delta_in: Tree, n: int) -> Tree:
+    """δ_in as JAX expects it: float0 zeros for integer leaves, where the library has ()."""
 
-    def cotangent(leaf: Array, delta: Any) -> Any:
+    def cotangent(leaf: Array, delta: Array) -> Array | np.ndarray:
         if is_floating(leaf):
             return over_devices(delta.astype(leaf.dtype), leaf)
         return np.zeros((n, *leaf.shape[1:]), jax.dtypes.float0)
@@ -289,7 +246,7 @@ ZEROS = "a leaf without a penalty has a grad of zeros:"
 
 
 def penalty_value(penalty: Penalty, params: Params) -> Array:
-    """penalty.value(params), held to be a scalar."""
+    """penalty.value(params), which must be a scalar."""
     value = jnp.asarray(penalty.value(params))
     if value.shape:
         raise ValueError(f"penalty {penalty.name!r}: value must be a scalar, got shape {value.shape}")
@@ -297,13 +254,13 @@ def penalty_value(penalty: Penalty, params: Params) -> Array:
 
 
 def check_records(where: str, net: Any, loss: Any) -> None:
-    """The net and the loss are records, and not the factories of such."""
+    """Raises TypeError unless net and loss are records, and not factories of them."""
     net_record(where, net)
     loss_record(where, loss)
 
 
 def _check_arguments(where: str, params: Params, x: Tree, target: Tree, weights: Array | None) -> None:
-    """Batch sizes that agree, and arrays in the right places; static, so it costs nothing under jit."""
+    """Checks that arguments are arrays in the right places, of one batch size; static, so free under jit."""
     if isinstance(params, TrainState):
         raise TypeError("params must be the parameters, got a TrainState: give train_state.params, train_state.state")
     real_floats(where, params)

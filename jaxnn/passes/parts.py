@@ -1,13 +1,13 @@
-"""A pass in parts that can be had by themselves: forward, the δ that begins the recursion, the recursion.
+"""The parts of a pass, each usable alone: forward, δ at the output, the recursion.
 
     forward_pass    (net, params, state, x)           → output, state, tapes
     seed            (loss, output, target, weights)   → the cost, and δᴸ
-    recursion       (net, params, tapes, δ)           → δ_in, ∂C/∂θ, what readings noted
-    factors_of      (net, params, tapes, δ)           → what each ∂C/∂θ is made of, example by example
+    recursion       (net, params, tapes, δ)           → δ_in, ∂C/∂θ, readings
+    factors_of      (net, params, tapes, δ)           → the factors of each ∂C/∂θ, for each example
     products        (factors, v)                      → Σₙ vₙ ∂Cₙ/∂θ
 
-`backprop` composes the first three. δ may come from elsewhere than a loss: a column of a root of the Hessian, another
-network, a user.
+`backprop` composes the first three. δ need not come from a loss: it may be a column of a root of the Hessian, or δ_in
+of another network.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from jaxnn.passes.readings import (
     check_tapes,
     entries_like,
     finished,
+    instrumented,
     readings_of,
     unscaled,
     untag,
-    watched,
     without_kept,
 )
 from jaxnn.placement import over_devices
@@ -59,8 +59,8 @@ def forward_pass(
     train: bool = True,
     rng: Key | None = None,
     read: Sequence[str | Reading] = (),
-) -> tuple[Any, State, Tree]:
-    """Output, new state and tapes: what the recursion needs of every layer.
+) -> tuple[Tree, State, Tree]:
+    """Output, new state, and tapes for the recursion.
 
     Args:
         net: the network.
@@ -69,18 +69,18 @@ def forward_pass(
         x: a batch [N, …], or a tree of such.
         train: whether layers behave as in training.
         rng: a key, for layers that are random in training.
-        read: what the recursion will read, where any of it keeps something on the way forward.
+        read: the readings of the recursion, if one of them has `keep`.
 
     Raises:
         ValueError: if the parameters are another network's.
     """
     net_record("forward_pass", net)
     check_params(net, params, x)
-    return watched(net, readings_of(read)).forward(params, state, x, train=train, rng=rng)
+    return instrumented(net, readings_of(read)).forward(params, state, x, train=train, rng=rng)
 
 
 class Seed(NamedTuple):
-    """Where a recursion begins.
+    """The cost, and δ at the output, where the recursion begins.
 
     Attributes:
         loss: C = Σₙ wₙCₙ / Σₙ wₙ, a scalar.
@@ -90,22 +90,22 @@ class Seed(NamedTuple):
 
     loss: Array
     weight: Array
-    of_mean: Any
+    of_mean: Tree
 
     @property
-    def delta(self) -> Any:
+    def delta(self) -> Tree:
         """δᴸ = ∂(Σ wₙCₙ)/∂y, the textbook's δₙ = ∂Cₙ/∂yₙ without weights."""
         return jax.tree.map(lambda d: unscaled(d, self.weight), self.of_mean)
 
 
-def seed(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -> Seed:
+def seed(loss: Loss, output: Tree, target: Tree, weights: Array | None = None) -> Seed:
     """The cost of an output, and δ at the output.
 
     Args:
         loss: a Loss record.
-        output: the network's, [N, …], or `Sequences`, whose mask says what counts.
-        target: as the loss wants it.
-        weights: of examples, [N], or of entries, [N, …]; 1 by default.
+        output: the network's, [N, …], or `Sequences`, whose mask selects the entries that count.
+        target: as the loss expects it.
+        weights: of examples, [N], or of entries, [N, …]; by default 1.
 
     >>> from jaxnn import losses
     >>> seed(losses.half_squared_error, jnp.array([[3.0], [5.0]]), jnp.ones((2, 1))).delta.tolist()
@@ -121,23 +121,23 @@ def recursion(
     net: Layer,
     params: Params,
     tapes: Tree,
-    delta: Any,
+    delta: Tree,
     read: Sequence[str | Reading] = (),
     *,
     weight: Array | None = None,
-) -> tuple[Any, Params, dict[str, Tree]]:
-    """δ carried from the output to the input: δˡ⁻¹, ∂C/∂θˡ = backwardˡ(δˡ) for l = L … 1.
+) -> tuple[Tree, Params, dict[str, Tree]]:
+    """The δ recursion from output to input: δˡ⁻¹, ∂C/∂θˡ = backwardˡ(δˡ) for l = L … 1.
 
     Args:
         net: the network.
         params: its parameters.
         tapes: of `forward_pass`.
-        delta: ∂C/∂y, whatever C is, like the output; `()` for what is not float, such as a mask.
+        delta: ∂C/∂y of any C, like the output; `()` for what is not float, such as a mask.
         read: names of readings, or Reading records, as for `backprop`.
-        weight: what readings see δ and gradients multiplied by: Σw where δ is of a mean. 1 by default.
+        weight: the factor by which readings see δ and gradients multiplied: Σw where δ is of a mean. By default 1.
 
     Returns:
-        δ_in = ∂C/∂x, ∂C/∂θ like params, and what each reading noted, by name.
+        δ_in = ∂C/∂x, ∂C/∂θ like params, and the readings by name.
 
     Raises:
         ValueError: if δ is not like the output, or a backward rule gives gradients of another shape.
@@ -152,7 +152,7 @@ def recursion(
     readings = readings_of(read)
     if not readings:
         check_tapes(net.kind, tapes)
-    delta_in, noted = watched(net, readings, weight).backward(params, tapes, delta)
+    delta_in, noted = instrumented(net, readings, weight).backward(params, tapes, delta)
     grads = entries_like(params, untag(noted, lambda tagged: tagged.tied))
     same_shapes("backward gave gradients that are not like the parameters", grads, params, "each leaf needs one:")
     grads = jax.tree.map(over_devices, grads, params)
@@ -177,14 +177,14 @@ def _joined(factors: Tree) -> Tree:
 FACTORS = Reading("factors", _factors, finish=_joined)
 
 
-def factors_of(net: Layer, params: Params, tapes: Tree, delta: Any) -> Tree:
-    """What the gradient of every parameter is made of, a tree like params with a `factors.Factor` for each.
+def factors_of(net: Layer, params: Params, tapes: Tree, delta: Tree) -> Tree:
+    """The factors of the gradient of every parameter: a tree like params with a `factors.Factor` for each.
 
         ∂C/∂θ = Σₙ ∂Cₙ/∂θ,    ∂Cₙ/∂θ = Σₚ aₙₚ ⊗ dₙₚ
 
-    The uses of a parameter by `share` are among its positions p; those of `repeat`, which have parameters of their own,
-    are on the leading axis of θ. With δ of the costs' sum (`Seed.delta`) Cₙ is an example's cost. Where a layer couples
-    the batch, as batch norm does in training, δₙ before it is that of all costs, and so are the summands.
+    The uses of a parameter by `share` are among its positions p; those of `repeat`, which have separate parameters, are
+    on the leading axis of θ. With δ of the sum of costs (`Seed.delta`) Cₙ is an example's cost. Where a layer couples
+    the batch, as batch norm does in training, δₙ before it is that of the total cost, and so are the summands.
 
     Raises:
         LayerError: if a layer couples the batch and has no rule for its factors.
@@ -206,33 +206,33 @@ def factors_of(net: Layer, params: Params, tapes: Tree, delta: Any) -> Tree:
 
 
 def products(factors: Tree, v: Array | None = None) -> Params:
-    """Σₙ vₙ ∂Cₙ/∂θ of every parameter, in at least float32; v [N], ones by default: one gradient for any weights."""
+    """Σₙ vₙ ∂Cₙ/∂θ of every parameter, in at least float32; v [N], by default ones."""
     return jax.tree.map(lambda factor: factor.gradient(v), factors, is_leaf=_is_factor)
 
 
-def _is_factor(part: Any) -> bool:
+def _is_factor(part: Tree) -> bool:
     return isinstance(part, Factor)
 
 
-# ---------------------------------------------------------------- what a batch costs
+# ---------------------------------------------------------------- costs of a batch
 
 
 class Costs(NamedTuple):
-    """What a batch costs.
+    """The costs of a batch.
 
     Attributes:
         value: the cost of each example, [N], or, where entries are weighted, of each entry, [N, …].
-        share: of each value in the mean, like value; a scalar without weights.
+        share: the share of each value in the mean, like value; a scalar without weights.
         total: Σ wₙ.
-        prediction: what the loss was given: arrays without a mask.
+        prediction: the arguments of the loss: arrays without a mask.
         target: likewise.
     """
 
     value: Array
     share: Array
     total: Array
-    prediction: Any
-    target: Any
+    prediction: Tree
+    target: Tree
 
     @property
     def mean(self) -> Array:
@@ -241,7 +241,7 @@ class Costs(NamedTuple):
         return jnp.sum(weighed if weighed.ndim < 2 else weighed.sum(axis=tuple(range(1, weighed.ndim))))
 
 
-def costs(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -> Costs:
+def costs(loss: Loss, output: Tree, target: Tree, weights: Array | None = None) -> Costs:
     """The loss on a network's output; raises ValueError where value, entries, weights and masks do not fit."""
     what = f"loss {loss.name!r}"
     case = weighted(what, loss.entries, output, target, weights)
@@ -249,10 +249,10 @@ def costs(loss: Loss, output: Any, target: Tree, weights: Array | None = None) -
     return Costs(value, *shares(value, case), case.prediction, case.target)
 
 
-def _output_delta(loss: Loss, found: Costs, output: Any) -> Any:
+def _output_delta(loss: Loss, found: Costs, output: Tree) -> Tree:
     """δ at the output: the share of each example, or of each entry, times the loss's own δ; `()` for a mask.
 
-    The loss's δ is that of Cₙ, the mean over P entries, and so 1/P of what an entry's own cost would give.
+    The loss's δ is that of Cₙ, the mean over P entries, so 1/P of that of an entry's cost.
     """
     delta = loss.delta(found.prediction, found.target)
     same_shapes(f"loss {loss.name!r}: its delta is not like the prediction", delta, found.prediction, "δₙ = ∂Cₙ/∂yₙ:")
@@ -270,7 +270,8 @@ def _output_delta(loss: Loss, found: Costs, output: Any) -> Any:
 def check_params(net: Layer, params: Params, x: Tree) -> None:
     """Raises ValueError if params are not those of net on inputs like x: the first differing paths, both shapes.
 
-    An input with a wrong number of features is blamed itself. Looks at shapes alone, once for each set of shapes.
+    If the input has the wrong number of features, the error names the input. Depends on shapes alone, and runs once for
+    each set of shapes.
     """
     array_leaves("params", params)
     alive("params", params)
@@ -289,14 +290,14 @@ def _check_shapes(of: Structure, params_spec: Any, x_spec: Any) -> None:
     net, params, x = of.record, spec_tree(params_spec), spec_tree(x_spec)
     in_shape = example_shape(x)
     floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)]
-    dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape have theirs, and are not promoted
+    dtype = widest(*floats, default=jnp.dtype("float32"))  # structs in in_shape keep their own
     several = None
     try:
         expected, state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype), net, jax.random.key(0))
         several = stacked(params, expected)
         if several is not None:
             raise ValueError(
-                f"the parameters are those of {several} networks, on a leading axis of their own: {ONE_OF_SEVERAL}"
+                f"the parameters are those of {several} networks, stacked on a leading axis: {ONE_OF_SEVERAL}"
             )
         same_shapes(
             f"the parameters are not those of this network on inputs of shape {in_shape}",
@@ -310,7 +311,7 @@ def _check_shapes(of: Structure, params_spec: Any, x_spec: Any) -> None:
         try:
             state = jax.eval_shape(lambda net, key: net.init(key, in_shape, dtype)[1], net, jax.random.key(0))
         except (ValueError, TypeError):
-            state = ()  # init has refused this input, in the shape of a batch of one; forward may say more
+            state = ()  # init rejects this input, as a batch of one; forward may say more
         try:
             jax.eval_shape(lambda net, *args: net.forward(*args)[0], net, params, state, x)
         except LayerError as error:

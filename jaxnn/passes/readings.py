@@ -1,9 +1,9 @@
-"""Readings: what is noted at the layers of a network while δ passes, and the instrument that notes it.
+"""Readings: quantities that the layers of a network record in the backward pass.
 
-By hand (`watched`) the gradients of a leaf layer carry its notes out of the backward pass. By `jax.grad` (`slotted`) a
-layer has a slot beside its parameters, and the gradient with respect to it *is* the note. Either way what a layer
-carries beside its own tree is a `Tagged(tied, own)`, which combinators take where it belongs: `share` adds the tied
-parts of its uses and stacks the others.
+By hand (`instrumented`) the gradients of a leaf layer carry its notes out of the backward pass. By `jax.grad`
+(`slotted`) a layer has a slot beside its parameters, and the gradient with respect to it *is* the note. Either way a
+`Tagged(tied, own)` replaces the layer's tree, and combinators treat it accordingly: `share` adds the tied parts of its
+uses and stacks the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +23,23 @@ from jaxnn.errors import LayerError
 from jaxnn.placement import axes_of, made_varying, placed, varying
 from jaxnn.records import Record
 from jaxnn.shapes import example_shape
-from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, State, Tagged, Tree, Use
+from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, Shape, State, Tagged, Tree, Use
 from jaxnn.wrapping import with_rules
 
 __all__ = ["Reading", "Use"]
+
+Note: TypeAlias = Callable[[Tree, Tree], Tree]  # (kept, δ) -> the note
 
 
 def __dir__() -> list[str]:
     return list(__all__)
 
 
-def _delta(use: Use) -> Any:
+def _delta(use: Use) -> Tree:
     return use.delta
 
 
-def _delta_norm(use: Use) -> Any:
+def _delta_norm(use: Use) -> Tree:
     return jax.tree.map(lambda d: jnp.sqrt(jnp.square(d.astype(accumulator(d.dtype))).sum()), use.delta)
 
 
@@ -66,26 +68,26 @@ def readings_of(read: Sequence[str | Reading]) -> tuple[Reading, ...]:
 
 
 class Kept(NamedTuple):
-    """A layer's own tape, and what readings keep beside it, by their names."""
+    """A layer's own tape, and what each reading keeps, by the reading's name."""
 
     tape: Tree
     by_name: dict[str, Tree]
 
 
-def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = None) -> Layer:
-    """The network, whose leaves keep on the way forward, and tag on the way back, what the readings ask for.
+def instrumented(net: Layer, readings: tuple[Reading, ...], weight: Array | None = None) -> Layer:
+    """The network with leaves that record what the readings ask for, forward on tapes and backward beside gradients.
 
-    δ and gradients are shown to them times weight.
+    Readings see δ and gradients multiplied by weight.
     """
     keeping = {reading.name: reading.keep for reading in readings if reading.keep is not None}
 
     def at(layer: Layer) -> Layer:
-        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+        def forward(params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, new, tape = layer.forward(params, state, x, train=train, rng=rng)
             use = Use(layer, params, tape, x=x, y=y, state=state, rng=rng)
             return y, new, Kept(tape, {name: keep(use) for name, keep in keeping.items()})
 
-        def backward(params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+        def backward(params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
             check_tapes(layer.kind, tape, keeping)
             tape, kept = tape if keeping else (tape, {})
             delta_in, grads = layer.backward(params, tape, delta)
@@ -100,15 +102,15 @@ def watched(net: Layer, readings: tuple[Reading, ...], weight: Array | None = No
 
 
 class OneUse:
-    """Marks what was noted at one use of a layer: notes of two uses are not alike, and cannot be added by accident."""
+    """Marks the notes of one use of a layer: those of two uses differ in structure and cannot be added by accident."""
 
     def __repr__(self) -> str:
-        return "one use of a layer: readings do not follow a combinator that adds gradients of several uses; share does"
+        return "one use of a layer: readings need share, not another combinator that adds the gradients of several uses"
 
 
 @jax.tree_util.register_pytree_node_class
 class Notes:
-    """What each reading noted at one use of a layer."""
+    """The note of each reading at one use of a layer."""
 
     def __init__(self, of_each: tuple[Tree, ...], use: OneUse) -> None:
         self.of_each, self.use = of_each, use
@@ -117,29 +119,31 @@ class Notes:
         return self.of_each, self.use
 
     @classmethod
-    def tree_unflatten(cls, use: OneUse, of_each: Any) -> Notes:
+    def tree_unflatten(cls, use: OneUse, of_each: Iterable[Tree]) -> Notes:
         return cls(tuple(of_each), use)
 
 
 def without_kept(tapes: Tree) -> Tree:
     """The layers' own tapes."""
-    is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
-    return jax.tree.map(lambda part: part.tape if is_kept(part) else part, tapes, is_leaf=is_kept)
+    return jax.tree.map(lambda part: part.tape if _is_kept(part) else part, tapes, is_leaf=_is_kept)
 
 
 def check_tapes(kind: str, tape: Tree, keeping: Iterable[str] = ()) -> None:
-    """Raises LayerError unless a layer's tape, or all in a tree of tapes, has what these readings keep, and no more."""
-    is_kept = lambda part: isinstance(part, Kept)  # noqa: E731
-    parts = [tape] if keeping else jax.tree.leaves(tape, is_leaf=is_kept)
+    """Raises LayerError unless a layer's tape, or each in a tree of tapes, has exactly what these readings keep."""
+    parts = [tape] if keeping else jax.tree.leaves(tape, is_leaf=_is_kept)
     for part in parts:
-        has = part.by_name if is_kept(part) else {}
+        has = part.by_name if _is_kept(part) else {}
         if set(has) != set(keeping):
-            words = f"has a tape with what {sorted(has)} keep, and not {sorted(keeping)}"
+            words = f"expects a tape with what {sorted(keeping)} keep, got what {sorted(has)} keep"
             raise LayerError(kind, f"{words}: forward_pass and recursion take the same readings, read=…")
 
 
-def finished(net: Layer, reading: Reading, noted: Tree) -> Any:
-    """What the reading makes of all that it noted."""
+def _is_kept(part: Tree) -> bool:
+    return isinstance(part, Kept)
+
+
+def finished(net: Layer, reading: Reading, noted: Tree) -> Tree:
+    """The result of a reading from all its notes."""
     if reading.finish is not None:
         for place in leaves_of(net):
             part = place.of(noted)
@@ -149,7 +153,7 @@ def finished(net: Layer, reading: Reading, noted: Tree) -> Any:
 
 
 def at_owner(finish: Callable[[Tree], Tree], noted: Tree, loops: tuple[Loop, ...]) -> Tree:
-    """`finish` of notes with an axis for each loop: the uses on one leading axis, those that stack apart."""
+    """`finish` of notes with an axis for each loop: shared uses on one leading axis, mapped over stacked passes."""
     stacking = [i for i, loop in enumerate(loops) if loop.stacks]
     uses = math.prod(loop.n for loop in loops if not loop.stacks)
 
@@ -167,22 +171,22 @@ def at_owner(finish: Callable[[Tree], Tree], noted: Tree, loops: tuple[Loop, ...
 
 
 class Slot(Record):
-    """What a layer carries beside its parameters when jax.grad is to note something there."""
+    """An array beside a layer's parameters, the gradient with respect to which is the note."""
 
     index: tuple[int, ...]
-    value: Any
+    value: Tree
 
 
 class Blank(NamedTuple):
-    """The value of a slot before it is known what is noted: an array with an axis for each loop around the layer."""
+    """The value of a slot before the note is known: an array with an axis for each loop around the layer."""
 
     axes: Array
 
 
 class Type(NamedTuple):
-    """What is known of an array in a trace."""
+    """Shape, dtype and mesh axes of an array in a trace."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: DType
     axes: tuple[Any, ...]
 
@@ -192,8 +196,8 @@ class Slotted(NamedTuple):
 
     Attributes:
         net: the network; its parameters are `Tagged`.
-        seen: the types of what the last trace saw to be noted at each index, of one use.
-        around: for each index the sizes of the axes of its uses, one for each loop around it.
+        seen: the types of the note at each index, for one use, in the last trace.
+        around: the sizes of the axes of uses at each index, one for each loop around it.
     """
 
     net: Layer
@@ -201,7 +205,7 @@ class Slotted(NamedTuple):
     around: dict[tuple[int, ...], tuple[int, ...]]
 
     def fill(self, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> Params:
-        """The parameters, a slot of zeros beside those of each layer."""
+        """The parameters, with a slot of zeros beside those of each layer."""
         dtype = widest(*(leaf.dtype for leaf in jax.tree.leaves((params, x)) if is_floating(leaf)), default="float32")
         tagged = jax.eval_shape(lambda key: self.net.init(key, example_shape(x), dtype)[0], jax.random.key(0))
         blank = _with_slots(tagged, params, lambda slot: Slot(slot.index, Blank(jnp.zeros(slot.value.axes.shape))))
@@ -223,7 +227,7 @@ class Slotted(NamedTuple):
         return _with_slots(tagged, params, zeros)
 
     def noted(self, grads: Params) -> dict[tuple[int, ...], Tree]:
-        """What was noted at each index, from the gradients of parameters with slots."""
+        """The note at each index, from the gradients of parameters with slots."""
         decoded = lambda type_, leaf: _decoded(type_.dtype, leaf)  # noqa: E731
         slots = _slots_in(grads)
         return {at: jax.tree.map(decoded, self.seen[at], slots[at], is_leaf=_is_type) for at in slots}
@@ -232,11 +236,11 @@ class Slotted(NamedTuple):
 def slotted(net: Layer, reading: Reading, *, everywhere: bool = False) -> Slotted:
     """The network with a slot at each leaf, or at each layer, combinators too.
 
-    The reading sees of δ what is float, () for the rest, and what it keeps; it finds no tape and no gradients.
+    The reading sees δ, () for what is not float, and what it keeps; it has no tape and no gradients.
     """
     seen: dict[tuple[int, ...], Tree] = {}
 
-    def note(kept: Tree, delta: Any) -> Tree:
+    def note(kept: Tree, delta: Tree) -> Tree:
         return reading.note(Use(None, None, delta=delta, kept=kept))
 
     def at(layer: Layer, place: Place) -> Layer:
@@ -244,7 +248,7 @@ def slotted(net: Layer, reading: Reading, *, everywhere: bool = False) -> Slotte
             params, state = layer.init(key, in_shape, dtype)
             return Tagged(params, Slot(place.index, Blank(jnp.zeros(())))), state
 
-        def forward(params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+        def forward(params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
             if not is_tagged(params):
                 raise TypeError("a layer was given no slot")
             y, new, tape = layer.forward(params.tied, state, x, train=train, rng=rng)
@@ -265,16 +269,16 @@ def slotted(net: Layer, reading: Reading, *, everywhere: bool = False) -> Slotte
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mark(note: Callable[[Tree, Any], Tree], slot: Tree, y: Any, kept: Tree) -> Any:
+def _mark(note: Note, slot: Tree, y: Tree, kept: Tree) -> Tree:
     """Gives y, unchanged; the gradient with respect to slot is `note(kept, δ)`, δ being that of y."""
     return y
 
 
-def _mark_forward(note: Callable[[Tree, Any], Tree], slot: Tree, y: Any, kept: Tree) -> tuple[Any, Tree]:
+def _mark_forward(note: Note, slot: Tree, y: Tree, kept: Tree) -> tuple[Tree, Tree]:
     return y, kept
 
 
-def _mark_backward(note: Callable[[Tree, Any], Tree], kept: Tree, delta: Any) -> tuple[Tree, Any, None]:
+def _mark_backward(note: Note, kept: Tree, delta: Tree) -> tuple[Tree, Tree, None]:
     floats = jax.tree.map(lambda d: () if d.dtype == jax.dtypes.float0 else d, delta)
     return jax.tree.map(_coded, note(kept, floats)), delta, None
 
@@ -282,12 +286,12 @@ def _mark_backward(note: Callable[[Tree, Any], Tree], kept: Tree, delta: Any) ->
 _mark.defvjp(_mark_forward, _mark_backward)
 
 
-def _type_of(leaf: Any) -> Type:
+def _type_of(leaf: Array) -> Type:
     axes = () if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else axes_of(leaf)
     return Type(leaf.shape, leaf.dtype, axes)
 
 
-def _is_type(part: Any) -> bool:
+def _is_type(part: Tree) -> bool:
     return isinstance(part, Type)
 
 
@@ -307,7 +311,7 @@ def _slots_in(tree: Tree) -> dict[tuple[int, ...], Tree]:
 
 
 def without_slots(tree: Tree) -> Tree:
-    """The parameters themselves, as they are without an instrument."""
+    """The parameters themselves, without slots."""
     if is_tagged(tree):
         return without_slots(tree.tied)
     if isinstance(tree, dict):
@@ -316,10 +320,10 @@ def without_slots(tree: Tree) -> Tree:
     return tree
 
 
-# Notes may be of any dtype, and what jax.grad gives is float: other numbers travel by their bits.
+# Notes may have any dtype, but gradients are floats: other dtypes are bit-cast.
 
 
-def _coded(leaf: Any) -> Any:
+def _coded(leaf: Array) -> Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if is_floating(leaf):
@@ -329,7 +333,7 @@ def _coded(leaf: Any) -> Any:
     return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"float{8 * leaf.dtype.itemsize}"))
 
 
-def _decoded(dtype: DType, leaf: Any) -> Any:
+def _decoded(dtype: DType, leaf: Array) -> Array:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jax.lax.bitcast_convert_type(leaf, jnp.uint32))
     if jnp.issubdtype(dtype, jnp.floating):

@@ -1,5 +1,5 @@
-"""Windows that move over an input: convolution and pooling.
+"""Convolution and pooling.
 
-`windows` says where they lie, `algorithms` has the three convolutions of a layer, plain and by other ways, `choice`
-which of them serves where, `windowed` what a kernel's gradient is made of.
+`windows` has the positions of windows on an input, `algorithms` the three convolutions of a layer, each by several
+algorithms, `choice` the rule that selects one, `windowed` the factor of a kernel's gradient.
 """

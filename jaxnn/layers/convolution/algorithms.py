@@ -1,10 +1,10 @@
-"""The three convolutions of a layer, forward and for both gradients: as XLA has them, and by other algorithms.
+"""The three convolutions of a layer, forward and for both gradients: by XLA, and by other algorithms.
 
-A rule derived by hand may choose its algorithm; `choice` does. The plain ones, written out first, are what the others
-are tested against.
+A hand-derived rule may choose its algorithm; `choice` does. The plain ones come first; the others are tested against
+them.
 
 N batch, C channels in, H features out, G groups; spatial indices p (position of a window), k (tap of the kernel) and
-q (place on the input), each with one entry for each spatial axis. D, P and K are the sizes of input, output and kernel.
+q (input position), each with one entry for each spatial axis. D, P and K are the sizes of input, output and kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxnn.layers.convolution.windows import (
 )
 from jaxnn.types import Array
 
-# ---------------------------------------------------------------- the three convolutions, as XLA has them
+# ---------------------------------------------------------------- by XLA
 
 
 def correlate(x: Array, w: Array, windows: Windows, groups: int = 1) -> Array:
@@ -43,17 +43,17 @@ def correlate(x: Array, w: Array, windows: Windows, groups: int = 1) -> Array:
 
 
 def kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
-    """∂C/∂wₖᵢₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ: stride and dilation have changed places, and N is what is summed."""
-    behind = [
+    """∂C/∂wₖᵢₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ: stride and dilation exchange roles, and the sum runs over N."""
+    after = [
         d * (k - 1) + s * (p - 1) + 1 - n - a
         for n, k, s, d, (a, _), p in zip(*windows[:5], windows.positions, strict=True)
-    ]  # as much as gives K taps; negative where inputs are left over that no window saw
+    ]  # for K taps; negative where no window reads the last inputs
     rank, space = len(windows.size), tuple(range(1, len(windows.size) + 1))
     return jax.lax.conv_general_dilated(
         x,
         delta,
         windows.dilation,
-        [(a, b) for (a, _), b in zip(windows.padding, behind, strict=True)],
+        [(a, b) for (a, _), b in zip(windows.padding, after, strict=True)],
         rhs_dilation=windows.stride,
         dimension_numbers=jax.lax.ConvDimensionNumbers(
             (rank + 1, 0, *space), (rank + 1, 0, *space), (rank, rank + 1, *range(rank))
@@ -63,7 +63,7 @@ def kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int = 1) -
 
 
 def input_gradient(delta: Array, w: Array, windows: Windows, groups: int = 1) -> Array:
-    """∂C/∂xₙqᵢ = Σₖₚₒ wₖᵢₒ δₙₚₒ over s p + d k − a = q: the kernel flipped, its C and H changed about in each group."""
+    """∂C/∂xₙqᵢ = Σₖₚₒ wₖᵢₒ δₙₚₒ over s p + d k − a = q: the kernel flipped, its C and H swapped in each group."""
     rank = len(windows.size)
     return jax.lax.conv_general_dilated(
         delta,
@@ -86,7 +86,7 @@ def _flipped(w: Array, groups: int = 1) -> Array:
 
 
 def _around_delta(windows: Windows) -> tuple[tuple[int, int], ...]:
-    """The zeros before and behind δ with which the flipped kernel sees every input; negative ones are cut off."""
+    """The zeros before and after δ with which the flipped kernel reaches every input; negative numbers crop."""
     return tuple(
         (d * (k - 1) - a, n - s * (p - 1) - 1 + a)
         for n, k, s, d, (a, _), p in zip(*windows[:5], windows.positions, strict=True)
@@ -94,22 +94,22 @@ def _around_delta(windows: Windows) -> tuple[tuple[int, int], ...]:
 
 
 def _forwards(rank: int) -> jax.lax.ConvDimensionNumbers:
-    """Where batch, features and space are: x [N, *D, C], w [*K, C, H], z [N, *P, H]."""
+    """The axes of batch, features and space: x [N, *D, C], w [*K, C, H], z [N, *P, H]."""
     space = tuple(range(1, rank + 1))
     return jax.lax.ConvDimensionNumbers((0, rank + 1, *space), (rank + 1, rank, *range(rank)), (0, rank + 1, *space))
 
 
-# ---------------------------------------------------------------- the same by other algorithms
+# ---------------------------------------------------------------- by other algorithms
 
-THICKER = 1.6  # times as much may be multiplied for a product with more columns
-CHUNK = 1 << 20  # bytes that are formed at a time: what stays in the cache of a core
+THICKER = 1.6  # the most by which the number of multiplications may grow for a wider product
+CHUNK = 1 << 20  # bytes formed at a time, which fit in a core's cache
 
 
 def by_neighbours(x: Array, w: Array, windows: Windows) -> Array:
     """The forward convolution as one matrix product, [N P/t, K′ C] times [K′ C, t H], K′ the taps of t neighbours.
 
-    Along the last axis t neighbouring windows are one that has K + t − 1 taps and t H features. Where channels are few,
-    the product is thin without it, and more is copied.
+    Along the last axis t neighbouring windows are treated as one with K + t − 1 taps and t H features. With few
+    channels the product would be narrow otherwise, and more would be copied.
     """
     features, t = w.shape[-1], neighbours(windows)
     keep = ((0, 0),) * (w.ndim - 3)
@@ -121,7 +121,7 @@ def by_neighbours(x: Array, w: Array, windows: Windows) -> Array:
 def kernel_gradient_by_neighbours(x: Array, delta: Array, windows: Windows) -> Array:
     """∂C/∂w as one matrix product, [K′ C, N P/t] times [N P/t, t H], with the patches of `by_neighbours`.
 
-    The K taps of each of the t are cut out of it and added.
+    The K taps of each of the t windows are sliced from it and added.
     """
     channels, features, size, t = x.shape[-1], delta.shape[-1], windows.size[-1], neighbours(windows)
     each = _patches(x, _together(windows, t)).T @ delta.reshape(-1, t * features)
@@ -131,7 +131,7 @@ def kernel_gradient_by_neighbours(x: Array, delta: Array, windows: Windows) -> A
 
 
 def _patches(x: Array, windows: Windows) -> Array:
-    """What each window sees, [N P, K C]."""
+    """The inputs of each window, [N P, K C]."""
     last, others = split_last(windows)
     rows = jax.lax.optimization_barrier(jnp.concatenate(views(x, last), axis=-1))  # else XLA gathers number by number
     patches = jnp.concatenate(views(rows, others), axis=-1)
@@ -139,7 +139,7 @@ def _patches(x: Array, windows: Windows) -> Array:
 
 
 def neighbours(windows: Windows) -> int:
-    """How many windows to take together: 4 or 2 where THICKER times as much is multiplied then, at most."""
+    """The number of windows to group: 4 or 2 where that takes at most THICKER times the multiplications, else 1."""
     size, positions = windows.size[-1], windows.positions[-1]
     if size == 1 or windows.stride[-1] > 1 or windows.dilation[-1] > 1:
         return 1
@@ -147,7 +147,7 @@ def neighbours(windows: Windows) -> int:
 
 
 def _together(windows: Windows, t: int) -> Windows:
-    """Windows of K + t − 1 taps along the last axis, each in place of t that are neighbours."""
+    """Windows of K + t − 1 taps along the last axis, each in place of t neighbours."""
     return windows._replace(
         size=(*windows.size[:-1], windows.size[-1] + t - 1),
         stride=(*windows.stride[:-1], t * windows.stride[-1]),
@@ -158,8 +158,7 @@ def _together(windows: Windows, t: int) -> Windows:
 def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
     """∂C/∂w as one matrix product for each tap, [C/G, N P] times [N P, H/G] in each group.
 
-    The taps take turns in a loop: what one of them sees is copied to where the one before had its own, and there is one
-    product to compile.
+    The taps run in a loop, which copies the inputs of each to the same memory and compiles one product.
     """
     channels, features = x.shape[-1] // groups, delta.shape[-1] // groups
 
@@ -172,17 +171,17 @@ def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups
 
 
 def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Array:
-    """∂C/∂x as one matrix product, [N P, H] times [H, K C], whose parts are added up where their taps saw the input.
+    """∂C/∂x as one matrix product, [N P, H] times [H, K C], whose parts are added at the inputs that their taps read.
 
-    The convolution with the flipped kernel multiplies with the zeros around and between δ too; here there are none. The
-    parts are added axis by axis, for as many examples at a time as a cache holds.
+    The convolution with the flipped kernel also multiplies by the zeros around and between δ; here there are none. The
+    parts are added axis by axis, for as many examples at a time as fit in a cache.
     """
     *taps, channels, features = w.shape
     across = w.reshape(-1, features).T
 
     def of_one(delta: Array) -> Array:
         parts = (delta.reshape(-1, features) @ across).reshape(*windows.positions, *taps, channels)
-        for axis in reversed(range(len(taps))):  # the taps of this axis are the last ones left
+        for axis in reversed(range(len(taps))):  # the last axis of taps that is left
             of_tap = [jax.lax.index_in_dim(parts, k, len(taps) + axis, keepdims=False) for k in range(taps[axis])]
             parts = added_back_along(axis, of_tap, windows)
         return parts
@@ -192,14 +191,14 @@ def input_gradient_by_products(delta: Array, w: Array, windows: Windows) -> Arra
 
 
 def _at_a_time(n: int, most: int) -> int:
-    """How many of n to take together: a divisor where one is not far below the most; a rest would be compiled too."""
+    """The number of n to process together: a divisor if one is at least most/2, as a remainder is compiled too."""
     most = max(1, min(n, most))
     even = next(size for size in range(most, 0, -1) if n % size == 0)
     return even if 2 * even > most else most
 
 
 def by_taps(x: Array, w: Array, windows: Windows, groups: int) -> Array:
-    """A depthwise convolution, C = G: zₙₚₒ = Σₖ wₖₒ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ with o's channel i, no sum over channels."""
+    """A depthwise convolution, C = G: zₙₚₒ = Σₖ wₖₒ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ, i the channel of o; no sum over channels."""
     wide = accumulator(x.dtype)
     inputs = jnp.repeat(x, w.shape[-1] // groups, -1).astype(wide)
     kernel = w.reshape(-1, w.shape[-1]).astype(wide)

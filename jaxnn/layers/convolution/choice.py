@@ -1,14 +1,14 @@
-"""Which algorithm computes a convolution: for each of the three, the first of its cases that can and wins.
+"""The choice of an algorithm for each of the three convolutions: the first case that applies and is fastest.
 
-The constants were found on two cores inside a loop, as an epoch has one: XLA's CPU backend compiles the convolution
-that gives a kernel's gradient another way there. `benchmarks/convolution.py` measures them again on any machine.
+The constants were measured on two cores inside a loop, as in an epoch: there XLA's CPU backend compiles the convolution
+for a kernel's gradient differently. `benchmarks/convolution.py` measures them on any machine.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,16 @@ from jaxnn.layers.convolution.algorithms import (
 from jaxnn.layers.convolution.windows import Windows
 from jaxnn.types import Array
 
-FEW_CHANNELS = 4  # up to as many, the products of the plain algorithms are thin
-MANY_WINDOWS = 1 << 14  # in a batch of at least as many, neighbours together save time
-SHORT = 128  # numbers that the windows of neighbours may hold where there are two axes
-SHRINKS = 1.5  # from this ratio of inputs to positions on, most that gives ∂C/∂x is multiplied with zeros
+FEW_CHANNELS = 4  # up to this number, the matrix products of the plain algorithms are narrow
+MANY_WINDOWS = 1 << 14  # from this number of windows in a batch on, grouping neighbours saves time
+SHORT = 128  # the most numbers in the window of a group of neighbours, with two axes
+SHRINKS = 1.5  # from this ratio of inputs to positions on, most multiplications for ∂C/∂x are by zeros
 
 Algorithm: TypeAlias = Callable[..., Array]
 
 
 class Forms(NamedTuple):
-    """Forward, (x, w, windows, groups), and the two convolutions of the backward pass, likewise."""
+    """The forward convolution, of (x, w, windows, groups), and the two of the backward pass."""
 
     forward: Callable[[Array, Array, Windows, int], Array]
     kernel_gradient: Callable[[Array, Array, Windows, int], Array]
@@ -47,9 +47,9 @@ class Forms(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """N, C, H, the windows and G of a convolution: what a choice depends on."""
+    """N (which may be symbolic), C, H, the windows and G of a convolution, on which the choice depends."""
 
-    examples: Any
+    examples: int
     channels: int
     features: int
     windows: Windows
@@ -67,14 +67,14 @@ class Sizes(NamedTuple):
 
 
 class Case(NamedTuple):
-    """An algorithm, where it can serve, and where it wins over what follows."""
+    """An algorithm, where it applies, and where it is faster than those after it."""
 
     algorithm: Algorithm
     can: Callable[[Sizes], bool]
     wins: Callable[[Sizes], bool]
 
 
-# ---------------------------------------------------------------- where an algorithm wins
+# ---------------------------------------------------------------- where an algorithm is faster
 
 
 def _always(sizes: Sizes) -> bool:
@@ -90,7 +90,7 @@ def _whole(sizes: Sizes) -> bool:
 
 
 def _is_thin(sizes: Sizes) -> bool:
-    """Whether two or four windows are worth one product, as in the first layer of a network."""
+    """Whether grouping two or four windows is faster, as in the first layer of a network."""
     n, channels, _, windows, _ = sizes
     *others, size = windows.size
     t = neighbours(windows)
@@ -100,7 +100,7 @@ def _is_thin(sizes: Sizes) -> bool:
 
 
 def _wastes(sizes: Sizes) -> bool:
-    """Whether a convolution for ∂C/∂x multiplies with many zeros around and between δ, or gives few channels."""
+    """Whether the convolution for ∂C/∂x multiplies by many zeros around and between δ, or has few channels."""
     shrinks = math.prod(sizes.windows.inputs) >= SHRINKS * math.prod(sizes.windows.positions)
     return shrinks or sizes.channels <= FEW_CHANNELS
 
@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(kernel_gradient_by_taps, _depthwise, _always),
         Case(kernel_gradient_by_neighbours, _whole, _is_thin),
         Case(kernel_gradient_by_products, _always, _always),
-        Case(kernel_gradient, _always, _always),  # on a CPU never: the benchmark compares with it
+        Case(kernel_gradient, _always, _always),  # never chosen on a CPU; the benchmark compares with it
     ),
     "input_gradient": (
         Case(input_gradient_by_taps, _depthwise, _always),
@@ -131,19 +131,19 @@ PLAIN = Forms(correlate, kernel_gradient, input_gradient)
 
 
 def taken(which: str, sizes: Sizes) -> Algorithm:
-    """The algorithm that serves on a CPU."""
+    """The algorithm for CPUs."""
     return next(case.algorithm for case in CASES[which] if case.can(sizes) and case.wins(sizes))
 
 
 def computed(algorithm: Algorithm, first: Array, second: Array, sizes: Sizes) -> Array:
-    """By one algorithm; groups are given to those that take them."""
+    """The result of one algorithm; groups are passed where there are several."""
     return algorithm(first, second, sizes.windows, *([] if sizes.whole else [sizes.groups]))
 
 
 def _by_the_fastest(which: str, first: Array, second: Array, sizes: Sizes) -> Array:
-    """Other backends than the CPU take the plain one, but for depthwise convolutions.
+    """The chosen algorithm on a CPU, the plain one on other backends; the same for all in depthwise convolutions.
 
-    Half precisions too, which would be summed in half precision; and if N is symbolic there is one form for all.
+    The plain one also serves half precisions, which products would sum in half precision, and a symbolic N.
     """
     plain = getattr(PLAIN, which)
     if not sizes.depthwise and (jnp.finfo(first.dtype).bits < 32 or is_symbolic(sizes.examples)):

@@ -1,14 +1,13 @@
-"""Convolution: local kernels that share their weights over space, for one, two and three spatial dimensions.
+"""Convolution in one, two and three spatial dimensions.
 
 N batch, C channels in, H features out, G groups; spatial indices p (position of a window), k (tap of the kernel) and
-q (place on the input), each with one entry for each spatial axis. D, P and K are the sizes of input, output and kernel.
+q (input position), each with one entry for each spatial axis. D, P and K are the sizes of input, output and kernel.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,9 @@ from jaxnn.layers.convolution.windows import (
     Windows,
     for_each_axis,
     padding_of,
-    place,
     spatial_shape,
     window_size,
+    windows_on,
 )
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
@@ -53,42 +52,42 @@ from jaxnn.wrapping import with_rules
 
 
 class conv(Layer):
-    """A convolution over the axes between batch and channels; the length of `kernel` says how many there are.
+    """Convolution over the axes between batch and channels, one for each entry of `kernel`.
 
     Forward, x [N, *D, C] → z [N, *P, H], with stride s, dilation d and a zeros before the input (cross-correlation, as
     everywhere in deep learning: the kernel is not flipped):
 
         zₙₚₒ = Σₖᵢ wₖᵢₒ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ + bₒ
 
-    Backward, δ = ∂C/∂z [N, *P, H]: two convolutions in which the roles have changed.
+    Backward, δ = ∂C/∂z [N, *P, H], two more convolutions:
 
         ∂C/∂w [*K, C/G, H]   ∂C/∂wₖᵢₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ
-                             x convolved with δ: stride and dilation change places, N is summed
+                             x convolved with δ, stride and dilation exchanged, summed over N
         ∂C/∂x [N, *D, C]     ∂C/∂xₙqᵢ = Σₖₚₒ wₖᵢₒ δₙₚₒ   over k, p with s p + d k − a = q
                              δ, s − 1 zeros between its entries, convolved with the kernel flipped in space
         ∂C/∂b [H]            ∂C/∂bₒ = Σₙₚ δₙₚₒ
 
-    With G groups, output o sees the C/G inputs of its group alone, ⌊o G/H⌋. With G = C it is depthwise. Each group's
-    kernel [*K, C/G, H/G] is drawn by itself, so that its fans are what its outputs see and its inputs reach.
+    With G groups, output o depends on the C/G inputs of its group ⌊o G/H⌋ alone; G = C is depthwise. Each group's
+    kernel [*K, C/G, H/G] is initialised separately, so that its fans count connections within the group.
 
     Parameters: `{"w": [*K, C/G, H], "b": [H]}`, flax's layout. PyTorch's weight [H, C/G, *K] is
     `jnp.moveaxis(weight, (0, 1), (-1, -2))`. PyTorch flattens [C, *D] where `flatten` has [*D, C]: the w of a dense
-    layer behind it is `jnp.moveaxis(weight.T.reshape(C, *D, -1), 0, -2).reshape(weight.T.shape)`.
+    layer after it is `jnp.moveaxis(weight.T.reshape(C, *D, -1), 0, -2).reshape(weight.T.shape)`.
 
     Args:
         features: H, at least 1.
         kernel: K, a tuple with a size for each of 1, 2 or 3 spatial axes: `(5, 5)`.
         stride: s, one number, or one for each axis.
-        padding: "same" (P = ⌈D/s⌉), "valid" (none), "causal" (d (K − 1) before), or (before, behind) for each axis.
+        padding: "same" (P = ⌈D/s⌉), "valid" (none), "causal" (d (K − 1) before), or (before, after) for each axis.
         dilation: d, one number, or one for each axis.
         groups: G, which divides C and H.
-        bias: False leaves b out.
-        w_init: initializer of w, or with groups of each group's part of it, then under `vmap` over their keys; Glorot's
-            uniform one by default.
-        b_init: initializer of b; zeros by default.
+        bias: False omits b.
+        w_init: initializer of w, with groups of each group's part of it (under `vmap` over their keys), by default
+            Glorot uniform.
+        b_init: initializer of b, by default zeros.
 
     Raises:
-        ValueError: if x is not float [N, *D, C], has another number of channels than w, or is smaller than the kernel;
+        ValueError: if x is not float [N, *D, C], does not have w's number of channels, or is smaller than the kernel;
             if the groups do not divide the channels.
 
     Source: LeCun et al. (1989), "Backpropagation applied to handwritten zip code recognition"; Dumoulin & Visin (2016),
@@ -142,13 +141,13 @@ class conv(Layer):
         b = (self.b_init or initializers.zeros(), b_key, (H,))
         return drawn("conv", dtype, **{"w": w, "b": b} if self.bias else {"w": w}), ()
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return self._forward(FASTEST, params, state, x)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         return self._backward(FASTEST, params, tape, delta)
 
-    def factors(self, params: Params, tape: Tree, delta: Any) -> Params:
+    def factors(self, params: Params, tape: Tree, delta: Array) -> Params:
         windows = self._windows(tape.shape[1:-1])
         factors: Params = {"w": Windowed(tape[:, None], delta[:, None], windows, self.groups)}
         return {**factors, "b": Outer(None, by_position(delta))} if self.bias else factors
@@ -156,10 +155,10 @@ class conv(Layer):
     def _windows(self, spatial: Shape) -> Windows:
         rank = len(self.kernel)
         strides, dilations = (for_each_axis("conv", size, rank) for size in (self.stride, self.dilation))
-        return place("conv", spatial, self.kernel, strides, dilations, padding_of("conv", self.padding, rank))
+        return windows_on("conv", spatial, self.kernel, strides, dilations, padding_of("conv", self.padding, rank))
 
     def _forward(
-        self, forms: Forms, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
+        self, forms: Forms, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None
     ) -> Forward:
         check_names("conv", params, ("w", "b") if self.bias else ("w",))
         w, rank, G = params["w"], len(self.kernel), self.groups
@@ -174,7 +173,7 @@ class conv(Layer):
         z = placed(convolution, x.astype(dtype), w.astype(dtype), axes=lies)
         return (z + with_rank(params["b"].astype(dtype), z.ndim) if self.bias else z), state, x
 
-    def _backward(self, forms: Forms, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def _backward(self, forms: Forms, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         x, w, rank, G = tape, params["w"], len(self.kernel), self.groups
         windows = self._windows(x.shape[1:-1])
         check_delta("conv", delta, Outline((x.shape[0], *windows.positions, self.features), widest(x.dtype, w.dtype)))
@@ -184,13 +183,13 @@ class conv(Layer):
         if self.bias:
             total = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
             grads["b"] = placed(total, delta, axes=axes_of(params["b"]))
-        # Where x and w differ in precision, δ has the higher one; what goes out fits what came in.
+        # Where x and w differ in precision, δ has the higher one; δ_in and the gradients are cast back.
         grads = as_given(params, grads)
         return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads
 
 
 def _of_each_group(w_init: Initializer, G: int) -> Initializer:
-    """Draws a kernel [*K, C/G, H], each group's [*K, C/G, H/G] with a key of its own."""
+    """Draws a kernel [*K, C/G, H], each group's part [*K, C/G, H/G] with a separate key."""
     if G == 1:
         return w_init
 

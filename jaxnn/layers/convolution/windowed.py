@@ -27,8 +27,8 @@ class Windowed(Factor):
     Args:
         x: [N, U, *D, C].
         delta: [N, U, *P, H].
-        windows: where they lie.
-        groups: G; with several an output sees the inputs of its group alone.
+        windows: their positions.
+        groups: G; an output depends on the inputs of its group alone.
     """
 
     x: Array
@@ -41,7 +41,7 @@ class Windowed(Factor):
         return FASTEST.kernel_gradient(_merged(x), _merged(delta), self.windows, self.groups)
 
     def _by_tap(self) -> Iterator[Array]:
-        """What each tap sees, [N, U P, G, C/G]."""
+        """The inputs of each tap, [N, U P, G, C/G]."""
         (x,) = wide(self.x)
         for seen in views(_merged(x), self.windows):
             yield seen.reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)

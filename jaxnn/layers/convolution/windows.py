@@ -1,10 +1,10 @@
-"""The places of windows on an input, for convolution and pooling in one, two and three spatial dimensions.
+"""Positions of windows on an input, for convolution and pooling in one, two and three spatial dimensions.
 
-A window has K taps on each axis, d apart. It moves s at a time over an input of size D with a zeros before it and b
-behind: tap k of the window at position p sees the input at s·p + d·k − a, and there are
+A window has K taps on each axis, d apart, and moves in steps of s over an input of size D with a zeros before it and b
+after: tap k of the window at position p reads the input at s·p + d·k − a, and there are
 P = ⌊(D + a + b − d (K − 1) − 1)/s⌋ + 1 positions. N batch, C channels (the last axis).
 
-    >>> windows = place("conv", (28,), (5,), (2,), (1,), "same")
+    >>> windows = windows_on("conv", (28,), (5,), (2,), (1,), "same")
     >>> windows.positions, windows.padding
     ((14,), ((1, 2),))
 """
@@ -28,7 +28,7 @@ from jaxnn.placement import reshaped
 from jaxnn.shapes import features
 from jaxnn.types import Array, Shape
 
-Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, behind) for each axis
+Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, after) for each axis
 
 MAX_RANK = 3
 AXES = {1: "[N, D, C]", 2: "[N, D₁, D₂, C]", 3: "[N, D₁, D₂, D₃, C]"}
@@ -36,14 +36,14 @@ PADDINGS = ("same", "valid", "causal")
 
 
 class Windows(NamedTuple):
-    """The place of every window on an input; each entry is a tuple with one number for each spatial axis.
+    """Windows on an input; each entry is a tuple with one number for each spatial axis.
 
     Attributes:
         inputs: D, the size of the input.
         size: K, the taps of the window.
         stride: s.
         dilation: d.
-        padding: (a, b), the zeros before and behind.
+        padding: (a, b), the zeros before and after.
         positions: P, the number of windows.
     """
 
@@ -61,15 +61,15 @@ class Windows(NamedTuple):
 
     @property
     def tiles(self) -> bool:
-        """Whether no two windows overlap, and none has gaps."""
+        """Whether windows neither overlap nor have gaps."""
         return self.stride == self.size and set(self.dilation) == {1}
 
 
-# ---------------------------------------------------------------- what users give
+# ---------------------------------------------------------------- settings
 
 
 def window_size(what: str, value: Any) -> Shape:
-    """A window's size on each axis, which says how many axes there are."""
+    """A window's size on each spatial axis; their number is the rank."""
     if not isinstance(value, (tuple, list)):
         advice = f": {(value,)} for sequences, {(value, value)} for images" if isinstance(value, int) else ""
         raise TypeError(
@@ -81,7 +81,7 @@ def window_size(what: str, value: Any) -> Shape:
 
 
 def for_each_axis(what: str, value: Any, rank: int) -> Shape:
-    """One whole number ≥ 1 for each spatial axis, from one for all of them or from a tuple."""
+    """One integer ≥ 1 for each spatial axis, from a single one or from a tuple."""
     if not isinstance(value, (tuple, list)):
         return (whole_number(what, value, least=1),) * rank
     if len(value) != rank:
@@ -93,10 +93,10 @@ def padding_of(what: str, value: Any, rank: int) -> Padding:
     """The name of a padding, or a pair for each spatial axis."""
     if isinstance(value, str):
         if value not in PADDINGS:
-            meant = f"; {value.lower()!r} is meant?" if value.lower() in PADDINGS else ""
+            meant = f"; did you mean {value.lower()!r}?" if value.lower() in PADDINGS else ""
             raise ValueError(f"{what} must be one of {', '.join(map(repr, PADDINGS))} or pairs, got {value!r}{meant}")
         return value
-    expected = f"{what} must be a name or (before, behind) for each of the {rank} spatial axes"
+    expected = f"{what} must be a name or (before, after) for each of the {rank} spatial axes"
     if not isinstance(value, (tuple, list)):
         advice = f": padding={tuple((value, value) for _ in range(rank))}" if isinstance(value, int) else ""
         raise TypeError(f"{expected}, got {value!r}{advice}")
@@ -106,11 +106,11 @@ def padding_of(what: str, value: Any, rank: int) -> Padding:
     if len(value) != rank or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in value):
         raise ValueError(f"{expected}, got {value!r}")
     pairs = [tuple(whole_number(f"{what}[{i}]", size, least=0) for size in pair) for i, pair in enumerate(value)]
-    return tuple((before, behind) for before, behind in pairs)
+    return tuple((before, after) for before, after in pairs)
 
 
 def spatial_shape(kind: str, x: Any, rank: int) -> Shape:
-    """D, the sizes between batch and channels, if x is a float array [N, *D, C]; errors blame the input."""
+    """D, the sizes between batch and channels, if x is a float array [N, *D, C]; errors name the input."""
     shape = features(kind, x)
     if len(shape) != rank + 2:
         advice = "one image needs its batch axis, x[None], and a grey one its channel, x[..., None]"
@@ -118,11 +118,11 @@ def spatial_shape(kind: str, x: Any, rank: int) -> Shape:
     return shape[1:-1]
 
 
-def place(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape, padding: Padding) -> Windows:
-    """Where the windows lie.
+def windows_on(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape, padding: Padding) -> Windows:
+    """The windows on an input of sizes `inputs`.
 
-    With "same" there are ⌈D/s⌉ positions, and the padding that this takes is halved, the odd zero behind. With "causal"
-    all of it, d (K − 1), is before: a window sees nothing behind its position.
+    With "same" there are ⌈D/s⌉ positions, and the padding is half before and half after, an odd zero after. With
+    "causal" all of it, d (K − 1), is before: a window reads nothing after its position.
 
     Raises:
         LayerError: if a window is larger than the padded input.
@@ -131,7 +131,7 @@ def place(kind: str, inputs: Shape, size: Shape, stride: Shape, dilation: Shape,
     if isinstance(padding, str):
         pairs = [_named_padding(padding, n, span, s) for n, span, s in zip(inputs, spans, stride, strict=True)]
     else:
-        pairs = [(before, behind) for before, behind in padding]
+        pairs = [(before, after) for before, after in padding]
     room = tuple(n + a + b for n, (a, b) in zip(inputs, pairs, strict=True))
     if any(span > n for span, n in zip(spans, room, strict=True)):
         dilated = f", {spans} with its dilation {dilation}," if spans != size else ""
@@ -155,7 +155,7 @@ def _named_padding(name: str, n: int, span: int, stride: int) -> tuple[int, int]
     return total // 2, total - total // 2
 
 
-# ---------------------------------------------------------------- what the windows see
+# ---------------------------------------------------------------- inputs of the taps
 
 
 def taps(windows: Windows) -> Iterator[Shape]:
@@ -164,7 +164,7 @@ def taps(windows: Windows) -> Iterator[Shape]:
 
 
 def split_last(windows: Windows) -> tuple[Windows, Windows]:
-    """The windows along the last spatial axis, and those along all others on what the first ones see."""
+    """The windows along the last spatial axis, and those along the others, which read the inputs of the former."""
     ones = (1,) * (len(windows.size) - 1)
     before = windows.inputs[:-1]
     last = Windows(
@@ -187,7 +187,7 @@ def split_last(windows: Windows) -> tuple[Windows, Windows]:
 
 
 def views(x: Array, windows: Windows) -> list[Array]:
-    """What each tap sees: a strided view of x [N, *D, C] for each, [N, *P, C]; zeros where it is off the input."""
+    """The inputs of each tap, a strided view of x [N, *D, C] for each: [N, *P, C], zeros in the padding."""
     x, last = _padded(x, windows), _spans(windows)
     found = []
     for tap in taps(windows):
@@ -198,7 +198,7 @@ def views(x: Array, windows: Windows) -> list[Array]:
 
 
 def map_views(f: Callable[[Array], Array], x: Array, windows: Windows) -> Array:
-    """What f makes of what each tap sees, one after the other in a loop: [K, …]."""
+    """F of the inputs of each tap, in a loop: [K, …]."""
     x, last = _padded(x, windows), _spans(windows)
     starts = np.array([[0, *(d * k for d, k in zip(windows.dilation, tap, strict=True)), 0] for tap in taps(windows)])
 
@@ -214,12 +214,12 @@ def _padded(x: Array, windows: Windows) -> Array:
 
 
 def _spans(windows: Windows) -> list[int]:
-    """How many inputs lie from the first that a tap sees to the last, on each axis."""
+    """The number of inputs from the first that a tap reads to the last, on each axis."""
     return [s * (p - 1) + 1 for s, p in zip(windows.stride, windows.positions, strict=True)]
 
 
 def added_back(parts: Sequence[Array], windows: Windows) -> Array:
-    """The adjoint of `views`: what came from each tap, [N, *P, C], summed at the inputs that it saw, [N, *D, C]."""
+    """The adjoint of `views`: the part of each tap, [N, *P, C], summed at the inputs that it read, [N, *D, C]."""
     rank = len(windows.size)
     spread = [
         _spread(part, {1 + axis: _laid_out(windows, axis, tap[axis]) for axis in range(rank)})
@@ -229,7 +229,7 @@ def added_back(parts: Sequence[Array], windows: Windows) -> Array:
 
 
 def added_back_along(axis: int, parts: Sequence[Array], windows: Windows) -> Array:
-    """The same of the taps of one spatial axis, of which `parts` [P₁, P₂, …] have no batch axis before them."""
+    """The same for the taps of one spatial axis, with `parts` [P₁, P₂, …] without a batch axis."""
     return reduce(jnp.add, [_spread(part, {axis: _laid_out(windows, axis, k)}) for k, part in enumerate(parts)])
 
 
@@ -239,14 +239,14 @@ def _spread(part: Array, axes: dict[int, tuple[int, int, int]]) -> Array:
 
 
 def _laid_out(windows: Windows, axis: int, tap: int) -> tuple[int, int, int]:
-    """Zeros before, behind and between the values of a tap, laid out over the inputs; negative ones cut off."""
+    """The zeros before, after and between the values of a tap at the inputs' positions; negative numbers crop."""
     n, s, p = windows.inputs[axis], windows.stride[axis], windows.positions[axis]
     before = windows.dilation[axis] * tap - windows.padding[axis][0]
     return before, n - before - (s * (p - 1) + 1), s - 1
 
 
 def as_tiles(values: Array, size: Shape | None = None) -> Array:
-    """[N, P₁, P₂, C] as [N, P₁, 1, P₂, 1, C], to meet one entry for each tap; broadcast to `size` if it is given."""
+    """[N, P₁, P₂, C] as [N, P₁, 1, P₂, 1, C], with axes for the taps; broadcast to `size` if it is given."""
     n, *positions, channels = values.shape
     ones = (1,) * len(positions) if size is None else size
     apart = values.reshape(n, *(m for p in positions for m in (p, 1)), channels)
@@ -254,7 +254,7 @@ def as_tiles(values: Array, size: Shape | None = None) -> Array:
 
 
 def from_tiles(tiles: Array, windows: Windows) -> Array:
-    """[N, P₁, K₁, P₂, K₂, C] laid out over the inputs, [N, D₁, D₂, C], for windows that do not overlap."""
+    """[N, P₁, K₁, P₂, K₂, C] at the inputs' positions, [N, D₁, D₂, C], for windows that do not overlap."""
     n, channels = tiles.shape[0], tiles.shape[-1]
     laid = reshaped(tiles, (n, *(p * k for p, k in zip(windows.positions, windows.size, strict=True)), channels))
     ends = [
@@ -265,7 +265,7 @@ def from_tiles(tiles: Array, windows: Windows) -> Array:
 
 
 def on_the_input(windows: Windows) -> np.ndarray:
-    """Whether a tap sees the input and not the padding, for each tap in row-major order: [K, *P, 1]."""
+    """Whether a tap reads the input and not the padding, for each tap in row-major order: [K, *P, 1]."""
     axes = []
     for n, k, s, d, (a, _), p in zip(*windows[:5], windows.positions, strict=True):
         at = s * np.arange(p) + d * np.arange(k)[:, None] - a

@@ -1,6 +1,6 @@
-"""Normalisation: features of mean 0 and variance 1, then of a scale γ and a shift β that are learnt.
+"""Normalisation to mean 0 and variance 1, followed by a learned scale γ and shift β.
 
-N batch, D features (the last axis); further axes between N and D are kept. `batch_norm` takes its statistics of one
-feature over all examples, `layer_norm` those of one example over all features, `group_norm` over a group of them and
-all axes between; `rms_norm` divides by the root of the mean square alone. All take them in at least float32.
+N batch, D features (the last axis); further axes between N and D are kept. `batch_norm` has statistics of each feature
+over all examples, `layer_norm` of each example over all features, `group_norm` of each example over a group of features
+and all axes between; `rms_norm` divides by the root mean square. All compute in at least float32.
 """

@@ -1,4 +1,4 @@
-"""Normalisation of one feature over all examples.  N batch, D features (the last axis)."""
+"""Normalisation of each feature over all examples.  N batch, D features (the last axis)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Par
 
 
 class _ByBatch(NamedTuple):
-    """Batch norm's tape in training. A tape holds no Python values: its type is what tells backward the rule."""
+    """Batch norm's tape in training. Tapes hold no Python values: the type of this one selects the backward rule."""
 
     x_hat: Array
     r: Array
@@ -27,14 +27,14 @@ class _ByBatch(NamedTuple):
 class _ByRunning(NamedTuple):
     """Batch norm's tape in evaluation."""
 
-    x_hat: Any
-    r: Any
+    x_hat: Array | int
+    r: Array | None
 
 
 class batch_norm(Layer):
-    """Batch normalisation of every feature, over all axes but the last.
+    """Batch normalisation of each feature, over all axes but the last.
 
-    Forward, x [N, …, D] → y [N, …, D], with n values of each feature, N times the axes between:
+    Forward, x [N, …, D] → y [N, …, D], with n values of each feature, N times the sizes of the axes between:
 
         training     μ = mean x,  v = mean (x − μ)²       evaluation   μ, v = the running mean and variance
         x̂ = (x − μ) r,  r = 1/√(v + ε);   y = γ x̂ + β
@@ -45,22 +45,22 @@ class batch_norm(Layer):
         training     ∂C/∂x = γ r (δ − x̂ (Σ δ x̂)/n − (Σ δ)/n)     since μ and v depend on x
         evaluation   ∂C/∂x = γ r δ
 
-    Parameters: `{"scale": γ, "shift": β}`, ones and zeros at first. State: `{"mean", "var"}`, [D] in at least
-    float32, zeros and ones at first; in training running ← momentum · running + (1 − momentum) · batch's, as in
-    flax and Keras (PyTorch's momentum is 1 − this one). The running variance is of the unbiased v n/(n − 1), as in the
-    paper and PyTorch: it stands for data, not for a batch. A feature that is constant over the batch gives y = β. So
-    does a batch with n = 1, which has δ_in = 0 and leaves the running variance as it is. Statistics ignore example
+    Parameters: `{"scale": γ, "shift": β}`, initially ones and zeros. State: `{"mean", "var"}`, [D] in at least
+    float32, initially zeros and ones; in training running ← momentum · running + (1 − momentum) · batch's, as in
+    flax and Keras (PyTorch's momentum is 1 − this one). The running variance averages the unbiased v n/(n − 1), as in
+    the paper and PyTorch: it estimates the variance of the data. A feature that is constant over the batch gives y = β.
+    So does a batch with n = 1, which has δ_in = 0 and leaves the running variance unchanged. Statistics ignore example
     weights. `share` passes one state from use to use: the running statistics average over its uses, and in
-    evaluation all are normalised by them. Where uses differ, take `layer_norm`, or `repeat` with its own for each.
+    evaluation normalise all of them. Where uses differ, use `layer_norm`, or `repeat`, with statistics for each.
 
     Args:
-        momentum: the share of the running statistics that a step keeps, 0 ≤ momentum < 1.
+        momentum: the weight of the running statistics in each update, 0 ≤ momentum < 1.
         eps: ε > 0, added to the variance.
 
     Raises:
         ValueError: if x is not float [N, …, D], or parameters or state have another number of features.
 
-    Source: Ioffe & Szegedy (2015), "Batch normalization", algorithms 1 and 2; Cooijmans et al. (2017), on shared uses.
+    Source: Ioffe & Szegedy (2015), "Batch normalization", algorithms 1 and 2; Cooijmans et al. (2017) for shared uses.
 
     >>> layer = batch_norm(momentum=0.5)
     >>> y, state, _ = layer.forward(*layer.init(0, (1,)), jnp.array([[1.0], [3.0]]), train=True)
@@ -83,11 +83,11 @@ class batch_norm(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         params = ones_and_zeros("batch_norm", in_shape, dtype)
         wide = accumulator(dtype)
-        # Arrays of their own: a buffer that stood in the parameters too could not be donated with them.
+        # Copies: a buffer that is in the parameters too could not be donated with them.
         copied = lambda array: jnp.array(array, wide, copy=True)  # noqa: E731
         return params, {"mean": copied(params["shift"]), "var": copied(params["scale"])}
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma, beta = in_wide("batch_norm", params, x)
         check_vectors("batch_norm", state, ("mean", "var"), x, "state")
         running = {name: state[name].astype(wide.dtype) for name in ("mean", "var")}
@@ -104,7 +104,7 @@ class batch_norm(Layer):
             tape = _ByRunning(x_hat, r)
         return scaled(gamma, x_hat, beta).astype(x.dtype), state, tape
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         x_hat, r = tape
         check_delta("batch_norm", delta, Outline(x_hat.shape, _precision(delta, x_hat)))
         wide, gamma, _ = in_wide("batch_norm", params, delta)
@@ -122,20 +122,20 @@ class batch_norm(Layer):
         return _ByRunning(0, None)
 
 
-def _count(n: Any, dtype: DType) -> Any:
-    """N; as an array where it is not known, as in a program that is exported for every batch size."""
+def _count(n: int, dtype: DType) -> Array | int:
+    """n, as an array where it is symbolic, as in a program exported for every batch size."""
     return jnp.asarray(n, dtype) if is_symbolic(n) else n
 
 
-def _unbiased(var: Array, otherwise: Array, n: Any) -> Array:
-    """The unbiased variance v n/(n − 1), or otherwise with n = 1."""
+def _unbiased(var: Array, otherwise: Array, n: int) -> Array:
+    """The unbiased variance v n/(n − 1), or `otherwise` with n = 1."""
     if is_symbolic(n):
-        n = _count(n, var.dtype)
-        return jnp.where(n > 1, var * (n / jnp.maximum(n - 1, 1)), otherwise)
+        m = _count(n, var.dtype)
+        return jnp.where(m > 1, var * (m / jnp.maximum(m - 1, 1)), otherwise)
     return var * (n / (n - 1)) if n > 1 else otherwise
 
 
-def _precision(delta: Any, x_hat: Array) -> DType:
-    """That of δ where its sums are taken in x̂'s, which is all that x̂ says of x's."""
+def _precision(delta: Array, x_hat: Array) -> DType:
+    """The precision of δ where its sums have that of x̂, else that of x̂; x's is not on the tape."""
     fits = hasattr(delta, "dtype") and is_floating(delta) and accumulator(delta.dtype) == x_hat.dtype
     return delta.dtype if fits else x_hat.dtype

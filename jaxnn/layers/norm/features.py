@@ -1,9 +1,8 @@
-"""Normalisation of one example over its features, all or a group of them.  N batch, D features (the last axis)."""
+"""Normalisation of each example over its features, or groups of them.  N batch, D features (the last axis)."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Par
 
 @over_steps(rank=3)
 class layer_norm(Layer):
-    """Normalisation of every example over its features, the last axis; the same in training and evaluation.
+    """Normalisation of each example over its features, the last axis; the same in training and evaluation.
 
     Forward, x [N, …, D] → y [N, …, D]:
 
@@ -34,8 +33,8 @@ class layer_norm(Layer):
         ∂C/∂γ = Σ δ x̂,   ∂C/∂β = Σ δ   [D]      (summed over all axes but the last)
         ∂C/∂x = r (g − mean g − x̂ mean(g x̂))
 
-    Parameters: `{"scale": γ, "shift": β}`, [D], ones and zeros at first. Where all features of an example are equal,
-    as they are with D = 1, y = β.
+    Parameters: `{"scale": γ, "shift": β}`, [D], initially ones and zeros. Where all features of an example are equal,
+    as with D = 1, y = β.
 
     Args:
         eps: ε > 0, added to the variance.
@@ -63,12 +62,12 @@ class layer_norm(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return ones_and_zeros("layer_norm", in_shape, dtype), ()
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma, beta = in_wide("layer_norm", params, x)
         x_hat, r, _, _ = normalised(wide, (-1,), self.eps)
         return scaled(gamma, x_hat, beta).astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         x_hat, r = tape
         check_delta("layer_norm", delta, tape)
         wide, gamma, _ = in_wide("layer_norm", params, delta)
@@ -78,19 +77,19 @@ class layer_norm(Layer):
 
 
 class group_norm(Layer):
-    """Normalisation of every example over each of G groups of its features and over all axes between.
+    """Normalisation of each example over each of G groups of its features and over all axes between.
 
     Forward, x [N, …, D] → y [N, …, D]; feature d is in group ⌊d G/D⌋, of D/G features:
 
         μ = mean x,  v = mean (x − μ)²   over a group's features and the axes between   [N, G]
         x̂ = (x − μ) r,  r = 1/√(v + ε);   y = γ x̂ + β
 
-    Backward, δ = ∂C/∂y, with g = γ δ; means run over what μ runs over:
+    Backward, δ = ∂C/∂y, with g = γ δ; means run over the same axes as μ:
 
         ∂C/∂γ = Σ δ x̂,   ∂C/∂β = Σ δ   [D]      (summed over all axes but the last)
         ∂C/∂x = r (g − mean g − x̂ mean(g x̂))
 
-    Parameters: `{"scale": γ, "shift": β}`, [D], ones and zeros at first. With G = D it is instance normalisation.
+    Parameters: `{"scale": γ, "shift": β}`, [D], initially ones and zeros. With G = D it is instance normalisation.
 
     Args:
         groups: G, which divides D.
@@ -122,13 +121,13 @@ class group_norm(Layer):
         _in_groups(self.groups, input_spec(in_shape, dtype))
         return ones_and_zeros("group_norm", in_shape, dtype), ()
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma, beta = in_wide("group_norm", params, x)
         x_hat, r, _, _ = normalised(reshaped(wide, _in_groups(self.groups, x)), _within_groups(x), self.eps)
         y = scaled(gamma, reshaped(x_hat, x.shape), beta)
         return y.astype(x.dtype), state, Outline(x.shape, x.dtype, x_hat, r)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         x_hat, r = tape
         check_delta("group_norm", delta, tape)
         wide, gamma, _ = in_wide("group_norm", params, delta)
@@ -140,7 +139,7 @@ class group_norm(Layer):
 
 @over_steps(rank=3)
 class rms_norm(Layer):
-    """Division of every example by the root of the mean square of its features, the last axis.
+    """Division of each example by the root mean square of its features, the last axis.
 
     Forward, x [N, …, D] → y [N, …, D]:
 
@@ -151,7 +150,7 @@ class rms_norm(Layer):
         ∂C/∂γ = Σ δ x̂   [D]      (summed over all axes but the last)
         ∂C/∂x = r (g − x̂ mean(g x̂))
 
-    Parameters: `{"scale": γ}`, [D], ones at first.
+    Parameters: `{"scale": γ}`, [D], initially ones.
 
     Args:
         eps: ε > 0, added to the mean square.
@@ -159,7 +158,7 @@ class rms_norm(Layer):
     Raises:
         ValueError: if x is not float [N, …, D], or parameters have another number of features.
 
-    Source: Zhang & Sennrich (2019), "Root mean square layer normalization", equation 4; ε is not in it.
+    Source: Zhang & Sennrich (2019), "Root mean square layer normalization", equation 4, with ε added.
 
     >>> layer = rms_norm()
     >>> y, _, _ = layer.forward(*layer.init(0, (2,)), jnp.array([[1.0, 7.0], [0.0, 0.0]]))
@@ -179,14 +178,14 @@ class rms_norm(Layer):
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return ones_and_zeros("rms_norm", in_shape, dtype, ("scale",)), ()
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         wide, gamma = in_wide("rms_norm", params, x, ("scale",))
         r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + constant(self.eps, wide.dtype))
         x_hat = wide * r
         y = (with_rank(gamma, x.ndim) * x_hat).astype(x.dtype)
         return y, state, Outline(x.shape, x.dtype, x_hat, r)
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         x_hat, r = tape
         check_delta("rms_norm", delta, tape)
         wide, gamma = in_wide("rms_norm", params, delta, ("scale",))
@@ -195,7 +194,7 @@ class rms_norm(Layer):
         return delta_in.astype(delta.dtype), as_given(params, {"scale": scale_and_shift(wide, x_hat)["scale"]})
 
 
-def _in_groups(groups: int, x: Any) -> tuple[int, ...]:
+def _in_groups(groups: int, x: Array) -> tuple[int, ...]:
     """The shape [N, …, G, D/G] of x."""
     *others, D = features("group_norm", x)
     if D % groups:

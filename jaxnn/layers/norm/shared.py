@@ -1,8 +1,6 @@
-"""Statistics, the scale γ and the shift β of the norms, and their gradients."""
+"""Statistics, scale γ and shift β of the norms, and their gradients."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +10,16 @@ from jaxnn.factors import Outer, by_position
 from jaxnn.parameters import check_vectors, constant
 from jaxnn.placement import axes_of, placed, reshaped
 from jaxnn.shapes import features, input_spec
-from jaxnn.types import Array, DType, InShape, Params, Tree
+from jaxnn.types import Array, DType, InShape, Layer, Params, Tree
 
 NAMES = ("scale", "shift")
 EPS = 1e-5  # keeps 1/√v finite where a feature is constant
 
 
-def factors_of_norm(layer: Any, params: Params, tape: Tree, delta: Any) -> Params:
+def factors_of_norm(layer: Layer, params: Params, tape: Tree, delta: Array) -> Params:
     """The `factors` of a norm: ∂Cₙ/∂γ = Σₚ x̂ₙₚ ⊙ δₙₚ and ∂Cₙ/∂β = Σₚ δₙₚ.
 
-    Where batch norm couples the examples, δₙ is that of all costs, ∂(Σₘ Cₘ)/∂yₙ, and so are these.
+    Where batch norm couples the examples, δₙ is that of the total cost, ∂(Σₘ Cₘ)/∂yₙ, and so are the factors.
     """
     x_hat = reshaped(tape[0], delta.shape)
     delta = delta.astype(x_hat.dtype)
@@ -29,11 +27,11 @@ def factors_of_norm(layer: Any, params: Params, tape: Tree, delta: Any) -> Param
     return {name: Outer(None, by_position(of[name])) for name in params}
 
 
-def normalised(x: Array, axes: tuple[int, ...], eps: Any) -> tuple[Array, Array, Array, Array]:
+def normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
     """x̂, r, μ and v, the last three with axes of size 1.
 
-    The mean is that of the distances from a first value, which is no part of the derivative. Large means lose no
-    digits then, and what is constant is exactly 0: the rounded mean of 100000.1 is off by more than √ε.
+    The mean is that of differences from a first value, which the derivative does not depend on. So large means lose no
+    digits, and a constant feature gives exactly 0: the rounded mean of 100000.1 is off by more than √ε.
     """
     slices = [slice(None)] * x.ndim
     for axis in axes:
@@ -60,13 +58,13 @@ def scale_and_shift(delta: Array, x_hat: Array) -> Params:
 
 
 def ones_and_zeros(kind: str, in_shape: InShape, dtype: DType, names: tuple[str, ...] = NAMES) -> Params:
-    """The parameters at first: γ of ones, β of zeros."""
+    """Initial parameters: γ of ones, β of zeros."""
     width = features(kind, input_spec(in_shape, dtype))[-1]
     return {name: (jnp.ones if name == "scale" else jnp.zeros)(width, dtype) for name in names}
 
 
-def in_wide(kind: str, params: Params, x: Any, names: tuple[str, ...] = NAMES) -> tuple[Array, ...]:
-    """Input and parameters in at least float32, once it is known that they fit."""
+def in_wide(kind: str, params: Params, x: Array, names: tuple[str, ...] = NAMES) -> tuple[Array, ...]:
+    """Input and parameters in at least float32, after a check that they fit."""
     features(kind, x)
     check_vectors(kind, params, names, x)
     wide = accumulator(x.dtype)

@@ -1,1 +1,1 @@
-"""Recurrent layers: `rnn`, `gru`, `lstm`, the same one step at a time, and the sequences that they read."""
+"""Recurrent layers `rnn`, `gru` and `lstm`, and single steps of each."""

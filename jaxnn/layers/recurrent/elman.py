@@ -1,46 +1,34 @@
-"""The plain recurrent network.  N batch, T time, D features in, H width of the state."""
+"""The simple recurrent network.  N batch, T time, D features in, H width of the state."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any, cast
 
 from jaxnn.activations import tanh
 from jaxnn.layers.recurrent.products import over_examples, total_over_examples, weighted
-from jaxnn.layers.recurrent.through_time import (
-    Carried,
-    Cell,
-    Sums,
-    axes_in_time,
-    backwards,
-    check_settings,
-    factors_in_time,
-    forwards,
-    initialised,
-    uncounted,
-)
-from jaxnn.types import Activation, Array, Initializer, Layer, Params, Tree
+from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
+from jaxnn.types import Activation, Array, Initializer, Params, Tree
 
 
 def _sums(x: Array, h: Array, zeta: Array) -> Params:
     return {"w": over_examples(x, zeta), "w_h": over_examples(h, zeta), "b": total_over_examples(zeta)}
 
 
-class rnn(Layer):
-    """Elman's recurrent layer: the state is a function of the input and of the state before.
+class rnn(Recurrent):
+    """Elman's recurrent layer, hₜ = σ(xₜ W + hₜ₋₁ U + b).
 
     Forward, x [N, T, D] → h [N, T, H], t = 1 … T:
 
         hₜ = σ(zₜ),   zₜ = xₜ W + hₜ₋₁ U + b
 
-    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ comes in at the output; t = T … 1, with ζ = ∂C/∂z:
+    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ is the δ of the output hₜ, and ζ = ∂C/∂z; t = T … 1:
 
         ζₜ = δₜ ⊙ σ′(zₜ)
         δₜ₋₁ = ζₜ Uᵀ + εₜ₋₁            ∂C/∂xₜ = ζₜ Wᵀ
         ∂C/∂W = Σₜ xₜᵀ ζₜ,   ∂C/∂U = Σₜ hₜ₋₁ᵀ ζₜ,   ∂C/∂b = Σₜ Σₙ ζₜ
 
-    δ₀ = ζ₁ Uᵀ is the gradient of the initial state. The δ of early steps is a product of many matrices diag(σ′) Uᵀ:
-    it vanishes or explodes.
+    δ₀ = ζ₁ Uᵀ is the gradient of the initial state. The δ of early steps contains a product of many matrices
+    diag(σ′) Uᵀ, which vanishes or explodes.
 
     Parameters: `{"w": W [D, H], "w_h": U [H, H], "b": [H]}`. From flax's `SimpleCell`: w is the kernel of its `i`, w_h
     that of `h`, b the bias of `i`. From PyTorch's `RNN`: w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh.
@@ -48,28 +36,28 @@ class rnn(Layer):
     Args:
         width: H, at least 1.
         activation: σ, an Activation record.
-        returns: "sequence", h at every step, [N, T, H], and as `Sequences` with the mask where x has a mask, for the
-            next recurrent layer; "values", the same always as an array; "last", h after the last step, [N, H], which
-            with a mask is the last one that is not masked; "both", the values and the last state.
-        truncate: k, at least 1: backward, no δ is carried from step t to t − 1 where T − t is a multiple of k, so
-            that the last step's δ goes k steps back (truncated backpropagation through time; `jax.grad` of forward
-            gives the same). To carry the state itself from one chunk of a long sequence to the next, take
-            `returns="both"` and give the last state to the next chunk as `Sequences(x, initial=…)`.
-        recompute: True keeps only every √T-th state and runs forward again in backward: memory for 2√T steps in
-            place of T, for a forward pass more, which may cost nothing where less memory is touched.
-        w_init: initializer of W; Glorot's uniform one by default.
-        w_h_init: initializer of U; orthogonal by default, which keeps the norm of δ at first.
-        b_init: initializer of b; zeros by default.
+        returns: "sequence", h at every step, [N, T, H], as `Sequences` with the mask where x has a mask, for the next
+            recurrent layer; "values", the same always as an array; "last", h after the last step that is not masked,
+            [N, H]; "both", the values and the last state.
+        truncate: k ≥ 1: no δ is carried from step t to t − 1 where T − t is a multiple of k, so that the last step's δ
+            goes back k steps (truncated backpropagation through time; `jax.grad` of forward gives the same). To carry
+            the state from one chunk of a long sequence to the next, use `returns="both"` and give the last state to
+            the next chunk as `Sequences(x, initial=…)`.
+        recompute: True keeps only every √T-th state and runs forward again in backward: memory for 2√T steps instead
+            of T, at the cost of one forward pass, which less memory traffic may offset.
+        w_init: initializer of W, by default Glorot uniform.
+        w_h_init: initializer of U, by default orthogonal, which initially preserves the norm of δ.
+        b_init: initializer of b, by default zeros.
 
     x is an array, or `Sequences(values, mask, initial)`: then δ_in is `Sequences` too, with `()` for the mask. The
-    initial state is zero where none is given.
+    initial state is zero by default.
 
     Raises:
         ValueError: if x is not float [N, T, D] with T ≥ 1, mask, initial state or parameters do not fit it, or a
             setting is out of range.
 
     Source: Elman (1990), "Finding structure in time"; Werbos (1990); Williams & Peng (1990) for truncation; Chen et
-    al. (2016) for recomputing; Saxe et al. (2014) for the orthogonal start.
+    al. (2016) for recomputation; Saxe et al. (2014) for orthogonal initialisation.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = rnn(4, returns="last")
@@ -89,13 +77,11 @@ class rnn(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 1, unroll=4)
-    init, forward, backward, factors, batch_axes = initialised, forwards, backwards, factors_in_time, axes_in_time
-    uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
         if not isinstance(self.activation, Activation):
             raise TypeError(f"rnn: expected an Activation record such as jaxnn.tanh, got {self.activation!r}")
-        check_settings(self)
+        super().__post_init__()
 
     def step(self, params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
         (h,) = state
@@ -113,7 +99,7 @@ class rnn(Layer):
 
 
 def rnn_step(params: Params, h: Array, x: Array, activation: Activation = tanh) -> Array:
-    """One step of `rnn`, for inputs that come one at a time: h [N, H], x [N, D] → the new h [N, H].
+    """One step of `rnn`, for inputs that arrive one at a time: h [N, H], x [N, D] → the new h [N, H].
 
     Source: Elman (1990).
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn.arrays import with_rank
 from jaxnn.layers.recurrent.products import over_examples, total_over_examples
-from jaxnn.layers.recurrent.through_time import (
-    Carried,
-    Cell,
-    Sums,
-    axes_in_time,
-    backwards,
-    check_settings,
-    factors_in_time,
-    forwards,
-    initialised,
-    uncounted,
-)
-from jaxnn.types import Array, Initializer, Layer, Params, Tree
+from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
+from jaxnn.types import Array, Initializer, Params, Tree
 
 
 def _sums(x: Array, h: Array, alpha: Array, mu: Array, mu_n: Array) -> Params:
@@ -34,43 +22,43 @@ def _sums(x: Array, h: Array, alpha: Array, mu: Array, mu_n: Array) -> Params:
     }
 
 
-class gru(Layer):
+class gru(Recurrent):
     """The gated recurrent unit, with the reset gate after the product, as in cuDNN, PyTorch, flax and Keras.
 
-    Forward, x [N, T, D] → h [N, T, H], t = 1 … T; a, m [N, 3H] are cut into three parts in the order r, u, n:
+    Forward, x [N, T, D] → h [N, T, H], t = 1 … T; a, m [N, 3H] are split into three parts in the order r, u, n:
 
         a = xₜ W + b,   m = hₜ₋₁ U,   mₙ ← mₙ + bₕ
         r = σ(aᵣ + mᵣ),   u = σ(aᵤ + mᵤ)         σ the sigmoid; reset and update gate
         n = tanh(aₙ + r ⊙ mₙ)                    the new candidate
         hₜ = (1 − u) ⊙ n + u ⊙ hₜ₋₁
 
-    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ comes in at the output, α = ∂C/∂a and μ = ∂C/∂m; t = T … 1:
+    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ is the δ of the output hₜ, α = ∂C/∂a and μ = ∂C/∂m; t = T … 1:
 
         αₙ = δₜ ⊙ (1 − u) ⊙ (1 − n²),   αᵤ = δₜ ⊙ (hₜ₋₁ − n) ⊙ u (1 − u),   αᵣ = αₙ ⊙ mₙ ⊙ r (1 − r)
         μᵣ = αᵣ,   μᵤ = αᵤ,   μₙ = αₙ ⊙ r
         δₜ₋₁ = δₜ ⊙ u + μ Uᵀ + εₜ₋₁,   ∂C/∂xₜ = α Wᵀ
         ∂C/∂W = Σₜ xₜᵀ α,   ∂C/∂U = Σₜ hₜ₋₁ᵀ μ,   ∂C/∂b = Σₜ Σₙ α,   ∂C/∂bₕ = Σₜ Σₙ μₙ
 
-    Cho et al. reset the state before the product, n = tanh(aₙ + (r ⊙ hₜ₋₁) Uₙ): another function, whose weights do not
-    convert; and their u is 1 − u here.
+    Cho et al. reset the state before the product, n = tanh(aₙ + (r ⊙ hₜ₋₁) Uₙ), another function, whose weights cannot
+    be converted; and their u is 1 − u here.
 
     Parameters: `{"w": W [D, 3H], "w_h": U [H, 3H], "b": [3H], "b_h": bₕ [H]}`. From PyTorch's `GRU`, whose order of
-    gates is the same (it calls u z): w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh with the last third of
-    bias_hh left out, which is b_h. From flax's `GRUCell`: w is the kernels of ir, iz, in side by side, w_h those of hr,
-    hz, hn, b the biases of the former and b_h that of hn.
+    gates is the same (it calls u z): w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh without the last third
+    of bias_hh, which is b_h. From flax's `GRUCell`: w is the kernels of ir, iz, in concatenated, w_h those of hr, hz,
+    hn, b the biases of the former and b_h that of hn.
 
     Args:
         width: H, at least 1.
-        returns: "sequence", h at every step, [N, T, H], and as `Sequences` with the mask where x has a mask, for the
-            next recurrent layer; "values", the same always as an array; "last", h after the last step, [N, H]; "both",
-            the values and the last state. See `rnn`.
-        truncate: how many steps back δ goes, as for `rnn`.
+        returns: "sequence", h at every step, [N, T, H], as `Sequences` with the mask where x has a mask, for the next
+            recurrent layer; "values", the same always as an array; "last", h after the last step that is not masked,
+            [N, H]; "both", the values and the last state.
+        truncate: the number of steps that δ goes back, as for `rnn`.
         recompute: True keeps only every √T-th state, as for `rnn`.
-        w_init: initializer of each gate's part of W; Glorot's uniform one by default.
-        w_h_init: initializer of each gate's part of U; orthogonal by default.
-        b_init: initializer of bₕ and each gate's part of b; zeros by default.
+        w_init: initializer of each gate's part of W, by default Glorot uniform.
+        w_h_init: initializer of each gate's part of U, by default orthogonal.
+        b_init: initializer of bₕ and each gate's part of b, by default zeros.
 
-    x is an array, or `Sequences(values, mask, initial)`. The state is zero at first where none is given.
+    x is an array, or `Sequences(values, mask, initial)`. The initial state is zero by default.
 
     Raises:
         ValueError: if x is not float [N, T, D] with T ≥ 1, mask, initial state or parameters do not fit it, or a
@@ -95,11 +83,6 @@ class gru(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 3, more=("b_h",), unroll=4, of={"w": 0, "w_h": 1, "b": 0, "b_h": 2})
-    init, forward, backward, factors, batch_axes = initialised, forwards, backwards, factors_in_time, axes_in_time
-    uncounted = cast(Any, uncounted)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @staticmethod
     def step(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
@@ -127,7 +110,7 @@ class gru(Layer):
 
 
 def gru_step(params: Params, h: Array, x: Array) -> Array:
-    """One step of `gru`, for inputs that come one at a time: h [N, H], x [N, D] → the new h [N, H].
+    """One step of `gru`, for inputs that arrive one at a time: h [N, H], x [N, D] → the new h [N, H].
 
     Source: Cho et al. (2014); Chetlur et al. (2014).
 

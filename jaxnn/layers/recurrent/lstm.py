@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number
-from jaxnn.layers.recurrent.products import beside, over_examples, total_over_examples, weighted
-from jaxnn.layers.recurrent.through_time import (
-    Carried,
-    Cell,
-    Sums,
-    axes_in_time,
-    backwards,
-    check_settings,
-    factors_in_time,
-    forwards,
-    initialised,
-    uncounted,
-)
+from jaxnn.layers.recurrent.products import concatenated, over_examples, total_over_examples, weighted
+from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
 from jaxnn.parameters import constant
-from jaxnn.types import Array, DType, Initializer, InShape, Key, Layer, Params, State, Tree
+from jaxnn.types import Array, DType, Initializer, InShape, Key, Params, State, Tree
 
 
 def _sums(x: Array, h: Array, zeta: Array) -> Params:
-    both = over_examples(beside(x, h), zeta)  # as one product, like the weighted sum
+    both = over_examples(concatenated(x, h), zeta)  # as one product, like the weighted sum
     return {"w": both[: x.shape[-1]], "w_h": both[x.shape[-1] :], "b": total_over_examples(zeta)}
 
 
-class lstm(Layer):
-    """Long short-term memory: a cell c that gates write to, erase and read.
+class lstm(Recurrent):
+    """Long short-term memory: a cell state c with input, forget and output gates.
 
-    Forward, x [N, T, D] → h [N, T, H], t = 1 … T; z [N, 4H] is cut into four parts in the order i, f, g, o:
+    Forward, x [N, T, D] → h [N, T, H], t = 1 … T; z [N, 4H] is split into four parts in the order i, f, g, o:
 
         z = xₜ W + hₜ₋₁ U + b
         i = σ(zᵢ),   f = σ(z_f),   g = tanh z_g,   o = σ(zₒ)      σ the sigmoid
         cₜ = f ⊙ cₜ₋₁ + i ⊙ g,     hₜ = o ⊙ tanh cₜ
 
-    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ comes in at the output, γₜ = ∂C/∂cₜ and ζ = ∂C/∂z; t = T … 1:
+    Backward (through time), δₜ = ∂C/∂hₜ, of which εₜ is the δ of the output hₜ, γₜ = ∂C/∂cₜ and ζ = ∂C/∂z; t = T … 1:
 
         γₜ ← γₜ + δₜ ⊙ o ⊙ (1 − tanh² cₜ)
         ζᵢ = γₜ ⊙ g ⊙ i (1 − i),   ζ_f = γₜ ⊙ cₜ₋₁ ⊙ f (1 − f)
@@ -48,28 +36,27 @@ class lstm(Layer):
         γₜ₋₁ = γₜ ⊙ f,   δₜ₋₁ = ζ Uᵀ + εₜ₋₁,   ∂C/∂xₜ = ζ Wᵀ
         ∂C/∂W = Σₜ xₜᵀ ζ,   ∂C/∂U = Σₜ hₜ₋₁ᵀ ζ,   ∂C/∂b = Σₜ Σₙ ζ
 
-    γ passes from step to step through f alone: where f is near 1 it does not vanish.
+    γ passes from step to step through f alone: with f near 1 it does not vanish.
 
-    Parameters: `{"w": W [D, 4H], "w_h": U [H, 4H], "b": [4H]}`, b zero at first but for the forget gate. From
+    Parameters: `{"w": W [D, 4H], "w_h": U [H, 4H], "b": [4H]}`, b initially zero except for the forget gate. From
     PyTorch's `LSTM`, whose order of gates is the same: w = weight_ih.T, w_h = weight_hh.T, b = bias_ih + bias_hh. From
-    flax's `OptimizedLSTMCell`: w is the kernels of ii, if, ig, io side by side, w_h those of hi, hf, hg, ho, and b the
+    flax's `OptimizedLSTMCell`: w is the kernels of ii, if, ig, io concatenated, w_h those of hi, hf, hg, ho, and b the
     biases of the latter.
 
     Args:
         width: H, at least 1.
-        returns: "sequence", h at every step, [N, T, H], and as `Sequences` with the mask where x has a mask, for the
-            next recurrent layer; "values", the same always as an array; "last", h after the last step, [N, H]; "both",
-            the values and the last state (h, c). See `rnn`.
-        truncate: how many steps back δ and γ go, as for `rnn`.
+        returns: "sequence", h at every step, [N, T, H], as `Sequences` with the mask where x has a mask, for the next
+            recurrent layer; "values", the same always as an array; "last", h after the last step that is not masked,
+            [N, H]; "both", the values and the last state (h, c).
+        truncate: the number of steps that δ and γ go back, as for `rnn`.
         recompute: True keeps only every √T-th state, as for `rnn`.
-        forget_bias: what is added to the forget gate's bias at first. A cell keeps σ(forget_bias) of its value from
-            step to step: 1 is for memories of a few steps, log T for those of T.
-        w_init: initializer of each gate's part of W; Glorot's uniform one by default.
-        w_h_init: initializer of each gate's part of U; orthogonal by default.
-        b_init: initializer of each gate's part of b; zeros by default.
+        forget_bias: added to the forget gate's initial bias. A cell initially keeps σ(forget_bias) of its value from
+            step to step: 1 suits memories of a few steps, log T those of T steps.
+        w_init: initializer of each gate's part of W, by default Glorot uniform.
+        w_h_init: initializer of each gate's part of U, by default orthogonal.
+        b_init: initializer of each gate's part of b, by default zeros.
 
-    x is an array, or `Sequences(values, mask, initial)` with initial = (h₀, c₀). The state is zero at first where none
-    is given.
+    x is an array, or `Sequences(values, mask, initial)` with initial = (h₀, c₀), by default zeros.
 
     Raises:
         ValueError: if x is not float [N, T, D] with T ≥ 1, mask, initial state or parameters do not fit it, or a
@@ -96,15 +83,13 @@ class lstm(Layer):
     b_init: Initializer | None = None
 
     cell = Cell(("h", "c"), 4)
-    forward, backward, factors, batch_axes = forwards, backwards, factors_in_time, axes_in_time
-    uncounted = cast(Any, uncounted)
 
     def __post_init__(self) -> None:
         self._set(forget_bias=number("lstm: forget_bias", self.forget_bias))
-        check_settings(self)
+        super().__post_init__()
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-        params, state = initialised(self, key, in_shape, dtype)
+        params, state = super().init(key, in_shape, dtype)
         offset = jnp.repeat(jnp.array([0.0, constant(self.forget_bias, dtype), 0.0, 0.0]), self.width)
         return {**params, "b": params["b"] + offset.astype(dtype)}, state
 
@@ -131,7 +116,7 @@ class lstm(Layer):
 
 
 def lstm_step(params: Params, state: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
-    """One step of `lstm`, for inputs that come one at a time: (h, c), each [N, H], and x [N, D] → the new (h, c).
+    """One step of `lstm`, for inputs that arrive one at a time: (h, c), each [N, H], and x [N, D] → the new (h, c).
 
     Source: Hochreiter & Schmidhuber (1997); Gers, Schmidhuber & Cummins (2000).
 

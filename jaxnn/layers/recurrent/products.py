@@ -1,4 +1,4 @@
-"""The products of a step, forward and back: with the weights, and over the examples.  N batch, D features, H width."""
+"""Matrix products of a step: with the weights, and over the examples.  N batch, D features, H width."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxnn.types import Array, Params
 
 
 def weighted(params: Params, x: Array, h: Array) -> Array:
-    """The sum before the gates, x W + h U + b, as one product: [x, h] times W above U."""
-    z = beside(x, h) @ jnp.concatenate([params["w"], params["w_h"]])
+    """Z = x W + h U + b, the input of the gates, as one product: [x, h] times W on top of U."""
+    z = concatenated(x, h) @ jnp.concatenate([params["w"], params["w_h"]])
     return z + with_rank(params["b"], z.ndim)
 
 
-def beside(x: Array, h: Array) -> Array:
+def concatenated(x: Array, h: Array) -> Array:
     """[x, h]: N × (D + H)."""
     return jnp.concatenate([x, h], axis=-1)
 

@@ -1,15 +1,15 @@
-"""Forward through time and backward through it: what all recurrent cells have in common.
+"""Forward and backward through time, common to all recurrent cells.
 
 Forward, s the state (h, or h and c), from s₀:     sₜ = cell(xₜ, sₜ₋₁),   t = 1 … T
-Backward, with δₜ = ∂C/∂sₜ and εₜ the δ that comes in at the output hₜ, from t = T down to 1:
+Backward, with δₜ = ∂C/∂sₜ and εₜ the δ of the output hₜ, from t = T down to 1:
 
     δₜ ← δₜ + εₜ
     δₜ₋₁, ∂C/∂xₜ, gₜ = cell.backward(δₜ);      ∂C/∂θ = Σₜ gₜ;      ∂C/∂s₀ = δ₀
 
-Both are a `lax.scan`. The gradients of the weights are summed as the reverse scan goes: one product over all steps
-after it would need the δ of every step, and takes longer (at the sizes of benchmarks/recurrent.py 28.4 ms for rnn, with
-four steps in the body of the loop 26.0). Where the weights of x and of h meet the same gates, [x, h] is one operand
-(lstm: 14.8 ms a step, 16.9 with two products).
+Both are a `lax.scan`. The gradients of the weights are summed within the reverse scan: one product over all steps after
+it would need the δ of every step, and takes longer (at the sizes of benchmarks/recurrent.py 28.4 ms for rnn, with four
+steps in the body of the loop 26.0). Where x and h enter the same gates, [x, h] is one operand (lstm: 14.8 ms a step,
+16.9 with two products).
 
 N batch, T time, D features in, H width of the state, G gates.
 Source: Werbos (1990), "Backpropagation through time: what it does and how to do it".
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import KW_ONLY
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,23 +37,24 @@ from jaxnn.placement import axes_of, placed, scan
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.shapes import check_delta, input_spec
 from jaxnn.tapes import all_along
-from jaxnn.types import Array, DType, Forward, InShape, Key, Outline, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")
 
-Carried = tuple[Array, ...]  # a cell's state, h first
+Carried: TypeAlias = tuple[Array, ...]  # a cell's state, h first
+Sum: TypeAlias = tuple[Carried, Params]  # δ of the state, and the gradients summed so far
 Sums: TypeAlias = Callable[..., Params]  # (x, h before the step, *ζ) -> the step's gradients; ζ is ∂C/∂z, or α, μ, …
 
 
 class Cell(NamedTuple):
-    """What the cells of a class have in common.
+    """The form of a cell.
 
     Attributes:
         parts: the arrays of the state by name, h first.
         gates: G; w is [D, GH], w_h [H, GH], b [GH].
         more: names of further biases [H].
-        unroll: how many steps the body of a loop holds.
-        of: which of a step's ζs each parameter's gradient is made of.
+        unroll: the number of steps in the body of a loop.
+        of: the index of the ζ from which each parameter's gradient is formed.
     """
 
     parts: tuple[str, ...]
@@ -63,102 +65,127 @@ class Cell(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """What is read step by step, time first; None for what there is not."""
+    """The inputs of the steps, time first."""
 
-    x: Any  # [T, N, D]
-    mask: Any  # [T, N]
-    cut: Any  # [T], True where the gradient is not carried from this step to the one before
+    x: Array  # [T, N, D]
+    mask: Array | None  # [T, N]
+    cut: Array | None  # [T], True where the gradient is not carried from this step to the one before
 
 
 class _Tape(NamedTuple):
     steps: _Steps
     kept: Tree  # of every step; with recompute the states at the start of each piece
     initial: Carried
-    like: Tree  # x without its examples: which parts it has, their shapes and dtypes
+    like: Tree  # x without its examples: its parts, their shapes and dtypes
 
 
 # ---------------------------------------------------------------- the layer
-# A recurrent layer has these functions for methods, a `cell`, and one step of it:
-#     step(params, x [N, D], state) -> (state, kept)
-#     step_back(params, x, kept, δ of the state after the step, sums) -> (δ of the state before it, δ of x, grads)
-# where kept begins with h before the step, and grads are sums(x, h, *ζ).
 
 
-def check_settings(layer: Any) -> None:
-    """Raises TypeError or ValueError where a setting that all recurrent layers have cannot be."""
-    kind = layer.kind
-    for name in ("w_init", "w_h_init", "b_init"):
-        initializer(f"{kind}: {name}", getattr(layer, name))
-    layer._set(width=whole_number(f"{kind}: width", layer.width, least=1))
-    if layer.returns not in RETURNS:
-        raise ValueError(f"{kind}: returns must be one of {', '.join(map(repr, RETURNS))}, got {layer.returns!r}")
-    if layer.truncate is not None:
-        layer._set(truncate=whole_number(f"{kind}: truncate", layer.truncate, least=1))
-    if not isinstance(layer.recompute, bool):
-        raise TypeError(f"{kind}: recompute must be True or False, got {layer.recompute!r}")
+class Recurrent(Layer):
+    """Base of the recurrent layers, which have these fields, a `cell`, and one step of it, forward and back."""
 
+    cell: ClassVar[Cell]
 
-def initialised(layer: Any, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
-    """The `init` of a recurrent layer."""
-    spec = read_sequences(layer.kind, input_spec(in_shape, dtype), layer.cell.parts, layer.width)
-    b_init = layer.b_init or initializers.zeros()
-    inits = {
-        "w": layer.w_init or initializers.glorot_uniform(),
-        "w_h": layer.w_h_init or initializers.orthogonal(),
-        **dict.fromkeys(("b", *layer.cell.more), b_init),
-    }
-    key, shapes = as_key(key), _shapes(layer, spec.values.shape[-1])
-    leaves = {name: (inits[name], jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())}
-    return drawn_by_gates(layer.kind, dtype, layer.width, **leaves), ()
+    if TYPE_CHECKING:
+        width: int
+        _: KW_ONLY
+        returns: str
+        truncate: int | None
+        recompute: bool
+        w_init: Initializer | None
+        w_h_init: Initializer | None
+        b_init: Initializer | None
 
+        def step(self, params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:
+            """One step, x [N, D] → the new state, and what backward needs, h before the step first."""
 
-def forwards(
-    layer: Any, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None
-) -> Forward:
-    """The `forward` of a recurrent layer."""
-    given = read_sequences(layer.kind, x, layer.cell.parts, layer.width)
-    _check_params(layer, params, given.values.shape)
-    steps, initial = _read(layer, params, given)
-    run = _pieces if layer.recompute else _steps
-    final, h, kept = run(layer, _in(steps.x.dtype, params), steps, initial, layer.returns != "last")
-    tape = _Tape(steps, kept, initial, jax.tree.map(lambda leaf: leaf[:0], x))
-    if h is None:  # only the last is wanted
-        return final[0], state, tape
-    values = jnp.swapaxes(h, 0, 1)
-    if layer.returns == "both":
-        return (values, final if len(final) > 1 else final[0]), state, tape
-    masked = layer.returns == "sequence" and is_given(given.mask)
-    return (Sequences(values, given.mask) if masked else values), state, tape
+        def step_back(
+            self, params: Params, x: Array, kept: Tree, delta: Carried, sums: Sums = ...
+        ) -> tuple[Carried, Array, Params]:
+            """From δ of the state after the step: δ of the state before it, δ of x, and sums(x, h, *ζ)."""
 
+    def __post_init__(self) -> None:
+        kind = self.kind
+        for name in ("w_init", "w_h_init", "b_init"):
+            initializer(f"{kind}: {name}", getattr(self, name))
+        self._set(width=whole_number(f"{kind}: width", self.width, least=1))
+        if self.returns not in RETURNS:
+            raise ValueError(f"{kind}: returns must be one of {', '.join(map(repr, RETURNS))}, got {self.returns!r}")
+        if self.truncate is not None:
+            self._set(truncate=whole_number(f"{kind}: truncate", self.truncate, least=1))
+        if not isinstance(self.recompute, bool):
+            raise TypeError(f"{kind}: recompute must be True or False, got {self.recompute!r}")
 
-def backwards(layer: Any, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
-    """The `backward` of a recurrent layer."""
-    (before, total), delta_x = _run_back(layer, layer, params, tape, delta, params)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
-    return _like(tape.like, jnp.swapaxes(delta_x, 0, 1), before), grads
+    def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
+        spec = read_sequences(self.kind, input_spec(in_shape, dtype), self.cell.parts, self.width)
+        b_init = self.b_init or initializers.zeros()
+        inits = {
+            "w": self.w_init or initializers.glorot_uniform(),
+            "w_h": self.w_h_init or initializers.orthogonal(),
+            **dict.fromkeys(("b", *self.cell.more), b_init),
+        }
+        key, shapes = as_key(key), _shapes(self, spec.values.shape[-1])
+        keys = [jax.random.fold_in(key, i) for i in range(len(shapes))]
+        leaves = {name: (inits[name], key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        return drawn_by_gates(self.kind, dtype, self.width, **leaves), ()
 
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
+        given = read_sequences(self.kind, x, self.cell.parts, self.width)
+        _check_params(self, params, given.values.shape)
+        steps, initial = _read(self, params, given)
+        run = _pieces if self.recompute else _steps
+        final, h, kept = run(self, _in(steps.x.dtype, params), steps, initial, self.returns != "last")
+        tape = _Tape(steps, kept, initial, jax.tree.map(lambda leaf: leaf[:0], x))
+        if h is None:  # only the last is wanted
+            return final[0], state, tape
+        values = jnp.swapaxes(h, 0, 1)
+        if self.returns == "both":
+            return (values, final if len(final) > 1 else final[0]), state, tape
+        masked = self.returns == "sequence" and is_given(given.mask)
+        return (Sequences(values, given.mask) if masked else values), state, tape
 
-def factors_in_time(layer: Any, params: Params, tape: Tree, delta: Any) -> Params:
-    """The `factors` of a recurrent layer: xₜ, hₜ₋₁ or 1 beside the ζ of each step, found by one way back."""
-    _, (h, zetas) = _run_back(layer, _Noting(layer), params, tape, delta, {})
-    found = jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), (tape.steps.x, h, zetas))
-    sides = {"w": found[0], "w_h": found[1]}
-    return {name: Outer(sides.get(name), found[2][i]) for name, i in layer.cell.of.items()}
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
+        (before, total), delta_x = _run_back(self, self, params, tape, delta, params)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
+        return _like(tape.like, jnp.swapaxes(delta_x, 0, 1), before), grads
 
+    def factors(self, params: Params, tape: Tree, delta: Tree) -> Params:
+        """xₜ, hₜ₋₁ or 1, and the ζ of each step, from one pass backward through time."""
+        _, (h, zetas) = _run_back(self, _Noting(self), params, tape, delta, {})
+        found = jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), (tape.steps.x, h, zetas))
+        sides = {"w": found[0], "w_h": found[1]}
+        return {name: Outer(sides.get(name), found[2][i]) for name, i in self.cell.of.items()}
 
-def axes_in_time(layer: Any, tape: _Tape) -> Tree:
-    """The `batch_axes` of a recurrent layer: what is kept of steps, or of pieces, has time first."""
-    steps = _Steps(1, None if tape.steps.mask is None else 1, None)
-    return _Tape(steps, all_along(1, tape.kept), all_along(0, tape.initial), all_along(None, tape.like))
+    def batch_axes(self, tape: Tree) -> Tree:
+        """Time comes first in what is kept of steps, or of pieces."""
+        steps = tape.steps._replace(x=1, mask=None if tape.steps.mask is None else 1, cut=None)
+        return _Tape(steps, all_along(1, tape.kept), all_along(0, tape.initial), all_along(None, tape.like))
+
+    def uncounted(self, x: Tree) -> tuple[int, Tree]:
+        """The number of x's steps that XLA's count of FLOPs omits, and x with two steps, of which it counts one.
+
+        Of a loop it counts the body, once (see `summary`).
+        """
+        unroll = self.cell.unroll
+        counted = lambda length: unroll + length % unroll if length > unroll else min(length, 1)  # noqa: E731
+        values = as_sequences(x).values
+        length = values.shape[1]
+        parts = _sizes(length) if self.recompute else (length,)
+        cut = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], 2, *leaf.shape[2:]), leaf.dtype)  # noqa: E731
+        left_out = length - sum(map(counted, parts))
+        if not isinstance(x, Sequences):
+            return left_out, cut(values)
+        return left_out, Sequences(cut(values), cut(x.mask) if is_given(x.mask) else (), x.initial)
 
 
 class _Noting:
-    """A cell whose way back gives h and the ζs of each step where another gives ∂C/∂x, and sums nothing."""
+    """A layer whose backward step gives h and the ζs in place of ∂C/∂x, and sums nothing."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Recurrent) -> None:
         self.cell, self.step, self.layer = layer.cell, layer.step, layer
 
-    def step_back(self, params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Any, Params]:
+    def step_back(self, params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Tree, Params]:
         noted: list[Array] = []
 
         def note(x: Array, *h_and_zetas: Array) -> Params:
@@ -169,8 +196,13 @@ class _Noting:
         return before, (noted[0], tuple(noted[1:])), grads
 
 
-def _run_back(layer: Any, cell: Any, params: Params, tape: _Tape, delta: Any, summed: Params) -> tuple[Any, Any]:
-    """The way back through time from δ at the output: (δ₀, ∂C/∂θ of those summed), and ∂C/∂x of each step."""
+Stepping: TypeAlias = Recurrent | _Noting
+
+
+def _run_back(
+    layer: Recurrent, stepping: Stepping, params: Params, tape: _Tape, delta: Tree, summed: Params
+) -> tuple[tuple[Carried, Params], Tree]:
+    """Backward through time from δ of the output: (δ₀, ∂C/∂θ of those summed), and ∂C/∂x of each step."""
     steps, kept, initial, _ = tape
     check_delta(layer.kind, delta, _output(steps, initial, layer.returns))
     nothing = tuple(jnp.zeros_like(s) for s in initial)
@@ -185,14 +217,14 @@ def _run_back(layer: Any, cell: Any, params: Params, tape: _Tape, delta: Any, su
         at_output = jnp.swapaxes(at_output, 0, 1)
     total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), summed)
     run_back = _pieces_back if layer.recompute else _steps_back
-    return run_back(cell, _in(steps.x.dtype, params), steps, kept, initial, at_output, (at_final, total))
+    return run_back(stepping, _in(steps.x.dtype, params), steps, kept, initial, at_output, (at_final, total))
 
 
 # ---------------------------------------------------------------- all steps kept
 
 
 def _steps(
-    layer: Any, params: Params, steps: _Steps, state: Carried, every_step: bool
+    layer: Stepping, params: Params, steps: _Steps, state: Carried, every_step: bool
 ) -> tuple[Carried, Array | None, Tree]:
     """The state after the last step, h of every step if it is wanted, and what backward needs."""
 
@@ -209,11 +241,11 @@ def _steps(
 
 
 def _steps_back(
-    layer: Any, params: Params, steps: _Steps, kept: Tree, initial: Carried, at_output: Array | None, carry: Any
-) -> tuple[Any, Array]:
+    layer: Stepping, params: Params, steps: _Steps, kept: Tree, initial: Carried, at_output: Array | None, carry: Sum
+) -> tuple[Sum, Tree]:
     """(δ₀, ∂C/∂θ) and ∂C/∂x of every step from (δ_T, the sum so far)."""
 
-    def step(carry: tuple[Carried, Params], at: tuple[_Steps, Tree, Array | None]) -> tuple[Any, Array]:
+    def step(carry: Sum, at: tuple[_Steps, Tree, Array | None]) -> tuple[Sum, Tree]:
         delta, total = carry
         (x, mask, cut), kept, epsilon = at
         if epsilon is not None:
@@ -221,7 +253,7 @@ def _steps_back(
         nothing = tuple(jnp.zeros_like(d) for d in delta)
         through = delta if mask is None else _where(mask, delta, nothing)
         before, delta_x, grads = layer.step_back(params, x, kept, through)
-        if mask is not None:  # a masked step hands δ on as it is
+        if mask is not None:  # a masked step passes δ on unchanged
             before = tuple(b + p for b, p in zip(before, _where(mask, nothing, delta), strict=True))
         if cut is not None:
             before = tuple(jnp.where(cut, 0, b) for b in before)
@@ -230,9 +262,8 @@ def _steps_back(
     return scan(step, carry, (steps, kept, at_output), reverse=True, unroll=_unroll(layer, steps))
 
 
-def _unroll(layer: Any, steps: _Steps) -> int:
-    unroll: int = layer.cell.unroll
-    return unroll if steps.x.shape[0] > unroll else 1
+def _unroll(layer: Stepping, steps: _Steps) -> int:
+    return layer.cell.unroll if steps.x.shape[0] > layer.cell.unroll else 1
 
 
 def _where(mask: Array, there: Carried, elsewhere: Carried) -> Carried:
@@ -240,8 +271,8 @@ def _where(mask: Array, there: Carried, elsewhere: Carried) -> Carried:
 
 
 # ---------------------------------------------------------------- only every √T-th state kept
-# Backward runs each piece of about √T steps forward again before it runs it backward: 2√T steps' worth of memory for
-# T, for one forward pass more (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+# Backward runs each piece of about √T steps forward again before it runs it backward: memory for 2√T steps instead of
+# T, at the cost of one forward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost").
 
 
 def _sizes(length: int) -> tuple[int, int]:
@@ -250,7 +281,7 @@ def _sizes(length: int) -> tuple[int, int]:
 
 
 def _cut_up(tree: Tree) -> tuple[Tree, Tree]:
-    """The first T mod s steps, and the others in pieces of s = √T rounded, [T/s, s, …]."""
+    """The first T mod s steps, and the others in pieces of s = √T rounded, [⌊T/s⌋, s, …]."""
     length = jax.tree.leaves(tree)[0].shape[0]
     first, size = _sizes(length)
     pieces = lambda a: a[first:].reshape(length // size, size, *a.shape[1:])  # noqa: E731
@@ -262,9 +293,9 @@ def _put_together(head: Array, pieces: Array) -> Array:
 
 
 def _pieces(
-    layer: Any, params: Params, steps: _Steps, state: Carried, every_step: bool
+    layer: Stepping, params: Params, steps: _Steps, state: Carried, every_step: bool
 ) -> tuple[Carried, Array | None, Tree]:
-    """As `_steps`; what backward needs are the states before each piece."""
+    """As `_steps`, but keeps the states before each piece for backward."""
     head, pieces = _cut_up(steps)
 
     def piece(state: Carried, at: _Steps) -> tuple[Carried, tuple[Carried, Array | None]]:
@@ -279,12 +310,12 @@ def _pieces(
 
 
 def _pieces_back(
-    layer: Any, params: Params, steps: _Steps, starts: Tree, initial: Carried, at_output: Array | None, carry: Any
-) -> tuple[Any, Array]:
+    layer: Stepping, params: Params, steps: _Steps, starts: Tree, initial: Carried, at_output: Array | None, carry: Sum
+) -> tuple[Sum, Tree]:
     """As `_steps_back`."""
     head, pieces = _cut_up((steps, at_output))
 
-    def piece(carry: Any, at: tuple[tuple[_Steps, Array | None], Carried]) -> tuple[Any, Array]:
+    def piece(carry: Sum, at: tuple[tuple[_Steps, Array | None], Carried]) -> tuple[Sum, Tree]:
         (steps, at_output), start = at
         _, _, kept = _steps(layer, params, steps, start, False)
         return _steps_back(layer, params, steps, kept, start, at_output, carry)
@@ -297,25 +328,8 @@ def _pieces_back(
 # ---------------------------------------------------------------- in and out
 
 
-def uncounted(layer: Any, x: Any) -> tuple[int, Any]:
-    """How many of x's steps XLA's count of FLOPs leaves out, and x with two steps, of which it counts one.
-
-    Of a loop it counts the body, once (see `summary`).
-    """
-    unroll = layer.cell.unroll
-    counted = lambda length: unroll + length % unroll if length > unroll else min(length, 1)  # noqa: E731
-    values = as_sequences(x).values
-    length = values.shape[1]
-    parts = _sizes(length) if layer.recompute else (length,)
-    cut = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], 2, *leaf.shape[2:]), leaf.dtype)  # noqa: E731
-    left_out = length - sum(map(counted, parts))
-    if not isinstance(x, Sequences):
-        return left_out, cut(values)
-    return left_out, Sequences(cut(values), cut(x.mask) if is_given(x.mask) else (), x.initial)
-
-
-def _read(layer: Any, params: Params, x: Sequences) -> tuple[_Steps, Carried]:
-    """What is read at each step, and the state before the first."""
+def _read(layer: Recurrent, params: Params, x: Sequences) -> tuple[_Steps, Carried]:
+    """The inputs of the steps, and the state before the first."""
     (n, length, _), parts, truncate = x.values.shape, layer.cell.parts, layer.truncate
     dtype = widest(params["w"].dtype, x.values.dtype)
     values = hidden(x.values, x.mask) if is_given(x.mask) else x.values
@@ -332,8 +346,8 @@ def _read(layer: Any, params: Params, x: Sequences) -> tuple[_Steps, Carried]:
     return _Steps(jnp.swapaxes(values, 0, 1).astype(dtype), mask, cut), initial
 
 
-def _output(steps: _Steps, initial: Carried, returns: str) -> Any:
-    """The outlines of what forward returned."""
+def _output(steps: _Steps, initial: Carried, returns: str) -> Tree:
+    """The outlines of the output of forward."""
     length, n, _ = steps.x.shape
     final = tuple(Outline(s.shape, s.dtype) for s in initial)
     values = Outline((n, length, *initial[0].shape[1:]), steps.x.dtype)
@@ -350,8 +364,8 @@ def _in(dtype: DType, params: Params) -> Params:
     return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
-def _like(like: Tree, delta_x: Array, before: Carried) -> Any:
-    """δ_in in the form that x had."""
+def _like(like: Tree, delta_x: Array, before: Carried) -> Tree:
+    """δ_in in the form of x."""
     given = as_sequences(like)
     delta_x = delta_x.astype(given.values.dtype)
     if not isinstance(like, Sequences):
@@ -365,12 +379,12 @@ def _like(like: Tree, delta_x: Array, before: Carried) -> Any:
 # ---------------------------------------------------------------- parameters
 
 
-def _shapes(layer: Any, in_features: int) -> dict[str, tuple[int, ...]]:
+def _shapes(layer: Recurrent, in_features: int) -> dict[str, Shape]:
     width, wide = layer.width, layer.cell.gates * layer.width
     return {"w": (in_features, wide), "w_h": (width, wide), "b": (wide,), **dict.fromkeys(layer.cell.more, (width,))}
 
 
-def _check_params(layer: Any, params: Params, x_shape: tuple[int, ...]) -> None:
+def _check_params(layer: Recurrent, params: Params, x_shape: Shape) -> None:
     expected = _shapes(layer, x_shape[-1])
     if set(params) != set(expected):
         complaint = f"expects parameters {', '.join(expected)}, got {sorted(params)}"
