@@ -25,10 +25,7 @@ __all__ = [
     "Monitor", "Monitors", "Progress", "Decision", "Best",
     "early_stopping", "reduce_on_plateau", "keep_best", "together",
 ]  # fmt: skip
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 class Monitor(Shown):

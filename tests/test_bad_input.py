@@ -211,7 +211,7 @@ def test_weights():
             call(state.params, state.state, X, LABELS, weights=ones[:, None])
     fit_refuses(SCORES, loss, (X, LABELS, ones[:, None]), "data: weights", "(6,)", "(6, 1)")
     fit_refuses(SCORES, loss, (X, LABELS, ones[:4]), "'weights': 4", "'x': 6")
-    values = {"negative": (-ones, "6 of 6"), "not finite": (np.nan * ones, "6 of 6"), "all zero": (0 * ones, "leave")}
+    values = {"negative": (-ones, "6 of 6"), "not finite": (np.nan * ones, "6 of 6"), "all zero": (0 * ones, "omit")}
     for wrong, (weights, says) in values.items():
         fit_refuses(SCORES, loss, (X, LABELS, weights), "data: weights", wrong, says)
         with refused("data: weights", wrong, says):
@@ -759,5 +759,5 @@ def test_state_is_checked_like_the_rest():
 def test_a_seed_beyond_32_bits():
     """Without x64 JAX would cut it: the seed 2³² would be the seed 0."""
     for seed in (2**32, -(2**31) - 1):
-        with refused("an integer seed must fit 32 bits", str(seed)):
+        with refused("an integer seed must fit in 32 bits", str(seed)):
             init_train_state(SCORES, OPTIMIZER, seed, (D,))

@@ -186,9 +186,9 @@ def test_nets_and_optimizers():
         (lambda y, t: (y.argmax(-1) == t).mean(), ("one value for each example", "shape ()", "leave the mean")),
         (lambda y, t: [1.0, 2.0], ("one value for each example", "[1.0, 2.0]", "jnp.asarray")),
         (lambda y, t: None, ("one value for each example", "None")),
-        (lambda y, t: float(y.mean()), ("looks at the numbers", "jax.numpy")),
-        (lambda y, t: np.asarray(y).mean(-1), ("looks at the numbers", "no NumPy")),
-        (lambda y, t: y[:, 0] if y.sum() > 0 else t, ("looks at the numbers", "jax.numpy")),
+        (lambda y, t: float(y.mean()), ("needs concrete numbers", "jax.numpy")),
+        (lambda y, t: np.asarray(y).mean(-1), ("needs concrete numbers", "instead of NumPy")),
+        (lambda y, t: y[:, 0] if y.sum() > 0 else t, ("needs concrete numbers", "jax.numpy")),
         (lambda y: y, ("a metric is a function (prediction, target) -> [N]", "other arguments")),
     ],
     ids=["float", "scalar", "list", "none", "float of a tracer", "numpy", "if", "one argument"],
@@ -386,7 +386,7 @@ def several():
 
 
 def test_states_side_by_side(several):
-    says = ("5", "take one", "leaf[0]", "jax.vmap")
+    says = ("5", "select one", "leaf[0]", "jax.vmap")
     fit_refuses(SCORES, CROSS_ENTROPY, DATA, *says, train_state=several, key=None)
     for call in (
         lambda: evaluate(SCORES, CROSS_ENTROPY, several, DATA),

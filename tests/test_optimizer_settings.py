@@ -278,7 +278,7 @@ def test_a_record_of_inputs():
     same = pickle.loads(pickle.dumps(record))
     assert same == record != chain(clip_by_global_norm(1.0), adam(0.1, b2=0.9))
     assert dataclasses.replace(huber(0.5), d=jnp.float32(2)) == huber(jnp.float32(2))
-    with pytest.raises(TypeError, match="give it to a compiled function as an argument"):
+    with pytest.raises(TypeError, match="pass it to a compiled function as an argument"):
         hash(record)
     with pytest.raises(ValueError, match="huber: delta must be above 0"):
         huber(jnp.float32(0))

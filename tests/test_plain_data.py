@@ -128,8 +128,8 @@ OTHERS = {
     "texts": (np.array([["1", "2", "3"]] * 4), "strings .*np.unique"),
     "bytes": (np.array([[b"1", b"2", b"3"]] * 4), "strings"),
     "dates": (np.zeros((4, 3), "datetime64[D]"), "dates .*values - values.min"),
-    "time spans": (np.zeros((4, 3), "timedelta64[s]"), "time spans .*divide by a unit"),
-    "records": (np.zeros(4, [("a", np.float32), ("b", np.int32)]), "records .*one array for each field"),
+    "time spans": (np.zeros((4, 3), "timedelta64[s]"), "time spans .*divide by a unit of time"),
+    "records": (np.zeros(4, [("a", np.float32), ("b", np.int32)]), "records .*one array per field"),
     "a sparse matrix": (Sparse(), r"a sparse matrix \(Sparse\): use np.asarray\(x.todense\(\)\)"),
 }
 

@@ -119,7 +119,7 @@ def test_other_fields_make_other_records(a, b):
 
 
 def test_a_record_with_arrays_has_no_hash():
-    with pytest.raises(TypeError, match="give it to a compiled function as an argument"):
+    with pytest.raises(TypeError, match="pass it to a compiled function as an argument"):
         hash(pair((1, pair(jnp.ones(2)))))
 
 

@@ -77,11 +77,7 @@ def judge(m: Measured) -> Row:
 
 
 def _figures(m: Measured, off: np.ndarray) -> Row:
-    """The figures of a leaf at its worst element.
-
-    Its ULPs are errors in the given precision, in units in the last place of the element, or of the leaf's size if that
-    is larger.
-    """
+    """The figures of a leaf at its worst element; ULPs are of the element, or of the leaf's size if that is larger."""
     size = np.maximum(np.abs(finite(m.reference)), rms(m.reference))
     unit = 2 * m.u * 2.0 ** np.floor(np.log2(np.where(size > 0, size, 1)))
     hand, auto = (float(np.max(np.abs(finite(x - m.reference)) / unit)) for x in (m.hand, m.auto))
