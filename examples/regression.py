@@ -18,9 +18,7 @@ import jaxnn
 
 NET = jaxnn.mlp([20, 20, 1], jaxnn.tanh)  # with a linear output unit
 BATCH = 50
-OPTIMIZER = jaxnn.adam(
-    jaxnn.schedules.step_decay(0.02, factor=0.5, every=300)
-)  # ever smaller steps, as MAE needs
+OPTIMIZER = jaxnn.adam(jaxnn.schedules.step_decay(0.02, factor=0.5, every=300))  # ever smaller steps, as MAE needs
 D = 0.2  # the error at which Huber's loss turns from a parabola into a line: twice the noise
 LOSSES = {"MSE": jaxnn.losses.mse, "MAE": jaxnn.losses.mae, f"Huber, d = {D}": jaxnn.losses.huber(D)}
 LINES = ("C3-", "C2--", "C0-")

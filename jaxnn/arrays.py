@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.records import is_array
-from jaxnn.types import DType, Outline, Tree
+from jaxnn.types import Array, DType, Outline, Tree
 
 
-def is_floating(x: Any) -> bool:
+def is_floating(x: Array | np.ndarray | jax.ShapeDtypeStruct | Outline) -> bool:
     """True for a float array, of any precision."""
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
@@ -53,12 +53,12 @@ def with_rank(v: Any, rank: int) -> Any:
     return v.reshape((1,) * (rank - v.ndim) + v.shape)
 
 
-def is_symbolic(size: Any) -> bool:
+def is_symbolic(size: object) -> bool:
     """True for a size that is unknown when the program is traced (`jax.export`): it is compared with no number."""
     return not isinstance(size, Integral)
 
 
-def is_concrete(x: Any) -> bool:
+def is_concrete(x: object) -> bool:
     """True for an array whose values may be checked: not a tracer, and not under `jax_disable_jit`."""
     return not isinstance(x, jax.core.Tracer) and not jax.config.jax_disable_jit
 

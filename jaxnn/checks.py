@@ -23,7 +23,7 @@ from jaxnn.types import Tree
 LONGEST = 120  # characters of a value in a message
 
 
-def seen(value: Any) -> str:
+def seen(value: object) -> str:
     """A value in a message: an array by dtype and shape, anything else by its `repr`, truncated."""
     deleted = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
     if hasattr(value, "shape") and hasattr(value, "dtype") and (deleted or value.shape):
@@ -35,14 +35,14 @@ def seen(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def yes_or_no(what: str, value: Any) -> bool:
+def yes_or_no(what: str, value: object) -> bool:
     """The value as a bool; TypeError unless it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{what} must be True or False, got {seen(value)}")
     return bool(value)
 
 
-def whole_number(what: str, value: Any, *, least: int) -> int:
+def whole_number(what: str, value: object, *, least: int) -> int:
     """The value as an int; an error unless it is a whole number ≥ least."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{what} must be a whole number, got {seen(value)}")
@@ -91,7 +91,7 @@ def plain_data(where: str, tree: Tree, *, numbers: bool = True) -> None:
             _plain_array("/".join(filter(None, (where, path_name(path)))), leaf, numbers)
 
 
-def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
+def _plain_array(where: str, leaf: object, numbers: bool) -> None:
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
         raise ValueError(
             f"{where} has a mask that hides {np.ma.count_masked(leaf)} of {leaf.size} values, and hidden values would "
@@ -138,7 +138,7 @@ def _none_of(where: str, values: np.ndarray, wrong: np.ndarray, what: str, advic
         )
 
 
-def example_weights(where: str, weights: Any, n: int) -> None:
+def example_weights(where: str, weights: object, n: int) -> None:
     """Raises an error unless weights have shape [N] or [N, …] and a real dtype; values are not checked."""
     if not hasattr(weights, "shape") or not hasattr(weights, "dtype"):
         raise TypeError(f"{where} must be an array [N], got {type(weights).__name__}: use np.asarray")
@@ -151,7 +151,7 @@ def example_weights(where: str, weights: Any, n: int) -> None:
         raise ValueError(f"{where} must be real numbers, got {weights.dtype}")
 
 
-def weight_values(where: str, weights: Any) -> None:
+def weight_values(where: str, weights: object) -> None:
     """Raises ValueError if a concrete weight is negative or not finite, or if none is above 0."""
     values = np.asarray(weights)
     values = (

@@ -20,7 +20,7 @@ def program(name: str, *, in_place: bool = False) -> Callable[..., Any]:
     With `in_place` its arguments are `(record, spare, *args)`, and the result overwrites the memory of `spare`.
     """
 
-    def run(record: Callable[..., Any], *args: Any) -> Any:
+    def run(record: Callable[..., Any], *args: object) -> Any:
         return record(*args[in_place:])
 
     run.__name__ = run.__qualname__ = name
@@ -39,7 +39,7 @@ class Structure(Record):
         return jax.tree.unflatten(self.structure, [jax.ShapeDtypeStruct(*spec) for spec in self.specs])
 
 
-def structure_of(record: Any) -> Structure:
+def structure_of(record: object) -> Structure:
     """The structure of a record."""
     leaves, structure = jax.tree.flatten(record)
     return Structure(structure, tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves))

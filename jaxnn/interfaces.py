@@ -29,7 +29,7 @@ class Shown(Record):
 
     is_no_function = True
 
-    def _replace(self, **changes: Any) -> Any:
+    def _replace(self, **changes: object) -> Any:
         cls = type(self).made_as
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(cls)}
         return cls(**kept | changes)
@@ -97,9 +97,9 @@ class Layer(Shown):
         def __init__(
             self,
             kind: str,
-            init: Any,
-            forward: Any,
-            backward: Any = None,
+            init: Callable[..., tuple[Params, State]],
+            forward: Callable[..., Forward],
+            backward: Callable[..., tuple[Tree, Params]] | None = None,
             couples_batch: bool = False,
             name: str | None = None,
             children: tuple[Layer, ...] = (),
@@ -139,21 +139,21 @@ class Layer(Shown):
     def plain(self) -> Layer:
         return self
 
-    def look(self, x: Any) -> None:
+    def look(self, x: Tree) -> None:
         return None
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         raise NotImplementedError(f"{self.kind} has no init(key, in_shape, dtype)")
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         raise NotImplementedError(f"{self.kind} has no forward(params, state, x, *, train, rng)")
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         raise NotImplementedError(
             f"{self.kind} has no backward(params, tape, delta): write it, or use autodiff_twin({self.kind}(…))"
         )
 
-    def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
+    def factors(self, params: Params, tape: Tree, delta: Tree) -> Tree:
         return generic(self, params, tape, delta)
 
     def batch_axes(self, tape: Tree) -> Tree:
@@ -161,7 +161,7 @@ class Layer(Shown):
             raise coupled(self.kind)
         return None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
             f"{self.kind} is a layer already, not a function: params, state = net.init(key, in_shape), then "
             "y, state, tape = net.forward(params, state, x); serial(first, second) composes layers"
@@ -205,7 +205,7 @@ class Activation(Named):
     def slope(self, z: Array, h: Array) -> Array:
         raise NotImplementedError(f"{self.name} has no slope(z, h)")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         name = self.name
         if not args and not kwargs:
             advice = f"leave the parentheses out, serial(dense(128), {name})"
@@ -259,7 +259,7 @@ class Loss(Named):
             name: str,
             value: Callable[[Array, Array], Array],
             delta: Callable[[Array, Array], Array] | None = None,
-            check: Callable[[Any, Any], None] | None = None,
+            check: Callable[[Tree, Tree], None] | None = None,
             entries: Callable[[Array, Array], Array] | None = None,
         ) -> None: ...
 
@@ -276,7 +276,7 @@ class Loss(Named):
     def delta(self, prediction: Array, target: Array) -> Array:
         return cast(Array, ByAutodiff(self.value)(prediction, target))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         name = self.name
         advice = f"{name}.value(prediction, target) gives the costs [N], {name}.delta(prediction, target) their δ"
         if len(args) + len(kwargs) < 2:
@@ -313,7 +313,7 @@ class ByAutodiff(Record):
 
     value: Any
 
-    def __call__(self, prediction: Any, target: Any) -> Any:
+    def __call__(self, prediction: Array, target: Array) -> Any:
         costs, pull = jax.vjp(lambda prediction: self.value(prediction, target), prediction)
         return pull(jnp.ones_like(costs))[0]
 
@@ -334,7 +334,7 @@ class Penalty(Named):
     def grad(self, params: Params) -> Params:
         raise NotImplementedError(f"penalties: {self.name} has no grad(params)")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
             f"penalties: {self.name} is a Penalty record, not a function: .value(params) is its cost, .grad(params) "
             "the gradient; fit, train_step and backprop take the record, penalty=…"
@@ -366,18 +366,18 @@ class Optimizer(Shown):
 
     if TYPE_CHECKING:
 
-        def __init__(self, init: Callable[[Params], Any], update: Callable[..., tuple[Params, Any]]) -> None: ...
+        def __init__(self, init: Callable[[Params], Tree], update: Callable[..., tuple[Params, Tree]]) -> None: ...
 
-    def init(self, params: Params) -> Any:
+    def init(self, params: Params) -> Tree:
         raise NotImplementedError(f"{type(self).__name__} has no init(params)")
 
-    def update(self, grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(self, grads: Params, opt_state: Tree, params: Params = None) -> tuple[Params, Tree]:
         raise NotImplementedError(f"{type(self).__name__} has no update(grads, opt_state, params)")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Callable[..., Tree]]:
         return iter((self.init, self.update))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
             "an Optimizer is a record, not a function: opt_state = optimizer.init(params), then "
             "updates, opt_state = optimizer.update(grads, opt_state, params)"

@@ -45,7 +45,7 @@ def factory_hint(value: Any) -> str:
 # ---------------------------------------------------------------- records
 
 
-def net_record(where: str, net: Any) -> None:
+def net_record(where: str, net: object) -> None:
     """Raises TypeError unless net is a Layer."""
     if not isinstance(net, Layer):
         hint = "; make it a layer, serial(relu)" if isinstance(net, Activation) else factory_hint(net)
@@ -70,7 +70,7 @@ def loss_record(where: str, loss: Any) -> None:
     raise TypeError(f"{where}: loss must be a Loss record, got {seen(loss)}{hint}")
 
 
-def optimizer_record(where: str, optimizer: Any) -> None:
+def optimizer_record(where: str, optimizer: object) -> None:
     """Raises TypeError unless optimizer has init and update, as in jaxnn and optax."""
     is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
     is_one &= isinstance(optimizer, Optimizer) or not isinstance(optimizer, Record)  # a Monitor has them too
@@ -81,7 +81,7 @@ def optimizer_record(where: str, optimizer: Any) -> None:
         raise TypeError(f"{where} must have init and update, like jaxnn.adam(1e-3), got {seen(optimizer)}{hint}")
 
 
-def penalty_record(where: str, penalty: Any) -> None:
+def penalty_record(where: str, penalty: object) -> None:
     """Raises TypeError unless penalty is a Penalty, or None."""
     if penalty is None or isinstance(penalty, Penalty):
         return
@@ -93,7 +93,7 @@ def penalty_record(where: str, penalty: Any) -> None:
     raise TypeError(f"{where}: penalty must be a Penalty record, like penalties.l2(1e-4), got {seen(penalty)}{hint}")
 
 
-def gradient_rule(where: str, gradient: Any) -> None:
+def gradient_rule(where: str, gradient: object) -> None:
     """Raises TypeError unless gradient has the signature of `backprop`."""
     expected = f"{where}: gradient must be the function jaxnn.backprop or jaxnn.autodiff, or one with their arguments"
     if not is_function(gradient) or inspect.isclass(gradient):
@@ -107,7 +107,9 @@ def gradient_rule(where: str, gradient: Any) -> None:
         )
 
 
-def training_records(where: str, net: Any, loss: Any, optimizer: Any, gradient: Any, penalty: Any) -> None:
+def training_records(
+    where: str, net: object, loss: object, optimizer: object, gradient: object, penalty: object
+) -> None:
     """Checks the arguments that `train_step`, `train_epoch` and `fit` have in common."""
     net_record(where, net)
     loss_record(where, loss)
@@ -127,7 +129,7 @@ def accepts(function: Any, *args: Any, **kwargs: Any) -> bool:
     return True
 
 
-def several(what: str, value: Any, example: str) -> tuple[Any, ...]:
+def several(what: str, value: object, example: str) -> tuple[Any, ...]:
     """The entries of a list or another ordered iterable; TypeError for anything else."""
     unordered = isinstance(value, (str, bytes, dict, set, frozenset)) or hasattr(value, "_fields")
     if unordered or not isinstance(value, Iterable):
@@ -135,7 +137,7 @@ def several(what: str, value: Any, example: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def initializer(what: str, value: Any) -> Any:
+def initializer(what: str, value: object) -> Any:
     """The initializer, or None for the default; TypeError for anything else."""
     if value is None or (is_function(value) and not is_factory(value) and not inspect.isclass(value)):
         return value
@@ -173,13 +175,13 @@ def alive(what: str, tree: Tree) -> None:
             )
 
 
-def is_traced(*trees: Any) -> bool:
+def is_traced(*trees: object) -> bool:
     """True if a leaf is traced."""
     leaves = jax.tree.leaves(trees, is_leaf=lambda tree: hasattr(tree, "__next__"))  # JAX warns of iterators
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
-def not_traced(where: str, advice: str, *trees: Any) -> None:
+def not_traced(where: str, advice: str, *trees: object) -> None:
     """Raises TypeError inside `jit` and for traced arguments: code on the host needs their values."""
     if is_traced(trees, jax.device_put(np.int32(0))):  # device_put compiles nothing, and is traced inside jit
         raise TypeError(
@@ -214,7 +216,7 @@ ONE_OF_SEVERAL = (
 # ---------------------------------------------------------------- the state of a training
 
 
-def whole_state(where: str, train_state: Any, *, key: bool = True) -> None:
+def whole_state(where: str, train_state: object, *, key: bool = True) -> None:
     """Raises TypeError or ValueError unless train_state is a whole TrainState; with `key=False` its key may be None."""
     if not isinstance(train_state, TrainState):
         raise TypeError(

@@ -97,7 +97,7 @@ def varying(*trees: Tree) -> frozenset[Any]:
     return frozenset().union(*(_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(trees)))
 
 
-def _varying(type_: Any) -> frozenset[Any]:
+def _varying(type_: object) -> frozenset[Any]:
     return getattr(getattr(type_, "mat", type_), "varying", frozenset())
 
 

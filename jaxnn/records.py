@@ -26,12 +26,12 @@ R = TypeVar("R", bound="Record")
 HIDDEN = "_parts"  # the attribute with a record's children and static part
 
 
-def is_function(value: Any) -> bool:
+def is_function(value: object) -> bool:
     """True for a callable, except a record whose call only raises an error that explains its use."""
     return callable(value) and not isinstance(value, tuple) and not getattr(type(value), "is_no_function", False)
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     """True for a leaf of a record: an array, a tracer, or a jax.ShapeDtypeStruct."""
     return isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
@@ -40,7 +40,7 @@ def is_array(value: Any) -> bool:
 class Fixed:
     """A Python value in a field that also contains arrays."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -77,12 +77,12 @@ class Record:
     is_no_function: ClassVar[bool] = False  # True if a call only raises an error that explains its use
     shown_as: ClassVar[str] = ""  # its name in `repr`, if not the name of the class
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
         if args:
             _check_positions(cls, args, kwargs)
         return object.__new__(cls.__dict__.get("made_as") or cls)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         own_init = "__init__" in cls.__dict__
         for name, annotation in inspect.get_annotations(cls).items():
@@ -95,13 +95,13 @@ class Record:
             cls.__init__ = MadeWhenUsed(cls)  # type: ignore[assignment, method-assign]
         jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def __delattr__(self, name: str) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
-    def _set(self, **values: Any) -> None:
+    def _set(self, **values: object) -> None:
         """Sets fields during construction."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -151,7 +151,7 @@ class MadeWhenUsed:
     def __init__(self, cls: type) -> None:
         self.cls = cls
 
-    def __get__(self, record: Any, owner: Any = None) -> Any:
+    def __get__(self, record: object, owner: object = None) -> Any:
         made = init_of(self.cls)
         self.cls.__init__ = made  # type: ignore[misc]
         return made if record is None else made.__get__(record, owner)
@@ -230,11 +230,11 @@ def _unflattener(cls: type[R]) -> Callable[[Any, Any], R]:
     return unflatten
 
 
-def _is_record(value: Any) -> bool:
+def _is_record(value: object) -> bool:
     return isinstance(value, Record)
 
 
-def holds_arrays(value: Any) -> bool:
+def holds_arrays(value: object) -> bool:
     """True if a value contains an array."""
     if isinstance(value, Record):
         return isinstance(_flatten(value)[1], Rest)
@@ -246,12 +246,12 @@ def holds_arrays(value: Any) -> bool:
     )
 
 
-def _with_fixed(value: Any) -> Any:
+def _with_fixed(value: object) -> Any:
     keep = lambda leaf: leaf if is_array(leaf) or _is_record(leaf) else Fixed(leaf)  # noqa: E731
     return jax.tree.map(keep, value, is_leaf=_is_record)
 
 
-def _without_fixed(value: Any) -> Any:
+def _without_fixed(value: object) -> Any:
     bare = lambda leaf: leaf.value if isinstance(leaf, Fixed) else leaf  # noqa: E731
     return jax.tree.map(bare, value, is_leaf=lambda leaf: isinstance(leaf, (Fixed, Record)))
 
@@ -297,7 +297,7 @@ def _same_arrays(a: Any, b: Any) -> bool:
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def frozen(value: Any) -> Any:
+def frozen(value: object) -> Any:
     """A hashable form of a value, equal where `same` is true."""
     if isinstance(value, (tuple, list)):
         return type(value).__name__, *map(frozen, value)

@@ -13,7 +13,7 @@ from jaxnn.arrays import is_floating
 from jaxnn.checks import plain_data, seen, whole_number
 from jaxnn.errors import LayerError
 from jaxnn.trees import describe, path_name
-from jaxnn.types import DType, InShape, Outline, Shape, Tree
+from jaxnn.types import Array, DType, InShape, Outline, Shape, Tree
 
 
 def input_spec(in_shape: InShape, dtype: DType, batch: int = 1) -> Tree:
@@ -88,7 +88,7 @@ def batch_size(what: str, tree: Tree) -> int:
     return next(iter(sizes.values())) or 0
 
 
-def check_delta(kind: str, delta: Any, output: Tree) -> None:
+def check_delta(kind: str, delta: object, output: Tree) -> None:
     """Raises LayerError unless δ has the structure, shapes and dtypes of the output, `()` for what is not float.
 
     `output` is the layer's output, or arrays, Outlines or jax.ShapeDtypeStructs like it. Static: free under `jit`.
@@ -107,11 +107,11 @@ def check_delta(kind: str, delta: Any, output: Tree) -> None:
         )
 
 
-def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+def _spec(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
-def _fits(delta: Any, leaf: Any) -> bool:
+def _fits(delta: Any, leaf: Array) -> bool:
     if not is_floating(leaf):  # JAX's own cotangents have float0 there
         return (isinstance(delta, tuple) and not delta) or getattr(delta, "dtype", None) == jax.dtypes.float0
     if not hasattr(delta, "shape") or not hasattr(delta, "dtype"):
@@ -119,7 +119,7 @@ def _fits(delta: Any, leaf: Any) -> bool:
     return tuple(delta.shape) == tuple(leaf.shape) and jax.dtypes.canonicalize_dtype(delta.dtype) == leaf.dtype
 
 
-def _shown(tree: Any) -> str:
+def _shown(tree: object) -> str:
     """`(float32[4, 3], ())`, a tree as its arrays' shapes."""
     if isinstance(tree, dict):
         return f"{{{', '.join(f'{name}: {_shown(part)}' for name, part in tree.items())}}}"

@@ -18,7 +18,7 @@ def path_name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def describe(leaf: Any) -> str:
+def describe(leaf: Tree) -> str:
     """`float32[784, 30]`."""
     return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" if hasattr(leaf, "dtype") else repr(leaf)
 
