@@ -254,9 +254,6 @@ def _normal_distribution(z: Array) -> Array:
 elu, softplus, silu, gelu = Elu(), Softplus(), Silu(), Gelu()
 
 
-# ---------------------------------------------------------------- none
-
-
 class Identity(Plain):
     """σ(z) = z, dh/dz = 1."""
 

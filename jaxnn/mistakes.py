@@ -239,9 +239,6 @@ def _is_raw_key(key: Any) -> bool:
     return getattr(key, "shape", None) == words.shape and key.dtype == words.dtype
 
 
-# ---------------------------------------------------------------- functions of a prediction and a target
-
-
 def of_two_arrays(what: str, *, make: Callable[[], Any]) -> Any:
     """The result of a user's function of tracers; TypeError if it needs concrete numbers."""
     try:

@@ -284,9 +284,6 @@ class together(Monitor):
         return monitors, Decision(stop, scale, improved & ~over, ~jnp.isfinite(metric))
 
 
-# ---------------------------------------------------------------- reading a metric
-
-
 Waiting: TypeAlias = early_stopping | reduce_on_plateau
 
 

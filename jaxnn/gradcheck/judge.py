@@ -206,9 +206,6 @@ def _noisy(m: Measured, row: Row) -> Row:
     return cancelled
 
 
-# ---------------------------------------------------------------- the precision that was given
-
-
 def _in_given_precision(m: Measured, row: Row) -> Row | None:
     """What is off although the rule is right in float64; None if nothing is."""
     overflow = ~np.isfinite(m.hand) & np.isfinite(m.auto)

@@ -177,9 +177,6 @@ def _copied(f: Any, args: Any, kwargs: Any) -> Outer | None:
     return Outer(f, args, kwargs, bool(jax.config.jax_enable_x64))
 
 
-# ---------------------------------------------------------------- when the tests have ended
-
-
 def findings(observer: Observer, allow: Sequence[str], budget: float) -> list[Finding]:
     """A finding for each rule and signature; an error here is one of the observer's errors."""
     spent: dict[tuple[str, str], float] = {}

@@ -60,9 +60,6 @@ def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
     return fast
 
 
-# ---------------------------------------------------------------- the programs, traced once
-
-
 class Programs(NamedTuple):
     """A problem, traced in its own precision and in float64."""
 

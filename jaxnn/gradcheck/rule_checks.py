@@ -300,9 +300,6 @@ def _not_given(site: Site, arrays: list[Array]) -> set[int]:
     return {k for k, leaf in enumerate(site.arrays) if leaf in found}
 
 
-# ---------------------------------------------------------------- rules within rules
-
-
 def reached(call: Call) -> list[Call]:
     """The calls of functions with rules that the rule makes."""
     site = call.site

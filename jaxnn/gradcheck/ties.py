@@ -192,9 +192,6 @@ class _BranchedOn(Interpreter):
         return eqn.outvars
 
 
-# ---------------------------------------------------------------- the piece that goes furthest
-
-
 class Sided(NamedTuple):
     """A piece, for one leaf."""
 

@@ -190,9 +190,6 @@ def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
     return total / math.sqrt(sum(s.size for s in found)), max(max(abs(s.low), abs(s.high)) for s in found)
 
 
-# ---------------------------------------------------------------- the verdict
-
-
 def _verdict(found: GradientPath) -> tuple[str, float, Segment | None]:
     if found.trunk and math.isnan(found.start):
         return NOT_FINITE, math.nan, None

@@ -117,9 +117,6 @@ def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
     return sick.reshape(*(sick.shape if kept > 1 else (-1,)), *[1] * (like.ndim - kept))
 
 
-# ---------------------------------------------------------------- a prediction and a target
-
-
 def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Array, Array]:
     """Both as arrays; otherwise TypeError."""
     for name, value in (("prediction", prediction), ("target", target)):

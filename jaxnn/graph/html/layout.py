@@ -104,9 +104,6 @@ def layers(count: int, edges: Sequence[Edge], top: Sequence[int] = (), bottom: S
     return layer
 
 
-# ---------------------------------------------------------------- bends
-
-
 def _bent(layer: list[int], edges: Sequence[Edge], sources: Sequence[Hashable]) -> tuple[list[tuple[int, ...]], Rows]:
     """The bends of each edge, appended to `layer`, and above[p], the neighbours of point p in the layer above."""
     spans = sorted((layer[v] - layer[u] - 1, e) for e, (u, v) in enumerate(edges))
@@ -131,9 +128,6 @@ def _bent(layer: list[int], edges: Sequence[Edge], sources: Sequence[Hashable]) 
     for u, v in pairs:
         above[v].append(u)
     return bends, above
-
-
-# ---------------------------------------------------------------- order
 
 
 def _by_igraph(layer: list[int], above: Rows) -> Rows:

@@ -79,8 +79,6 @@ def disagreements(seen: Sequence[Run]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- the sensitive operation
-
 EDGES = {  # operations whose domain ends, or that have a pole, at 0 or 1, and the input concerned
     **dict.fromkeys(
         ("sqrt", "rsqrt", "log", "log1p", "pow", "integer_pow", "cbrt", "acosh", "asin", "acos", "atanh"), 0
