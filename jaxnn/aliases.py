@@ -11,11 +11,6 @@ from typing import Any, Protocol, TypeAlias
 import chex
 import jax
 
-__all__ = [
-    "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
-    "Forward", "InitRule", "ForwardRule", "BackwardRule",
-]  # fmt: skip
-
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(0)`
 Tree: TypeAlias = Any  # any pytree of arrays

@@ -21,8 +21,6 @@ from jaxnn.factors import generic
 from jaxnn.records import Record
 from jaxnn.tapes import coupled
 
-__all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty"]
-
 
 class Shown(Record):
     """A record that is not a function; a notebook shows its `repr`."""

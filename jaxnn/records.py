@@ -20,8 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Record", "fields_of", "is_array", "is_function", "same"]
-
 R = TypeVar("R", bound="Record")
 HIDDEN = "_parts"  # the attribute with a record's children and static part
 
@@ -336,6 +334,7 @@ def arguments_of(record: Any) -> list[str]:
 
 
 def default_of(field: Any) -> Any:
+    """The default of a field."""
     return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
 

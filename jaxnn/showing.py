@@ -20,8 +20,6 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import numpy as np
 
-__all__ = ["brief", "figure", "fit_line", "fit_table", "line", "shown", "state_line", "state_table"]
-
 Record = TypeVar("Record")
 Fields: TypeAlias = Any  # a NamedTuple whose fields are pytrees
 Leaf: TypeAlias = Any  # a leaf of a pytree, any object
