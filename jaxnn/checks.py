@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxnn.arrays import first_of
 from jaxnn.records import is_array
+from jaxnn.showing import is_deleted
 from jaxnn.trees import describe, path_name
 from jaxnn.types import Tree
 
@@ -25,9 +26,8 @@ LONGEST = 120  # characters of a value in a message
 
 def seen(value: object) -> str:
     """A value in a message: an array by dtype and shape, anything else by its `repr`, truncated."""
-    deleted = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
-    if hasattr(value, "shape") and hasattr(value, "dtype") and (deleted or value.shape):
-        return f"{'a deleted' if deleted else 'an'} array {describe(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype") and (is_deleted(value) or value.shape):
+        return f"{'a deleted' if is_deleted(value) else 'an'} array {describe(value)}"
     if callable(value) and hasattr(value, "__qualname__"):
         return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
     noun = getattr(value, "noun", None)
@@ -88,7 +88,7 @@ def plain_data(where: str, tree: Tree, *, numbers: bool = True) -> None:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda part: hasattr(part, "todense")):
         if not isinstance(leaf, jax.Array):
-            _plain_array("/".join(filter(None, (where, path_name(path)))), leaf, numbers)
+            _plain_array(path_name(path, below=where), leaf, numbers)
 
 
 def _plain_array(where: str, leaf: object, numbers: bool) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxnn.checks import seen
 from jaxnn.records import Record
 from jaxnn.records import is_function as is_function
+from jaxnn.showing import is_deleted
 from jaxnn.trees import path_name
 from jaxnn.types import Activation, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
@@ -167,11 +168,11 @@ def array_leaves(what: str, tree: Tree) -> None:
 def alive(what: str, tree: Tree) -> None:
     """Raises ValueError with the path of the first deleted array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-            where = "/".join(filter(None, (what, path_name(path))))
+        if is_deleted(leaf):
             raise ValueError(
-                f"{where} has been deleted: it was donated to a compiled function (donate_argnums), which reused its "
-                "memory; use what that function returned, or copy it beforehand, jax.tree.map(jnp.copy, …)"
+                f"{path_name(path, below=what)} has been deleted: it was donated to a compiled function "
+                "(donate_argnums), which reused its memory; use what that function returned, or copy it beforehand, "
+                "jax.tree.map(jnp.copy, …)"
             )
 
 

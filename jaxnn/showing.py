@@ -94,7 +94,7 @@ def _number(value: Leaf) -> bool | int | float | None:
     """A number, or that in a 0-d array; None if the value is not a number or cannot be read."""
     if isinstance(value, (bool, int, float)):
         return value
-    if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or _deleted(value):
+    if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or is_deleted(value):
         return None
     if getattr(value, "shape", None) != () or not getattr(value, "is_fully_addressable", True):
         return None
@@ -108,7 +108,8 @@ def _is_empty(value: object) -> bool:
     return isinstance(value, (tuple, list, dict)) and not value
 
 
-def _deleted(value: object) -> bool:
+def is_deleted(value: object) -> bool:
+    """True for an array whose memory has been given away."""
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
 
 
@@ -175,7 +176,7 @@ def _state_parts(state: Fields) -> Iterator[str]:
         yield " and ".join(dtypes)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         yield "traced"
-    if any(_deleted(leaf) for leaf in jax.tree.leaves(state)):
+    if any(is_deleted(leaf) for leaf in jax.tree.leaves(state)):
         yield "deleted"
     opt_state = state.opt_state
     if type(opt_state) is tuple and opt_state:
@@ -187,7 +188,7 @@ def _state_parts(state: Fields) -> Iterator[str]:
 def _range(value: Leaf) -> str:
     """A number; of several, the least and the greatest."""
     known = hasattr(value, "shape") and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct))
-    if not known or not value.shape or _deleted(value) or not getattr(value, "is_fully_addressable", True):
+    if not known or not value.shape or is_deleted(value) or not getattr(value, "is_fully_addressable", True):
         return figure(value)
     host = np.asarray(value)
     low, high = (figure(end(initial)) if host.size else "" for end, initial in ((np.min, host), (np.max, host)))
@@ -219,7 +220,7 @@ def brief_spec(leaf: Leaf) -> str:
 
 
 def _spec(leaf: Leaf) -> str:
-    return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" + (" deleted" if _deleted(leaf) else "")
+    return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" + (" deleted" if is_deleted(leaf) else "")
 
 
 def _path(part: str, path: Sequence[Leaf]) -> str:

@@ -13,9 +13,9 @@ from jaxnn.types import Shape, Tree
 MAX_REPORTED = 5  # mismatches listed before "and n more"
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """`dense_0/w` for a tree path."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+def path_name(path: Sequence[Any], below: str = "") -> str:
+    """`dense_0/w` for a tree path, after the path above it."""
+    return "/".join(filter(None, (below, jax.tree_util.keystr(tuple(path), simple=True, separator="/"))))
 
 
 def describe(leaf: Tree) -> str:
