@@ -31,13 +31,7 @@ from jaxnn.combinators.walk import leaf_layers, map_layers, ordered_leaves
 from jaxnn.descriptions import describe, from_description
 from jaxnn.layers.activation import activation
 from jaxnn.layers.convolution.conv import conv
-from jaxnn.layers.convolution.pooling import (
-    avg_pool,
-    global_avg_pool,
-    global_max_pool,
-    max_pool,
-    upsample,
-)
+from jaxnn.layers.convolution.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool, upsample
 from jaxnn.layers.dense import dense
 from jaxnn.layers.dropout import dropout
 from jaxnn.layers.embedding import embedding
@@ -96,10 +90,7 @@ __all__ = [
 ]  # fmt: skip
 
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 def __getattr__(name: str) -> Any:

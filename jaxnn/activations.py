@@ -45,10 +45,7 @@ from jaxnn.checks import number
 from jaxnn.types import Activation, Array
 
 __all__ = ["sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 SQRT_HALF = math.sqrt(0.5)
@@ -255,9 +252,6 @@ def _normal_distribution(z: Array) -> Array:
 
 
 elu, softplus, silu, gelu = Elu(), Softplus(), Silu(), Gelu()
-
-
-# ---------------------------------------------------------------- none
 
 
 class Identity(Plain):

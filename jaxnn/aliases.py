@@ -1,6 +1,6 @@
-"""Names for arrays, trees and functions in annotations.
+"""Type aliases of arrays, trees and functions.
 
-Index letters, here and everywhere: `N` batch, `D` features in, `H` features out, `K` classes, `T` time.
+Index letters throughout: `N` batch, `D` features in, `H` features out, `K` classes, `T` time.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ from typing import Any, Protocol, TypeAlias
 import chex
 import jax
 
-__all__ = [
-    "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
-    "Forward", "InitRule", "ForwardRule", "BackwardRule",
-]  # fmt: skip
-
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(0)`
 Tree: TypeAlias = Any  # any pytree of arrays
 Params: TypeAlias = Any  # a pytree of arrays: {"dense_0": {"w": [D, H], "b": [H]}, …}
-State: TypeAlias = Any  # a pytree of arrays; () where there is none
+State: TypeAlias = Any  # a pytree of arrays; () without state
 Forward: TypeAlias = tuple[Any, State, Tree]  # y, state, tape
 Shape: TypeAlias = tuple[int, ...]
 InShape: TypeAlias = Any  # a tuple of ints, or a pytree of jax.ShapeDtypeStruct; never with the batch axis
@@ -47,4 +42,4 @@ class ForwardRule(Protocol):
 class BackwardRule(Protocol):
     """`backward(params, tape, delta) -> delta_in, grads`."""
 
-    def __call__(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]: ...
+    def __call__(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]: ...

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-DECADES = 2  # spanned by a chart at least, so that a factor of 2 does not look like a collapse
+DECADES = 2  # the least span of a chart, so that a factor of 2 does not look like a collapse
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def span(sizes: Iterable[float]) -> tuple[float, float]:
-    """The logarithms (base 10) at which a bar is empty and full."""
+    """The log₁₀ of the sizes of an empty and of a full bar."""
     found = [decades(size) for size in sizes if math.isfinite(size) and size > 0]
     high = max(found, default=0.0)
     return min(min(found, default=0.0), high - DECADES) - 0.1, high
@@ -22,7 +22,7 @@ def decades(size: float) -> float:
 
 
 def bar(length: float) -> str:
-    """A bar of a length in columns, drawn to an eighth of a column.
+    """A bar of a length in columns, to an eighth of a column.
 
     >>> bar(2.5)
     '██▌'
@@ -32,6 +32,6 @@ def bar(length: float) -> str:
 
 
 def bar_of(size: float, ends: tuple[float, float], columns: float) -> str:
-    """A bar whose length is the logarithm of a size, between the two ends of a `span`; ✗ if it is not finite."""
+    """A bar for the logarithm of a size between the ends of a `span`; ✗ if the size is not finite."""
     low, high = ends
     return bar((decades(size) - low) / (high - low) * columns) if math.isfinite(size) else "✗"

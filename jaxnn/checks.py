@@ -1,7 +1,7 @@
-"""The shared checks and their wording.
+"""Shared checks of values and data.
 
-A message says what, where, what was expected, what came, and what to do. Checks of values run only where data enters on
-the host.
+A message says what is wrong and where, what was expected, what was given, and what to do. Values of data are checked
+only on the host, where data enters.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 
 from jaxnn.arrays import first_of
 from jaxnn.records import is_array
+from jaxnn.showing import is_deleted
 from jaxnn.trees import describe, path_name
 from jaxnn.types import Tree
 
 LONGEST = 120  # characters of a value in a message
 
 
-def seen(value: Any) -> str:
-    """A value in a message: an array by dtype and shape, anything else as Python writes it, cut where it is long."""
-    deleted = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
-    if hasattr(value, "shape") and hasattr(value, "dtype") and (deleted or value.shape):
-        return f"{'a deleted' if deleted else 'an'} array {describe(value)}"
+def seen(value: object) -> str:
+    """A value in a message: an array by dtype and shape, anything else by its `repr`, truncated."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and (is_deleted(value) or value.shape):
+        return f"{'a deleted' if is_deleted(value) else 'an'} array {describe(value)}"
     if callable(value) and hasattr(value, "__qualname__"):
         return f"the {'class' if inspect.isclass(value) else 'function'} {value.__qualname__}"
     noun = getattr(value, "noun", None)
@@ -35,15 +35,15 @@ def seen(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def yes_or_no(what: str, value: Any) -> bool:
-    """Returns value if it is True or False."""
+def yes_or_no(what: str, value: object) -> bool:
+    """The value as a bool; TypeError unless it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{what} must be True or False, got {seen(value)}")
     return bool(value)
 
 
-def whole_number(what: str, value: Any, *, least: int) -> int:
-    """Returns value as an int if it is a whole number ≥ least."""
+def whole_number(what: str, value: object, *, least: int) -> int:
+    """The value as an int; an error unless it is a whole number ≥ least."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{what} must be a whole number, got {seen(value)}")
     if value < least:
@@ -60,9 +60,9 @@ def number(
     above: float = -math.inf,
     most: float = math.inf,
 ) -> Any:
-    """Returns value as a float if it is finite, `least ≤ value < below` and `above < value ≤ most`.
+    """The value as a float; an error unless it is finite, `least ≤ value < below` and `above < value ≤ most`.
 
-    A JAX scalar stays one, an input of a program; where it is traced, it is NaN outside of these limits.
+    A JAX scalar remains one, an input of the program; a traced one becomes NaN outside these limits.
     """
     scalar = is_array(value) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
     if isinstance(value, bool) or not (isinstance(value, Real) or scalar):
@@ -82,21 +82,20 @@ def number(
 
 
 def plain_data(where: str, tree: Tree, *, numbers: bool = True) -> None:
-    """Raises an error for what a conversion to arrays of numbers would drop silently, or fails at.
+    """Raises an error for data that cannot be converted to arrays of numbers without loss.
 
-    That is what a mask of `np.ma` hides and, unless other things than numbers will do, what no device holds: objects,
-    strings, dates, records, sparse matrices.
+    These are masked values of `np.ma` and, with `numbers`, objects, strings, dates, records and sparse matrices.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda part: hasattr(part, "todense")):
         if not isinstance(leaf, jax.Array):
-            _plain_array("/".join(filter(None, (where, path_name(path)))), leaf, numbers)
+            _plain_array(path_name(path, below=where), leaf, numbers)
 
 
-def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
+def _plain_array(where: str, leaf: object, numbers: bool) -> None:
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
         raise ValueError(
-            f"{where} has a mask that hides {np.ma.count_masked(leaf)} of {leaf.size} values, and what is hidden would "
-            "count: leave examples out by weights of 0, or put numbers there with .filled(value)"
+            f"{where} has a mask that hides {np.ma.count_masked(leaf)} of {leaf.size} values, and hidden values would "
+            "count: exclude examples by weights of 0, or replace the values with .filled(value)"
         )
     if not numbers:
         return
@@ -111,24 +110,22 @@ def _plain_array(where: str, leaf: Any, numbers: bool) -> None:
             entries = list(np.asarray(leaf).flat)
             strange = [entry for entry in entries if not isinstance(entry, Real)] or entries
             what = f"Python objects ({type(strange[0]).__name__})" if entries else "Python objects"
-        raise TypeError(f"{where} holds {what}, and real numbers are needed: {ADVICE.get(kind, ADVICE['V'])}")
+        raise TypeError(f"{where} contains {what} instead of real numbers: {ADVICE.get(kind, ADVICE['V'])}")
 
 
 UNUSABLE = {"O": "Python objects", "U": "strings", "S": "strings", "M": "dates", "m": "time spans"}  # by dtype.kind
-
-
 ADVICE = {
-    "O": "use .astype('float32') once every row has the same length and every entry is a number",
+    "O": "use .astype('float32') after making all rows equally long and all entries numbers",
     "U": "use whole numbers, np.unique(values, return_inverse=True)[1]",
     "S": "use whole numbers, np.unique(values, return_inverse=True)[1]",
-    "M": "use the time since a first one, (values - values.min()) / np.timedelta64(1, 'D')",
-    "m": "divide by a unit, values / np.timedelta64(1, 'D')",
-    "V": "use one array for each field, values['name']",
+    "M": "use the time since the first date, (values - values.min()) / np.timedelta64(1, 'D')",
+    "m": "divide by a unit of time, values / np.timedelta64(1, 'D')",
+    "V": "use one array per field, values['name']",
 }
 
 
 def finite_values(where: str, values: np.ndarray, advice: str) -> None:
-    """Raises ValueError with the count and first place of values that are not finite."""
+    """Raises ValueError with the number and first index of values that are not finite."""
     _none_of(where, values, ~np.isfinite(values), "not finite", advice)
 
 
@@ -141,27 +138,27 @@ def _none_of(where: str, values: np.ndarray, wrong: np.ndarray, what: str, advic
         )
 
 
-def example_weights(where: str, weights: Any, n: int) -> None:
-    """Raises an error unless weights are [N] or [N, …], whatever they hold."""
+def example_weights(where: str, weights: object, n: int) -> None:
+    """Raises an error unless weights have shape [N] or [N, …] and a real dtype; values are not checked."""
     if not hasattr(weights, "shape") or not hasattr(weights, "dtype"):
         raise TypeError(f"{where} must be an array [N], got {type(weights).__name__}: use np.asarray")
     if weights.shape[:1] != (n,):
         raise ValueError(
-            f"{where} must have shape ({n},), one for each example, or ({n}, …), one for each entry of it, got "
+            f"{where} must have shape ({n},), one for each example, or ({n}, …), one for each of its entries, got "
             f"{weights.shape}"
         )
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
         raise ValueError(f"{where} must be real numbers, got {weights.dtype}")
 
 
-def weight_values(where: str, weights: Any) -> None:
+def weight_values(where: str, weights: object) -> None:
     """Raises ValueError if a concrete weight is negative or not finite, or if none is above 0."""
     values = np.asarray(weights)
-    values = values if values.dtype.kind in "iub" else values.astype(np.float64)  # half precisions lack some tests
-    advice = "Give numbers of 0 and above; 0 leaves an example out"
+    values = (
+        values if values.dtype.kind in "iub" else values.astype(np.float64)
+    )  # NumPy lacks some tests of half precisions
+    advice = "Weights must be 0 or above; 0 excludes an example"
     finite_values(where, values, advice)
     _none_of(where, values, values < 0, "negative", advice)
     if not values.any():
-        raise ValueError(
-            f"{where} are all zero, which leaves nothing to take a mean of: leave weights out, or the batch"
-        )
+        raise ValueError(f"{where} are all zero, so that no mean exists: omit the weights, or the batch")

@@ -1,7 +1,7 @@
-"""Programs that are compiled once for equal settings: a jitted function is given a record, and runs it.
+"""Programs that are compiled once for equal settings, as jitted functions of a record.
 
-A record that says what a program is made of (networks, losses, optimizers, sizes) is an argument like any other:
-its Python values are static and its JAX scalars inputs, so that JAX's own cache finds the program of an equal one.
+The record contains what defines the program (networks, losses, optimizers, sizes). Its Python values are static and
+its JAX scalars inputs, so that JAX's own cache finds the program of an equal record.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from jaxnn.records import Record
 
 
 def program(name: str, *, in_place: bool = False) -> Callable[..., Any]:
-    """A jitted function `(record, *args) -> record(*args)` that has this name in a profile.
+    """A jitted function `(record, *args) -> record(*args)` with this name in profiles.
 
-    With `in_place` it is `(record, spare, *args)`, and the result is written into the memory of `spare`.
+    With `in_place` its arguments are `(record, spare, *args)`, and the result overwrites the memory of `spare`.
     """
 
-    def run(record: Callable[..., Any], *args: Any) -> Any:
+    def run(record: Callable[..., Any], *args: object) -> Any:
         return record(*args[in_place:])
 
     run.__name__ = run.__qualname__ = name
@@ -28,18 +28,18 @@ def program(name: str, *, in_place: bool = False) -> Callable[..., Any]:
 
 
 class Structure(Record):
-    """What a function of shapes needs of a record: everything but the numbers in its arrays; it can be hashed."""
+    """A record without the values of its arrays, hashable."""
 
     structure: Any
     specs: tuple[tuple[tuple[int, ...], Any], ...]
 
     @property
     def record(self) -> Any:
-        """The record, with a jax.ShapeDtypeStruct in place of each array."""
+        """The record, with a jax.ShapeDtypeStruct for each array."""
         return jax.tree.unflatten(self.structure, [jax.ShapeDtypeStruct(*spec) for spec in self.specs])
 
 
-def structure_of(record: Any) -> Structure:
+def structure_of(record: object) -> Structure:
     """The structure of a record."""
     leaves, structure = jax.tree.flatten(record)
     return Structure(structure, tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves))

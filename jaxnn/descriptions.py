@@ -1,4 +1,4 @@
-"""Records as plain values for JSON, and back: the description of a network in the file with its parameters.
+"""Records as plain values for JSON, and back, for the description of a network in the file with its parameters.
 
 >>> from jaxnn import dense, relu, serial
 >>> net = serial(dense(3, bias=False), relu)
@@ -24,14 +24,14 @@ import numpy as np
 from jaxnn.checks import seen
 from jaxnn.records import Record, fields_of, is_array
 
-HOMES = ("initializers", "losses", "metrics", "penalties", "schedules", "stopping")  # beside the top level
-ARRAY, FLOAT = "array", "float"  # kinds that are not records: an array, and a float that JSON cannot represent
+HOMES = ("initializers", "losses", "metrics", "penalties", "schedules", "stopping")  # besides the top level
+ARRAY, FLOAT = "array", "float"  # kinds other than records: arrays, and floats that JSON cannot represent
 Json: TypeAlias = Any  # a dict, list, string, number, bool or None
 
 
 @cache
 def kinds() -> MappingProxyType[str, Any]:
-    """All that a description may contain, by kind: public classes of records, and public records and functions."""
+    """Everything that a description may contain, by kind: public classes of records, public records and functions."""
     table: dict[str, Any] = {}
     for home in ("", *HOMES):
         module = importlib.import_module(f"jaxnn.{home}" if home else "jaxnn")
@@ -67,7 +67,8 @@ def describe(record: Record) -> dict[str, Json]:
 def _described(value: Any, place: str) -> Json:
     if isinstance(value, Record):
         kind = _kind_of(value, place)
-        return {"kind": kind} | {name: _described(part, f"{place}.{name}") for name, part in _fields(value).items()}
+        fields = {} if kinds().get(kind) is value else fields_of(value)
+        return {"kind": kind} | {name: _described(part, f"{place}.{name}") for name, part in fields.items()}
     if isinstance(value, (tuple, list)):
         return [_described(part, f"{place}[{i}]") for i, part in enumerate(value)]
     if is_array(value) and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)):
@@ -79,10 +80,6 @@ def _described(value: Any, place: str) -> Json:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"describe: {place} is {seen(value)}, which cannot be described")
-
-
-def _fields(record: Record) -> dict[str, Any]:
-    return {} if kinds().get(_name(record)) is record else fields_of(record)
 
 
 def _name(value: object) -> str:

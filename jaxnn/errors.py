@@ -1,4 +1,4 @@
-"""Errors that know where they happened."""
+"""Errors with the path of the layer in which they occur."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class LayerError(ValueError):
-    """A layer's complaint about its input or parameters. Layers do not know their names: combinators add the path."""
+    """An error about a layer's input or parameters; combinators add the path: layers do not know their names."""
 
     def __init__(self, kind: str, complaint: str, *, about_params: bool = False) -> None:
         super().__init__(f"{kind} {complaint}")
@@ -34,14 +34,14 @@ NAMED_ERRORS = (
 
 @contextmanager
 def inside(name: str) -> Iterator[None]:
-    """Puts the layer's path in front of an error that comes from below."""
+    """Puts the layer's path in front of the message of an error raised within."""
     try:
         yield
     except NAMED_ERRORS as error:
         path = [name, *getattr(error, "layer_path", [])] if name else getattr(error, "layer_path", [])
         message = getattr(error, "layer_message", None)
         if message is None:
-            kind = "KeyError: " if isinstance(error, KeyError) else ""  # the key alone says nothing
+            kind = "KeyError: " if isinstance(error, KeyError) else ""  # the key alone is not a message
             message = f" {error.complaint}" if isinstance(error, LayerError) else f": {kind}{error}"
         if path:
             error.args = (_Unquoted(f"layer '{'/'.join(path)}'{message}"),)

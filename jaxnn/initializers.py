@@ -49,10 +49,7 @@ __all__ = [
     "lecun_normal",
     "orthogonal",
 ]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 UNIFORM = 3.0  # U[−a, a) has variance a²/3, so a² = 3 · variance

@@ -1,7 +1,7 @@
-"""What layers, activations, losses, penalties and optimizers are: the base of each, and the one for a user's own.
+"""The base classes of layers, activations, losses, penalties and optimizers, and records of a user's own functions.
 
-Each is a `Record`: what its fields say. A base states what may be asked of it. Called itself, a base makes one of a
-user's functions: `Loss("mine", value)`, `Layer("mine", init, forward)`.
+Each is a `Record`, determined by its fields. Calling a base class makes a record of a user's functions:
+`Loss("mine", value)`, `Layer("mine", init, forward)`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,27 @@ from jaxnn.factors import generic
 from jaxnn.records import Record
 from jaxnn.tapes import coupled
 
-__all__ = ["Activation", "Layer", "Loss", "Optimizer", "Penalty"]
-
 
 class Shown(Record):
-    """A record that is no function, and that a notebook shows as it is written."""
+    """A record that is not a function; a notebook shows its `repr`."""
 
     is_no_function = True
 
+    def _replace(self, **changes: object) -> Any:
+        cls = type(self).made_as
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(cls)}
+        return cls(**kept | changes)
+
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+class Named(Shown):
+    """A record whose name is that of its class."""
+
+    @cached_property
+    def name(self) -> str:
+        return type(self).shown_as or type(self).__name__
 
 
 # ---------------------------------------------------------------- layers
@@ -42,40 +53,38 @@ class Layer(Shown):
     `delta` is ∂C/∂(the layer's output). Composing `backward` functions right to left *is* backpropagation:
     δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ σ′(zˡ) is `dense.backward`, then `activation.backward`.
 
-    A layer of one's own is a record of functions, `Layer(kind, init, forward, backward)`, which without a backward is
-    its own `autodiff_twin`; or a class derived from this one, whose fields are its settings.
+    A user's own layer is `Layer(kind, init, forward, backward)`, its own `autodiff_twin` without a backward, or a class
+    derived from this one whose fields are its settings.
 
     Attributes:
         kind: the standard name, `"dense"`. Default parameter names count per kind: dense_0, dense_1, …
-        init: `(key, in_shape, dtype=float32) -> (params, state)`; `in_shape` has no batch axis. `{}` and `()`
-            where there is none.
+        init: `(key, in_shape, dtype=float32) -> (params, state)`, `{}` and `()` if empty; `in_shape` has no batch axis.
         forward: `(params, state, x, *, train=False, rng=None) -> (y, state, tape)`, x [N, …], y [N, …]. The
-            tape holds what backward needs: arrays only, private to the layer.
-        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta is like y in structure, shape
-            and dtype, delta_in like x; `()` stands for the δ of what is not float, whole numbers and masks. The
-            library's layers refuse another delta.
-        factors: `(params, tape, delta) -> ` like params, a `factors.Factor` for each: what ∂Cₙ/∂θ of every example n is
-            made of. Without a rule of its own a layer finds it by `backward`, one example at a time, unless it
-            couples the batch.
-        batch_axes: `(tape) -> ` like tape, for each array the axis that counts examples, or None where all examples
-            share it, so that one can be cut out; None in place of all where that is not known. Raises LayerError where
-            the tape is of examples that depend on each other (batch norm in training).
+            tape holds the arrays that backward needs, and is private to the layer.
+        backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta has the structure,
+            shapes and dtypes of y, delta_in those of x; the δ of integers and masks is `()`. The library's layers
+            raise LayerError for any other delta.
+        factors: `(params, tape, delta) ->` a tree like params of `factors.Factor`s, from which ∂Cₙ/∂θ of every example
+            n follows. By default found by `backward`, one example at a time, unless the layer couples the batch.
+        batch_axes: `(tape) ->` a tree like tape: the batch axis of each array, or None for an array that all examples
+            share; None instead of the tree if unknown. Raises LayerError if the examples of the tape depend on each
+            other (batch norm in training).
         couples_batch: True where one example's output may depend on another's (batch norm).
         name: a name given by the user (`named`), or None.
-        children: the layers that a combinator is made of; () for a leaf.
-        child_names: the key of each child within params, state and readings; "" where a combinator adds
-            no level of its own (residual, repeat, share).
+        children: the layers in a combinator; () for a leaf.
+        child_names: the key of each child within params, state and readings; "" where the combinator adds no level
+            (residual, repeat, share).
         rebuild: `(children) -> Layer`, the same combinator of other children; None for a leaf.
-        activation: the Activation that a layer applies; None where it is another layer.
-        plain: the same layer by its formula, where it computes in a faster form whose FLOPs are others.
-        uncounted: `(x) -> (n, shorter)`, of a loop over time: how many of its steps XLA's count of FLOPs leaves out,
-            and an x of which it counts one; None where there is no such loop.
-        look: `look(x)` raises LayerError if *values* of the network's input, a concrete array, cannot be right.
-        passes: how often a loop (`repeat`, `share`) runs its child; None where there is none.
-        stacks: True where each of these passes has parameters of its own, on a leading axis.
-        in_sequence: True where each child reads what the one before it gives, the first one the layer's input; where
-            it is False they all read that.
-        by_autodiff: True where backward is jax.vjp of forward, and no rule by hand.
+        activation: the Activation that an activation layer applies; None for any other layer.
+        plain: the same layer by its formula, where it uses a faster algorithm with other FLOPs.
+        uncounted: `(x) -> (n, shorter)` for a loop over time: the number of steps that XLA's count of FLOPs omits, and
+            an x of which it counts one step; None without such a loop.
+        look: `look(x)` raises LayerError if *values* of the network's input, a concrete array, are invalid.
+        passes: the number of times that a loop (`repeat`, `share`) runs its child; None without a loop.
+        stacks: True if each of these passes has its own parameters, on a leading axis.
+        in_sequence: True if the first child reads the layer's input and each further one the output of the one before;
+            if False all children read the layer's input.
+        by_autodiff: True if backward is jax.vjp of forward rather than a rule by hand.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
     Foundations of Gradient-Based Learning".
@@ -86,9 +95,9 @@ class Layer(Shown):
         def __init__(
             self,
             kind: str,
-            init: Any,
-            forward: Any,
-            backward: Any = None,
+            init: Callable[..., tuple[Params, State]],
+            forward: Callable[..., Forward],
+            backward: Callable[..., tuple[Tree, Params]] | None = None,
             couples_batch: bool = False,
             name: str | None = None,
             children: tuple[Layer, ...] = (),
@@ -104,10 +113,6 @@ class Layer(Shown):
         return type(self).__name__
 
     @cached_property
-    def name(self) -> str | None:
-        return None
-
-    @cached_property
     def children(self) -> tuple[Layer, ...]:
         return ()
 
@@ -119,6 +124,7 @@ class Layer(Shown):
     def couples_batch(self) -> bool:
         return any(child.couples_batch for child in self.children)
 
+    name = cast(Any, None)
     rebuild = cast(Any, None)
     activation = cast(Any, None)
     uncounted = cast(Any, None)
@@ -131,21 +137,21 @@ class Layer(Shown):
     def plain(self) -> Layer:
         return self
 
-    def look(self, x: Any) -> None:
+    def look(self, x: Tree) -> None:
         return None
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         raise NotImplementedError(f"{self.kind} has no init(key, in_shape, dtype)")
 
-    def forward(self, params: Params, state: State, x: Any, *, train: bool = False, rng: Key | None = None) -> Forward:
+    def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         raise NotImplementedError(f"{self.kind} has no forward(params, state, x, *, train, rng)")
 
-    def backward(self, params: Params, tape: Tree, delta: Any) -> tuple[Any, Params]:
+    def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         raise NotImplementedError(
-            f"{self.kind} has no backward(params, tape, delta): write it, or take autodiff_twin({self.kind}(…))"
+            f"{self.kind} has no backward(params, tape, delta): write it, or use autodiff_twin({self.kind}(…))"
         )
 
-    def factors(self, params: Params, tape: Tree, delta: Any) -> Tree:
+    def factors(self, params: Params, tape: Tree, delta: Tree) -> Tree:
         return generic(self, params, tape, delta)
 
     def batch_axes(self, tape: Tree) -> Tree:
@@ -153,32 +159,28 @@ class Layer(Shown):
             raise coupled(self.kind)
         return None
 
-    def _replace(self, **changes: Any) -> Layer:
-        """The same with other functions."""
-        return _own(Layer.made_as, self, changes)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
-            f"{self.kind} is a layer already, and no function: params, state = net.init(key, in_shape), then "
-            "y, state, tape = net.forward(params, state, x); serial(first, second) puts one behind another"
+            f"{self.kind} is a layer already, not a function: params, state = net.init(key, in_shape), then "
+            "y, state, tape = net.forward(params, state, x); serial(first, second) composes layers"
         )
 
 
 # ---------------------------------------------------------------- activations
 
 
-class Activation(Shown):
+class Activation(Named):
     """An elementwise non-linearity h = σ(z) and its slope.
 
-    One of one's own is `Activation(name, value, slope)`.
+    A user's own activation is `Activation(name, value, slope)`.
 
     Attributes:
         name: the standard name, `"relu"`.
         value: `value(z) -> h`, any shape.
-        slope: `slope(z, h) -> dh/dz`, same shape; uses whichever of z and h is cheaper.
-        leak: the slope at −∞ of a rectifier (0 for relu, λ for leaky_relu(λ)), which He initialisation
-            needs; None for an activation that is not of the relu family.
-        kinks: (z, slope there) wherever the slope jumps.
+        slope: `slope(z, h) -> dh/dz`, same shape, computed from z or h, whichever is cheaper.
+        leak: the slope of a rectifier at −∞ (0 for relu, λ for leaky_relu(λ)), for He initialisation; None for an
+            activation outside the relu family.
+        kinks: (z, slope at z) for each z at which the slope jumps.
     """
 
     if TYPE_CHECKING:
@@ -195,31 +197,23 @@ class Activation(Shown):
     leak = cast(Any, None)
     kinks = cast(Any, ())
 
-    @cached_property
-    def name(self) -> str:
-        return type(self).shown_as or type(self).__name__
-
     def value(self, z: Array) -> Array:
         raise NotImplementedError(f"{self.name} has no value(z)")
 
     def slope(self, z: Array, h: Array) -> Array:
         raise NotImplementedError(f"{self.name} has no slope(z, h)")
 
-    def _replace(self, **changes: Any) -> Activation:
-        """The same with other functions."""
-        return _own(OwnActivation, self, changes)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         name = self.name
         if not args and not kwargs:
             advice = f"leave the parentheses out, serial(dense(128), {name})"
         elif kwargs or isinstance(args[0], (int, float)):
             advice = f"it takes no parameters here: give {name} alone; of the activations leaky_relu(0.1) has one"
         elif isinstance(args[0], (Layer, Activation)):
-            advice = f"put one behind the other by serial(…, {name})"
+            advice = f"compose them by serial(…, {name})"
         else:
             advice = f"{name}.value(z) gives h = σ(z), {name}.slope(z, h) its slope, activation({name}) the layer"
-        raise TypeError(f"{name} is an Activation record, and no function: {advice}")
+        raise TypeError(f"{name} is an Activation record, not a function: {advice}")
 
 
 class OwnActivation(Activation):
@@ -237,23 +231,23 @@ class OwnActivation(Activation):
 # ---------------------------------------------------------------- losses
 
 
-class Loss(Shown):
+class Loss(Named):
     """A cost per example and its hand-derived δ.
 
-    One of one's own is `Loss(name, value, delta)`, or a class derived from this one whose fields are its settings.
-    `Loss(name, value)` takes `jax.grad` of its value for δ.
+    A user's own loss is `Loss(name, value, delta)`, or a class derived from this one whose fields are its settings.
+    In `Loss(name, value)` δ is `jax.grad` of the value.
 
     Attributes:
         name: the standard name, `"mse"`.
         value: `value(prediction, target) -> [N]`, one cost Cₙ per example.
         delta: `delta(prediction, target) -> δ`, shaped like prediction: δₙ = ∂Cₙ/∂(predictionₙ).
-        check: `check(prediction, target)` raises ValueError with advice if the *values* of the target (a
-            concrete array) cannot be right; prediction may be a jax.ShapeDtypeStruct. Run once where data
-            enters (`fit`, `evaluate`), never under `jit`, where a bad label turns loss and δ into NaN. None without.
-        by_autodiff: True where delta is jax.grad of value, and no rule by hand.
-        entries: `entries(prediction, target) -> [N, …]`, the cost of each entry of an example (steps, pixels), of
-            which value is the mean, and each of which depends on no other entry's prediction. Weights [N, …] and
-            masks need it; without it (None) they are refused.
+        check: `check(prediction, target)` raises ValueError with advice if *values* of the target (a concrete array)
+            are invalid, or None; prediction may be a jax.ShapeDtypeStruct. Called once where data enters (`fit`,
+            `evaluate`), never under `jit`, where a bad label turns loss and δ into NaN.
+        by_autodiff: True if delta is jax.grad of value rather than a rule by hand.
+        entries: `entries(prediction, target) -> [N, …]`, the cost of each entry of an example (steps, pixels). An entry
+            depends on its own prediction only, and value is the mean over the entries. Weights [N, …] and masks need
+            it; without it (None) they raise an error.
     """
 
     if TYPE_CHECKING:
@@ -263,7 +257,7 @@ class Loss(Shown):
             name: str,
             value: Callable[[Array, Array], Array],
             delta: Callable[[Array, Array], Array] | None = None,
-            check: Callable[[Any, Any], None] | None = None,
+            check: Callable[[Tree, Tree], None] | None = None,
             entries: Callable[[Array, Array], Array] | None = None,
         ) -> None: ...
 
@@ -274,26 +268,18 @@ class Loss(Shown):
     def by_autodiff(self) -> bool:
         return type(self).delta is Loss.delta
 
-    @cached_property
-    def name(self) -> str:
-        return type(self).shown_as or type(self).__name__
-
     def value(self, prediction: Array, target: Array) -> Array:
         raise NotImplementedError(f"losses: {self.name} has no value(prediction, target)")
 
     def delta(self, prediction: Array, target: Array) -> Array:
         return cast(Array, ByAutodiff(self.value)(prediction, target))
 
-    def _replace(self, **changes: Any) -> Loss:
-        """The same with other functions."""
-        return _own(OwnLoss, self, changes)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         name = self.name
         advice = f"{name}.value(prediction, target) gives the costs [N], {name}.delta(prediction, target) their δ"
         if len(args) + len(kwargs) < 2:
             advice = f"give the record itself, as in fit(net, losses.{name}, …); {advice}"
-        raise TypeError(f"losses: {name} is a Loss record, and no function: {advice}")
+        raise TypeError(f"losses: {name} is a Loss record, not a function: {advice}")
 
 
 class OwnLoss(Loss):
@@ -319,13 +305,13 @@ class OwnLoss(Loss):
 
 
 class ByAutodiff(Record):
-    """δₙ = ∂Cₙ/∂(predictionₙ) by JAX, of a value whose costs [N] each depend on one example."""
+    """δₙ = ∂Cₙ/∂(predictionₙ) by JAX; each of the costs [N] depends on one example."""
 
     shown_as = "jax.grad"
 
     value: Any
 
-    def __call__(self, prediction: Any, target: Any) -> Any:
+    def __call__(self, prediction: Array, target: Array) -> Any:
         costs, pull = jax.vjp(lambda prediction: self.value(prediction, target), prediction)
         return pull(jnp.ones_like(costs))[0]
 
@@ -333,16 +319,12 @@ class ByAutodiff(Record):
 # ---------------------------------------------------------------- penalties
 
 
-class Penalty(Shown):
+class Penalty(Named):
     """A cost on the parameters: `value(params) -> scalar`, `grad(params) ->` a tree like params."""
 
     if TYPE_CHECKING:
 
         def __init__(self, name: str, value: Callable[[Params], Array], grad: Callable[[Params], Params]) -> None: ...
-
-    @cached_property
-    def name(self) -> str:
-        return type(self).__name__
 
     def value(self, params: Params) -> Array:
         raise NotImplementedError(f"penalties: {self.name} has no value(params)")
@@ -350,13 +332,9 @@ class Penalty(Shown):
     def grad(self, params: Params) -> Params:
         raise NotImplementedError(f"penalties: {self.name} has no grad(params)")
 
-    def _replace(self, **changes: Any) -> Penalty:
-        """The same with other functions."""
-        return _own(OwnPenalty, self, changes)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
-            f"penalties: {self.name} is a Penalty record, and no function: .value(params) is its cost, .grad(params) "
+            f"penalties: {self.name} is a Penalty record, not a function: .value(params) is its cost, .grad(params) "
             "the gradient; fit, train_step and backprop take the record, penalty=…"
         )
 
@@ -375,9 +353,9 @@ class OwnPenalty(Penalty):
 
 
 class Optimizer(Shown):
-    """A rule for descending: optax's protocol, so that either library's optimizers work in the other.
+    """An update rule with optax's protocol, so that the optimizers of each library work in the other.
 
-    It unpacks to (init, update). One of one's own is `Optimizer(init, update)`.
+    It unpacks to (init, update). A user's own optimizer is `Optimizer(init, update)`.
 
     Attributes:
         init: `init(params) -> opt_state`.
@@ -386,24 +364,20 @@ class Optimizer(Shown):
 
     if TYPE_CHECKING:
 
-        def __init__(self, init: Callable[[Params], Any], update: Callable[..., tuple[Params, Any]]) -> None: ...
+        def __init__(self, init: Callable[[Params], Tree], update: Callable[..., tuple[Params, Tree]]) -> None: ...
 
-    def init(self, params: Params) -> Any:
+    def init(self, params: Params) -> Tree:
         raise NotImplementedError(f"{type(self).__name__} has no init(params)")
 
-    def update(self, grads: Params, opt_state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(self, grads: Params, opt_state: Tree, params: Params = None) -> tuple[Params, Tree]:
         raise NotImplementedError(f"{type(self).__name__} has no update(grads, opt_state, params)")
 
-    def _replace(self, **changes: Any) -> Optimizer:
-        """The same with other functions."""
-        return _own(OwnOptimizer, self, changes)
-
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Callable[..., Tree]]:
         return iter((self.init, self.update))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
-            "an Optimizer is a record, and no function: opt_state = optimizer.init(params), then "
+            "an Optimizer is a record, not a function: opt_state = optimizer.init(params), then "
             "updates, opt_state = optimizer.update(grads, opt_state, params)"
         )
 
@@ -415,11 +389,6 @@ class OwnOptimizer(Optimizer):
 
     init: Any = field()
     update: Any = field()
-
-
-def _own(cls: Any, record: Any, changes: dict[str, Any]) -> Any:
-    names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{**{name: getattr(record, name) for name in names}, **changes})
 
 
 Layer.noun = "Layer"  # made_as: `twins`

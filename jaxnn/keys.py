@@ -1,4 +1,4 @@
-"""PRNG keys: from what a user gives, and by the name of a layer, the same in every process."""
+"""PRNG keys from users' arguments and from the names of layers, the same in every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def as_key(key: Any) -> Key:
     """A PRNG key from a typed key, a raw `PRNGKey`, or an integer seed, which may be a traced scalar."""
     if isinstance(key, Integral) and not isinstance(key, bool):
         if not -(2**31) <= int(key) < 2**32:
-            raise ValueError(f"an integer seed must fit 32 bits, or it would be cut to another's, got {key}")
+            raise ValueError(f"an integer seed must fit in 32 bits (it would be truncated to another seed), got {key}")
         return jax.random.key(int(key))
     if isinstance(key, jax.Array):
         if key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -31,10 +31,10 @@ def as_key(key: Any) -> Key:
 
 
 def name_hash(name: str) -> int:
-    """A 32-bit hash of a name that is the same in every process, for `jax.random.fold_in`."""
+    """A 32-bit hash of a name, the same in every process, for `jax.random.fold_in`."""
     return zlib.crc32(name.encode())
 
 
 def layer_key(rng: Key | None, name: str) -> Key | None:
-    """The key of the layer called name; None where there is no randomness."""
+    """The key of the layer called name; None without a key."""
     return None if rng is None else jax.random.fold_in(as_key(rng), name_hash(name))

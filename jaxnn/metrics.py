@@ -41,10 +41,7 @@ from jaxnn.records import Record, is_array
 from jaxnn.types import Array
 
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 class _Metric(Record):

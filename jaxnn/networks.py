@@ -19,10 +19,7 @@ from jaxnn.mistakes import is_function
 from jaxnn.types import Activation, Layer
 
 __all__ = ["sequence_classifier", "lenet", "resnet"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 def sequence_classifier(

@@ -42,10 +42,7 @@ from jaxnn.trees import describe, named_leaves, path_name
 from jaxnn.types import Array, Params, Penalty, Tree
 
 __all__ = ["l2", "l1", "elastic_net", "is_weight", "everything", "chosen"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 Choice: TypeAlias = str | Callable[[str], bool]  # a pattern of paths such as "dense_0/w", or a function of a path

@@ -1,8 +1,8 @@
-"""The base of everything that is made of settings: layers, losses, activations, optimizers, schedules.
+"""The base class of everything defined by settings: layers, losses, activations, optimizers, schedules.
 
-A record is a frozen dataclass that is registered as a pytree. Python values in its fields are static, constants of a
-compiled program; JAX arrays and scalars (tracers among them) are leaves, inputs of it. So a record passes through
-`jax.jit`, `vmap` and `grad` as an argument, and of two programs that are given equal records one is compiled.
+A record is a frozen dataclass, registered as a pytree. Python values in its fields are static, constants of a compiled
+program; JAX arrays and scalars, tracers included, are leaves, inputs of the program. Thus a record is an argument of
+`jax.jit`, `vmap` and `grad` like any other, and equal records share one compiled program.
 
 Equality, hash, `repr` (defaults are left out), pickling and `dataclasses.replace` follow from the fields.
 """
@@ -20,27 +20,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Record", "fields_of", "is_array", "is_function", "same"]
-
 R = TypeVar("R", bound="Record")
-HIDDEN = "_parts"  # the attribute that keeps how a record flattens
+HIDDEN = "_parts"  # the attribute with a record's children and static part
 
 
-def is_function(value: Any) -> bool:
-    """True for what may be called, False for records that only say how they are used when they are called."""
+def is_function(value: object) -> bool:
+    """True for a callable, except a record whose call only raises an error that explains its use."""
     return callable(value) and not isinstance(value, tuple) and not getattr(type(value), "is_no_function", False)
 
 
-def is_array(value: Any) -> bool:
-    """True for what is a leaf in a record: arrays, tracers, and the shapes that stand for them."""
+def is_array(value: object) -> bool:
+    """True for a leaf of a record: an array, a tracer, or a jax.ShapeDtypeStruct."""
     return isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
 @jax.tree_util.register_static
 class Fixed:
-    """A Python value within a field that also holds arrays."""
+    """A Python value in a field that also contains arrays."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -51,7 +49,7 @@ class Fixed:
 
 
 class Rest:
-    """The static part of a record that holds arrays: its Python values, and which fields hold the arrays."""
+    """The static part of a record with arrays: its Python values, and the names of the fields that contain arrays."""
 
     def __init__(self, names: tuple[str, ...], values: dict[str, Any]) -> None:
         self.names, self.values = names, values
@@ -65,44 +63,44 @@ class Rest:
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 class Record:
-    """A frozen dataclass, registered as a pytree; a subclass needs annotated fields and nothing else.
+    """A frozen dataclass, registered as a pytree; a subclass only needs annotated fields.
 
-    `__post_init__` checks the fields; `self._set(name=value)` puts a normal form there. A class whose constructor
-    takes the entries of its first field one by one, `serial(*layers)`, says so by `spread = True`.
+    `__post_init__` checks the fields; `self._set(name=value)` normalizes one. `spread = True` marks a class whose
+    constructor takes the entries of its first field as separate arguments, `serial(*layers)`.
     """
 
     spread: ClassVar[bool] = False
-    made_as: ClassVar[Any] = None  # the class of what a call of this base makes, for a user's own functions
-    noun: ClassVar[str] = ""  # what a message calls it
-    is_no_function: ClassVar[bool] = False  # True where a call only says what is called instead
-    shown_as: ClassVar[str] = ""  # the name in `repr`, where it is not the class's
+    made_as: ClassVar[Any] = None  # the class that a call of this base class makes of a user's functions
+    noun: ClassVar[str] = ""  # its name in messages
+    is_no_function: ClassVar[bool] = False  # True if a call only raises an error that explains its use
+    shown_as: ClassVar[str] = ""  # its name in `repr`, if not the name of the class
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
         if args:
             _check_positions(cls, args, kwargs)
         return object.__new__(cls.__dict__.get("made_as") or cls)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         own_init = "__init__" in cls.__dict__
         for name, annotation in inspect.get_annotations(cls).items():
             fields = getattr(cls, "__dataclass_fields__", {})
             inherited = name not in cls.__dict__ and name not in fields and hasattr(cls, name)
-            if inherited and "ClassVar" not in str(annotation):  # an attribute of the base is no default of a field
+            if inherited and "ClassVar" not in str(annotation):  # an attribute of the base class is not a default
                 setattr(cls, name, dataclasses.field())
-        dataclasses.dataclass(init=False, eq=False, repr=False)(cls)  # which compiles nothing: imports stay short
+        dataclasses.dataclass(init=False, eq=False, repr=False)(cls)  # compiles nothing, for fast imports
         if not own_init:
             cls.__init__ = MadeWhenUsed(cls)  # type: ignore[assignment, method-assign]
         jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def __delattr__(self, name: str) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
-    def _set(self, **values: Any) -> None:
-        """Sets fields while the record is being made."""
+    def _set(self, **values: object) -> None:
+        """Sets fields during construction."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -122,12 +120,12 @@ class Record:
 
     def __repr__(self) -> str:
         shown_as = type(self).shown_as
-        if shown_as and not fields_of(self):  # a public instance: its name alone gives it again
+        if shown_as and not fields_of(self):  # a public instance
             return shown_as
         return f"{shown_as or type(self).__name__}({', '.join(arguments_of(self))})"
 
     def as_argument(self) -> str:
-        """How it is written in the call that makes another record."""
+        """The record as an argument in the `repr` of another record."""
         return repr(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,23 +140,23 @@ def fields_of(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
-# ---------------------------------------------------------------- how a record is made
+# ---------------------------------------------------------------- construction
 
 
 class MadeWhenUsed:
-    """The `__init__` of a class of records, compiled when it is first asked for: most are not in most programs."""
+    """The `__init__` of a class of records, compiled on first use: a program uses few of the classes."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
 
-    def __get__(self, record: Any, owner: Any = None) -> Any:
+    def __get__(self, record: object, owner: object = None) -> Any:
         made = init_of(self.cls)
         self.cls.__init__ = made  # type: ignore[misc]
         return made if record is None else made.__get__(record, owner)
 
 
 def init_of(cls: type) -> Any:
-    """`__init__(self, field, …)` that sets the fields and calls `__post_init__`, as a dataclass has it."""
+    """`__init__(self, field, …)` as in a dataclass: sets the fields and calls `__post_init__`."""
     fields = [field for field in dataclasses.fields(cls) if field.init]
     optional = [field for field in fields if not _is_required(field)]
     defaults = {f"default_{field.name}": default_of(field) for field in optional}
@@ -177,7 +175,7 @@ def init_of(cls: type) -> Any:
 
 
 def _check_positions(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raises TypeError where values are given by position for fields that are taken by keyword alone."""
+    """Raises TypeError for positional values of keyword-only fields."""
     fields = [field for field in dataclasses.fields(cls) if field.init]
     firsts, settings = ([f.name for f in fields if f.kw_only is kw_only] for kw_only in (False, True))
     if len(args) <= len(firsts) or not settings:
@@ -223,19 +221,19 @@ def _unflattener(cls: type[R]) -> Callable[[Any, Any], R]:
         record._set(**aux.values)
         children = tuple(children)
         record._set(**{name: _without_fixed(child) for name, child in zip(aux.names, children, strict=True)})
-        # Kept as it came: a leaf may be anything that a tree map has put there, and stays a leaf.
+        # Children are kept as given: a leaf may be any object that a tree map has put there, and stays a leaf.
         object.__setattr__(record, HIDDEN, (children, aux))
         return record
 
     return unflatten
 
 
-def _is_record(value: Any) -> bool:
+def _is_record(value: object) -> bool:
     return isinstance(value, Record)
 
 
-def holds_arrays(value: Any) -> bool:
-    """Whether a value holds an array anywhere."""
+def holds_arrays(value: object) -> bool:
+    """True if a value contains an array."""
     if isinstance(value, Record):
         return isinstance(_flatten(value)[1], Rest)
     if is_array(value):
@@ -246,12 +244,12 @@ def holds_arrays(value: Any) -> bool:
     )
 
 
-def _with_fixed(value: Any) -> Any:
+def _with_fixed(value: object) -> Any:
     keep = lambda leaf: leaf if is_array(leaf) or _is_record(leaf) else Fixed(leaf)  # noqa: E731
     return jax.tree.map(keep, value, is_leaf=_is_record)
 
 
-def _without_fixed(value: Any) -> Any:
+def _without_fixed(value: object) -> Any:
     bare = lambda leaf: leaf.value if isinstance(leaf, Fixed) else leaf  # noqa: E731
     return jax.tree.map(bare, value, is_leaf=lambda leaf: isinstance(leaf, (Fixed, Record)))
 
@@ -260,9 +258,9 @@ def _without_fixed(value: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality of field values: of one type, floats to the sign of zero, arrays by their numbers.
+    """Equality of field values: of the same type, floats with the sign of zero, arrays bit by bit.
 
-    An array that is traced equals itself alone.
+    A traced array equals only itself.
     """
     if a is b:
         return True
@@ -297,8 +295,8 @@ def _same_arrays(a: Any, b: Any) -> bool:
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def frozen(value: Any) -> Any:
-    """Something that can be hashed, equal where `same` is true."""
+def frozen(value: object) -> Any:
+    """A hashable form of a value, equal where `same` is true."""
     if isinstance(value, (tuple, list)):
         return type(value).__name__, *map(frozen, value)
     if isinstance(value, dict):
@@ -309,19 +307,19 @@ def frozen(value: Any) -> Any:
         return value.__func__, frozen(value.__self__)
     if is_array(value):
         raise TypeError(
-            "a record that holds JAX arrays cannot be hashed: give it to a compiled function as an argument, not as "
+            "a record that contains JAX arrays cannot be hashed: pass it to a compiled function as an argument, not as "
             "a static one"
         )
-    if type(value).__hash__ is None:  # a user's own schedule, as a dataclass with __call__
+    if type(value).__hash__ is None:  # a user's schedule, such as a dataclass with __call__
         return type(value).__name__
     return type(value).__name__, value
 
 
-# ---------------------------------------------------------------- how a record is written
+# ---------------------------------------------------------------- repr
 
 
 def arguments_of(record: Any) -> list[str]:
-    """The arguments that make the record, as they are written in a call; defaults are left out."""
+    """The arguments of the call that makes the record, without defaults."""
     fields = [field for field in dataclasses.fields(record) if field.init]
     words: list[str] = []
     for i, field in enumerate(fields):
@@ -341,7 +339,7 @@ def default_of(field: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """A value of a field as it is written in a call."""
+    """The value of a field as source code."""
     if isinstance(value, Record):
         return value.as_argument()
     if isinstance(value, tuple):

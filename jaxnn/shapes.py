@@ -1,4 +1,4 @@
-"""Shapes of inputs and of δ: the batch axis in front, what a layer expects, what δ must be like."""
+"""Checks of the shapes of inputs and of δ."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxnn.arrays import is_floating
 from jaxnn.checks import plain_data, seen, whole_number
 from jaxnn.errors import LayerError
 from jaxnn.trees import describe, path_name
-from jaxnn.types import DType, InShape, Outline, Shape, Tree
+from jaxnn.types import Array, DType, InShape, Outline, Shape, Tree
 
 
 def input_spec(in_shape: InShape, dtype: DType, batch: int = 1) -> Tree:
-    """What `forward` will be given: `in_shape` with a batch axis in front, as jax.ShapeDtypeStructs."""
+    """The input of `forward`: `in_shape` with a batch axis in front, as jax.ShapeDtypeStructs."""
     if isinstance(in_shape, (tuple, list)) and all(
         isinstance(size, Integral) and not isinstance(size, bool) for size in in_shape
     ):
@@ -28,13 +28,13 @@ def input_spec(in_shape: InShape, dtype: DType, batch: int = 1) -> Tree:
     if not specs or not all(isinstance(spec, jax.ShapeDtypeStruct) for spec in specs):
         raise TypeError(
             "in_shape must be a tuple of sizes without the batch axis, or jax.ShapeDtypeStructs "
-            f"where inputs are not float, got {seen(in_shape)}"
+            f"if inputs are not float, got {seen(in_shape)}"
         )
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype), in_shape)
 
 
 def example_shape(x: Tree) -> InShape:
-    """The `in_shape` of a batch: without the batch axis; a plain tuple for one float array."""
+    """The `in_shape` of a batch; a plain tuple for one float array."""
     leaves = jax.tree.leaves(x)
     if len(leaves) == 1 and leaves[0] is x and is_floating(x):
         return tuple(x.shape[1:])
@@ -42,14 +42,14 @@ def example_shape(x: Tree) -> InShape:
 
 
 def one_array(kind: str, x: Any, *, at_least: int = 1) -> Shape:
-    """The shape of x if it is an array [N, …]; errors blame the input."""
+    """The shape of x; LayerError unless it is one array [N, …]."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         advice = ""
-        if hasattr(x, "values") and hasattr(x, "mask"):  # Sequences, of which this floor knows nothing
+        if hasattr(x, "values") and hasattr(x, "mask"):  # Sequences, which this floor cannot import
             advice = (
-                ": what a mask hides would count as data. Layers that work on each step alone take Sequences (dense, "
-                "embedding, activations, softmax, dropout, layer_norm, rms_norm), as recurrent ones do; let one that "
-                "returns 'values' or 'last' come before this layer"
+                ": masked steps would count as data. Recurrent layers and layers that act on each step alone (dense, "
+                "embedding, activations, softmax, dropout, layer_norm, rms_norm) take Sequences; put a recurrent layer "
+                "that returns 'values' or 'last' before this layer"
             )
         raise LayerError(kind, f"expects one array, got {type(x).__name__}{advice}")
     if x.ndim < at_least:
@@ -60,7 +60,7 @@ def one_array(kind: str, x: Any, *, at_least: int = 1) -> Shape:
 
 
 def features(kind: str, x: Any, *, at_least: int = 2) -> Shape:
-    """The shape of x if it is a float array [N, …, D]; errors blame the input."""
+    """The shape of x; LayerError unless it is a float array [N, …, D]."""
     shape = one_array(kind, x, at_least=0)
     if x.ndim < at_least:
         axes = "[N, D]" if at_least == 2 else "with the batch axis first"
@@ -72,7 +72,7 @@ def features(kind: str, x: Any, *, at_least: int = 2) -> Shape:
 
 
 def batch_size(what: str, tree: Tree) -> int:
-    """N, the size of the first axis of every leaf; where a program is exported for every N, the symbol of it."""
+    """N, the size of the first axis of every leaf; a symbol in a program exported for every N."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{what} holds no arrays")
@@ -88,11 +88,10 @@ def batch_size(what: str, tree: Tree) -> int:
     return next(iter(sizes.values())) or 0
 
 
-def check_delta(kind: str, delta: Any, output: Tree) -> None:
-    """Raises LayerError unless δ is like the output: its structure, shapes and dtypes, `()` for what is not float.
+def check_delta(kind: str, delta: object, output: Tree) -> None:
+    """Raises LayerError unless δ has the structure, shapes and dtypes of the output, `()` for what is not float.
 
-    `output` is the layer's output, or arrays, Outlines or jax.ShapeDtypeStructs like it. Nothing is looked at but
-    shapes and dtypes, so that this costs nothing under `jit`.
+    `output` is the layer's output, or arrays, Outlines or jax.ShapeDtypeStructs like it. Static: free under `jit`.
     """
     output = jax.tree.map(_spec, output, is_leaf=lambda part: isinstance(part, Outline))
     leaves, structure = jax.tree.flatten(output)
@@ -108,11 +107,11 @@ def check_delta(kind: str, delta: Any, output: Tree) -> None:
         )
 
 
-def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+def _spec(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
-def _fits(delta: Any, leaf: Any) -> bool:
+def _fits(delta: Any, leaf: Array) -> bool:
     if not is_floating(leaf):  # JAX's own cotangents have float0 there
         return (isinstance(delta, tuple) and not delta) or getattr(delta, "dtype", None) == jax.dtypes.float0
     if not hasattr(delta, "shape") or not hasattr(delta, "dtype"):
@@ -120,7 +119,7 @@ def _fits(delta: Any, leaf: Any) -> bool:
     return tuple(delta.shape) == tuple(leaf.shape) and jax.dtypes.canonicalize_dtype(delta.dtype) == leaf.dtype
 
 
-def _shown(tree: Any) -> str:
+def _shown(tree: object) -> str:
     """`(float32[4, 3], ())`, a tree as its arrays' shapes."""
     if isinstance(tree, dict):
         return f"{{{', '.join(f'{name}: {_shown(part)}' for name, part in tree.items())}}}"
@@ -131,7 +130,7 @@ def _shown(tree: Any) -> str:
 
 
 def check_input_deltas(kind: str, deltas: Sequence[Any]) -> None:
-    """Raises LayerError unless the δs that are added at one input are alike: nothing is broadcast."""
+    """Raises LayerError unless the δs to be added at one input have the same structure, shapes and dtypes."""
     first, *others = (
         (jax.tree.structure(d), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(d)]) for d in deltas
     )

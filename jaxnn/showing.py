@@ -1,8 +1,8 @@
-"""The text of records: a line for `repr`, a table in a terminal, a table in a notebook.
+"""Text of records: a line for `repr`, a table in a terminal, a table in a notebook.
 
-Records are pytrees: their leaves may be arrays, deleted arrays, tracers, `jax.ShapeDtypeStruct`s, or anything that
-`jax.tree.map` has put there. Nothing is computed on a device to show them: an array of one number is shown as that
-number, any other by dtype and shape.
+Records are pytrees: their leaves may be arrays, deleted arrays, tracers, `jax.ShapeDtypeStruct`s, or any result of
+`jax.tree.map`. Nothing is computed on a device: an array of one number is shown as that number, any other by dtype and
+shape.
 
     >>> import numpy as np
     >>> brief(np.float32(0.5)), brief({"w": np.ones((2, 3)), "b": np.ones(3)})
@@ -20,44 +20,31 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import numpy as np
 
-__all__ = ["brief", "figure", "fit_line", "fit_table", "line", "shown", "state_line", "state_table"]
-
 Record = TypeVar("Record")
-Fields: TypeAlias = Any  # a named tuple of whatever a pytree may hold
-Leaf: TypeAlias = Any  # of a pytree, which may be any object
+Fields: TypeAlias = Any  # a NamedTuple whose fields are pytrees
+Leaf: TypeAlias = Any  # a leaf of a pytree, any object
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, headings, rows
 
-ROWS = 24  # of a table; further ones are left out in the middle
-NAMES = 6  # of layers or readings in a line
+ROWS = 24  # of a table; further ones are omitted in the middle
+NAMES = 6  # of readings in a line
 
 
 def shown(
     line_of: Callable[[Fields], str] | None = None, table_of: Callable[[Fields], Table] | None = None
 ) -> Callable[[type[Record]], type[Record]]:
-    """A decorator of records: `repr` is one line, `print` and a notebook show a table if `table_of` is given.
+    """A decorator of records: `repr` is one line; `print` and a notebook show a table if `table_of` is given.
 
     A class with a `__str__` keeps it, and a notebook shows the same text.
     """
 
     def decorate(record: type[Record]) -> type[Record]:
-        own_text = record.__dict__.get("__str__")
-
         def text(self: object) -> str:
-            if table_of is not None:
-                return _as_text(table_of(self))
-            return repr(self)
+            return repr(self) if table_of is None else _as_text(table_of(self))
 
         def notebook(self: object) -> str:
-            if table_of is not None:
-                return _as_html(table_of(self))
-            return f"<pre>{html.escape(str(self))}</pre>"
+            return f"<pre>{html.escape(str(self))}</pre>" if table_of is None else _as_html(table_of(self))
 
-        added: dict[str, Callable[..., str]] = {
-            "__repr__": line_of or line,
-            "__str__": own_text or text,
-            "_repr_html_": notebook,
-        }
-        for name, method in added.items():
+        for name, method in {"__repr__": line_of or line, "__str__": text, "_repr_html_": notebook}.items():
             if name == "__repr__" or name not in record.__dict__:
                 setattr(record, name, method)
         return record
@@ -69,7 +56,7 @@ def shown(
 
 
 def figure(value: Leaf) -> str:
-    """A number to four digits; anything else as by `brief`."""
+    """A number to four digits; anything else by `brief`."""
     number = _number(value)
     if number is None:
         return brief(value)
@@ -87,7 +74,7 @@ def brief(value: Leaf) -> str:
     if value is None or _is_empty(value):
         return repr(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{_dtype(value)}[{', '.join(map(str, value.shape))}]" + (" deleted" if _deleted(value) else "")
+        return _spec(value)
     if callable(value) and not isinstance(value, tuple):
         return str(getattr(value, "__name__", type(value).__name__))
     leaves = jax.tree.leaves(value)
@@ -104,10 +91,10 @@ def numbers(tree: Leaf) -> int:
 
 
 def _number(value: Leaf) -> bool | int | float | None:
-    """A number, or that in an array without axes; None if the value is not a number or cannot be read."""
+    """A number, or that in a 0-d array; None if the value is not a number or cannot be read."""
     if isinstance(value, (bool, int, float)):
         return value
-    if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or _deleted(value):
+    if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or is_deleted(value):
         return None
     if getattr(value, "shape", None) != () or not getattr(value, "is_fully_addressable", True):
         return None
@@ -121,12 +108,9 @@ def _is_empty(value: object) -> bool:
     return isinstance(value, (tuple, list, dict)) and not value
 
 
-def _deleted(value: object) -> bool:
+def is_deleted(value: object) -> bool:
+    """True for an array whose memory has been given away."""
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
-
-
-def _dtype(value: Leaf) -> str:
-    return str(value.dtype)
 
 
 def _counted(n: int, one: str, several: str) -> str:
@@ -192,7 +176,7 @@ def _state_parts(state: Fields) -> Iterator[str]:
         yield " and ".join(dtypes)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         yield "traced"
-    if any(_deleted(leaf) for leaf in jax.tree.leaves(state)):
+    if any(is_deleted(leaf) for leaf in jax.tree.leaves(state)):
         yield "deleted"
     opt_state = state.opt_state
     if type(opt_state) is tuple and opt_state:
@@ -202,9 +186,9 @@ def _state_parts(state: Fields) -> Iterator[str]:
 
 
 def _range(value: Leaf) -> str:
-    """A number; for several, the least and the greatest."""
+    """A number; of several, the least and the greatest."""
     known = hasattr(value, "shape") and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct))
-    if not known or not value.shape or _deleted(value) or not getattr(value, "is_fully_addressable", True):
+    if not known or not value.shape or is_deleted(value) or not getattr(value, "is_fully_addressable", True):
         return figure(value)
     host = np.asarray(value)
     low, high = (figure(end(initial)) if host.size else "" for end, initial in ((np.min, host), (np.max, host)))
@@ -212,7 +196,7 @@ def _range(value: Leaf) -> str:
 
 
 def state_table(state: Fields) -> Table:
-    """Every array of parameters and of state, by path."""
+    """The arrays of parameters and state by path."""
     rows: list[tuple[str, ...]] = []
     for part in ("params", "state"):
         leaves = jax.tree_util.tree_leaves_with_path(getattr(state, part))
@@ -222,7 +206,7 @@ def state_table(state: Fields) -> Table:
 
 
 def pass_table(record: Fields) -> Table:
-    """Every gradient and every reading, by path."""
+    """The gradients and readings by path."""
     rows: list[tuple[str, ...]] = []
     for part in ("grads", "readings"):
         leaves = jax.tree_util.tree_leaves_with_path(getattr(record, part))
@@ -231,10 +215,12 @@ def pass_table(record: Fields) -> Table:
 
 
 def brief_spec(leaf: Leaf) -> str:
-    """`float32[784, 30]`."""
-    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        return brief(leaf)
-    return f"{_dtype(leaf)}[{', '.join(map(str, leaf.shape))}]" + (" deleted" if _deleted(leaf) else "")
+    """`float32[784, 30]`, also for an array of one number."""
+    return _spec(leaf) if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else brief(leaf)
+
+
+def _spec(leaf: Leaf) -> str:
+    return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" + (" deleted" if is_deleted(leaf) else "")
 
 
 def _path(part: str, path: Sequence[Leaf]) -> str:
@@ -242,7 +228,7 @@ def _path(part: str, path: Sequence[Leaf]) -> str:
 
 
 def _natural(item: tuple[str, Leaf]) -> list[tuple[bool, int, str]]:
-    """A key for sorting that puts dense_2 before dense_10."""
+    """A sort key that puts dense_2 before dense_10."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", item[0])]
 
 
@@ -275,7 +261,7 @@ def fit_table(fit: Fields) -> Table:
 
 
 def _history(fit: Fields) -> dict[str, Sequence[Leaf]]:
-    """The lists of the history, without what `jax.tree.map` may have put there."""
+    """The lists in the history, without other results of `jax.tree.map`."""
     history = fit.history if isinstance(fit.history, Mapping) else {}
     return {str(name): values for name, values in history.items() if isinstance(values, (list, tuple))}
 
@@ -284,7 +270,7 @@ def _history(fit: Fields) -> dict[str, Sequence[Leaf]]:
 
 
 def _abbreviated(rows: list[tuple[str, ...]], columns: int) -> list[tuple[str, ...]]:
-    """The first and the last rows, and between them the number of those that are left out."""
+    """The first and the last rows, and between them the number of omitted ones."""
     if len(rows) <= ROWS + 1:
         return rows
     half = ROWS // 2

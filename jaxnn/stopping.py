@@ -25,10 +25,7 @@ __all__ = [
     "Monitor", "Monitors", "Progress", "Decision", "Best",
     "early_stopping", "reduce_on_plateau", "keep_best", "together",
 ]  # fmt: skip
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 class Monitor(Shown):
@@ -285,9 +282,6 @@ class together(Monitor):
             kept, improved = self.keep.update(monitors.best, jnp.where(over, jnp.nan, metric), tree)
             monitors = monitors._replace(best=kept)
         return monitors, Decision(stop, scale, improved & ~over, ~jnp.isfinite(metric))
-
-
-# ---------------------------------------------------------------- reading a metric
 
 
 Waiting: TypeAlias = early_stopping | reduce_on_plateau

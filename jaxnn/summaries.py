@@ -1,6 +1,6 @@
-"""A network as a table: layers, output shapes, parameters, state, and the cost of a pass.
+"""A table of a network: layers, output shapes, parameters, state, and the cost of a pass.
 
-Nothing is computed: shapes come from `jax.eval_shape`, FLOPs from XLA's cost analysis of the compiled programs.
+Nothing is run: shapes come from `jax.eval_shape`, FLOPs from XLA's cost analysis of the compiled programs.
 Letters: N batch.
 """
 
@@ -23,10 +23,7 @@ from jaxnn.types import Activation, Array, DType, Forward, InShape, Key, Layer, 
 from jaxnn.wrapping import with_rules
 
 __all__ = ["Cost", "Row", "Summary", "summary"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 INDENT, GAP = "  ", "   "
@@ -37,13 +34,13 @@ class Row(NamedTuple):
     """A layer of the network, or a combinator of layers.
 
     Attributes:
-        path: its place in parameters, state and readings, "residual_0/dense_1"; "" for the network itself.
-        depth: the number of combinators above it, by which it is indented.
-        kind: its kind: "dense" for a layer, "5 × residual" for a `repeat`, "5 × tied dense" for a `share`; combinators
-            that add no level to the path share a row.
+        path: its path in parameters, state and readings, "residual_0/dense_1"; "" for the network itself.
+        depth: the number of combinators above it, its indentation.
+        kind: "dense" for a layer, "5 × residual" for a `repeat`, "5 × tied dense" for a `share`; combinators without
+            a level in the path share a row.
         output: its output, a tree of jax.ShapeDtypeStructs, for a batch of 1.
         params: the number of its parameters: for a `repeat` those of all passes, for a `share` those of one.
-        state: likewise, the numbers of its state.
+        state: the number of values in its state, likewise.
     """
 
     path: str
@@ -60,8 +57,8 @@ class Cost(NamedTuple):
     Attributes:
         batch_size: N.
         forward: a forward pass with `train=False`.
-        step: a training step: forward with `train=True`, the hand-derived backward from a δ at the output, θ ← θ − ηg.
-            The loss itself and further work of an optimizer are not included.
+        step: a training step: forward with `train=True`, the hand-derived backward from a δ at the output, θ ← θ − ηg;
+            without the loss and the rest of an optimizer.
     """
 
     batch_size: int
@@ -71,15 +68,15 @@ class Cost(NamedTuple):
 
 @shown(lambda summary: f"<summary: {len(summary.rows)} layers, {_total(summary)}>")
 class Summary(NamedTuple):
-    """What `summary` returns; `print` shows it as a table.
+    """The result of `summary`; `print` shows it as a table.
 
     Attributes:
-        rows: layers and combinators in the network's order, each combinator above its layers.
+        rows: layers and combinators in the order of the network, each combinator above its layers.
         input: the input, a tree of jax.ShapeDtypeStructs, for a batch of 1.
         params: the total number of parameters.
-        state: the total number of numbers in the state.
+        state: the total number of values in the state.
         bytes: of parameters and state.
-        cost: FLOPs; None if no batch size was given.
+        cost: FLOPs; None without a batch size.
     """
 
     rows: tuple[Row, ...]
@@ -98,18 +95,18 @@ def summary(
 ) -> Summary:
     """Layers by path with output shapes, parameters and state, and the FLOPs of a forward pass and of a training step.
 
-    In the table the batch axis is N. The parameters of a combinator are those of the layers below it, so the
-    outermost rows add up to the total: `repeat` holds n layers' worth, `share` one.
+    In the table the batch axis is N. The parameters of a combinator are those of the layers below it, so the outermost
+    rows add up to the total: `repeat` has the parameters of n layers, `share` of one.
 
-    FLOPs are those that XLA counts in the program that it compiles for this machine: a multiplication and an addition
-    are one each, exponentials and the like are not included, and operations removed as unused cost nothing. XLA counts
-    the body of a loop once; here `repeat` and `share` count n times. A convolution counts by its formula, whichever
-    algorithm is used on this backend. Another backend or version may count a few per cent more or less.
+    FLOPs are XLA's count for the program that it compiles for this machine: a multiplication and an addition are one
+    each, exponentials and the like are excluded, and operations removed as unused are free. XLA counts the body of a
+    loop once; here `repeat` and `share` count n times. A convolution counts by its formula, whichever algorithm this
+    backend uses. Another backend or version may count a few per cent more or less.
 
     Args:
         net: the network.
         in_shape: the shape of one example, without the batch axis; jax.ShapeDtypeStructs if inputs are not float.
-        batch_size: N of the FLOPs; with None they are left out, and nothing is compiled.
+        batch_size: N of the FLOPs; with None they are omitted, and nothing is compiled.
         dtype: of the parameters and the input.
 
     Raises:
@@ -171,17 +168,13 @@ def _passes(net: Layer, params: Params, state: State, x: Tree) -> dict[Index, _S
     def recorded(layer: Layer, place: Place) -> Layer:
         def forward(params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
             y, state, tape = layer.forward(params, state, x, train=train, rng=rng)
-            seen[place.index] = jax.tree.map(_spec, _Seen(x, y))
+            seen[place.index] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _Seen(x, y))
             return y, state, tape
 
         return with_rules(layer, forward=forward)
 
     jax.eval_shape(rebuilt(recorded, net).forward, params, state, x)
     return seen
-
-
-def _spec(leaf: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _in_shape(x: Tree) -> InShape:
@@ -200,7 +193,7 @@ def _rows(net: Layer, seen: dict[Index, _Seen], params: Params, state: State) ->
         index, kind = place.index, kinds[place.index]
         above = depth[index[:-1]]
         depth[index] = above
-        if index and not place.names[-1]:  # it shares the path, and so the row, of the layer around it
+        if index and not place.names[-1]:  # it shares the path, hence the row, of the layer around it
             continue
         if place.path or not place.layer.in_sequence:  # a serial network is the table itself
             yield Row("/".join(place.path), above, kind, seen[index].y, _size(place.of(params)), _size(place.of(state)))
@@ -220,10 +213,10 @@ def _kind(layer: Layer, below: str) -> str:
 
 
 def _flops(net: Layer, x: Tree, seen: dict[Index, _Seen], n: int, dtype: DType, train: bool) -> float:
-    """FLOPs of a network, all passes of its loops included.
+    """FLOPs of a network with all passes of its loops.
 
     With one pass of every loop the program has no loop, and XLA counts all of it; a loop adds its layer n − 1 times, a
-    recurrent layer one of its steps as often as the count omits it.
+    recurrent layer one step for each that the count omits.
     """
     at = {place.index: place for place in places(net)}
 
@@ -260,15 +253,16 @@ def _unlooped(net: Layer) -> Layer:
     def once(layer: Layer, place: Place) -> Layer:
         if layer.passes is None:
             return layer
-        name = place.names[-1] if place.index else ""  # by which the layers beside it differ
+        name = place.names[-1] if place.index else ""  # distinguishes it from its neighbours
         return with_name(name or layer.name, layer.children[0])
 
     return rebuilt(once, net)
 
 
 def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bool) -> float:
-    """XLA's count of a forward pass, or of a training step; for an inner layer, with the δ that it passes on."""
-    net = map_layers(_plain, net)
+    """XLA's count of a forward pass or of a training step; for an inner layer with the δ at its input."""
+    # by formula: a faster algorithm may multiply by zeros, or work in chunks, of which XLA counts one
+    net = map_layers(lambda layer: layer.plain, net)
     params, state = _variables(net, _in_shape(x), dtype)
     x = input_spec(_in_shape(x), dtype, n)
 
@@ -288,11 +282,6 @@ def _xla_flops(net: Layer, x: Tree, n: int, dtype: DType, train: bool, inner: bo
     y = jax.eval_shape(forward, *arguments)
     delta = jax.tree.map(lambda leaf: leaf if is_floating(leaf) else (), y)
     return _counted(step, (*arguments, delta, jax.ShapeDtypeStruct((), jnp.float32)))
-
-
-def _plain(layer: Layer) -> Layer:
-    """The layer by its formula: a faster form may multiply by zeros, or work in chunks, of which XLA counts one."""
-    return layer.plain
 
 
 def _counted(program: Callable[..., Tree], arguments: tuple[Tree, ...]) -> float:

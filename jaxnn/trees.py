@@ -1,4 +1,4 @@
-"""Trees of arrays: their paths, their shapes, and where two of them differ."""
+"""Paths and shapes of trees of arrays, and differences between two trees."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxnn.types import Shape, Tree
 MAX_REPORTED = 5  # mismatches listed before "and n more"
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """`dense_0/w` for a tree path."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+def path_name(path: Sequence[Any], below: str = "") -> str:
+    """`dense_0/w` for a tree path, after the path above it."""
+    return "/".join(filter(None, (below, jax.tree_util.keystr(tuple(path), simple=True, separator="/"))))
 
 
-def describe(leaf: Any) -> str:
+def describe(leaf: Tree) -> str:
     """`float32[784, 30]`."""
     return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" if hasattr(leaf, "dtype") else repr(leaf)
 
@@ -29,19 +29,19 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 
 
 def static_spec(tree: Tree) -> tuple[Any, Any]:
-    """Structure, shapes and dtypes of a tree, hashable: a key for what depends on nothing else."""
+    """Structure, shapes and dtypes of a tree, hashable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def spec_tree(spec: tuple[Any, Any]) -> Tree:
-    """The tree of jax.ShapeDtypeStructs that `static_spec` describes."""
+    """The inverse of `static_spec`, a tree of jax.ShapeDtypeStructs."""
     structure, leaves = spec
     return structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
 def same_shapes(what: str, got: Tree, expected: Tree, advice: str) -> None:
-    """Raises ValueError with the first paths at which two trees differ, and both shapes there."""
+    """Raises ValueError with the first paths at which two trees differ and both shapes."""
     structures: list[Any] = [jax.tree.structure(tree) for tree in (got, expected)]
     if structures[0] == structures[1] and _shapes(got) == _shapes(expected):
         return

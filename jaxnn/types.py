@@ -1,7 +1,4 @@
-"""Arguments and results of passes and training, and one path to the interfaces and the aliases.
-
-These are NamedTuples of arrays. Layers, losses, optimizers, …, which are made of settings, are `records.Record`s.
-"""
+"""Arguments and results of passes and training, as NamedTuples of arrays; re-exports the interfaces and the aliases."""
 
 from __future__ import annotations
 
@@ -38,25 +35,22 @@ __all__ = [
     "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
     "Forward", "InitRule", "ForwardRule", "BackwardRule",
 ]  # fmt: skip
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 class Use(NamedTuple):
-    """A leaf layer in use, as a reading sees it; under `repeat` and `share`, once in each pass.
+    """One use of a leaf layer, the argument of a reading; under `repeat` and `share` one for each pass.
 
-    A field that is not available is None. Forward (`Reading.keep`), x, y, state, rng and tape are available; backward
-    (`Reading.note`), tape, delta, grads and kept.
+    `Reading.keep` (forward) is given x, y, state, rng and tape; `Reading.note` (backward) tape, delta, grads and kept.
+    The other fields are None.
 
     Attributes:
         layer: the layer.
         params: its parameters.
-        tape: kept by its forward for its backward.
-        delta: ∂(Σ wₙCₙ)/∂y, the textbook's δ: Σw times what the recursion of `backprop` carries.
+        tape: the arrays that its forward keeps for its backward.
+        delta: ∂(Σ wₙCₙ)/∂y, the textbook's δ: Σw times the δ in the recursion of `backprop`.
         grads: ∂(Σ wₙCₙ)/∂params, in the same unit.
-        kept: what the reading kept in the forward pass; () without `keep`.
+        kept: the result of the reading's `keep` in the forward pass; () without `keep`.
         x: the layer's input.
         y: its output.
         state: its state before the pass.
@@ -81,11 +75,11 @@ class Reading(Record):
     Attributes:
         name: its key in `Pass.readings`.
         note: `note(use) ->` a pytree of arrays of fixed shape, at each `Use` of a layer in the backward pass.
-        keep: `keep(use) ->` a pytree of arrays, in the forward pass; `note` finds it in `use.kept`.
+        keep: `keep(use) ->` a pytree of arrays, in the forward pass; `note` reads it as `use.kept`.
         finish: `finish(noted) ->` a pytree, once for each leaf layer: `noted` has a leading axis for the uses that
             share the parameters, of size 1 for a single use. Under `repeat` it is called for each pass and the results
-            are stacked. Without it notes stay as they are, with a leading axis for each loop around the layer.
-        total: `total(tree) ->` anything, once, of the readings of the whole network, keyed like params.
+            are stacked. Without it the notes are returned as they are, with a leading axis for each loop.
+        total: `total(tree) ->` any value, once, from the readings of the whole network, keyed like params.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxnn import backprop
@@ -147,7 +141,7 @@ class Pass(NamedTuple):
 
 @jax.tree_util.register_static
 class EpochStart(int):
-    """The position 0 as a static number: a program that is given it has nothing to leave out."""
+    """The position 0 as a static number: a program that is given it skips no examples."""
 
     def __new__(cls, *_: int) -> EpochStart:
         return super().__new__(cls, 0)
@@ -158,11 +152,11 @@ EPOCH_START = EpochStart()
 
 @shown(state_line, state_table)
 class TrainState(NamedTuple):
-    """The state of training: a pytree of all arrays that it changes and needs to continue.
+    """The state of training: a pytree of all arrays that training changes and needs to continue.
 
     The key of a step is `fold_in(key, step)`; an epoch's order is drawn from `fold_in(key, epoch)`. The last two
-    fields are the cursor: `train_epoch` and `fit` continue from it and move it; a step by hand (`train_step`), which
-    is given its batch, does not.
+    fields are the cursor: `train_epoch` and `fit` continue from it and advance it; `train_step`, which is given its
+    batch, does not.
 
     Attributes:
         params: the parameters.
@@ -172,7 +166,7 @@ class TrainState(NamedTuple):
         key: a typed PRNG key.
         epoch: the number of epochs finished, int32.
         position: the number of examples seen in this epoch, int32. Between two epochs it is `EPOCH_START`, a static 0,
-            which is not among the arrays of a compiled program.
+            which is not an array of a compiled program.
     """
 
     params: Params
@@ -189,16 +183,16 @@ class Fit(NamedTuple):
     """The result of `fit`.
 
     Attributes:
-        train_state: the state after the last epoch; give it to `fit` to continue. If training stopped early, it is the
-            best state, unless `restore_best=False`.
+        train_state: the state after the last epoch; pass it to `fit` to continue. After early stopping it is the best
+            state, unless `restore_best=False`.
         history: one list per quantity with one float per epoch: loss, without the penalty, seconds, the metrics, and
             validation_loss, validation_<metric> with a validation set; penalty, update_scale and skipped with a
             `penalty`, a `plateau` or `skip_nonfinite`.
         best: the state after the best epoch, if it was kept.
         best_epoch: the number of that epoch, from 1 over the whole training.
         stopped: True if training stopped early.
-        why: why it ended, in words.
-        monitors: the states of the machines (`stopping.Monitors`); give them to `fit` together with the state.
+        why: the reason why training ended, in words.
+        monitors: the states of the monitors (`stopping.Monitors`); pass them to `fit` together with the state.
         diagnostics: a `diagnostics.Diagnosis` for each step that was measured.
     """
 
@@ -213,10 +207,10 @@ class Fit(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """Parameters (in) or gradients (out) of an instrumented layer, with what the instrument adds.
+    """Parameters (in) or gradients (out) of an instrumented layer, with additions of the instrument.
 
-    The two parts differ under `share` only: `tied` is the same for all uses of the layer, and summed over them; `own`
-    has an entry for each use.
+    The two parts differ under `share` only: `tied` is one tree for all uses of the layer, its gradient their sum;
+    `own` has an entry for each use.
     """
 
     tied: Tree

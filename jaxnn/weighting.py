@@ -31,19 +31,13 @@ MODERATE = 2.0**63  # weights whose largest lies between this and its inverse ca
 
 
 class Weighted(NamedTuple):
-    """A prediction and a target with the weights of their entries.
+    """A prediction and a target with the weights of their entries."""
 
-    Attributes:
-        prediction: without a mask; an entry of weight 0 is replaced by the first entry of its example that counts.
-        target: likewise.
-        weights: w·m, [N] or one for each entry, as `usable_weights` gives them; None where all weights are 1.
-        unit: the unit of the weights.
-    """
-
-    prediction: Tree
-    target: Tree
+    prediction: Tree  # without a mask; an entry of weight 0 is replaced by the first entry of its example that counts
+    target: Tree  # likewise
+    # w·m, [N] or one for each entry, as `usable_weights` gives them; None where all weights are 1
     weights: Array | None
-    unit: Array | None
+    unit: Array | None  # the unit of the weights
 
     @property
     def by_entry(self) -> bool:
@@ -55,18 +49,11 @@ class Weighted(NamedTuple):
 
 
 def weighted(what: str, entries: Rule | None, prediction: Tree, target: Tree, weights: Array | None) -> Weighted:
-    """The prediction and the target as arrays, with the weights of their entries.
+    """The prediction and the target as arrays, with the weights [N] or [N, …] of their entries (None for 1).
 
-    Args:
-        what: the name of the loss or metric, for errors.
-        entries: `(prediction, target) -> [N, …]`, the cost of each entry; None without such a rule.
-        prediction: [N, …], or `Sequences` of such, or a tree.
-        target: likewise.
-        weights: [N], or one for each entry; None for 1.
-
-    Raises:
-        ValueError: if weights or masks do not fit the entries, if they have further axes and there is no rule for
-            entries, or, outside jit, if no entry counts.
+    `what` names the loss or metric in errors; `entries(prediction, target) -> [N, …]` is its rule for the cost of each
+    entry, or None. ValueError if weights or masks do not fit the entries, if they have further axes and there is no
+    such rule, or, outside jit, if no entry counts.
     """
     (prediction, *masks), (target, *others) = _unmasked(prediction), _unmasked(target)
     masks += others

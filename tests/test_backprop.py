@@ -122,12 +122,15 @@ def test_a_batch_of_weight_zero_teaches_nothing():
         out = evaluated(lambda weights, run=run: run(*args, weights=weights))(np.zeros(2, np.float32))
         assert float(out.loss) == 0
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(out.grads))
-        with pytest.raises(ValueError, match="weights are all zero, which leaves nothing to take a mean of"):
+        with pytest.raises(ValueError, match="weights are all zero, so that no mean exists"):
             run(*args, weights=np.zeros(2, np.float32))
 
 
 WRONG_WEIGHTS = {
-    "negative": (-0.5, r"weights: 1 of 4 values are negative, the first at index \(2,\): -0.5\. Give numbers of 0"),
+    "negative": (
+        -0.5,
+        r"weights: 1 of 4 values are negative, the first at index \(2,\): -0.5\. Weights must be 0 or above",
+    ),
     "NaN": (np.nan, r"weights: 1 of 4 values are not finite, the first at index \(2,\): nan"),
     "infinite": (np.inf, r"weights: 1 of 4 values are not finite, the first at index \(2,\): inf"),
 }

@@ -1,7 +1,7 @@
-"""What users get wrong: each mistake is met by a message that helps, eager, under `jit` and through `fit`.
+"""Invalid input: every mistake raises an error with advice, eagerly, under `jit` and in `fit`.
 
-Shapes and dtypes raise everywhere. Values raise where data enters (`fit`, `evaluate`), before anything compiles; in a
-compiled pass, which cannot raise, they turn loss and δ into NaN and never into a number.
+Wrong shapes and dtypes raise everywhere. Wrong values raise where data enters (`fit`, `evaluate`), before anything
+compiles; in a compiled pass, which cannot raise, they turn loss and δ into NaN, never into a number.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ARGUMENTS = (
     "jit(convert_element_type",
     "jit(broadcast_in_dim",
     "jit(stage",
-)  # what makes a key or data
+)  # programs that make keys or data
 KEY = jax.random.key(0)
 N, D, K = 6, 4, 3
 X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
@@ -88,7 +88,7 @@ def started(net, width=D):
 
 @contextmanager
 def refused(*says, error=ValueError, compiles=True):
-    """An error of that kind whose message holds all of `says`; if so asked, nothing compiles before it."""
+    """Expects an error whose message contains all of `says`; with compiles=False nothing compiles before it."""
     programs: list[str] = []
 
     def listen(event, seconds, **details):
@@ -108,7 +108,7 @@ def refused(*says, error=ValueError, compiles=True):
 
 
 def refused_when_built(build, *says, error=ValueError):
-    """What is known before anything runs is refused there and then, also inside a function that is being compiled."""
+    """Static mistakes raise immediately, also in a function that is being traced."""
     for call in (build, jax.jit(lambda: build() and None)):
         with refused(*says, error=error, compiles=False):
             call()
@@ -126,7 +126,7 @@ def fit_refuses(net, loss, data, *says, error=ValueError, **changes):
 
 
 def everything_refuses(net, loss, x, target, *says):
-    """Shapes and dtypes: eager, under jit, in fit and in evaluate alike."""
+    """Shapes and dtypes: the same error eagerly, under jit, in fit and in evaluate."""
     state = started(net)
     run = backprop(net, loss)
     for call in (run, jax.jit(run)):
@@ -149,7 +149,7 @@ def evaluated_pass(net, loss):
 
 
 def values_refused(net, loss, target, wrong, *says):
-    """Values: fit and evaluate say what is wrong; a pass that only sees arrays gives NaN for these rows."""
+    """Values: fit and evaluate raise an error; a compiled pass gives NaN for these rows."""
     fit_refuses(net, loss, (X, target), *says)
     state = started(net)
     with refused(*says, compiles=False):
@@ -194,7 +194,7 @@ def test_differing_batch_sizes():
 
 
 def test_differing_batch_sizes_in_an_epoch():
-    """The gather within the epoch knows no bounds: it must not get as far."""
+    """The gather in the epoch does not check bounds, so this must raise before."""
     run = train_epoch(SCORES, losses.softmax_cross_entropy, OPTIMIZER, batch_size=2)
     for call in (run, jax.jit(run)):
         with refused("6", "4", "first axis"):
@@ -211,7 +211,7 @@ def test_weights():
             call(state.params, state.state, X, LABELS, weights=ones[:, None])
     fit_refuses(SCORES, loss, (X, LABELS, ones[:, None]), "data: weights", "(6,)", "(6, 1)")
     fit_refuses(SCORES, loss, (X, LABELS, ones[:4]), "'weights': 4", "'x': 6")
-    values = {"negative": (-ones, "6 of 6"), "not finite": (np.nan * ones, "6 of 6"), "all zero": (0 * ones, "leave")}
+    values = {"negative": (-ones, "6 of 6"), "not finite": (np.nan * ones, "6 of 6"), "all zero": (0 * ones, "omit")}
     for wrong, (weights, says) in values.items():
         fit_refuses(SCORES, loss, (X, LABELS, weights), "data: weights", wrong, says)
         with refused("data: weights", wrong, says):
@@ -223,7 +223,7 @@ def test_weights():
 
 
 def test_wrong_number_of_features():
-    """The input is to blame, not the parameters."""
+    """The message names the input, not the parameters."""
     narrow, state = X[:, :3], started(SCORES)
     says = ("layer 'dense_0'", "expects 4 features", "got x of shape (6, 3)")
     run = backprop(SCORES, losses.softmax_cross_entropy)
@@ -355,7 +355,7 @@ def test_signs_where_zero_one_labels_are_meant(loss, net):
 
 
 def test_labels_beyond_int32():
-    """Where there are no 64 bits on the device, 2³² + 1 must not become class 1."""
+    """Without 64-bit integers on the device 2³² + 1 must not become class 1."""
     labels = LABELS.astype(np.int64)
     labels[2] = 2**32 + 1
     fit_refuses(SCORES, losses.softmax_cross_entropy, (X, labels), "data: target", "int32", "4294967297")
@@ -393,7 +393,7 @@ def test_target_that_is_not_finite():
 
 
 def test_not_finite_where_no_one_looks():
-    """Opted out, and under jit: NaN stays NaN and training stops."""
+    """With check_data=False and under jit NaN remains NaN, and training stops."""
     x, loss, state = X.copy(), losses.softmax_cross_entropy, started(SCORES)
     x[3, 2] = np.nan
     for run in (evaluated_pass(SCORES, loss), compiled_pass(SCORES, loss)):
@@ -518,7 +518,7 @@ def test_learning_rate_in_the_state_out_of_range(rate):
 
 
 def test_arguments_that_are_traced():
-    """Under jit a number is not known: what must be known before compiling says so; a rate is a float."""
+    """Under jit values are unknown: static settings raise an error; a rate may be traced."""
     for name, build in {
         "mlp: widths[0] must be a whole number": lambda n: mlp([n]),
         "dense: width must be a whole number": lambda n: dense(n),
@@ -573,7 +573,7 @@ def test_many_differences_are_counted():
 
 
 def test_parameters_that_a_layer_lacks():
-    """Without backprop's look at all of them, the layer itself says what it misses."""
+    """Without backprop's check of all parameters the layer itself reports a missing one."""
     params = started(SCORES).params
     for call in (SCORES.forward, jax.jit(SCORES.forward)):
         with refused("layer 'dense_1'", "w and b"):
@@ -671,7 +671,7 @@ def test_nonsense_for_a_key(key, shown):
 
 
 def test_a_seed_will_do_in_a_pass():
-    """For random layers, whose keys are made of the one that a pass is given."""
+    """For random layers, whose keys derive from that of the pass."""
 
     def forward(params, state, x, *, train=False, rng=None):
         return x + jax.random.normal(rng, x.shape) if train else x, state, ()
@@ -693,7 +693,7 @@ def test_key_that_is_missing():
     fit_refuses(SCORES, losses.mse, (X, ONE_HOT), "fit: key is missing", "jax.random.key(seed)", key=None)
 
 
-# ---------------------------------------------------------------- things that are something else
+# ---------------------------------------------------------------- arguments of the wrong kind
 
 
 @pytest.mark.parametrize(
@@ -748,7 +748,7 @@ def test_readings():
 
 
 def test_state_is_checked_like_the_rest():
-    """A state whose parameters were tampered with is refused with the path."""
+    """Changed parameters in a state raise an error with the path."""
     state = started(SCORES)
     params = {**state.params, "dense_1": {**state.params["dense_1"], "b": jnp.zeros(1)}}
     broadcast = TrainState(params, state.state, state.opt_state, state.step, state.key)
@@ -757,7 +757,7 @@ def test_state_is_checked_like_the_rest():
 
 
 def test_a_seed_beyond_32_bits():
-    """Without x64 JAX would cut it: the seed 2³² would be the seed 0."""
+    """Without x64 JAX would truncate it: the seed 2³² would become the seed 0."""
     for seed in (2**32, -(2**31) - 1):
-        with refused("an integer seed must fit 32 bits", str(seed)):
+        with refused("an integer seed must fit in 32 bits", str(seed)):
             init_train_state(SCORES, OPTIMIZER, seed, (D,))

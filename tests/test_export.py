@@ -1,4 +1,4 @@
-"""Programs that are exported for every batch size (`jax.export`) say at two sizes what plain ones say."""
+"""Programs exported for every batch size (`jax.export`) agree at two sizes with plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ FEW = {  # one for each way in which N enters a rule
     "lstm, masked",
 }
 SIZES = (3, 5)
-FLOAT32 = 1e-5  # other forms of a convolution, other orders of a sum
+FLOAT32 = 1e-5  # other algorithms of a convolution, other orders of a sum
 ROWS = [pytest.param(case, id=case.name, marks=[] if case.name in FEW else [pytest.mark.long]) for case in CASES]
 
 
@@ -72,7 +72,7 @@ def test_every_layer(case):
 
 
 def test_a_batch_of_one():
-    """The running variance stays where it was: v n/(n − 1) has no value at n = 1."""
+    """The running variance is unchanged: v n/(n − 1) is undefined at n = 1."""
     case = next(case for case in CASES if case.name == "batch_norm")
     params, state, *_ = variables(case, made(case), jnp.dtype("float32"))
     train = lambda params, state, x: made(case).forward(params, state, x, train=True)[1]
@@ -83,7 +83,7 @@ def test_a_batch_of_one():
 
 
 def test_convolutions_that_choose_by_size():
-    """These take other forms than XLA's for a batch of a known size."""
+    """For a batch of known size these use other algorithms than XLA's."""
     net = serial(conv(20, (5, 5), padding="valid"), tanh, conv(24, (3, 3)))
     draw = np.random.default_rng(0).normal
     params = jax.tree.map(

@@ -1,4 +1,4 @@
-"""What a layer is made of: numbers that may be inputs of a program, and equality, text and pickling of the whole."""
+"""Settings of layers: numbers as inputs of a program, and equality, repr and pickling."""
 
 import dataclasses
 import pickle
@@ -17,20 +17,20 @@ KEY = jax.random.key(3)
 
 
 def trained(layer, params, state):
-    """What forward and backward give in training."""
+    """The results of forward and backward in training."""
     y, state, tape = layer.forward(params, state, X, train=True, rng=KEY)
     return y, state, layer.backward(params, tape, np.cos(X[..., : y.shape[-1]]))
 
 
 def started(layer):
-    """With parameters away from where they begin."""
+    """With parameters other than the initial ones."""
     params, state = layer.init(KEY, X.shape[1:], jnp.float64)
     move = lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
     return jax.tree.map(move, params), state
 
 
 def passed(make):
-    """Value -> everything that a layer of that value computes, from parameters that do not depend on it."""
+    """Value -> all results of the layer with it, from parameters that do not depend on it."""
 
     def run(value):
         layer = make(value)
@@ -39,7 +39,7 @@ def passed(make):
     return run
 
 
-# the layer of a number, numbers that it may be, and ones that it may not; differences are taken at the first, where
+# the layer of a number, valid numbers, and invalid ones; differences are taken at the first, where
 # rounding does not outweigh them (an ε of 1e-5 moves a cost by less than its digits hold)
 NUMBERS = {
     "batch_norm: momentum": (lambda value: batch_norm(momentum=value), (0.9, 0.0, 0.999), (1.0, -0.1)),
@@ -138,7 +138,7 @@ def test_a_precise_number_makes_nothing_else_precise(name, dtype):
 
 
 def test_a_scalar_for_a_drop_rate_needs_a_key():
-    """Also one of 0, which is not looked at."""
+    """Also a traced one of 0, whose value is unknown."""
     with pytest.raises(ValueError, match="dropout needs a key in training"):
         dropout(jnp.float32(0)).forward({}, (), jnp.ones((2, 3)), train=True)
     assert dropout(0).forward({}, (), jnp.ones((2, 3)), train=True)[2] == ()
@@ -154,7 +154,7 @@ def test_a_traced_drop_rate_goes_over_sequences_and_through_grad():
 
 PUBLIC = {name: getattr(jaxnn, name) for name in jaxnn.__all__ if name not in ("gradcheck", "graph")}
 ROWS = {case.name: case.make() for case in LEAVES}
-ROWS = {name: layer for name, layer in ROWS.items() if type(layer).__name__ == layer.kind}  # no records of functions
+ROWS = {name: layer for name, layer in ROWS.items() if type(layer).__name__ == layer.kind}  # not records of functions
 MORE = {
     "every setting of batch_norm": batch_norm(momentum=0.5, eps=1e-3),
     "every setting of max_pool": jaxnn.max_pool((2, 3), stride=1, padding=((0, 1), (2, 0))),
@@ -237,7 +237,7 @@ def test_layers_differ_where_a_setting_does(name):
         assert (other == ALL[name]) == (repr(other) == repr(ALL[name]))
 
 
-# what dataclasses.replace(layer, …) refuses, and what it makes
+# invalid and valid dataclasses.replace(layer, …)
 WRONG = {
     "reshape": (jaxnn.reshape(2, 3), {"sizes": (-1, -1)}, ValueError, "at most one size may be -1"),
     "dropout": (dropout(0.5), {"drop_rate": 1.0}, ValueError, "drop_rate must be at least 0 and below 1"),

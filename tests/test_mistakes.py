@@ -1,4 +1,4 @@
-"""Things given in the place of others: records, functions, batches, states. Each is refused at once, with advice."""
+"""Arguments of the wrong kind: records, functions, batches, states. Each raises an error at once, with advice."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def deleted(array):
     return array
 
 
-# ---------------------------------------------------------------- arguments that are no records
+# ---------------------------------------------------------------- arguments that are not records
 
-ARGUMENTS = {  # of fit: what is given, what is said
+ARGUMENTS = {  # of fit: the argument, parts of the message
     "a number for a penalty": ({"penalty": 0.01}, ("fit: penalty", "Penalty record", "0.01", "penalties.l2(0.01)")),
     "a penalty's factory": ({"penalty": penalties.l2}, ("fit: penalty", "parentheses", "l2(…)")),
     "a function for a penalty": ({"penalty": lambda p: 0.0}, ("fit: penalty", "Penalty('mine', f, jax.grad(f))")),
@@ -104,7 +104,7 @@ def test_arguments_of_fit(case):
     "case", [case for case, (given, _) in ARGUMENTS.items() if {"penalty", "gradient"} & set(given)]
 )
 def test_the_same_by_hand(case):
-    """A step and an epoch say it when they are made, not when they are called."""
+    """`train_step` and `train_epoch` raise when they are made, not when they are called."""
     given, says = ARGUMENTS[case]
     says = [text.removeprefix("fit: ") for text in says]
     with refused("train_step", *says, error=EITHER, compiles=False):
@@ -176,7 +176,7 @@ def test_nets_and_optimizers():
             chain(optimizer)
 
 
-# ---------------------------------------------------------------- metrics that give something else
+# ---------------------------------------------------------------- metrics with other results
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_nets_and_optimizers():
         (lambda y, t: (y.argmax(-1) == t).mean(), ("one value for each example", "shape ()", "leave the mean")),
         (lambda y, t: [1.0, 2.0], ("one value for each example", "[1.0, 2.0]", "jnp.asarray")),
         (lambda y, t: None, ("one value for each example", "None")),
-        (lambda y, t: float(y.mean()), ("looks at the numbers", "jax.numpy")),
-        (lambda y, t: np.asarray(y).mean(-1), ("looks at the numbers", "no NumPy")),
-        (lambda y, t: y[:, 0] if y.sum() > 0 else t, ("looks at the numbers", "jax.numpy")),
+        (lambda y, t: float(y.mean()), ("needs concrete numbers", "jax.numpy")),
+        (lambda y, t: np.asarray(y).mean(-1), ("needs concrete numbers", "instead of NumPy")),
+        (lambda y, t: y[:, 0] if y.sum() > 0 else t, ("needs concrete numbers", "jax.numpy")),
         (lambda y: y, ("a metric is a function (prediction, target) -> [N]", "other arguments")),
     ],
     ids=["float", "scalar", "list", "none", "float of a tracer", "numpy", "if", "one argument"],
@@ -231,7 +231,7 @@ def test_data_that_are_no_numbers(wrong, says):
 
 
 class Loader:
-    """As torch's DataLoader: it can be iterated over."""
+    """An iterable like torch's DataLoader."""
 
     def __iter__(self):
         return iter([(X[:2], LABELS[:2])] * 3)
@@ -377,7 +377,7 @@ def test_the_state_of_another_network():
     fit_refuses(SCORES, CROSS_ENTROPY, DATA, *says, train_state=state, key=None)
 
 
-# ---------------------------------------------------------------- several states at once, and tracing
+# ---------------------------------------------------------------- stacked states, and tracing
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,7 @@ def several():
 
 
 def test_states_side_by_side(several):
-    says = ("5", "take one", "leaf[0]", "jax.vmap")
+    says = ("5", "select one", "leaf[0]", "jax.vmap")
     fit_refuses(SCORES, CROSS_ENTROPY, DATA, *says, train_state=several, key=None)
     for call in (
         lambda: evaluate(SCORES, CROSS_ENTROPY, several, DATA),
@@ -400,7 +400,7 @@ def test_states_side_by_side(several):
 
 
 def test_evaluate_and_predict_under_vmap_and_jit(several):
-    """As a loop over the members outside, in floats there and in arrays here."""
+    """Equal to a loop over the members outside jit, which gives floats instead of arrays."""
     weights = np.arange(1, N + 1, dtype=np.float32)
     data = (X, LABELS, weights)
     score = lambda state: evaluate(SCORES, CROSS_ENTROPY, state, data, metrics=[metrics.accuracy], batch_size=4)
@@ -428,7 +428,7 @@ def test_evaluate_of_traced_data(several):
     np.testing.assert_allclose(jax.jit(score)(X, LABELS, w), score(X, LABELS, w), rtol=1e-6)
     slope = jax.grad(lambda x: evaluate(SCORES, CROSS_ENTROPY, state, (x, LABELS))["loss"])(X)
     assert slope.shape == X.shape
-    with refused("losses.softmax_cross_entropy", "7"):  # labels that are known are looked at there too
+    with refused("losses.softmax_cross_entropy", "7"):  # known labels are checked there too
         jax.jit(lambda state: evaluate(SCORES, CROSS_ENTROPY, state, (X, LABELS + 7)))(state)
 
 
@@ -453,7 +453,7 @@ def test_fit_that_is_traced():
             call()
 
 
-# ---------------------------------------------------------------- records that are called
+# ---------------------------------------------------------------- calls of records
 
 
 CALLS = {
@@ -482,7 +482,7 @@ def test_records_are_not_called(case):
 
 
 def test_records_are_no_functions():
-    """That they can be called, to say how they are used, opens no door."""
+    """Records are callable only to explain their use, and are not accepted as functions."""
     for call, says in (
         (lambda: sgd(relu), "learning_rate must be a number"),
         (lambda: schedules.warmup(3, relu), "must be a schedule"),
@@ -579,7 +579,7 @@ def test_settings_of_layers():
             build()
 
 
-# ---------------------------------------------------------------- images whose channels are in front
+# ---------------------------------------------------------------- images with channels in front
 
 
 def test_channels_in_front():
@@ -695,7 +695,7 @@ def test_losses_and_metrics_of_what_is_no_array():
                 rule(wrong, ONE_HOT)
 
 
-# ---------------------------------------------------------------- which leaves are chosen
+# ---------------------------------------------------------------- patterns of leaves
 
 
 PARAMS = {
@@ -767,7 +767,7 @@ def test_patterns_that_choose_nothing():
                 make()
 
 
-# ---------------------------------------------------------------- reports of what is none
+# ---------------------------------------------------------------- reports of invalid arguments
 
 
 def test_diagnoses_and_pictures_of_something_else():

@@ -1,7 +1,7 @@
 """Settings as numbers and as inputs: of optimizers, activations and losses.
 
 A Python float is a constant of the program, a JAX scalar an input of it; the results are the same. All settings are
-looked at in one program each, since each depends on its own value alone.
+tested in one program each, since each depends on its own value alone.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ Y, T = np.array([[0.3, -2.0, 5.0], [-0.4, 1.5, -3.0]]), np.zeros((2, 3))
 
 
 def descended(optimizer, steps=3):
-    """The parameters after some steps down Σ cosh(aθ)."""
+    """The parameters after some steps on Σ cosh(aθ)."""
     params, state = THETA, optimizer.init(THETA)
     for _ in range(steps):
         grads = jax.tree.map(lambda theta, a: a * jnp.sinh(a * theta), params, SCALES)
@@ -61,7 +61,7 @@ def costs(loss, prediction, target):
     return [rule(jnp.asarray(prediction), jnp.asarray(target)) for rule in (loss.value, loss.delta, loss.entries)]
 
 
-OPTIMIZERS = {  # a setting of each: what makes it of a value, values
+OPTIMIZERS = {  # a setting of each: its maker from a value, values
     "gradient_descent: rate": (gradient_descent, (0.1, 0.02, 0.0)),
     "sgd: rate": (sgd, (0.1, 0.02, 0.0)),
     "sgd: momentum": (lambda v: sgd(0.1, momentum=v), (0.9, 0.5, 0.01)),
@@ -117,14 +117,14 @@ STEP = 1e-5  # of a central difference, relative
 
 @functools.cache
 def by_floats(name, value):
-    """What comes of one value as a Python float."""
+    """The results of one value as a Python float."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, evaluated(lambda: RULES[name][0](value))())
 
 
 @functools.cache
 def by_inputs():
-    """What comes of all values as inputs, [values, …], how often that was traced, and the same out of range."""
+    """The results of all values as inputs, [values, …], the number of traces, and the results out of range."""
     traces = []
 
     def all_of_them(values):
@@ -143,7 +143,7 @@ def by_inputs():
 
 @functools.cache
 def slopes():
-    """The derivative of Σ cos of everything that comes of the first value, by that value."""
+    """The derivative of Σ cos of all results of the first value with respect to it."""
 
     def total(values):
         found = {name: make(values[name]) for name, (make, _) in RULES.items()}
@@ -176,7 +176,7 @@ def test_the_derivative_by_a_setting_is_that_of_differences(name):
 
 @every_rule
 def test_what_cannot_be_right_is_nan(name):
-    """And nothing else is: a value that is traced cannot be refused."""
+    """And nothing else is: a traced value cannot raise an error."""
     found, _, poisoned = by_inputs()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[name]))
     leaves = [leaf for leaf in jax.tree.leaves(poisoned[name]) if np.issubdtype(leaf.dtype, np.floating)]
@@ -226,7 +226,7 @@ def halving(step):
     return 0.5 ** jnp.asarray(step, jnp.float32)
 
 
-RECORDS = {  # each as it is written, and a change that is refused
+RECORDS = {  # the repr of each, and an invalid change
     "sgd(0.1)": {"learning_rate": -1.0},
     "sgd(0.1, momentum=0.9, nesterov=True)": {"momentum": 0.0},
     "sgd(halving)": {"learning_rate": "fast"},
@@ -271,14 +271,14 @@ def test_a_record_is_its_settings(text):
 
 
 def test_a_record_of_inputs():
-    """Its JAX scalars are leaves; it is equal to one of the same numbers, and no constant of a program."""
+    """Its JAX scalars are leaves; it equals one of the same numbers, and is not a constant of a program."""
     record = chain(clip_by_global_norm(jnp.float32(1)), adam(jnp.float32(0.1), b2=0.9))
     assert [float(leaf) for leaf in jax.tree.leaves(record)] == [1.0, np.float32(0.1)]
     assert repr(record).startswith("chain(clip_by_global_norm(float32(1.0)), adam(float32(0.1")
     same = pickle.loads(pickle.dumps(record))
     assert same == record != chain(clip_by_global_norm(1.0), adam(0.1, b2=0.9))
     assert dataclasses.replace(huber(0.5), d=jnp.float32(2)) == huber(jnp.float32(2))
-    with pytest.raises(TypeError, match="give it to a compiled function as an argument"):
+    with pytest.raises(TypeError, match="pass it to a compiled function as an argument"):
         hash(record)
     with pytest.raises(ValueError, match="huber: delta must be above 0"):
         huber(jnp.float32(0))
@@ -296,7 +296,7 @@ def test_optax_takes_ours_and_ours_takes_optax():
 
 @dataclasses.dataclass
 class Falling:
-    """A schedule of one's own: a dataclass has no hash."""
+    """A user's schedule: a dataclass has no hash."""
 
     first: float
 
@@ -314,7 +314,7 @@ def test_a_schedule_without_a_hash_trains():
     assert sgd(Falling(0.5)) == sgd(Falling(0.5)) != sgd(Falling(0.25))
 
 
-# ---------------------------------------------------------------- losses of one's own, and as metrics
+# ---------------------------------------------------------------- users' losses, and losses as metrics
 
 
 def test_a_loss_without_delta_takes_that_of_jax():
@@ -359,4 +359,4 @@ def test_the_value_of_a_loss_is_a_metric():
 
     for _ in range(2):
         fit(dense(1), losses.mse, sgd(0.1), (x[:, 0], target[:, 0]), metrics=[counted(0.5).value], **options)
-    assert len(traces) == 3  # each call looks at shapes, the first one compiles
+    assert len(traces) == 3  # each call checks shapes, the first one compiles

@@ -1,6 +1,6 @@
-"""Several devices: on a mesh of two, Auto or Explicit, and in shard_map, everything is what it is on one device.
+"""Several devices: on a mesh of two, Auto or Explicit, and in shard_map, results equal those on one device.
 
-The types of all rows are traced; a few networks of many layers are computed here, and every row where time allows.
+All rows are traced for their types; a few networks of many layers are run, and all rows in the long tests.
 """
 
 import jax
@@ -82,7 +82,7 @@ def on(mesh, tree, spec):
 
 
 def arrays(tree):
-    """In NumPy, keys as their data."""
+    """As NumPy arrays, keys as their data."""
 
     def array(leaf):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -96,7 +96,7 @@ def arrays(tree):
 
 @pytest.mark.parametrize("case", ROWS)
 def test_hand_rules_know_where_their_results_live(case):
-    """On Explicit axes: y and δ_in are divided as x is, gradients are where the parameters are. Nothing is compiled."""
+    """On Explicit axes y and δ_in are sharded like x, gradients like parameters. Nothing is compiled."""
     layer = made(case)
 
     def spec(tree, spec):
@@ -120,7 +120,7 @@ def test_hand_rules_know_where_their_results_live(case):
 
 @pytest.mark.parametrize("name", ["everything", "lstm", "batch_norm, evaluated", "embedding", "share of repeat"])
 def test_one_example_is_on_every_device(name):
-    """Factors the generic way, of a network and of its twin: an example is cut out of a batch that devices share."""
+    """Generic factors of a network and of its twin: an example is sliced from a sharded batch."""
     (case,) = (case for case in CASES if case.name == name)
 
     def spec(tree, spec):
@@ -139,7 +139,7 @@ def test_one_example_is_on_every_device(name):
 
 
 def test_weights_divided_along_their_features():
-    """Model parallelism on Explicit axes: dense and conv give each gradient where its parameter lies."""
+    """Model parallelism on Explicit axes: dense and conv give each gradient the sharding of its parameter."""
     for layer, shape in ((dense(4), (3,)), (conv(4, (3,)), (6, 2))):
         params, _ = drawn(layer, shape, F64)
         x = jax.ShapeDtypeStruct((4, *shape), F64, sharding=NamedSharding(EXPLICIT, SHARED))
@@ -213,7 +213,7 @@ def check_on_mesh(mesh, both, args, expected):
 
 
 def check_in_shard_map(both, args, check_vma):
-    """By hand and by jax.grad alike, in value and in what JAX knows of them."""
+    """Rules by hand and jax.grad agree in values and in types."""
 
     def sharded(*args):
         found = both(*args)
@@ -245,7 +245,7 @@ def test_passes_on_a_mesh_are_those_of_one_device(where, name):
 
 @pytest.mark.parametrize("name", [pytest.param("images", marks=pytest.mark.long), "sequences"])
 def test_passes_in_shard_map(name):
-    """The gradient is that of the sum of the devices' losses, their penalties too, as jax.grad has it."""
+    """The gradient is that of the sum of the devices' losses and penalties, as by jax.grad."""
     net, args = subject(name)
     both = passes(net, penalties.l2(0.1))
     hand = check_in_shard_map(both, args, check_vma=True)
@@ -258,7 +258,7 @@ def test_passes_in_shard_map(name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["images", "sequences"])
 def test_passes_in_shard_map_that_does_not_check(name):
-    """With check_vma=False the gradient is each device's own."""
+    """With check_vma=False each device has its own gradient."""
     net, args = subject(name)
     both = passes(net)
     hand = check_in_shard_map(both, args, check_vma=False)
@@ -271,7 +271,7 @@ def test_passes_in_shard_map_that_does_not_check(name):
 @pytest.mark.parametrize("how", [*MESHES, "checked", "unchecked"])
 @pytest.mark.parametrize("case", ROWS)
 def test_every_row_on_two_devices(case, how):
-    """δ_in, gradients, δs of every layer, loss: by hand, by jax.grad and on one device the same."""
+    """δ_in, gradients, δs of every layer and loss agree by hand, by jax.grad and on one device."""
     layer = made(case)
     if how == "checked" and case.name == "gelu" and not _erfc_in_shard_map():
         pytest.skip("this JAX refuses its own erfc in shard_map")
@@ -310,7 +310,7 @@ def _erfc_in_shard_map():
 
 @pytest.mark.parametrize("varies", [True, False])
 def test_custom_vjp_in_shard_map(varies):
-    """jax.grad through as_custom_vjp = through forward: x shared by all devices, the parameters too or each its own."""
+    """jax.grad through as_custom_vjp = through forward: x shared by all devices, parameters shared or not."""
     net = serial(dense(3), tanh, dense(2))
     params, state = drawn(net, (2,), F64)
     x, target = np.ones((4, 2)) * np.arange(4)[:, None], np.arange(8.0).reshape(4, 2)
@@ -333,7 +333,7 @@ def test_custom_vjp_in_shard_map(varies):
 
 
 def test_a_data_parallel_step_is_the_step_over_the_whole_batch():
-    """In shard_map, parameters of each device's own and the mean of the gradients: one device's step."""
+    """In shard_map, separate parameters and the mean of the gradients give the step of one device."""
     net, optimizer = mlp([5, 3], tanh), sgd(0.1)
     params, state = drawn(net, (4,), F64)
     draw = np.random.default_rng(0)
@@ -369,7 +369,7 @@ SGD, CROSS_ENTROPY = sgd(0.1, momentum=0.9), losses.softmax_cross_entropy
 
 
 def trained(name, put, put_state):
-    """What steps, epochs, `fit`, `evaluate` and `predict` give of data put somewhere; batches of 4, the last of 2."""
+    """Results of steps, epochs, `fit`, `evaluate` and `predict` for placed data; batches of 4, the last of 2."""
     net, shape = NETS[name]
     draw = np.random.default_rng(0)
     labels, weights = draw.integers(0, CLASSES, N).astype(np.int32), draw.uniform(size=N)
@@ -404,7 +404,7 @@ def alone(leaf):
 @pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_training_on_a_mesh_is_that_on_one_device(name):
-    """With the data divided, inside jax.set_mesh and outside, and with NumPy's arrays inside."""
+    """With sharded data inside and outside jax.set_mesh, and with NumPy arrays inside."""
     expected = trained(name, alone, alone)
     for where, mesh in MESHES.items():
         put, put_state = (lambda leaf: on(mesh, leaf, DIVIDED)), (lambda state: on(mesh, state, SHARED))
@@ -415,7 +415,7 @@ def test_training_on_a_mesh_is_that_on_one_device(name):
 
 
 def test_epochs_on_a_mesh():
-    """An epoch with a last batch that two devices do not divide, on both kinds of mesh: as operation by operation."""
+    """An epoch with an indivisible last batch, on both kinds of mesh, equals one without jit."""
     net, optimizer = mlp([3]), sgd(0.1)
     draw = np.random.default_rng(0)
     x, target = draw.normal(size=(8, 2)), draw.normal(size=(8, 3))
@@ -431,7 +431,7 @@ def test_epochs_on_a_mesh():
 
 @pytest.mark.parametrize("where", MESHES)
 def test_each_device_computes_its_part_of_an_epoch(where):
-    """XLA counts the FLOPs of one device: half of an epoch's, where the batch is divided behind the gather."""
+    """XLA counts the FLOPs of one device: half of an epoch's, if the batch is divided after the gather."""
     net, optimizer = mlp([64]), sgd(0.1)
     x, target = np.ones((64, 64), np.float32), np.ones((64, 64), np.float32)
     first = init_train_state(net, optimizer, 0, (64,))
@@ -446,7 +446,7 @@ def test_each_device_computes_its_part_of_an_epoch(where):
 
 
 def test_fit_on_a_mesh():
-    """Fresh parameters, a batch and a remainder that two devices do not divide; what comes back lies on the mesh."""
+    """New parameters, an indivisible batch and remainder; results are on the mesh."""
     net, optimizer = mlp([3]), sgd(0.1)
     draw = np.random.default_rng(0)
     x, target = draw.normal(size=(8, 2)), draw.normal(size=(8, 3))

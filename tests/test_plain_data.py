@@ -1,4 +1,4 @@
-"""Data that hold more or other than numbers are refused where they enter, by the argument's name, with advice."""
+"""Data other than plain numbers raise an error where they enter, with the argument's name and advice."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def state():
     return init_train_state(NET, RATE, 0, (3,))
 
 
-PLACES = {  # where a mask enters, what the message calls it, how many values there are
+PLACES = {  # call with a masked array, its name in the message, the number of values
     "fit, x": (lambda: fit(NET, losses.mse, RATE, (hidden(X), T), key=0, epochs=1, batch_size=2), "data: x", 12),
     "fit, target": (
         lambda: fit(NET, losses.mse, RATE, (X, hidden(T)), key=0, epochs=1, batch_size=2),
@@ -108,13 +108,13 @@ def test_a_mask_that_hides_nothing_is_welcome():
 
 @pytest.mark.parametrize("call", [losses.mse.value, losses.softmax_cross_entropy.value, metrics.accuracy])
 def test_losses_and_metrics_by_themselves(call):
-    """JAX refuses these."""
+    """Called by themselves they leave masked arrays to JAX, which raises."""
     with pytest.raises(ValueError, match="masked arrays are not supported"):
         call(T, hidden(T if call is losses.mse.value else LABELS))
 
 
 class Sparse:
-    """As scipy.sparse has them."""
+    """A matrix like those of scipy.sparse."""
 
     shape, dtype, ndim = (4, 3), np.dtype("float32"), 2
 
@@ -128,8 +128,8 @@ OTHERS = {
     "texts": (np.array([["1", "2", "3"]] * 4), "strings .*np.unique"),
     "bytes": (np.array([[b"1", b"2", b"3"]] * 4), "strings"),
     "dates": (np.zeros((4, 3), "datetime64[D]"), "dates .*values - values.min"),
-    "time spans": (np.zeros((4, 3), "timedelta64[s]"), "time spans .*divide by a unit"),
-    "records": (np.zeros(4, [("a", np.float32), ("b", np.int32)]), "records .*one array for each field"),
+    "time spans": (np.zeros((4, 3), "timedelta64[s]"), "time spans .*divide by a unit of time"),
+    "records": (np.zeros(4, [("a", np.float32), ("b", np.int32)]), "records .*one array per field"),
     "a sparse matrix": (Sparse(), r"a sparse matrix \(Sparse\): use np.asarray\(x.todense\(\)\)"),
 }
 
@@ -149,7 +149,7 @@ def test_what_no_device_holds(what):
 
 
 def test_complex_numbers():
-    """Nothing takes the real part silently."""
+    """The imaginary part is never dropped silently."""
     for loss in (losses.mse, losses.mae, losses.huber(), losses.half_squared_error, losses.cross_entropy):
         for pair in ((T, T + 1j), (T + 1j, T)):
             pair = [jnp.asarray(a.astype(np.complex64) if a.dtype.kind == "c" else a) for a in pair]
@@ -162,7 +162,7 @@ def test_complex_numbers():
 
 
 def test_whatever_else_may_be_split():
-    """Rows of texts or dates are only chosen from."""
+    """Rows of text or dates are selected only."""
     names = np.array(["a", "b", "c", "d"])
     first, second = data.split(names, 1, key=0)
     assert sorted([*first, *second]) == list(names)

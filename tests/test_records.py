@@ -1,4 +1,4 @@
-"""Records: equal by their fields, pytrees of their JAX scalars, compiled once, written and read."""
+"""Records: equality by fields, pytrees of JAX scalars, one compilation, repr and pickling."""
 
 import copy
 import dataclasses
@@ -59,7 +59,7 @@ class pair(Record):
 
 
 def once(f):
-    """f compiled, and the list of its traces."""
+    """The jitted f, and the list of its traces."""
     traces = []
 
     def traced(*args):
@@ -119,7 +119,7 @@ def test_other_fields_make_other_records(a, b):
 
 
 def test_a_record_with_arrays_has_no_hash():
-    with pytest.raises(TypeError, match="give it to a compiled function as an argument"):
+    with pytest.raises(TypeError, match="pass it to a compiled function as an argument"):
         hash(pair((1, pair(jnp.ones(2)))))
 
 
@@ -182,7 +182,7 @@ def test_networks_go_through_vmap_and_grad():
         assert float(sum(jax.tree.leaves(slope))) == pytest.approx(float(by_hand), rel=1e-6)
 
 
-# ---------------------------------------------------------------- written and read
+# ---------------------------------------------------------------- repr and pickling
 
 
 PUBLIC = {name: getattr(jaxnn, name) for name in jaxnn.__all__} | {
@@ -203,7 +203,7 @@ OTHERS = [
     schedules.piecewise((0.1, 0.2), boundaries=(5,)),
     with_rules(dense(3)),
 ]
-ROWS = {case.name: case.make for case in CASES if "framed" not in repr(case.make())}  # a layer of the tests' own
+ROWS = {case.name: case.make for case in CASES if "framed" not in repr(case.make())}  # a layer defined here
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -338,7 +338,7 @@ def diagnosed(last):
 
 
 def test_diagnose_sees_what_was_replaced():
-    """The figures are those of the setting and of the rule that there are, not of those that there were."""
+    """The results are those of the current setting and rule, not of the replaced ones."""
     layer = jaxnn.activation(leaky_relu(0.5))
     steep = dataclasses.replace(layer, function=dataclasses.replace(layer.function, negative_slope=4.0))
     was, now = (diagnosed(one)["leaky_relu_0"] for one in (layer, steep))
@@ -347,7 +347,7 @@ def test_diagnose_sees_what_was_replaced():
     asleep = with_rules(jaxnn.activation(jaxnn.relu), forward=lambda p, s, x, train=False, rng=None: (0 * x, s, (x, x)))
     found = diagnosed(asleep)["relu_0"]
     assert found.output == 0
-    assert found.dead is None  # a rule of the user's answers nothing about itself: it may be no activation at all
+    assert found.dead is None  # a user's rule need not be an activation
     half = lambda params, tape, delta: (jax.tree.map(lambda d: d / 2, layer.backward(params, tape, delta)[0]), {})
     halved = diagnosed(with_rules(layer, backward=half))
     np.testing.assert_allclose(halved["dense_0"].delta, diagnosed(layer)["dense_0"].delta / 2, rtol=1e-6)

@@ -240,7 +240,7 @@ REFUSED = (
 def test_no_meaning(make):
     spec = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     layer, x = serial(named("here", make())), narrow(sequences())
-    says = "^layer 'here' expects one array, got Sequences: what a mask hides would count as data. .*'values' or 'last'"
+    says = "^layer 'here' expects one array, got Sequences: masked steps would count as data. .*'values' or 'last'"
     with pytest.raises(ValueError, match=says):
         layer.init(jax.random.key(0), jax.tree.map(lambda leaf: spec(leaf[0]), x))
     if make not in WITH_PARAMETERS:

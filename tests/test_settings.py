@@ -1,4 +1,4 @@
-"""The settings of records: their numbers traced, and what follows from the fields (equality, pickling, repr)."""
+"""Settings of records: traced numbers, and what follows from the fields (equality, pickling, repr)."""
 
 import dataclasses
 import inspect
@@ -74,7 +74,7 @@ def counted(metric):
 
 
 init, S, P = initializers, schedules, penalties
-ROWS = {  # name: what is built of the number, what is computed with it, numbers, whether that is smooth in the number
+ROWS = {  # name: record of the number, computation with it, numbers, whether the result is smooth in the number
     "initializers.constant: value": (init.constant, draws, (-0.5, 0.0, 2.0), True),
     "initializers.normal: std": (init.normal, draws, (0.1, 0.5, 2.0), True),
     "initializers.uniform: limit": (init.uniform, draws, (0.1, 0.5, 2.0), True),
@@ -155,8 +155,8 @@ def flat(tree):
 
 
 MODULES = (activations, initializers, losses, metrics, penalties, schedules, stopping)
-SAME = {"learning_rate": "rate", "d": "delta"}  # of one number: as tables call it, and the field that holds it
-NOT_TRACED = {  # (name, parameter), and why no program takes it
+SAME = {"learning_rate": "rate", "d": "delta"}  # names of one number: in tables, and as a field
+NOT_TRACED = {  # (name, parameter): why it cannot be an input of a program
     ("Fit", "history"): "a result",
     ("DivergenceError", "history"): "a report",
     ("DivergenceError", "rate"): "a report",
@@ -170,7 +170,7 @@ def real_settings(made):
 
 
 def in_tables():
-    """(name of a factory, of its setting) of every row of every table of numbers that may be traced."""
+    """(factory, setting) for every row of the tables of numbers that may be traced."""
     rows = [row.rpartition(".")[2].partition(":") for row in ROWS if not row.startswith("ema")]
     rows += [row.partition(":") for row in (*OPTIMIZERS, *RULES, *NUMBERS, "ema: decay")]
     pairs = {(name, re.split(r"[, ]", setting.strip())[0]) for name, _, setting in rows}
@@ -178,7 +178,7 @@ def in_tables():
 
 
 def test_every_real_number_that_a_public_factory_takes_is_in_a_table():
-    """Or it is named above, with the reason why no program takes it as an input."""
+    """Or it is listed above, with the reason why it cannot be an input of a program."""
     tables, wanted = in_tables(), set()
     for module in (*MODULES, jaxnn):
         for name in module.__all__:
@@ -191,7 +191,7 @@ def test_every_real_number_that_a_public_factory_takes_is_in_a_table():
 
 
 def test_augmentations_are_functions_and_no_records():
-    """Their numbers are constants of a program; a record among them would need rows above."""
+    """Their numbers are constants of a program; a record would need rows above."""
     for name in augment.__all__:
         made = getattr(augment, name)
         assert not (isinstance(made, type) and issubclass(made, Record)), name
@@ -237,7 +237,7 @@ def test_the_gradient_by_a_setting_is_that_of_central_differences(name):
         if name.startswith("initializers.constant"):
             low = value - STEP
         slope = (np.asarray(function(high)) - np.asarray(function(low))) / (high - low)
-        bound = 1e-4 if low == value else 1e-7  # one-sided where the number cannot be smaller
+        bound = 1e-4 if low == value else 1e-7  # one-sided if the number cannot be smaller
         np.testing.assert_allclose(jacobian[i], slope, rtol=bound, atol=bound)
         np.testing.assert_allclose(forward[i], jacobian[i], rtol=1e-9, atol=1e-12)
 
@@ -263,7 +263,7 @@ def test_a_number_of_another_dtype_changes_no_dtype(name, dtype):
 
 # ---------------------------------------------------------------- what follows from the fields
 
-NAMES = {  # names that stand in two modules
+NAMES = {  # names in two modules
     "schedules": SimpleNamespace(**{name: getattr(schedules, name) for name in schedules.__all__}),
     "initializers": SimpleNamespace(**{name: getattr(initializers, name) for name in initializers.__all__}),
 }
@@ -271,7 +271,7 @@ OF = {
     **{name: getattr(module, name) for module in (penalties, metrics, stopping) for name in module.__all__},
     "ema": ema,
 }
-FACTORIES = {  # name: what is made, the same with another setting, the repr, a change that is refused
+FACTORIES = {  # name: the record, the same with another setting, the repr, an invalid change
     "zeros": (init.zeros(), init.constant(0.0), "zeros()", {}),
     "constant": (init.constant(0.5), init.constant(0.25), "constant(0.5)", {"value": math.inf}),
     "normal": (init.normal(), init.normal(0.5), "normal()", {"std": -1.0}),
@@ -357,8 +357,8 @@ WRAPPING = {
     "joined",
     "scaled",
     "accumulate",
-}  # what they wrap is given by position too; chain takes any number
-ADVICE = {  # what is given by position, and what is said
+}  # positional arguments that they wrap; chain takes any number
+ADVICE = {  # call with positional settings: message
     "step_decay": (
         lambda: S.step_decay(0.1, 0.5, 7),
         "its first argument, initial, by position: give factor=0.5, every=7",
@@ -425,7 +425,7 @@ def test_what_is_given_by_position_names_its_keywords(name):
 
 
 def public_names(record):
-    """What the record's module exports, and what stands in its fields."""
+    """The exports of the record's module, and the values of its fields."""
     here = SimpleNamespace(**OF)
     if type(record).__module__.startswith(schedules.__name__):
         here = NAMES["schedules"]

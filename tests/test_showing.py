@@ -1,4 +1,4 @@
-"""Records show themselves: a line of repr, a table in print and in a notebook, whatever their leaves are."""
+"""Text of records: a line of repr, a table in print and in a notebook, whatever their leaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from jaxnn.diagnostics import Diagnosis, Finding
 
 NET = mlp([4, 2])
 OPTIMIZER = adam(0.1)
-LONGEST = 200  # characters of a line that a person reads
+LONGEST = 200  # characters of a readable line
 X = np.ones((6, 3), np.float32)
 
 
@@ -127,7 +127,7 @@ def strange(tree, put):
 
 
 def everything(state):
-    """A record of every kind that is shown, by name."""
+    """An example of each kind of record with a table or a line, by name."""
     out = Pass(jnp.float32(0.5), state.params, (), X, {"deltas": {"dense_0": X}}, jnp.float32(6))
     params = state.params
     result = jaxnn.EpochResult(jnp.float32(0.5), {"accuracy": jnp.float32(0.75)}, jnp.ones(3), jnp.asarray(True))
@@ -206,7 +206,7 @@ def test_leaves_that_are_something_else(state, put):
 
 
 def test_records_of_tracers_and_abstract_ones(state):
-    """Nothing is computed, and nothing asks a tracer for its number."""
+    """Nothing is computed, and no tracer is converted to a number."""
     seen = []
 
     def show(state):
@@ -236,14 +236,14 @@ def test_records_of_deleted_arrays(state):
 
 
 def test_a_record_stays_a_tuple(state):
-    """Showing changes nothing else: pytrees, copies and fields are as they were."""
+    """The decorator changes nothing else: pytrees, copies and fields are the same."""
     assert jax.tree.structure(state) == jax.tree.structure(copy.copy(state))
     assert TrainState._fields[:5] == ("params", "state", "opt_state", "step", "key")
     assert tuple(fit_of(1))[1]["loss"] == [1.0]
     assert isinstance(backprop(NET, losses.mse), type(test_a_record_stays_a_tuple))
 
 
-# ---------------------------------------------------------------- what a module offers
+# ---------------------------------------------------------------- names in a module
 
 
 MODULES = [value for name in jaxnn.__all__ if inspect.ismodule(value := getattr(jaxnn, name))]

@@ -9,7 +9,7 @@ import pytest
 import jaxnn
 from jaxnn import Layer, dense, flatten, mlp, named, parallel, relu, repeat, residual, serial, share, summary, tanh
 
-LOOPS_AGREE = 0.02  # XLA shares a few elementwise operations between a loop's passes where there is no loop
+LOOPS_AGREE = 0.02  # without a loop XLA shares a few elementwise operations between the passes
 
 
 def by_path(result):
@@ -91,7 +91,7 @@ def test_a_single_layer_and_a_loop_of_one():
 
 
 def counting(shape):
-    """A layer whose state holds numbers and whose parameters are none."""
+    """A layer with state and without parameters."""
 
     def forward(params, state, x, *, train=False, rng=None):
         return x, state + 1 if train else state, ()

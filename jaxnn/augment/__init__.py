@@ -34,7 +34,4 @@ __all__ = [
     "Augmentation", "shift", "rotate", "scale", "shear", "affine", "elastic", "deform", "noise", "compose",
     "affine_points", "resample",
 ]  # fmt: skip
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

@@ -86,12 +86,7 @@ def shear(degrees: Strength, *, fill: float = 0.0) -> Augmentation:
 
 
 def affine(
-    shift: Strength = 0.0,
-    rotate: Strength = 0.0,
-    scale: Strength = 0.0,
-    shear: Strength = 0.0,
-    *,
-    fill: float = 0.0,
+    shift: Strength = 0.0, rotate: Strength = 0.0, scale: Strength = 0.0, shear: Strength = 0.0, *, fill: float = 0.0
 ) -> Augmentation:
     """Scales, shears, rotates and then moves each image, in one resampling.
 

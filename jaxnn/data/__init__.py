@@ -23,7 +23,4 @@ __all__ = [
     "unstandardise",
     "one_hot",
 ]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

@@ -15,12 +15,7 @@ from jaxnn.trees import describe
 
 LabelledImages: TypeAlias = tuple[np.ndarray, np.ndarray]  # x [N, H, W, 1] float32 in 0..1, labels [N] int32
 
-MNIST_FILES = (
-    ("train-images", "idx3"),
-    ("train-labels", "idx1"),
-    ("t10k-images", "idx3"),
-    ("t10k-labels", "idx1"),
-)
+MNIST_FILES = (("train-images", "idx3"), ("train-labels", "idx1"), ("t10k-images", "idx3"), ("t10k-labels", "idx1"))
 PIXEL_MAX = np.float32(255)
 DIGIT_MAX = np.float32(16)
 

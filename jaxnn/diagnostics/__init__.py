@@ -5,19 +5,9 @@
 `report` states its limits.
 """
 
-from jaxnn.diagnostics.diagnosis import (
-    Diagnosis,
-    Finding,
-    LayerRow,
-    over_time,
-    report,
-    report_each,
-)
+from jaxnn.diagnostics.diagnosis import Diagnosis, Finding, LayerRow, over_time, report, report_each
 from jaxnn.diagnostics.measures import Measures
 from jaxnn.diagnostics.point import diagnose
 
 __all__ = ["diagnose", "report", "report_each", "over_time", "Diagnosis", "Finding", "LayerRow", "Measures"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

@@ -12,7 +12,4 @@ from jaxnn.gradcheck.networks import network
 from jaxnn.gradcheck.report import Report, Row
 
 __all__ = ["network", "function", "custom_vjp", "audit", "Report", "Row", "KINKS", "Kink", "kink_table"]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

@@ -23,17 +23,11 @@ LARGEST = 2**24  # elements in all arrays of a call, above which no values are k
 
 
 class Call(NamedTuple):
-    """A program's call of a function with a rule.
+    """A program's call of a function with a rule."""
 
-    Attributes:
-        site: the call.
-        values: up to `SAMPLES` lists of NumPy arrays that reached it.
-        drawn: whether they were drawn at random, because none reached it.
-    """
-
-    site: Site
-    values: tuple[Values, ...]
-    drawn: bool
+    site: Site  # the call
+    values: tuple[Values, ...]  # up to `SAMPLES` lists of NumPy arrays that reached it
+    drawn: bool  # whether they were drawn at random, because none reached it
 
 
 class Collector:

@@ -46,12 +46,8 @@ BENDS = 1e-3  # of the slope: one-sided extrapolations are accurate to 1e-6, a r
 def slope_of(g: Callable[[np.ndarray], np.ndarray], scale: float, noise: float = 0.0) -> Slope:
     """g′(0) by extrapolated central differences (Ridders 1982), from the starting step with the smaller error.
 
-    A second estimate with other steps bounds the error from below by the distance of the two.
-
-    Args:
-        g: from steps [P] to values [P], float64.
-        scale: the size of a step of 1.
-        noise: a lower bound of the error of the values.
+    g maps steps [P] to float64 values [P]; scale is the size of a step of 1, noise a lower bound of the error of the
+    values. A second estimate with other steps bounds the error from below by the distance of the two.
     """
     values = np.asarray(g(np.concatenate([POINTS * scale, POINTS * scale * AGAIN])), np.float64)
     first, again = (values[: len(POINTS)], scale), (values[len(POINTS) :], scale * AGAIN)

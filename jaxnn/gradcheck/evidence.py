@@ -41,21 +41,13 @@ class Along(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """The slopes of ⟨δ, f⟩ with respect to one element, from both sides and at points nearby.
+    """The slopes of ⟨δ, f⟩ with respect to one element, from both sides and at points nearby."""
 
-    Attributes:
-        slope: at the point itself.
-        low: the smaller of its slopes from the two sides; equal to high where it has no kink.
-        high: the larger.
-        room: how far these may be off.
-        alone: whether the slopes nearby lie between the two, so that no other kink is involved.
-    """
-
-    slope: Slope
-    low: float
-    high: float
-    room: float
-    alone: bool
+    slope: Slope  # at the point itself
+    low: float  # the smaller of its slopes from the two sides; equal to high where it has no kink
+    high: float  # the larger
+    room: float  # how far these may be off
+    alone: bool  # whether the slopes nearby lie between the two, so that no other kink is involved
 
     @property
     def smooth(self) -> bool:
@@ -95,9 +87,7 @@ class Evidence:
     def along(self, elements: np.ndarray | None = None, *, perturbed: bool = False) -> Along:
         """The slope along one direction, with random signs at the elements of a mask, or at all.
 
-        Args:
-            elements: the mask.
-            perturbed: whether the error of the slope includes rounding inside the function, by Monte Carlo arithmetic.
+        With `perturbed` its error includes rounding inside the function, by Monte Carlo arithmetic.
         """
         rng = np.random.default_rng(self._i if elements is None else 1)
         signs = rng.choice([-1.0, 1.0], self._size.shape)
@@ -115,8 +105,7 @@ class Evidence:
     def sides(self, element: tuple[int, ...]) -> Sides:
         """The slopes with respect to one element from both sides, and whether jax.grad's nearby lie between them.
 
-        Where f has one kink along that element alone, they do. Others mean that several kinks meet, each with a
-        convention that may be chosen separately.
+        They do at a single kink along that element; otherwise several kinks meet, each with its own convention.
         """
         slope = self.slope(element)
         low, high = sorted((slope.left, slope.right)) if slope.bends else (slope.value, slope.value)
@@ -217,13 +206,9 @@ class Shared:
     # ------------------------------------------------------------ slopes
 
     def slope(self, i: int, v: np.ndarray, scale: float, noise: float) -> Slope:
-        """d/dt ⟨δ, f(x + t v)⟩ at 0 by differences.
+        """d/dt ⟨δ, f(x + t v)⟩ at 0 by differences, v a direction in leaf i, scale the size of a step of 1.
 
-        Args:
-            i: the leaf in which v is a direction.
-            v: the direction.
-            scale: the size of a step of 1.
-            noise: the error of the values, where it is known to be more than their own rounding.
+        `noise` is the error of the values, if it is known to exceed their own rounding.
         """
         with jax.enable_x64(True):
             directions = [v if k == i else np.zeros(np.shape(leaf)) for k, leaf in enumerate(self.problem.leaves)]

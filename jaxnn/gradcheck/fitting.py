@@ -42,12 +42,7 @@ def cast(f: Callable[..., Any], args: Any, dtype: DType | None) -> tuple[Any, ..
 
 
 def fits(f: Callable[..., Tree], args: Any) -> None:
-    """Checks that the rule of a custom_vjp fits its arguments.
-
-    Raises:
-        ValueError: with every mismatch; JAX would name only one.
-        TypeError: if some of its arguments are static: those are to be closed over.
-    """
+    """Checks that the rule of a custom_vjp fits its arguments; reports every mismatch, of which JAX names one."""
     if getattr(f, "nondiff_argnums", ()):
         raise TypeError(
             f"gradcheck.custom_vjp: {name_of(f)} has nondiff_argnums {tuple(f.nondiff_argnums)}: close over those "  # type: ignore[attr-defined]
@@ -87,12 +82,7 @@ def check_output(
     forward: Callable[..., tuple[Tree, Tree]] | None,
     args: Sequence[Any],
 ) -> Tree:
-    """The shapes of f's output.
-
-    Raises:
-        ValueError: with every mismatch, if the output of the reference or of forward is not like it.
-        TypeError: if it has no floats.
-    """
+    """The shapes of f's output; an error with every mismatch of the reference or of forward, or without floats."""
     out = shape_of(f, args, "f")
     if reference is not f:
         expected = shape_of(reference, args, "reference")

@@ -63,20 +63,14 @@ class Case(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A case as functions of lists of floats.
+    """A case as functions of lists of floats."""
 
-    Attributes:
-        problem: with the first cotangent.
-        deltas: all cotangents.
-        outputs: names of the outputs.
-        values: (leaves, fixed) -> float outputs of f, which may be another function than the problem's.
-        again: what else gives the same outputs: f where there is a reference, or forward; None if nothing.
-    """
-
-    problem: Problem
-    deltas: list[list[Array]]
-    outputs: tuple[str, ...]
+    problem: Problem  # with the first cotangent
+    deltas: list[list[Array]]  # all cotangents
+    outputs: tuple[str, ...]  # names of the outputs
+    # (leaves, fixed) -> float outputs of f, which may be another function than the problem's
     values: Callable[[list[Array], Any], list[Array]]
+    # what else gives the same outputs: f where there is a reference, or forward; None if nothing
     again: Callable[[list[Array], Any], list[Array]] | None
 
 

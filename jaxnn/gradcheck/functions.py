@@ -127,9 +127,6 @@ def custom_vjp(
     return _report(case, grid, f"{name} against {name_of(reference)}")
 
 
-# ---------------------------------------------------------------- point by point
-
-
 def _report(case: Case, grid: Sequence[Sequence[Any]], title: str) -> Report:
     """The report on a case at its arguments and at all points of the grid, in every precision."""
     settings = case.settings

@@ -77,11 +77,7 @@ def judge(m: Measured) -> Row:
 
 
 def _figures(m: Measured, off: np.ndarray) -> Row:
-    """The figures of a leaf at its worst element.
-
-    Its ULPs are errors in the given precision, in units in the last place of the element, or of the leaf's size if that
-    is larger.
-    """
+    """The figures of a leaf at its worst element; ULPs are of the element, or of the leaf's size if that is larger."""
     size = np.maximum(np.abs(finite(m.reference)), rms(m.reference))
     unit = 2 * m.u * 2.0 ** np.floor(np.log2(np.where(size > 0, size, 1)))
     hand, auto = (float(np.max(np.abs(finite(x - m.reference)) / unit)) for x in (m.hand, m.auto))
@@ -208,9 +204,6 @@ def _noisy(m: Measured, row: Row) -> Row:
             why = f"jax.grad and finite differences are 0 to rounding here, and the rule gives {h:.7g}"
             return row._replace(verdict=WRONG, why=why, element=element, hand=h, differences=slope.value)
     return cancelled
-
-
-# ---------------------------------------------------------------- the precision that was given
 
 
 def _in_given_precision(m: Measured, row: Row) -> Row | None:

@@ -148,15 +148,8 @@ def _optax(name: str) -> Any:
     return getattr(optax.losses, name, None)
 
 
-def _rectifiers() -> dict[str, Function]:
-    return {"jnp.maximum": lambda z: jnp.maximum(z, 0), "jax.nn.relu": jax.nn.relu}
-
-
 def _leaky_rectifiers() -> dict[str, Function]:
-    return {
-        "jnp.maximum": lambda z: jnp.maximum(z, 0.1 * z),
-        "jax.nn.leaky_relu": lambda z: jax.nn.leaky_relu(z, 0.1),
-    }
+    return {"jnp.maximum": lambda z: jnp.maximum(z, 0.1 * z), "jax.nn.leaky_relu": lambda z: jax.nn.leaky_relu(z, 0.1)}
 
 
 def _sizes() -> dict[str, Function]:
@@ -178,7 +171,7 @@ def _multiclass(example: Callable[[Array], tuple[Array, Array]]) -> Callable[[],
 
 
 KINKS: tuple[Kink, ...] = (
-    *_of_activation(relu, _rectifiers),
+    *_of_activation(relu, lambda: {"jnp.maximum": lambda z: jnp.maximum(z, 0), "jax.nn.relu": jax.nn.relu}),
     *_of_activation(leaky_relu(0.1), _leaky_rectifiers),
     _of_loss(losses.mae, "y = t", 0.0, (-1.0, 0.0, 1.0), _one(0.0), _sizes),
     _of_loss(losses.hinge, "y t = 1", 1.0, (-1.0, 0.0, 0.0), _one(1.0), _hinges),

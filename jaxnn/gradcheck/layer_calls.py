@@ -45,21 +45,13 @@ class LayerCall(NamedTuple):
 
 
 class LayerCalls(NamedTuple):
-    """The calls of all layers in a pass, combinators too.
+    """The calls of all layers in a pass, combinators too."""
 
-    Attributes:
-        nodes: the layers' places, inner ones first.
-        calls: by the index of a place.
-        uses: likewise, the number of axes of its uses.
-        output: the network's.
-        train: whether the layers behaved as in training.
-    """
-
-    nodes: list[Place]
-    calls: dict[tuple[int, ...], LayerCall]
-    uses: dict[tuple[int, ...], int]
-    output: Tree
-    train: bool
+    nodes: list[Place]  # the layers' places, inner ones first
+    calls: dict[tuple[int, ...], LayerCall]  # by the index of a place
+    uses: dict[tuple[int, ...], int]  # likewise, the number of axes of its uses
+    output: Tree  # the network's
+    train: bool  # whether the layers behaved as in training
 
     def problem(self, node: Place, rule: Layer | None = None) -> Problem:
         """A layer's rule, or that of another record in its place, at its call; all uses of it at once."""

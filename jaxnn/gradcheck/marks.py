@@ -60,12 +60,8 @@ def _seen(*args: Any, site: Site, levels: tuple[Any, ...]) -> list[Any]:
 mark_p.def_impl(_seen)
 
 
-def _nothing() -> None:
-    jax.debug.callback(lambda: None)
-
-
 # With these effects a mark is kept even if its outputs are unused, as calls of jax.debug.callback are.
-EFFECTS = frozenset(jax.make_jaxpr(_nothing)().effects)
+EFFECTS = frozenset(jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))().effects)
 mark_p.def_effectful_abstract_eval(lambda *avals, **_: (list(avals), set(EFFECTS)))
 
 
@@ -228,15 +224,10 @@ def undisturbed() -> Iterator[None]:
 
 
 def collected(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Call]:
-    """Runs `f(*args, **kwargs)` with its calls marked.
+    """The calls in `f(*args, **kwargs)`, run with its calls marked.
 
-    It is compiled as one program if possible; otherwise, as when Python depends on values, it runs eagerly.
-
-    Returns:
-        The calls; for those that were traced elsewhere, and so have no mark, the values are drawn at random.
-
-    Raises:
-        Exception: whatever f raises.
+    It is compiled as one program if possible, and otherwise, as when Python depends on values, run eagerly. Values of
+    calls that were traced elsewhere, and so have no mark, are drawn at random. Errors of f are raised.
     """
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
     indices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray))]

@@ -29,47 +29,26 @@ JUMPS = 1e-3  # of the gradient: a larger change within a millionth is a kink, o
 
 
 class Measured(NamedTuple):
-    """All that the verdict on one leaf follows from; arrays in float64, as in the docstring of `jaxnn.gradcheck.judge`.
+    """The measurements behind the verdict on one leaf, in float64; the letters are those of `jaxnn.gradcheck.judge`."""
 
-    Attributes:
-        problem: of which a leaf is judged; here its functions are not called.
-        name: the leaf's.
-        random: whether random numbers are drawn, so that the float64 program draws others.
-        hand: h.
-        auto: a.
-        hand64: h₆₄.
-        auto64: r.
-        replayed: the low-precision program of the rule, in float64 arithmetic.
-        reference: what `replayed` is compared with.
-        sigma: σ.
-        s: s.
-        u: the unit roundoff of the leaf.
-        coarsest: that of the coarsest leaf or gradient of the problem.
-        apart: the largest |h₆₄ − r| at two points beside x, off its kinks.
-        jump: the smallest change of r from x to one of them.
-        beside: the largest |r| there.
-        evidence: what is measured when it is asked for.
-        narrow: the noise of float32, once `evidence` has given it.
-    """
-
-    problem: Problem
-    name: str
-    random: bool
-    hand: np.ndarray
-    auto: np.ndarray
-    hand64: np.ndarray
-    auto64: np.ndarray
-    replayed: np.ndarray
-    reference: np.ndarray
-    sigma: np.ndarray
-    s: np.ndarray
-    u: float
-    coarsest: float
-    apart: np.ndarray
-    jump: np.ndarray
-    beside: np.ndarray
-    evidence: Evidence
-    narrow: np.ndarray | float = 0.0
+    problem: Problem  # of which a leaf is judged; here its functions are not called
+    name: str  # the leaf's
+    random: bool  # whether random numbers are drawn, so that the float64 program draws others
+    hand: np.ndarray  # h
+    auto: np.ndarray  # a
+    hand64: np.ndarray  # h₆₄
+    auto64: np.ndarray  # r
+    replayed: np.ndarray  # the low-precision program of the rule, in float64 arithmetic
+    reference: np.ndarray  # what `replayed` is compared with
+    sigma: np.ndarray  # σ
+    s: np.ndarray  # s
+    u: float  # the unit roundoff of the leaf
+    coarsest: float  # that of the coarsest leaf or gradient of the problem
+    apart: np.ndarray  # the largest |h₆₄ − r| at two points beside x, off its kinks
+    jump: np.ndarray  # the smallest change of r from x to one of them
+    beside: np.ndarray  # the largest |r| there
+    evidence: Evidence  # what is measured when it is asked for
+    narrow: np.ndarray | float = 0.0  # the noise of float32, once `evidence` has given it
 
     @property
     def noise(self) -> np.ndarray:

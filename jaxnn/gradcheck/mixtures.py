@@ -19,21 +19,14 @@ EXACT = 1e-12  # of the largest product: the accuracy of Wolfe's nearest point
 
 
 class Mixture(NamedTuple):
-    """A vector h compared with the convex combinations of the gradients found.
+    """A vector h compared with the convex combinations of the gradients found."""
 
-    Attributes:
-        short: by how much the furthest gradient falls short of h along the worst v, relative to the terms of that sum.
-        low: the smallest gradient found at each element.
-        high: the largest.
-        left: |h − the nearest combination| at each element, relative to the gradients' size there.
-        v: the last direction, along which all fall short of h if `short` is positive.
-    """
-
+    # by how much the furthest gradient falls short of h along the worst v, relative to the terms of that sum
     short: float
-    low: np.ndarray
-    high: np.ndarray
-    left: np.ndarray
-    v: np.ndarray
+    low: np.ndarray  # the smallest gradient found at each element
+    high: np.ndarray  # the largest
+    left: np.ndarray  # |h − the nearest combination| at each element, relative to the gradients' size there
+    v: np.ndarray  # the last direction, along which all fall short of h if `short` is positive
 
 
 def mixture(
@@ -41,11 +34,9 @@ def mixture(
 ) -> Mixture:
     """Finds a convex combination of gradients that is h, or a direction along which all of them fall short of it.
 
-    Args:
-        h: the vector.
-        v: the first direction.
-        furthest: (direction, enough) -> the gradient that goes furthest along it, or one that goes far enough.
-        enough: relative; at a smaller distance h is a combination, and falling short by more proves that it is none.
+    v is the first direction. `furthest(direction, enough)` returns the gradient that goes furthest along it, or one
+    that goes far enough. `enough` is relative: at a smaller distance h is a combination; falling short by more is a
+    proof.
     """
     seen: list[np.ndarray] = []
     short, left, asked = -np.inf, np.full(h.shape, np.inf), v

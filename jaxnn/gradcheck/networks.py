@@ -265,8 +265,8 @@ def _own_faults(
 def _isolated(called: LayerCalls, node: Place, inside: set[tuple[int, ...]]) -> list[Problem]:
     """A combinator's own rule, without those of the wrong layers inside it.
 
-    First with jax.grad's rule in their places; then its record's rule against that of the same combinator rebuilt,
-    since a rule that was replaced on the record is not in what `rebuild` makes.
+    First with jax.grad's rule in their places, then against that of the combinator rebuilt, which lacks a rule that was
+    replaced on the record.
     """
     within = {index[len(node.index) :] for index in inside}
     twin = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731

@@ -138,7 +138,7 @@ def _no_mixture(m: Measured, row: Row, found: Mixed) -> Row:
 
 
 def _between_everywhere(m: Measured, v: np.ndarray) -> bool:
-    """True if h lies between the slopes from both sides along v, along itself, and along every random direction tried.
+    """True if h lies between the slopes from both sides along v, along h and along random directions.
 
     Enough for a kink with more pieces than ties, as ‖x‖ has one for every direction at 0.
     """

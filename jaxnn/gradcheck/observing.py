@@ -115,7 +115,7 @@ class Observer:
             seen = self.seen[site.key] = Seen(kept, self.test, bool(jax.config.jax_enable_x64))
         with jax.transfer_guard("allow"):
             if seen.site.rule is not None and len(seen.values) < KEPT and sum(map(np.size, arrays)) <= LARGEST:
-                for i in range(_examples(arrays)):
+                for i in range(SAMPLES if any(hasattr(x, "batch_dim") for x in arrays) else 1):  # of a batch
                     values = [_concrete(x, i) for x in arrays]
                     if any(value is None for value in values):
                         break
@@ -140,11 +140,6 @@ class Observer:
         if self._last[0] != same:
             self._last = (same, _copied(f, args, kwargs))
         return self._last[1]
-
-
-def _examples(arrays: Sequence[Any]) -> int:
-    """The examples of a batch that are kept; 1 outside of vmap."""
-    return SAMPLES if any(hasattr(x, "batch_dim") for x in arrays) else 1
 
 
 def _concrete(x: Any, i: int) -> Any:
@@ -180,9 +175,6 @@ def _copied(f: Any, args: Any, kwargs: Any) -> Outer | None:
         return None
     args, kwargs = jax.tree.unflatten(tree, copies)
     return Outer(f, args, kwargs, bool(jax.config.jax_enable_x64))
-
-
-# ---------------------------------------------------------------- when the tests have ended
 
 
 def findings(observer: Observer, allow: Sequence[str], budget: float) -> list[Finding]:

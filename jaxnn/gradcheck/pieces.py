@@ -20,17 +20,11 @@ WORST = 3  # elements furthest from the mixtures; each of them is searched on it
 
 
 class Mixed(NamedTuple):
-    """A gradient compared with the mixtures of the pieces' gradients.
+    """A gradient compared with the mixtures of the pieces' gradients."""
 
-    Attributes:
-        nearest: the nearest mixture.
-        outside: an element outside all of them, or None.
-        gave_up: whether the search ended before it was complete.
-    """
-
-    nearest: Mixture
-    outside: tuple[int, ...] | None
-    gave_up: bool
+    nearest: Mixture  # the nearest mixture
+    outside: tuple[int, ...] | None  # an element outside all of them, or None
+    gave_up: bool  # whether the search ended before it was complete
 
 
 def mixed(problem: Problem, programs: Programs, i: int, hand: np.ndarray, v: np.ndarray) -> Mixed:

@@ -15,34 +15,22 @@ ONE_SHOT = {"xla_backend_optimization_level": 0}  # for programs that run only a
 
 
 class Problem(NamedTuple):
-    """A function of float leaves and a rule for its gradient, at one point, in the given precision.
+    """A function of float leaves and a rule for its gradient, at one point, in the given precision."""
 
-    Attributes:
-        place: as in a `Row` of the report.
-        kind: as in a `Row`.
-        names: one for each leaf.
-        value: `(leaves, fixed) -> [output, …]`, floats only.
-        rule: `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf.
-        leaves: float arrays.
-        fixed: all other arguments of the function: integers, keys, state.
-        deltas: cotangents, one for each output.
-        auto: the reference for the rule, with the same signature; None for jax.vjp of value.
-        always_differences: whether to take differences even where the rule and auto agree.
-        forward_error: the relative error of value as an approximation of the intended function.
-        surrogate: whether the rule is not meant to be the function's derivative, so that differences are no reference.
-    """
-
-    place: str
-    kind: str
-    names: tuple[str, ...]
-    value: Callable[[list[Array], Any], list[Array]]
+    place: str  # as in a `Row` of the report
+    kind: str  # as in a `Row`
+    names: tuple[str, ...]  # one for each leaf
+    value: Callable[[list[Array], Any], list[Array]]  # `(leaves, fixed) -> [output, …]`, floats only
+    # `(leaves, fixed, deltas) -> [gradient, …]`, one for each leaf
     rule: Callable[[list[Array], Any, list[Array]], list[Array]]
-    leaves: list[Array]
-    fixed: Any
-    deltas: list[Array]
+    leaves: list[Array]  # float arrays
+    fixed: Any  # all other arguments of the function: integers, keys, state
+    deltas: list[Array]  # cotangents, one for each output
+    # the reference for the rule, with the same signature; None for jax.vjp of value
     auto: Callable[[list[Array], Any, list[Array]], list[Array]] | None = None
-    always_differences: bool = False
-    forward_error: float = 0.0
+    always_differences: bool = False  # whether to take differences even where the rule and auto agree
+    forward_error: float = 0.0  # the relative error of value as an approximation of the intended function
+    # whether the rule is not meant to be the function's derivative, so that differences are no reference
     surrogate: bool = False
 
     @property
@@ -72,31 +60,18 @@ def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
     return fast
 
 
-# ---------------------------------------------------------------- the programs, traced once
-
-
 class Programs(NamedTuple):
-    """A problem, traced in its own precision and in float64.
+    """A problem, traced in its own precision and in float64."""
 
-    Attributes:
-        hand, auto: closed jaxprs in the given precision.
-        hand64, auto64: in float64; None where the function cannot be traced there.
-        stopped: the error, or "".
-        stopped_at: the line that raised the error, as `file:line (function)`, or "".
-        random: whether it draws random numbers, so that the float64 trace draws others.
-        same: whether the float64 trace of the rule is the same program, so that a replay would add nothing.
-        value: the function itself, in float64 where it can be traced there.
-    """
-
-    hand: Any
+    hand: Any  # closed jaxprs in the given precision
     auto: Any
-    hand64: Any
+    hand64: Any  # in float64; None where the function cannot be traced there
     auto64: Any
-    stopped: str
-    stopped_at: str
-    random: bool
-    same: bool
-    value: Any
+    stopped: str  # the error, or ""
+    stopped_at: str  # the line that raised the error, as `file:line (function)`, or ""
+    random: bool  # whether it draws random numbers, so that the float64 trace draws others
+    same: bool  # whether the float64 trace of the rule is the same program, so that a replay would add nothing
+    value: Any  # the function itself, in float64 where it can be traced there
 
 
 def trace(problem: Problem) -> Programs:

@@ -164,9 +164,6 @@ def _off(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(same, 0, excess(np.where(same, 0, a - b), np.broadcast_to(room, a.shape))))
 
 
-# ---------------------------------------------------------------- second order
-
-
 def second_order(case: Case, flat: Flat) -> list[Row]:
     """∂/∂x ⟨Jᵀδ, v⟩ of the rule against that of the gradient, reverse over reverse."""
     problem = flat.problem

@@ -176,17 +176,12 @@ def like(carry: Values, values: Values) -> Values:
 
 
 class Obstacle(NamedTuple):
-    """A part of a program that keeps float64 from getting through.
+    """A part of a program that keeps float64 from getting through."""
 
-    Attributes:
-        what: "a cast to bfloat16", "a pure_callback", "a captured constant, float32[3],", "an error in float64".
-        source: `file:line (function)` of the user's code, or "".
-        unit: the unit roundoff that remains when casts have been removed: 0 for a cast, that of its precision for a
-            rounded constant, infinite for what runs elsewhere in its own precision.
-    """
-
-    what: str
-    source: str
+    what: str  # "a cast to bfloat16", "a pure_callback", "a captured constant, float32[3],", "an error in float64"
+    source: str  # `file:line (function)` of the user's code, or ""
+    # the unit roundoff that remains when casts have been removed: 0 for a cast, that of its precision for a rounded
+    # constant, infinite for what runs elsewhere in its own precision
     unit: float = 0.0
 
 
@@ -259,8 +254,8 @@ def obstacles(closed: Program) -> list[Obstacle]:
 def _unit_of(x: float, dtype: DType) -> float:
     """The unit roundoff of a number that was rounded before it became a float64; 0 if it was not.
 
-    0.1 in float32 is 0.10000000149011612, which is exact in float32 and which nobody would write; 1.1 in bfloat16 is
-    1.1015625, which has more digits than bfloat16.
+    0.1 in float32 is 0.10000000149011612, exact in float32 but an unlikely literal; 1.1 in bfloat16 is 1.1015625, with
+    more digits than bfloat16.
     """
     if not np.isfinite(x) or x == 0 or abs(np.frexp(x)[0]) == 0.5 or x == round(x):
         return 0.0

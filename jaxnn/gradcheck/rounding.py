@@ -76,13 +76,10 @@ class _Perturbed(Replay):
 
 
 def spread(programs: list[Program], args: Values) -> list[list[np.ndarray]]:
-    """The standard deviation of each output of some float64 programs under rounding, from a few perturbed runs.
+    """The standard deviation under rounding of each output of float64 programs, from a few perturbed runs.
 
-    0 where a stronger perturbation does not move an output further: a branch is taken or not there, at a kink.
-
-    Args:
-        programs: in float64.
-        args: their arguments, in float64; under enable_x64.
+    0 where a stronger perturbation does not move an output further: a branch taken or not, at a kink. The arguments are
+    float64, under enable_x64.
     """
 
     def run(seed: Array, unit: Array, *args: Any) -> list[Values]:

@@ -285,7 +285,8 @@ def _not_given(site: Site, arrays: list[Array]) -> set[int]:
     def backward(arrays: list[Array]) -> None:
         args = site.arguments(arrays)
         out, residuals = rule.fwd(*args)
-        delta = jax.tree.map(lambda leaf: jnp.ones_like(leaf) if is_float(leaf) else _no_tangent(leaf), out)
+        no_tangent = lambda leaf: np.zeros(np.shape(leaf), jax.dtypes.float0)  # noqa: E731
+        delta = jax.tree.map(lambda leaf: jnp.ones_like(leaf) if is_float(leaf) else no_tangent(leaf), out)
         given = rule.bwd(*(args[i] for i in site.nondiff), residuals, delta)
         indices = jax.tree.unflatten(site.tree, range(site.tree.num_leaves))
         kept = tuple(entry for i, entry in enumerate(indices) if i not in site.nondiff)
@@ -297,13 +298,6 @@ def _not_given(site: Site, arrays: list[Array]) -> set[int]:
     if error_of(lambda: jax.eval_shape(backward, arrays)) is not None:
         return set()
     return {k for k, leaf in enumerate(site.arrays) if leaf in found}
-
-
-def _no_tangent(leaf: Any) -> Any:
-    return np.zeros(np.shape(leaf), jax.dtypes.float0)
-
-
-# ---------------------------------------------------------------- rules within rules
 
 
 def reached(call: Call) -> list[Call]:

@@ -33,21 +33,13 @@ COMBINED = (2.0, -3.0)  # of two tangents, for linearity
 
 
 class Rule(NamedTuple):
-    """A call at one list of arrays.
+    """A call at one list of arrays."""
 
-    Attributes:
-        site: the call.
-        arrays: all its arrays.
-        chosen: which of them are leaves: floats for which the rule gives a gradient.
-        names: one for each leaf.
-        deltas: two for each float output, the second ones larger.
-    """
-
-    site: Site
-    arrays: list[Array]
-    chosen: list[int]
-    names: tuple[str, ...]
-    deltas: list[Array]
+    site: Site  # the call
+    arrays: list[Array]  # all its arrays
+    chosen: list[int]  # which of them are leaves: floats for which the rule gives a gradient
+    names: tuple[str, ...]  # one for each leaf
+    deltas: list[Array]  # two for each float output, the second ones larger
 
     @property
     def leaves(self) -> list[Array]:

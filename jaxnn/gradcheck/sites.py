@@ -194,52 +194,30 @@ class Spec(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """A function and its rule as jaxprs, if they cannot be called again: closed-over values come after the arrays.
+    """A function and its rule as jaxprs, if they cannot be called again: closed-over values come after the arrays."""
 
-    Attributes:
-        value: the function, of (closed-over values, the arrays).
-        rule: the rule, of (closed-over values, the arrays, one cotangent for each float output).
-        held: the shapes and dtypes of all closed-over values.
-        value_held: the indices of the function's, in order.
-        rule_held: the indices of the rule's.
-    """
-
-    value: Any
-    rule: Any
-    held: tuple[Spec, ...]
-    value_held: tuple[int, ...]
-    rule_held: tuple[int, ...]
+    value: Any  # the function, of (closed-over values, the arrays)
+    rule: Any  # the rule, of (closed-over values, the arrays, one cotangent for each float output)
+    held: tuple[Spec, ...]  # the shapes and dtypes of all closed-over values
+    value_held: tuple[int, ...]  # the indices of the function's, in order
+    rule_held: tuple[int, ...]  # the indices of the rule's
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A call of a function with a rule; compared by identity, so that a primitive may carry it as a parameter.
+    """A call of a function with a rule; compared by identity, so that a primitive may carry it as a parameter."""
 
-    Attributes:
-        rule: the `jax.custom_vjp` or `jax.custom_jvp`; None if only its traced program is known.
-        name: of its function.
-        source: the line that defines the function, `file:line (function)`.
-        called: the line that calls it.
-        tree: the structure of the tuple of arguments.
-        arrays: the indices of the leaves that are arrays.
-        static: the other leaves, in order.
-        specs: one for each array.
-        programs: its function and rule as programs, if the objects themselves cannot be called again.
-        key: equal for calls that are the same to a check.
-        kind: "custom_vjp" or "custom_jvp".
-    """
-
-    rule: Any
-    name: str
-    source: str
-    called: str
-    tree: Any
-    arrays: tuple[int, ...]
-    static: tuple[Any, ...]
-    specs: tuple[Spec, ...]
-    programs: Programs | None
-    key: Any
-    kind: str
+    rule: Any  # the `jax.custom_vjp` or `jax.custom_jvp`; None if only its traced program is known
+    name: str  # of its function
+    source: str  # the line that defines the function, `file:line (function)`
+    called: str  # the line that calls it
+    tree: Any  # the structure of the tuple of arguments
+    arrays: tuple[int, ...]  # the indices of the leaves that are arrays
+    static: tuple[Any, ...]  # the other leaves, in order
+    specs: tuple[Spec, ...]  # one for each array
+    programs: Programs | None  # its function and rule as programs, if the objects themselves cannot be called again
+    key: Any  # equal for calls that are the same to a check
+    kind: str  # "custom_vjp" or "custom_jvp"
 
     @property
     def every_spec(self) -> tuple[Spec, ...]:
@@ -263,11 +241,7 @@ class Site:
 
 
 def resolved(f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Positional arguments, keywords and defaults as one tuple of positional arguments.
-
-    Raises:
-        TypeError: if they do not fit, or some are keyword-only.
-    """
+    """Positional arguments, keywords and defaults as one tuple of positional arguments; TypeError if impossible."""
     if not kwargs:
         try:
             bound = inspect.signature(f).bind(*args)
@@ -304,14 +278,9 @@ def site_of(rule: Any, args: tuple[Any, ...]) -> tuple[Site, list[Any]] | None:
     key = (type(rule).__name__, rule_print(rule), tree, tuple(map(of_value, static)), tuple(indices), specs)
     fun = rule.fun
     name = getattr(plain_function(fun), "__name__", type(fun).__name__)
-    site = Site(
-        rule, name, defined(fun), called_at(), tree, tuple(indices), tuple(static), specs, None, key, _kind(rule)
-    )
+    kind = "custom_jvp" if isinstance(rule, jax.custom_jvp) else "custom_vjp"
+    site = Site(rule, name, defined(fun), called_at(), tree, tuple(indices), tuple(static), specs, None, key, kind)
     return site, arrays
-
-
-def _kind(rule: Any) -> str:
-    return "custom_jvp" if isinstance(rule, jax.custom_jvp) else "custom_vjp"
 
 
 def floats(site: Site) -> list[int]:

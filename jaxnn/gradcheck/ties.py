@@ -33,31 +33,19 @@ Slots = list[Any]  # an array for each tie, in the order in which they are made;
 
 
 class Piece(NamedTuple):
-    """The gradient on one side of every tie.
+    """The gradient on one side of every tie."""
 
-    Attributes:
-        gradients: one for each leaf.
-        sensitivities: λ, like the slots.
-        moved: ż for the direction v.
-    """
-
-    gradients: list[Any]
-    sensitivities: Slots
-    moved: Slots
+    gradients: list[Any]  # one for each leaf
+    sensitivities: Slots  # λ, like the slots
+    moved: Slots  # ż for the direction v
 
 
 class Tied(NamedTuple):
-    """A traced `(leaves, fixed) -> outputs`, whose ties can be moved.
+    """A traced `(leaves, fixed) -> outputs`, whose ties can be moved."""
 
-    Attributes:
-        closed: the program.
-        leaves: the number of its arguments that are leaves; each counts as a tie, for kinks without a comparison.
-        inline: whether to enter functions with custom rules, for rules that do not run in float64.
-    """
-
-    closed: Program
-    leaves: int
-    inline: bool
+    closed: Program  # the program
+    leaves: int  # the number of its arguments that are leaves; each counts as a tie, for kinks without a comparison
+    inline: bool  # whether to enter functions with custom rules, for rules that do not run in float64
 
 
 def values(tied: Tied) -> Callable[[Any], Slots]:
@@ -103,13 +91,7 @@ class Moving(NamedTuple):
 
 
 class _Tying(Interpreter):
-    """Evaluates one program in float64 and collects its ties, in the order in which they are made.
-
-    Args:
-        program: the one that `run` is given.
-        slots: what to add to the ties; None for nothing.
-        inline: whether to enter functions with custom rules.
-    """
+    """Evaluates one program in float64 and collects its ties in order, with `slots` added to them."""
 
     def __init__(self, program: Program, slots: Slots | None, inline: bool) -> None:
         self.branched_on = _BranchedOn(program, inline).found
@@ -177,9 +159,9 @@ class _Tying(Interpreter):
 
 
 class _BranchedOn(Interpreter):
-    """Collects the variables on which something branches: here, in a function called here, or in one not entered.
+    """Collects the variables on which something branches, here or in a function called here, entered or not.
 
-    In the place of an array it has the variable itself; in a function called here, that of the caller.
+    Instead of an array it has the variable; in a function called here, that of the caller.
     """
 
     def __init__(self, program: Program, inline: bool) -> None:
@@ -210,23 +192,13 @@ class _BranchedOn(Interpreter):
         return eqn.outvars
 
 
-# ---------------------------------------------------------------- the piece that goes furthest
-
-
 class Sided(NamedTuple):
-    """A piece, for one leaf.
+    """A piece, for one leaf."""
 
-    Attributes:
-        worth: ⟨g, v⟩; −∞ where g is not finite.
-        gradient: g, of that leaf.
-        sides: where each tie was moved.
-        shares: λ ż of each tie: the part of ⟨g, v⟩ that goes through it.
-    """
-
-    worth: float
-    gradient: np.ndarray
-    sides: Slots
-    shares: Slots
+    worth: float  # ⟨g, v⟩; −∞ where g is not finite
+    gradient: np.ndarray  # g, of that leaf
+    sides: Slots  # where each tie was moved
+    shares: Slots  # λ ż of each tie: the part of ⟨g, v⟩ that goes through it
 
 
 def furthest(
@@ -237,21 +209,16 @@ def furthest(
     spent: Callable[[], bool],
     rng: np.random.Generator,
 ) -> Sided:
-    """A piece whose ⟨g, v⟩ is at least `wanted`, or the greatest that is found: a search by coordinate ascent.
+    """A piece whose ⟨g, v⟩ is at least `wanted`, or the greatest that is found, by coordinate ascent.
 
-    It begins with the pieces that conventions choose: every tie up or down, the first or the last of rivals the winner.
-    The share of a tie, λ ż, depends on its own side and on those of the ties before and after it. So the ties of one
-    block after another are moved to the opposite side, or up or down if their share is 0, and each takes the side on
+    The search starts from the pieces that conventions choose: every tie up or down, the first or the last of rivals the
+    winner. The share of a tie, λ ż, depends on its side and on those of the ties before and after it. So the ties of
+    each block in turn are moved to the opposite side, or up or down if their share is 0, and each takes the side on
     which its share was larger, until nothing improves and several starts have led to the same piece. If no path leads
     through two ties, every start leads to the best.
 
-    Args:
-        ask: from sides to the piece there.
-        blocks: see `blocks_of`.
-        moved: ż off the ties.
-        wanted: the ⟨g, v⟩ at which to stop.
-        spent: whether to give up.
-        rng: for the sides of ties whose ż is 0.
+    `ask` maps sides to the piece there, `moved` is ż off the ties, `spent` tells whether to give up, and `rng` draws
+    the sides of ties whose ż is 0.
     """
 
     def asked(sides: Slots) -> Sided:
@@ -311,9 +278,9 @@ def _crossed(here: Sided, other: Sided) -> Slots:
 
 
 def blocks_of(ties: Slots, leaves: int) -> list[Block]:
-    """Ties to move together: all; one array after another; for those inside a scan, one iteration after another.
+    """Ties to move together: all; one array after another; those in a scan one iteration after another.
 
-    No path leads through two ties of one array, or of one iteration.
+    No path leads through two ties of one array or iteration.
     """
     arrays = jax.tree_util.tree_leaves_with_path(ties)
     blocks: list[Block] = [dict.fromkeys(range(len(arrays)), EVERYWHERE)]

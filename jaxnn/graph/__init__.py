@@ -26,7 +26,4 @@ __all__ = [
     "table",
     "trace",
 ]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

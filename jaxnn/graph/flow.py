@@ -17,7 +17,7 @@ from jaxnn.graph.gradient_path import GradientPath, Segment, gradient_path, grad
 from jaxnn.graph.groups import Item, fold, groups
 from jaxnn.graph.nodes import Graph, check_function
 from jaxnn.graph.pulls import has_slope
-from jaxnn.graph.summaries import Summary, digits, summary
+from jaxnn.graph.summaries import digits, summary
 from jaxnn.graph.tracing import trace
 from jaxnn.magnitudes import LARGEST, SMALLEST
 from jaxnn.showing import shown
@@ -187,14 +187,7 @@ def _sizes(arrays: Sequence[Any]) -> tuple[float, float]:
     if any(s.infinite for s in found):
         return math.inf, math.inf
     total = math.hypot(*(s.norm for s in found))
-    return total / math.sqrt(sum(s.size for s in found)), max(map(_largest, found))
-
-
-def _largest(s: Summary) -> float:
-    return max(abs(s.low), abs(s.high))
-
-
-# ---------------------------------------------------------------- the verdict
+    return total / math.sqrt(sum(s.size for s in found)), max(max(abs(s.low), abs(s.high)) for s in found)
 
 
 def _verdict(found: GradientPath) -> tuple[str, float, Segment | None]:

@@ -43,23 +43,17 @@ class Segment(NamedTuple):
 
 
 class GradientPath(NamedTuple):
-    """The path between the output and the array furthest from it.
+    """The path between the output and the array furthest from it."""
 
-    Attributes:
-        trunk: the operations that all paths share, from the one furthest from the output to the last whose output has
-            more than one entry.
-        steps: the segments between them, preceded by the one into the first operation's own input if it is the only one
-            or changes the scale by more than 30, and followed by the one to the output unless it is a sum or a mean.
-        start: g at the beginning.
-        end: g at the end.
-        counted: whether a sum or a mean in between was counted as 1.
-    """
-
+    # the operations that all paths share, from the one furthest from the output to the last whose output has more than
+    # one entry
     trunk: tuple[int, ...]
+    # the segments between them, preceded by the one into the first operation's own input if it is the only one or
+    # changes the scale by more than 30, and followed by the one to the output unless it is a sum or a mean
     steps: tuple[Segment, ...]
-    start: float
-    end: float
-    counted: bool
+    start: float  # g at the beginning
+    end: float  # g at the end
+    counted: bool  # whether a sum or a mean in between was counted as 1
 
 
 def gradient_path(graph: Graph) -> GradientPath:
@@ -146,7 +140,8 @@ def _without_means(graph: Graph, trunk: Sequence[int], factors: list[float]) -> 
             n *= _summed(graph, node)
             found[k] = beyond(factor, 1.0 / n, math.inf if node.operation == "reduce_window_sum" else 1.0)
             n *= min(max(factor, 1.0 / n), 1.0)
-        elif direct and n > 1 and _scales(node):
+        elif direct and n > 1 and node.operation in ("div", "mul") and sum(p is not None for p in node.passed) == 1:
+            # a product with an array without a gradient, or a division by one
             left = max(n, 1.0)
             found[k] = beyond(factor, 1.0 / left, 1.0)
             n *= min(max(factor, 1.0 / left), 1.0)
@@ -162,11 +157,6 @@ def _summed(graph: Graph, node: Node) -> float:
     if node.operation not in SUMS:
         return 1.0
     return max(np.size(graph.at(node.inputs[0])[0]) / max(_entries(node), 1), 1.0)
-
-
-def _scales(node: Node) -> bool:
-    """True for a product with, or a division by, an array without a gradient."""
-    return node.operation in ("div", "mul") and sum(part is not None for part in node.passed) == 1
 
 
 def _entering(graph: Graph, node: Node, after: float) -> tuple[Segment, float] | None:

@@ -16,64 +16,40 @@ SHOWN = 8  # groups that an error names
 
 
 class Group(NamedTuple):
-    """A run of operations inside one scope.
+    """A run of operations inside one scope."""
 
-    Attributes:
-        key: its path, "residual_0/dense_0"; a scope entered again is "relu#2", "relu#3", … in forward order.
-        path: names of the scopes, outermost first, its own last.
-        nodes: the ids of its operations.
-    """
-
-    key: str
-    path: tuple[str, ...]
-    nodes: range
+    key: str  # its path, "residual_0/dense_0"; a scope entered again is "relu#2", "relu#3", … in forward order
+    path: tuple[str, ...]  # names of the scopes, outermost first, its own last
+    nodes: range  # the ids of its operations
 
 
 class Item(NamedTuple):
-    """An operation, or a folded group.
+    """An operation, or a folded group."""
 
-    Attributes:
-        key: the group's, or the operation's number as a string.
-        group: the group that is folded here; None for an operation.
-        path: the open scopes around it, outermost first.
-        nodes: the ids of its operations, one for an operation.
-        outputs: an operation's outputs; of a group the arrays that leave it, or its last operation's if none does.
-    """
-
-    key: str
-    group: Group | None
-    path: tuple[str, ...]
-    nodes: range
+    key: str  # the group's, or the operation's number as a string
+    group: Group | None  # the group that is folded here; None for an operation
+    path: tuple[str, ...]  # the open scopes around it, outermost first
+    nodes: range  # the ids of its operations, one for an operation
+    # an operation's outputs; of a group the arrays that leave it, or its last operation's if none does
     outputs: tuple[Ref, ...]
 
 
 class Edge(NamedTuple):
-    """The arrays that pass from an item or a leaf to another item; there is at most one edge between two items.
+    """The arrays that pass from an item or a leaf to another item; there is at most one edge between two items."""
 
-    Attributes:
-        source: an index in `Folded.items`; −1 − k for leaf k of the graph.
-        target: an index in `Folded.items`.
-        uses: for every array, (the id of the operation that takes it, the number of the input). The array is
-            `graph.nodes[id].inputs[i]`, and what is passed back along it is `graph.nodes[id].passed[i]`.
-    """
-
-    source: int
-    target: int
+    source: int  # an index in `Folded.items`; −1 − k for leaf k of the graph
+    target: int  # an index in `Folded.items`
+    # for every array, (the id of the operation that takes it, the number of the input). The array is
+    # `graph.nodes[id].inputs[i]`, and what is passed back along it is `graph.nodes[id].passed[i]`
     uses: tuple[tuple[int, int], ...]
 
 
 class Folded(NamedTuple):
-    """The visible part of a graph.
+    """The visible part of a graph."""
 
-    Attributes:
-        items: in forward order.
-        edges: between items, by target; without those inside a folded group.
-        opened: the open groups, outermost first.
-    """
-
-    items: tuple[Item, ...]
-    edges: tuple[Edge, ...]
-    opened: tuple[Group, ...]
+    items: tuple[Item, ...]  # in forward order
+    edges: tuple[Edge, ...]  # between items, by target; without those inside a folded group
+    opened: tuple[Group, ...]  # the open groups, outermost first
 
 
 def groups(graph: Graph) -> tuple[Group, ...]:

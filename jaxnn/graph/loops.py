@@ -77,10 +77,7 @@ def products_of(node: Node, i: int) -> int:
 
 
 def bad_step_back(node: Node, inputs: Values) -> int:
-    """The first iteration of a scan, in the order of its reverse pass, that passes back what is not finite.
-
-    The last to run if all are finite.
-    """
+    """The first iteration of a scan, in reverse, that passes back what is not finite; the last to run if all are."""
     scan = Scan.of(node.params)
     finite = back(scan, inputs, node.gradients, carries(scan, inputs)).finite
     return next((t for t in reversed(scan.order) if not finite[t]), scan.order[0])
@@ -90,18 +87,13 @@ def bad_step_back(node: Node, inputs: Values) -> int:
 
 
 class Back(NamedTuple):
-    """The reverse pass of a scan, iteration by iteration.
+    """The reverse pass of a scan, iteration by iteration."""
 
-    Attributes:
-        deltas: for each carry the gradients [T, …] of what each iteration passes on; None for integers, for what no
-            output depends on, and for what depends on no input.
-        finite: [T], whether all that an iteration passes back is finite.
-        moving: for each input of an iteration, whether its derivative is taken.
-    """
-
+    # for each carry the gradients [T, …] of what each iteration passes on; None for integers, for what no output
+    # depends on, and for what depends on no input
     deltas: list[Array | None]
-    finite: Array
-    moving: list[bool]
+    finite: Array  # [T], whether all that an iteration passes back is finite
+    moving: list[bool]  # for each input of an iteration, whether its derivative is taken
 
 
 def back(
@@ -109,15 +101,9 @@ def back(
 ) -> Back:
     """The reverse pass of a scan by JAX's vjp of its body, one iteration after another.
 
-    An output without a gradient gets none here, as in JAX: zeros instead would give 0 · ∞ = NaN where its slope is
-    infinite.
-
-    Args:
-        scan: the loop.
-        inputs: of the scan.
-        own: the gradients of the scan's outputs, None for none.
-        came: as from `carries`.
-        wanted: which inputs are differentiated by; by default all floats.
+    An output without a gradient gets none here, as in JAX: with zeros an infinite slope would give 0 · ∞ = NaN. `own`
+    are the gradients of the scan's outputs, None for none, `came` is as from `carries`, and `wanted` the inputs to
+    differentiate by, by default all floats.
     """
     consts, start, xs = scan.parts(inputs)
     body, n = function_of(scan.body), scan.carry
@@ -125,7 +111,7 @@ def back(
     if not first:
         return Back([None] * n, jnp.ones(0, bool), [False] * len(inputs))
     moving, present = _linked(scan, body, first, own, wanted)
-    floats, kept = _places(moving), [k for k in range(n) if present[k]]
+    floats, kept = [i for i in range(len(moving)) if moving[i]], [k for k in range(n) if present[k]]
     dys = [own[k] for k in range(n, len(own)) if present[k]]
     last = [jnp.zeros_like(start[k]) if own[k] is None else own[k] for k in kept]
 
@@ -177,7 +163,3 @@ def _linked(
     moved = {k for k, i in links if moving[i]}
     carried = [k in moved or (k < scan.carry and moving[scan.consts + k]) for k in range(len(own))]
     return moving, [there and carried[k] for k, there in enumerate(present)]
-
-
-def _places(flags: Sequence[bool]) -> list[int]:
-    return [i for i, flag in enumerate(flags) if flag]

@@ -61,11 +61,7 @@ def by_rule(node: Node, eqn: core.JaxprEqn, inputs: Values, own: Gradients, want
 
 
 def by_jax(node: Node, eqn: core.JaxprEqn, inputs: Values, own: Gradients, wanted: Sequence[bool]) -> Passed:
-    """The gradients that JAX's vjp of an operation passes back: those of its custom rule, if it has one.
-
-    Raises:
-        ValueError: if JAX has no reverse rule for the operation; names it and its line.
-    """
+    """The gradients that JAX's vjp of an operation, or its custom rule, passes back; ValueError without such a rule."""
     places, given = _places(wanted), [k for k, g in enumerate(own) if g is not None]
     found: list[Any] = [None] * len(inputs)
     if not places or not given:
@@ -88,12 +84,7 @@ def jax_rule(
 ) -> Callable[[Values, Values], Passed]:
     """JAX's vjp of an operation: (the inputs at `places`, δ of the outputs `given`) -> the gradients of those inputs.
 
-    Args:
-        eqn: the operation.
-        inputs: all of its inputs.
-        places: the inputs to differentiate by.
-        given: the outputs that have a δ.
-        reached: if given, becomes True at each place to which something is passed; JAX fills the others with zeros.
+    `reached`, if given, becomes True at each place to which something is passed; JAX fills the others with zeros.
     """
     f = _function(eqn, inputs, places, given)
 

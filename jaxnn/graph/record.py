@@ -58,20 +58,12 @@ def recorded(
     source: Source = NOWHERE,
     wanted: Sequence[bool] | None = None,
 ) -> Graph:
-    """The graph of a program at a point.
+    """The graph of a program at a point, with flat tuples for `value` and `gradients`.
 
-    Args:
-        name: of the function.
-        closed: the program.
-        args: one array for each of its inputs.
-        names: one for each of args.
-        cotangents: the gradient of each output to begin with, None for none; None instead of all for values alone.
-        unroll: whether loops and branches become the operations that ran.
-        source: the line to name where JAX has recorded none.
-        wanted: which of args to differentiate by; by default all floats.
-
-    Returns:
-        A Graph whose `value` and `gradients` are flat tuples.
+    `names` and `args` have an entry for each input. `cotangents` are the gradients of the outputs to begin with, None
+    for none, None instead of all for values alone. With `unroll` loops and branches become the operations that ran.
+    `source` is the line to name where JAX has recorded none, `wanted` which of args to differentiate by, by default all
+    floats.
     """
     tape = (_Unrolled if unroll else _Tape)(source)
     given = [tape.leaf(Leaf(label, "input", arg)) for label, arg in zip(names, args, strict=True)]

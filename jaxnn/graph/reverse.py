@@ -28,15 +28,9 @@ def reverse(
 ) -> tuple[tuple[Node, ...], dict[Ref, Any]]:
     """The nodes with their gradients and what they pass back, and the gradient of every array that has one.
 
-    An array to which nothing is passed has no gradient, rather than zeros: 0 times an infinite slope is NaN.
-
-    Args:
-        steps: the nodes and their equations.
-        value: from a reference to its array.
-        given: the inputs.
-        outs: the outputs.
-        cotangents: the gradients of the outputs, None for none.
-        wanted: which of the inputs to differentiate by.
+    An array to which nothing is passed has no gradient, rather than zeros: 0 times an infinite slope is NaN. `steps`
+    are the nodes and their equations, `value` maps a reference to its array, `given` are the inputs, `cotangents` the
+    gradients of the outputs `outs`, None for none, and `wanted` the inputs to differentiate by.
     """
     differentiated = {ref for ref, want in zip(given, wanted, strict=True) if want and is_float(value(ref))}
     reached, moving = _moved(steps, value, differentiated)

@@ -15,28 +15,17 @@ SMALLEST, LARGEST = 1e-4, 1e7  # outside, scientific notation
 
 
 class Summary(NamedTuple):
-    """An array in a few numbers.
+    """An array in a few numbers."""
 
-    Attributes:
-        shape: of the array.
-        dtype: its name, "float32".
-        number: the number itself for shape (); else None.
-        low: the smallest finite entry; NaN if there is none.
-        high: the largest finite entry.
-        norm: √Σx² of the finite entries.
-        nans: the number of NaNs.
-        infinite: the number of infinite entries.
-        known: whether there are numbers to summarise: False for random keys, for float0 and under a transformation.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    number: Any = None
-    low: float = math.nan
-    high: float = math.nan
-    norm: float = math.nan
-    nans: int = 0
-    infinite: int = 0
+    shape: tuple[int, ...]  # of the array
+    dtype: str  # its name, "float32"
+    number: Any = None  # the number itself for shape (); else None
+    low: float = math.nan  # the smallest finite entry; NaN if there is none
+    high: float = math.nan  # the largest finite entry
+    norm: float = math.nan  # √Σx² of the finite entries
+    nans: int = 0  # the number of NaNs
+    infinite: int = 0  # the number of infinite entries
+    # whether there are numbers to summarise: False for random keys, for float0 and under a transformation
     known: bool = True
 
     @property

@@ -122,11 +122,7 @@ CONCRETE = (  # errors of JAX about functions that need concrete values, with ad
 
 
 def _jaxpr(f: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Any, Tree]:
-    """The jaxpr of f and the structure of its output.
-
-    Raises:
-        ValueError: if f is not pure: traced twice, it yields different programs.
-    """
+    """The jaxpr of f and the structure of its output; ValueError if f is not pure: two traces differ."""
     first, second = (_traced(f, args) for _ in range(2))
     differs = first_difference(first[0], second[0])
     if differs is not None:

@@ -12,21 +12,13 @@ from jaxnn.jaxprs.programs import Program, Values, with_constants
 
 
 class Scan(NamedTuple):
-    """A `lax.scan` in a program: `body(*consts, *carry, *x) -> (*carry, *y)`.
+    """A `lax.scan` in a program: `body(*consts, *carry, *x) -> (*carry, *y)`."""
 
-    Attributes:
-        body: the program of one iteration.
-        consts: the number of inputs that are the same in every iteration.
-        carry: the number of inputs, and of outputs, that pass from one iteration to the next.
-        length: the number of iterations.
-        reverse: whether the iterations run from the last entry of the xs to the first.
-    """
-
-    body: Program
-    consts: int
-    carry: int
-    length: int
-    reverse: bool
+    body: Program  # the program of one iteration
+    consts: int  # the number of inputs that are the same in every iteration
+    carry: int  # the number of inputs, and of outputs, that pass from one iteration to the next
+    length: int  # the number of iterations
+    reverse: bool  # whether the iterations run from the last entry of the xs to the first
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Scan:
@@ -61,19 +53,12 @@ class Scan(NamedTuple):
 
 
 class While(NamedTuple):
-    """A `lax.while_loop` in a program: `test(*test_consts, *carry)`, `body(*body_consts, *carry) -> carry`.
+    """A `lax.while_loop` in a program: `test(*test_consts, *carry)`, `body(*body_consts, *carry) -> carry`."""
 
-    Attributes:
-        test: the program that decides whether to continue.
-        body: the program of one iteration.
-        test_consts: the number of inputs of each test beside the carry.
-        body_consts: the number of inputs of each iteration beside the carry.
-    """
-
-    test: Program
-    body: Program
-    test_consts: int
-    body_consts: int
+    test: Program  # the program that decides whether to continue
+    body: Program  # the program of one iteration
+    test_consts: int  # the number of inputs of each test beside the carry
+    body_consts: int  # the number of inputs of each iteration beside the carry
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> While:
@@ -88,13 +73,9 @@ class While(NamedTuple):
 
 
 class Cond(NamedTuple):
-    """A `lax.cond` or `lax.switch` in a program: its first input is the index of the branch, the others go to it.
+    """A `lax.cond` or `lax.switch` in a program: its first input is the index of the branch, the others go to it."""
 
-    Attributes:
-        branches: the programs to choose from.
-    """
-
-    branches: tuple[Program, ...]
+    branches: tuple[Program, ...]  # the programs to choose from
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Cond:

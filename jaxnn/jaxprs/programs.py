@@ -50,8 +50,6 @@ def dependences(f: Callable[..., Sequence[Array]], args: Sequence[Any]) -> list[
     return [list(partial_eval.dce_jaxpr(jaxpr, [j == k for j in range(n)])[1])[len(args) :] for k in range(n)]
 
 
-# ---------------------------------------------------------------- programs inside programs
-
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})  # a function, and nothing else
 RULED = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})  # with a derivative rule
 CONTROL = frozenset({"scan", "while", "cond"})

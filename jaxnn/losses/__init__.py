@@ -71,7 +71,4 @@ __all__ = [
     "softmax_cross_entropy",
     "label_smoothing",
 ]
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

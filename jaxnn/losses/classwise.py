@@ -32,12 +32,9 @@ class Classwise(OfRules):
     """A loss over the last axis, which cost(y, t, total) reduces; slope(y, t, total) is ∂cost/∂y.
 
     t [N, …, K] is one-hot or, if the loss is soft, a distribution; total is its sum over K.
-
-    Attributes:
-        soft: whether a target may be a distribution.
     """
 
-    soft: ClassVar[bool] = True
+    soft: ClassVar[bool] = True  # whether a target may be a distribution
 
     @classmethod
     def _shapes(cls) -> str:

@@ -19,13 +19,9 @@ from jaxnn.types import Array
 
 
 class Entrywise(OfRules):
-    """A loss given for one entry by cost(y, t) and slope(y, t) = ∂cost/∂y.
+    """A loss given for one entry by cost(y, t) and slope(y, t) = ∂cost/∂y."""
 
-    Attributes:
-        domain: the values that a target may hold.
-    """
-
-    domain: ClassVar[Domain] = NUMBERS
+    domain: ClassVar[Domain] = NUMBERS  # the values that a target may hold
 
     @classmethod
     def _shapes(cls) -> str:

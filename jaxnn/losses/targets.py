@@ -20,19 +20,12 @@ from jaxnn.types import Array
 
 
 class Domain(NamedTuple):
-    """The values a target may take.
+    """The values a target may take."""
 
-    Attributes:
-        wrong: of a NumPy or JAX array, entry by entry: True where the value cannot be right.
-        meant: the right values in words.
-        cause: the likely cause, from all values, given that some are wrong.
-        poisons: False if a wrong value gives NaN by itself.
-    """
-
-    wrong: Callable[[Any], Any]
-    meant: str
-    cause: Callable[[np.ndarray], str]
-    poisons: bool = True
+    wrong: Callable[[Any], Any]  # of a NumPy or JAX array, entry by entry: True where the value cannot be right
+    meant: str  # the right values in words
+    cause: Callable[[np.ndarray], str]  # the likely cause, from all values, given that some are wrong
+    poisons: bool = True  # False if a wrong value gives NaN by itself
 
 
 def _cause_of_bad_sign(t: np.ndarray) -> str:
@@ -58,10 +51,7 @@ def _cause_of_bad_distribution(t: np.ndarray) -> str:
 
 
 NUMBERS = Domain(
-    lambda t: ~np.isfinite(t),
-    "finite",
-    lambda t: "drop these examples or fill the values in",
-    poisons=False,
+    lambda t: ~np.isfinite(t), "finite", lambda t: "drop these examples or fill the values in", poisons=False
 )
 SIGNS = Domain(lambda t: abs(t) != 1, "-1 or 1", _cause_of_bad_sign)
 SHARES = Domain(lambda t: ~((t >= 0) & (t <= 1)), "in [0, 1]", _cause_of_bad_share)
@@ -125,9 +115,6 @@ def poison(wrong: Array, like: Array, kept: int = 1) -> Array:
     """
     sick = jnp.where(wrong, jnp.nan, 0.0).astype(like.dtype).sum(axis=tuple(range(kept, wrong.ndim)))
     return sick.reshape(*(sick.shape if kept > 1 else (-1,)), *[1] * (like.ndim - kept))
-
-
-# ---------------------------------------------------------------- a prediction and a target
 
 
 def as_arrays(where: str, prediction: Any, target: Any) -> tuple[Array, Array]:

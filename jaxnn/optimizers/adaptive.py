@@ -315,9 +315,6 @@ class adamw(adam):
         return jax.tree.map(decayed, params, steps, chosen("adamw", params, self.on))
 
 
-# ---------------------------------------------------------------- shared arithmetic
-
-
 def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
     """−size · s / (√r + floor)."""
     tiny = float(jnp.finfo(r.dtype).tiny)  # a δ that vanishes in r's dtype would make 0/0 of g = 0

@@ -347,9 +347,6 @@ class accumulate(Optimizer):
         )
 
 
-# ---------------------------------------------------------------- states of inner optimizers
-
-
 def _without_rate(state: Tree) -> Tree:
     """The state with () for the fields that its holder shows, so that no buffer is donated twice."""
     return state._replace(**dict.fromkeys(RATE, ()))

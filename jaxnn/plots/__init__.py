@@ -26,7 +26,4 @@ __all__ = [
     "activations", "losses", "schedules", "learning_curves", "gradient_flow", "flow_over_time", "decision_boundary",
     "weight_images", "confusion_matrix", "image_rows",
 ]  # fmt: skip
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

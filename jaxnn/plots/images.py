@@ -23,9 +23,6 @@ SHADES = 200  # points along each side of a decision boundary's plane
 CHARACTERS = 9  # of a tick label in an inch
 
 
-# ---------------------------------------------------------------- decision boundary
-
-
 @styled
 def decision_boundary(
     predict: Callable[[Array], Array],
@@ -93,9 +90,6 @@ def _draw_regions(
     axes.pcolormesh(*sides, regions.reshape(square), cmap=shades, vmin=-0.5, vmax=k - 0.5, rasterized=True)
     if one_score:
         axes.contour(*sides, scores.reshape(square), [threshold], colors=DARK, linewidths=1)
-
-
-# ---------------------------------------------------------------- confusion matrix
 
 
 @styled
@@ -166,9 +160,6 @@ def _tinted(shares: np.ndarray) -> np.ndarray:
     depth = np.where(correct, shares, np.minimum(1, np.sqrt(shares * 2)))[..., None]
     colour = np.where(correct[..., None], to_rgb(COLOURS[0]), to_rgb(COLOURS[1]))
     return 1 - depth * (1 - colour)
-
-
-# ---------------------------------------------------------------- rows of images
 
 
 @styled

@@ -177,14 +177,16 @@ class _Writer:
         return [leaf.name, leaf.kind, self.array(leaf.value), self.array(leaf.gradient)]
 
     def node(self, node: Node, depth: int) -> list[Any]:
+        power = f"^{node.params['y']}" if node.operation == "integer_pow" else ""
+        params = "\n".join(f"{key} = {_text(value)}" for key, value in node.params.items() if value is not None)
         return [
             self.string(node.operation),
-            self.string(_symbol(node)),
+            self.string(power or SYMBOLS.get(node.operation, "")),
             [ref.node if ref.output == 0 else [*ref] for ref in node.inputs],
             [self.array(value) for value in node.values],
             [self.array(gradient) for gradient in node.gradients],
             [self.array(part) for part in node.passed],
-            *map(self.string, (node.formula, node.rule, node.note, node.file, node.function, _params(node))),
+            *map(self.string, (node.formula, node.rule, node.note, node.file, node.function, params)),
             node.line,
             [self.whole(graph, depth + 1) for graph in self.inside(node, depth)],
         ]
@@ -280,15 +282,6 @@ def _iterations(node: Node) -> list[int]:
     if count <= INSIDES:
         return list(range(count))
     return [*range(INSIDES // 2), *range(count - INSIDES // 2, count)]
-
-
-def _symbol(node: Node) -> str:
-    return f"^{node.params['y']}" if node.operation == "integer_pow" else SYMBOLS.get(node.operation, "")
-
-
-def _params(node: Node) -> str:
-    """The parameters that are set, one per line."""
-    return "\n".join(f"{key} = {_text(value)}" for key, value in node.params.items() if value is not None)
 
 
 def _text(value: Any) -> str:

@@ -21,18 +21,12 @@ Edge = tuple[int, int]
 
 
 class Layout(NamedTuple):
-    """The order in which nodes and edges are drawn. Points are the nodes, then the bend points.
+    """The order in which nodes and edges are drawn. Points are the nodes, then the bend points."""
 
-    Attributes:
-        layer: of each point; layer 0 is at the top.
-        rows: the points of each layer from left to right.
-        bends: for each edge the points that it passes between its nodes, one per layer; also () for the longest edges
-            of a graph that would have more than MOST_BENDS of them. Edges from one source share bend points as long as
-            they run together.
-    """
-
-    layer: tuple[int, ...]
-    rows: Rows
+    layer: tuple[int, ...]  # of each point; layer 0 is at the top
+    rows: Rows  # the points of each layer from left to right
+    # for each edge the points that it passes between its nodes, one per layer; also () for the longest edges of a graph
+    # that would have more than MOST_BENDS of them. Edges from one source share bend points as long as they run together
     bends: tuple[tuple[int, ...], ...]
 
 
@@ -80,10 +74,9 @@ def layout(
 
 
 def layers(count: int, edges: Sequence[Edge], top: Sequence[int] = (), bottom: Sequence[int] = ()) -> list[int]:
-    """A layer for each node, by the longest path to it; nodes without inputs are just above their first use.
+    """A layer for each node, by the longest path to it; ValueError if the edges contain a cycle.
 
-    Raises:
-        ValueError: if the edges contain a cycle.
+    Nodes without inputs are just above their first use.
     """
     below: list[list[int]] = [[] for _ in range(count)]
     waiting = [0] * count
@@ -111,14 +104,8 @@ def layers(count: int, edges: Sequence[Edge], top: Sequence[int] = (), bottom: S
     return layer
 
 
-# ---------------------------------------------------------------- bends
-
-
 def _bent(layer: list[int], edges: Sequence[Edge], sources: Sequence[Hashable]) -> tuple[list[tuple[int, ...]], Rows]:
-    """The bends of each edge, and above[p], the neighbours of point p in the layer above.
-
-    Appends the bends' layers to `layer`.
-    """
+    """The bends of each edge, appended to `layer`, and above[p], the neighbours of point p in the layer above."""
     spans = sorted((layer[v] - layer[u] - 1, e) for e, (u, v) in enumerate(edges))
     chains: dict[tuple[int, Hashable], list[int]] = {}
     bends: list[tuple[int, ...]] = [()] * len(edges)
@@ -141,9 +128,6 @@ def _bent(layer: list[int], edges: Sequence[Edge], sources: Sequence[Hashable]) 
     for u, v in pairs:
         above[v].append(u)
     return bends, above
-
-
-# ---------------------------------------------------------------- order
 
 
 def _by_igraph(layer: list[int], above: Rows) -> Rows:

@@ -21,44 +21,27 @@ Key = tuple[str, int | Ref]  # of a point during construction: an item, an entry
 
 
 class Link(NamedTuple):
-    """An array that passes between two points of a subgraph.
+    """An array that passes between two points of a subgraph."""
 
-    Attributes:
-        source: a point of the subgraph.
-        target: a point of the subgraph.
-        ref: the array.
-        slot: the number of the input of the operation at target; −1 if target is a group or a port.
-    """
-
-    source: int
-    target: int
-    ref: Ref
-    slot: int
+    source: int  # a point of the subgraph
+    target: int  # a point of the subgraph
+    ref: Ref  # the array
+    slot: int  # the number of the input of the operation at target; −1 if target is a group or a port
 
 
 class Subgraph(NamedTuple):
-    """A group as it is drawn. Its points are its items, then its entries, its exits, and the bends of the layout.
+    """A group as it is drawn. Its points are its items, then its entries, its exits, and the bends of the layout."""
 
-    Attributes:
-        name: the group's key; "" for the whole graph; "dense_0 … dense_7" for a run of neighbours, or "" if these are
-            all operations.
-        parent: the subgraph around it; −1 for the whole graph.
-        nodes: the ids of its operations.
-        items: groups and operations in forward order, then leaves.
-        entries: arrays from outside that are used inside.
-        exits: arrays that are used outside.
-        links: between its points.
-        layout: of points and links.
-    """
-
+    # the group's key; "" for the whole graph; "dense_0 … dense_7" for a run of neighbours, or "" if these are all
+    # operations
     name: str
-    parent: int
-    nodes: range
-    items: tuple[int, ...]
-    entries: tuple[Ref, ...]
-    exits: tuple[Ref, ...]
-    links: tuple[Link, ...]
-    layout: Layout
+    parent: int  # the subgraph around it; −1 for the whole graph
+    nodes: range  # the ids of its operations
+    items: tuple[int, ...]  # groups and operations in forward order, then leaves
+    entries: tuple[Ref, ...]  # arrays from outside that are used inside
+    exits: tuple[Ref, ...]  # arrays that are used outside
+    links: tuple[Link, ...]  # between its points
+    layout: Layout  # of points and links
 
 
 class _Group:

@@ -30,10 +30,6 @@ def _small_power(inputs: Sequence[Any], z: Any, params: dict[str, Any]) -> Any:
     return (x == 0) & (y < 1)
 
 
-def _overflowed(inputs: Sequence[Any], z: Any, params: dict[str, Any]) -> Any:
-    return np.isinf(z)
-
-
 INFINITE_SLOPE: dict[str, Mask] = {
     **dict.fromkeys(("sqrt", "rsqrt", "log", "cbrt"), lambda xs, z, p: xs[0] == 0),
     "log1p": lambda xs, z, p: xs[0] == -1,
@@ -44,18 +40,12 @@ INFINITE_SLOPE: dict[str, Mask] = {
     "acosh": lambda xs, z, p: xs[0] <= 1,
     "atan2": lambda xs, z, p: (xs[0] == 0) & (xs[1] == 0),
     "mul": lambda xs, z, p: np.isinf(xs[0]) | np.isinf(xs[1]),
-    **dict.fromkeys((*EXPONENTIALS, "tan", "square"), _overflowed),
+    **dict.fromkeys((*EXPONENTIALS, "tan", "square"), lambda xs, z, p: np.isinf(z)),
 }
 
 
 def infinite_slope(graph: Graph, node: Node, edge: int) -> tuple[int, ...] | None:
-    """The first element at which an operation passes back NaN or infinity, preferably one where δ is not 0.
-
-    Args:
-        graph: the operation's graph.
-        node: the operation.
-        edge: the number of the input.
-    """
+    """The first element at which NaN or infinity is passed back to input `edge`, preferably where δ is not 0."""
     if not entrywise(graph, node) or node.gradients[0] is None:
         return None
     inputs, z = [np.asarray(graph.at(ref)[0]) for ref in node.inputs], np.asarray(node.values[0])
@@ -75,13 +65,9 @@ def infinite_slope(graph: Graph, node: Node, edge: int) -> tuple[int, ...] | Non
 
 
 def backward_cause(graph: Graph, node: Node, edge: int, element: tuple[int, ...] | None) -> Cause:
-    """The cause of a non-finite gradient passed back along an edge, while the operation's own gradient is finite.
+    """The cause of a non-finite gradient passed back to input `edge`, while the operation's own gradient is finite.
 
-    Args:
-        graph: the operation's graph.
-        node: the operation.
-        edge: the number of the input.
-        element: of its output, as from `infinite_slope`; None if unknown.
+    `element` of its output is as from `infinite_slope`; None if unknown.
     """
     if node.operation in DECOMPOSITIONS:
         return cause(causes.EQUAL, f"{node.operation} passes back 1/(λᵢ − λⱼ), and two of them are equal")

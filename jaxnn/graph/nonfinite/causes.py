@@ -65,17 +65,11 @@ UNKNOWN = "unknown cause"
 
 
 class Cause(NamedTuple):
-    """The cause of a NaN or an infinity.
+    """The cause of a NaN or an infinity."""
 
-    Attributes:
-        name: one of the names above.
-        detail: what happened, with the numbers.
-        rewrite: the fix, and what it changes.
-    """
-
-    name: str
-    detail: str
-    rewrite: str
+    name: str  # one of the names above
+    detail: str  # what happened, with the numbers
+    rewrite: str  # the fix, and what it changes
 
 
 ROOT_AT_ZERO = "where(v > 0, sqrt(where(v > 0, v, 1)), 0)"

@@ -28,15 +28,10 @@ MODES = ("operation by operation", "eagerly", "jitted")
 
 
 class Run(NamedTuple):
-    """Whether a value, or the gradients, are finite in each of the three MODES.
+    """Whether a value, or the gradients, are finite in each of the three MODES."""
 
-    Attributes:
-        of: "the value", "the gradient".
-        finite: for each mode whether all of it is finite.
-    """
-
-    of: str
-    finite: tuple[bool, ...]
+    of: str  # "the value", "the gradient"
+    finite: tuple[bool, ...]  # for each mode whether all of it is finite
 
 
 def runs(f: Callable[..., Tree], graph: Graph, args: tuple[Tree, ...]) -> tuple[Run, ...]:
@@ -83,8 +78,6 @@ def disagreements(seen: Sequence[Run]) -> tuple[str, ...]:
         if len(set(run.finite)) > 1
     )  # fmt: skip
 
-
-# ---------------------------------------------------------------- the sensitive operation
 
 EDGES = {  # operations whose domain ends, or that have a pole, at 0 or 1, and the input concerned
     **dict.fromkeys(

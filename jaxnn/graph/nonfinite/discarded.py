@@ -36,15 +36,10 @@ MOST = 256  # operations that are visited
 
 
 class Discard(NamedTuple):
-    """An operation that discards a result.
+    """An operation that discards a result."""
 
-    Attributes:
-        node: the operation.
-        cause: WHERE, DROPPED, BOUNDED or MASKED; "" for an operation whose slope is 0 there, such as exp at −∞.
-    """
-
-    node: Node
-    cause: str
+    node: Node  # the operation
+    cause: str  # WHERE, DROPPED, BOUNDED or MASKED; "" for an operation whose slope is 0 there, such as exp at −∞
 
     @property
     def words(self) -> str:

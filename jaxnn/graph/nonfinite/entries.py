@@ -24,21 +24,13 @@ NEAR = 8  # operations between the parts of a hand-written formula, at most
 
 
 class Entry(NamedTuple):
-    """An operation at one element.
+    """An operation at one element."""
 
-    Attributes:
-        graph: its graph.
-        node: the operation.
-        x: one number for each input; None for an input of another shape.
-        z: the output.
-        delta: the gradient of z; None in a forward pass.
-    """
-
-    graph: Graph
-    node: Node
-    x: tuple[float | None, ...]
-    z: float
-    delta: float | None = None
+    graph: Graph  # its graph
+    node: Node  # the operation
+    x: tuple[float | None, ...]  # one number for each input; None for an input of another shape
+    z: float  # the output
+    delta: float | None = None  # the gradient of z; None in a forward pass
 
 
 def entry(graph: Graph, node: Node, output: int, element: tuple[int, ...]) -> Entry:

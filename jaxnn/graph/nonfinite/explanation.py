@@ -112,9 +112,6 @@ def numbers(s: Entry) -> str:
     return ", ".join(shown)
 
 
-# ---------------------------------------------------------------- as text
-
-
 def _text(e: Explanation) -> str:
     if e.finite:
         lines = [_clean(e)]

@@ -39,6 +39,7 @@ def explain_gradient(graph: Graph) -> Explanation | None:
     if not ends:
         return None
     users = users_of(graph)
+    bad_seeds = {ref for ref, c in zip(graph.outputs, graph.cotangents, strict=True) if holds(c)}
     todo, seen = list(ends), set[Ref]()
     edges, sums, seeds = set[tuple[int, int]](), list[Ref](), list[Ref]()
     while todo:
@@ -48,7 +49,7 @@ def explain_gradient(graph: Graph) -> Explanation | None:
         seen.add(ref)
         passing = [(node, i) for node, i in users.get(ref, []) if node.passed and holds(node.passed[i])]
         if not passing:
-            (seeds if ref in graph.outputs and _seed_is_bad(graph, ref) else sums).append(ref)
+            (seeds if ref in bad_seeds else sums).append(ref)
         for node, i in passing:
             later = [Ref(node.id, k) for k, g in enumerate(node.gradients) if holds(g)]
             todo += later
@@ -62,10 +63,6 @@ def explain_gradient(graph: Graph) -> Explanation | None:
     if found.hidden:  # all on one line have one cause
         others = [node for node in others if node.source != found.source]
     return found._replace(others=tuple(map(named, others)))
-
-
-def _seed_is_bad(graph: Graph, ref: Ref) -> bool:
-    return any(holds(c) for r, c in zip(graph.outputs, graph.cotangents, strict=True) if r == ref)
 
 
 def _without_edge(graph: Graph, sums: list[Ref], seeds: list[Ref]) -> Explanation:
@@ -132,9 +129,6 @@ def _inside_rule(node: Node) -> Explanation | None:
     detail = f"in the backward rule of {node.operation}: {found.detail}"
     found = with_cause(within(found, node, ""), RULES_OF_JAX.get(node.operation, found.cause), detail)
     return found._replace(direction=BACKWARD, source=node.source, line=line_of(node), operation=node.operation)
-
-
-# ---------------------------------------------------------------- results that are not used
 
 
 def _unused_result(graph: Graph, node: Node, element: tuple[int, ...] | None) -> Explanation | None:

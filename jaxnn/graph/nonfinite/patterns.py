@@ -12,15 +12,7 @@ import numpy as np
 
 import jaxnn.graph.nonfinite.causes as causes
 from jaxnn.graph.nodes import Graph, Node, Ref
-from jaxnn.graph.nonfinite.entries import (
-    Entry,
-    ancestors,
-    descendants,
-    entrywise,
-    is_square,
-    origin,
-    producer,
-)
+from jaxnn.graph.nonfinite.entries import Entry, ancestors, descendants, entrywise, is_square, origin, producer
 
 SCALED = {"neg", "mul", "div"}
 TAILS = {"erf", "erfc", "ndtr"}
@@ -265,12 +257,9 @@ DIGITS_LOST = 64  # a difference below this multiple of its terms' spacing is ro
 
 
 def difference(graph: Graph, ref: Ref, left: float | None = None) -> Node | None:
-    """The subtraction whose rounding error an array consists of, in at least one entry; None if there is none.
+    """The subtraction whose rounding error an array consists of in at least one entry; None if there is none.
 
-    Args:
-        graph: the array's graph.
-        ref: the array.
-        left: the entry concerned; by default the smallest in magnitude.
+    `left` is the entry concerned; by default the smallest in magnitude.
     """
     entries = np.asarray(graph.at(ref)[0], np.float64)
     smallest = float(np.nanmin(abs(entries))) if entries.size and np.isfinite(entries).any() else np.inf

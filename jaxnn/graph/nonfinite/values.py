@@ -149,9 +149,6 @@ def _held_by_leaf(graph: Graph, ref: Ref) -> Explanation:
     return explanation(FORWARD, user._replace(operation=""), why, element)
 
 
-# ---------------------------------------------------------------- into loops, branches and rules
-
-
 def _opened(graph: Graph, node: Node) -> Explanation | None:
     """The origin inside an operation; None if it cannot be opened or nothing is found inside."""
     if node.inner is None:

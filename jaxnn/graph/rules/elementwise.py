@@ -145,8 +145,7 @@ _ARITHMETIC = {
         "δx = δ y xʸ⁻¹, δy = δ z log x",
         _elementwise(_pow_base, _pow_exponent),
         note_where(
-            _steep_pow,
-            "x = 0 and y < 1: the slope in x is not finite (0·∞ for y = 0), and JAX takes log x as 0",
+            _steep_pow, "x = 0 and y < 1: the slope in x is not finite (0·∞ for y = 0), and JAX takes log x as 0"
         ),
     ),
     "integer_pow": Rule(
@@ -176,8 +175,7 @@ _EXPONENTIALS = {
         ),
     ),
     "logistic": Rule(
-        "δx = δ y (1 − y)",
-        _accurate(lambda δ, x, y: δ * (y * (1 - y)), lambda δ, x, y: δ * (y * lax.logistic(-x))),
+        "δx = δ y (1 − y)", _accurate(lambda δ, x, y: δ * (y * (1 - y)), lambda δ, x, y: δ * (y * lax.logistic(-x)))
     ),
     "sqrt": Rule(
         "δx = δ / (2 y)",
@@ -205,10 +203,7 @@ _TRIGONOMETRY = {
     "atan": Rule("δx = δ / (1 + x²)", _elementwise(lambda δ, x, y: δ / (1 + x * x))),
     "atan2": Rule(
         "δx = δ y / (x² + y²), δy = −δ x / (x² + y²)",
-        _elementwise(
-            lambda δ, x, y, z: δ * (y / (x * x + y * y)),
-            lambda δ, x, y, z: δ * (-x / (x * x + y * y)),
-        ),
+        _elementwise(lambda δ, x, y, z: δ * (y / (x * x + y * y)), lambda δ, x, y, z: δ * (-x / (x * x + y * y))),
         note_where(lambda xs, z, p: (xs[0] == 0) & (xs[1] == 0), "x = y = 0: neither direction nor slope (0/0)"),
     ),
     "sinh": Rule("δx = δ cosh x", _elementwise(lambda δ, x, y: δ * jnp.cosh(x))),

@@ -133,7 +133,7 @@ def _triangular_solve(delta: Array, inputs: list[Array], output: Array, params: 
 def _cholesky(delta: Array, inputs: list[Array], output: Array, params: Params) -> Passed:
     """L Lᵀ = x: S = L⁻ᵀ Φ(Lᵀ δ) L⁻¹, where Φ keeps the lower triangle and half of the diagonal.
 
-    Only the lower triangle of x is read, for both; it receives what S has for the upper one as well.
+    Only the lower triangle of x is read, for both; it receives the upper one's part of S as well.
     """
     root = jnp.tril(output)
     inner = jnp.tril(_product(_transposed(root), delta))

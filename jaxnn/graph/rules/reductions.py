@@ -143,13 +143,9 @@ RULES: dict[str, Rule] = {
     "cumprod": Rule("δxᵢ = Σ_{j≥i} δⱼ Π_{k≤j, k≠i} x_k", _cumulative(jnp.multiply, lambda δ, x, y, z: (δ * y, δ * x))),
     "cumlogsumexp": Rule("δxᵢ = Σ_{j≥i} δⱼ exp(xᵢ − yⱼ)", _cumulative(jnp.logaddexp, _logaddexp_slopes)),
     "cummax": Rule(
-        "δxᵢ = Σ δⱼ over the j whose maximum is xᵢ",
-        _cumulative(lax.max, _winner_slopes),
-        _cumulative_ties(np.maximum),
+        "δxᵢ = Σ δⱼ over the j whose maximum is xᵢ", _cumulative(lax.max, _winner_slopes), _cumulative_ties(np.maximum)
     ),
     "cummin": Rule(
-        "δxᵢ = Σ δⱼ over the j whose minimum is xᵢ",
-        _cumulative(lax.min, _winner_slopes),
-        _cumulative_ties(np.minimum),
+        "δxᵢ = Σ δⱼ over the j whose minimum is xᵢ", _cumulative(lax.min, _winner_slopes), _cumulative_ties(np.minimum)
     ),
 }

@@ -47,13 +47,9 @@ def _unpad(padded: Any, x: Array, params: Params) -> Array:
     return lax.slice(cut, (0,) * x.ndim, cut.shape, params["base_dilation"])
 
 
-def _padded_shape(x: Array, params: Params) -> list[int]:
-    return [low + dilated(n, b + 1) + high for n, (low, high, b) in zip(x.shape, _window_config(params), strict=True)]
-
-
 def _window_sum(delta: Array, x: Array, params: Params) -> Array:
     """Each entry is passed the sum of δ over the windows that contain it."""
-    full = _padded_shape(x, params)
+    full = [low + dilated(n, b + 1) + high for n, (low, high, b) in zip(x.shape, _window_config(params), strict=True)]
     passed = [_unview(delta, offset, full, params) for offset in _offsets(params)]
     return _unpad(sum(passed), x, params)
 

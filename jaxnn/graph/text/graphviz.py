@@ -78,8 +78,9 @@ def _nodes(graph: Graph, folded: Folded) -> list[str]:
         while frames and frames[0].nodes.start == item.nodes.start:
             open_frames.append(frames.pop(0))
             indent = "  " * len(open_frames)
-            lines.append(f"{indent}subgraph {_frame(open_frames[-1])} {{")
-            lines.append(f'{indent}  label="{_text(_last(open_frames[-1].key))}"; style=rounded; color="#999999";')
+            group = open_frames[-1]  # graphviz frames every subgraph whose name begins with cluster
+            lines.append(f"{indent}subgraph cluster_{len(group.path)}_{group.nodes.start} {{")
+            lines.append(f'{indent}  label="{_text(_last(group.key))}"; style=rounded; color="#999999";')
         indent = "  " * len(open_frames)
         lines += [indent + _leaf(graph, leaf, False) for leaf in inside.get(k, [])]
         lines.append(indent + _item(graph, item, good, not outputs.isdisjoint(item.outputs)))
@@ -147,11 +148,6 @@ def _id(item: Item) -> str:
 
 def _last(key: str) -> str:
     return key.rpartition("/")[2]
-
-
-def _frame(group: Group) -> str:
-    """The name of a frame: graphviz draws one for every subgraph whose name begins with cluster."""
-    return f"cluster_{len(group.path)}_{group.nodes.start}"
 
 
 def _text(label: str) -> str:

@@ -163,14 +163,7 @@ def _group(graph: Graph, item: Item, mark: str, indent: str, inputs: list[str]) 
 
 
 def _row(
-    mark: str,
-    place: str,
-    name: str,
-    inputs: str,
-    values: Sequence[Any],
-    gradients: Sequence[Any],
-    rule: str,
-    line: str,
+    mark: str, place: str, name: str, inputs: str, values: Sequence[Any], gradients: Sequence[Any], rule: str, line: str
 ) -> Row:
     first, last = (mark, place, name, inputs, dtype_and_shape(values)), (rule, line)
     return Row(
@@ -316,13 +309,7 @@ def _abbreviations(kinds: Sequence[Sequence[str]]) -> list[dict[str, str]]:
 
 
 def _names(names: list[str], room: int, abbreviations: Sequence[dict[str, str]]) -> str:
-    """Names of inputs in `room` columns, as many as fit, and "+2" for two more.
-
-    Args:
-        names: of the inputs.
-        room: in columns.
-        abbreviations: from `_abbreviations`.
-    """
+    """Names of inputs in `room` columns, as many as fit, and "+2" for two more."""
     whole = ", ".join(names)
     if columns(whole) <= room:
         return whole
