@@ -32,9 +32,7 @@ from jaxnn.tapes import all_along, one_of
 
 __all__ = ["Explicit", "Factor", "Outer", "Rows", "Stacked", "combined", "generic"]
 
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 class Factor(Record):

@@ -15,34 +15,21 @@ from jaxnn.types import Layer, Tree
 
 
 class Loop(NamedTuple):
-    """A loop around a layer.
+    """A loop around a layer."""
 
-    Attributes:
-        n: the number of passes.
-        stacks: whether each pass has separate parameters, on a leading axis (`repeat`), or all share them (`share`).
-    """
-
-    n: int
-    stacks: bool
+    n: int  # the number of passes
+    stacks: bool  # whether each pass has separate parameters, on a leading axis (`repeat`), or all share them (`share`)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer and its place in a network.
+    """A layer and its place in a network."""
 
-    Attributes:
-        index: the indices of the children that lead to it from the network; () is the network itself.
-        names: the key of each of these; "" where a combinator adds no level.
-        layer: the layer.
-        loops: those around it, the outermost first.
-        reads_x: whether its input is the network's input.
-    """
-
-    index: tuple[int, ...]
-    names: tuple[str, ...]
-    layer: Layer
-    loops: tuple[Loop, ...]
-    reads_x: bool
+    index: tuple[int, ...]  # the indices of the children that lead to it from the network; () is the network itself
+    names: tuple[str, ...]  # the key of each of these; "" where a combinator adds no level
+    layer: Layer  # the layer
+    loops: tuple[Loop, ...]  # those around it, the outermost first
+    reads_x: bool  # whether its input is the network's input
 
     @property
     def path(self) -> tuple[str, ...]:

@@ -4,6 +4,4 @@ from jaxnn.passes.parts import Seed, factors_of, forward_pass, products, recursi
 
 __all__ = ["Seed", "factors_of", "forward_pass", "products", "recursion", "seed"]
 
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy

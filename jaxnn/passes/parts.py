@@ -45,9 +45,7 @@ from jaxnn.weighting import figures_of, shares, weigh, weighted
 
 __all__ = ["Seed", "factors_of", "forward_pass", "products", "recursion", "seed"]
 
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 def forward_pass(
@@ -218,21 +216,13 @@ def _is_factor(part: Tree) -> bool:
 
 
 class Costs(NamedTuple):
-    """The costs of a batch.
+    """The costs of a batch."""
 
-    Attributes:
-        value: the cost of each example, [N], or, where entries are weighted, of each entry, [N, …].
-        share: the share of each value in the mean, like value; a scalar without weights.
-        total: Σ wₙ.
-        prediction: the arguments of the loss: arrays without a mask.
-        target: likewise.
-    """
-
-    value: Array
-    share: Array
-    total: Array
-    prediction: Tree
-    target: Tree
+    value: Array  # the cost of each example, [N], or, where entries are weighted, of each entry, [N, …]
+    share: Array  # the share of each value in the mean, like value; a scalar without weights
+    total: Array  # Σ wₙ
+    prediction: Tree  # the arguments of the loss: arrays without a mask
+    target: Tree  # likewise
 
     @property
     def mean(self) -> Array:

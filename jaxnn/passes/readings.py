@@ -30,9 +30,7 @@ __all__ = ["Reading", "Use"]
 
 Note: TypeAlias = Callable[[Tree, Tree], Tree]  # (kept, δ) -> the note
 
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__dir__ = __all__.copy
 
 
 def _delta(use: Use) -> Tree:
@@ -192,16 +190,11 @@ class Type(NamedTuple):
 
 
 class Slotted(NamedTuple):
-    """A network whose layers have slots.
+    """A network whose layers have slots."""
 
-    Attributes:
-        net: the network; its parameters are `Tagged`.
-        seen: the types of the note at each index, for one use, in the last trace.
-        around: the sizes of the axes of uses at each index, one for each loop around it.
-    """
-
-    net: Layer
-    seen: dict[tuple[int, ...], Tree]
+    net: Layer  # the network; its parameters are `Tagged`
+    seen: dict[tuple[int, ...], Tree]  # the types of the note at each index, for one use, in the last trace
+    # the sizes of the axes of uses at each index, one for each loop around it
     around: dict[tuple[int, ...], tuple[int, ...]]
 
     def fill(self, params: Params, state: State, x: Tree, train: bool, rng: Key | None) -> Params:

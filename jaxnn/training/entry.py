@@ -110,19 +110,12 @@ def check_fit_arguments(
 
 
 class Entered(NamedTuple):
-    """What enters the loop of `fit`.
+    """What enters the loop of `fit`."""
 
-    Attributes:
-        epoch: the epoch, which knows where the data lie.
-        data: the training data, on the devices.
-        validation: the validation set, likewise, or None.
-        train_state: the state from which the training starts, on the same devices.
-    """
-
-    epoch: Epoch
-    data: DataSet
-    validation: DataSet | None
-    train_state: TrainState
+    epoch: Epoch  # the epoch, which knows where the data lie
+    data: DataSet  # the training data, on the devices
+    validation: DataSet | None  # the validation set, likewise, or None
+    train_state: TrainState  # the state from which the training starts, on the same devices
 
 
 def enter(

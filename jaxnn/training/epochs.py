@@ -231,17 +231,11 @@ _advance = program("step")
 
 
 class Noted(NamedTuple):
-    """The notes of an epoch so far; steps that were not taken have loss NaN and sums 0.
+    """The notes of an epoch so far; steps that were not taken have loss NaN and sums 0."""
 
-    Attributes:
-        notes: of every step, [steps, …].
-        measures: of every measured step, [times, …], with step −1 until it is taken; () if none is measured.
-        in_a_row: the number of steps skipped in a row, up to now.
-    """
-
-    notes: Notes
-    measures: Any
-    in_a_row: Array
+    notes: Notes  # of every step, [steps, …]
+    measures: Any  # of every measured step, [times, …], with step −1 until it is taken; () if none is measured
+    in_a_row: Array  # the number of steps skipped in a row, up to now
 
     def with_step(self, i: Array, slot: Array, notes: Notes, measures: Measures | None) -> Noted:
         """Adds the i-th step of the epoch; its measures, if any, go into the slot."""
@@ -277,14 +271,10 @@ class Chunk(Record):
     `(train_state, data, update_scale, noted, steps) -> (train_state, noted, EpochResult)` takes that many steps, or as
     many as the epoch has left; the result covers all steps noted so far. The full batches form `measure` equal blocks,
     counted back from the last one, and the last step of each block is measured.
-
-    Attributes:
-        epoch: the epoch.
-        rest: the number of examples after the full batches.
     """
 
     epoch: Epoch
-    rest: int
+    rest: int  # the number of examples after the full batches
 
     def __call__(
         self, state: TrainState, data: DataSet, update_scale: Array | None, noted: Noted, steps: Array

@@ -208,12 +208,15 @@ class _Job(NamedTuple):
         position = int(train_state.position)
         return chunk_of(self.epoch, self.data, position) if position else self.whole
 
+    def placed(self, train_state: TrainState) -> TrainState:
+        """The state with its position as an array, as the program takes it."""
+        return train_state._replace(position=self.zero) if train_state.position is EPOCH_START else train_state
+
     def compute(self, done: _Done, spare: TrainState, blank: Noted) -> _Computed:
         """Starts the epoch, or the rest of it; its result is written into the memory of `spare`."""
         state, scale = done.train_state, update_scale(done.monitors)
         began, chunk = time.perf_counter(), self.chunk(state)
-        if state.position is EPOCH_START:
-            state = state._replace(position=self.zero)
+        state = self.placed(state)
         if self.epoch.skip_nonfinite:
             blank = blank._replace(in_a_row=as_count(done.in_a_row))
         steps = len(blank.notes.loss)
@@ -297,7 +300,8 @@ def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: b
     bar, show = _progress(epochs, progress)
     position = int(done.train_state.position)
     spare = copied(done.train_state)
-    blank = job.chunk(done.train_state).nothing_noted(done.train_state, job.data, update_scale(done.monitors))
+    first, scale = job.placed(done.train_state), update_scale(done.monitors)
+    blank = job.chunk(done.train_state).nothing_noted(first, job.data, scale)
     computed: _Computed | None = None
     try:
         for _ in bar:

@@ -41,21 +41,13 @@ class EpochResult(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """What is noted of each step, [steps, …] in each leaf.
+    """What is noted of each step, [steps, …] in each leaf."""
 
-    Attributes:
-        loss: the mean loss of the batch, without the penalty.
-        whole: the same with the penalty; None without one.
-        sums: of `means.batch_sums`, from which the means over the epoch are computed.
-        ran: whether the step was taken; None if all are.
-        skipped: whether the step was not finite and changed nothing; None if none is skipped.
-    """
-
-    loss: Array
-    whole: Array | None
-    sums: dict[str, Array]
-    ran: Array | None = None
-    skipped: Array | None = None
+    loss: Array  # the mean loss of the batch, without the penalty
+    whole: Array | None  # the same with the penalty; None without one
+    sums: dict[str, Array]  # of `means.batch_sums`, from which the means over the epoch are computed
+    ran: Array | None = None  # whether the step was taken; None if all are
+    skipped: Array | None = None  # whether the step was not finite and changed nothing; None if none is skipped
 
     def result(self, params: Params, diagnostics: Any = ()) -> EpochResult:
         """The means over the epoch, and whether everything is finite that must be."""

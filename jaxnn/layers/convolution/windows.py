@@ -36,23 +36,14 @@ PADDINGS = ("same", "valid", "causal")
 
 
 class Windows(NamedTuple):
-    """Windows on an input; each entry is a tuple with one number for each spatial axis.
+    """Windows on an input; each entry is a tuple with one number for each spatial axis."""
 
-    Attributes:
-        inputs: D, the size of the input.
-        size: K, the taps of the window.
-        stride: s.
-        dilation: d.
-        padding: (a, b), the zeros before and after.
-        positions: P, the number of windows.
-    """
-
-    inputs: Shape
-    size: Shape
-    stride: Shape
-    dilation: Shape
-    padding: tuple[tuple[int, int], ...]
-    positions: Shape
+    inputs: Shape  # D, the size of the input
+    size: Shape  # K, the taps of the window
+    stride: Shape  # s
+    dilation: Shape  # d
+    padding: tuple[tuple[int, int], ...]  # (a, b), the zeros before and after
+    positions: Shape  # P, the number of windows
 
     @property
     def padded(self) -> bool:

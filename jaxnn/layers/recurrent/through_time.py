@@ -47,20 +47,13 @@ Sums: TypeAlias = Callable[..., Params]  # (x, h before the step, *ζ) -> the st
 
 
 class Cell(NamedTuple):
-    """The form of a cell.
+    """The form of a cell."""
 
-    Attributes:
-        parts: the arrays of the state by name, h first.
-        gates: G; w is [D, GH], w_h [H, GH], b [GH].
-        more: names of further biases [H].
-        unroll: the number of steps in the body of a loop.
-        of: the index of the ζ from which each parameter's gradient is formed.
-    """
-
-    parts: tuple[str, ...]
-    gates: int
-    more: tuple[str, ...] = ()
-    unroll: int = 1
+    parts: tuple[str, ...]  # the arrays of the state by name, h first
+    gates: int  # G; w is [D, GH], w_h [H, GH], b [GH]
+    more: tuple[str, ...] = ()  # names of further biases [H]
+    unroll: int = 1  # the number of steps in the body of a loop
+    # the index of the ζ from which each parameter's gradient is formed
     of: Mapping[str, int] = {"w": 0, "w_h": 0, "b": 0}
 
 
