@@ -210,7 +210,7 @@ def stacked(tree: Tree, expected: Tree) -> int | None:
 
 ONE_OF_SEVERAL = (
     "select one, jax.tree.map(lambda leaf: leaf[0], train_state), or use all of them with jax.vmap, "
-    "jax.vmap(lambda state: evaluate(net, loss, state, data))(train_state)"
+    "jax.vmap(lambda state: evaluate(net, loss, state, data))(train_state), and train_epoch likewise"
 )
 
 

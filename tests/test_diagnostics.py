@@ -49,10 +49,8 @@ from jaxnn.diagnostics import (
     diagnose,
     over_time,
     point,
+    report,
     report_each,
-)
-from jaxnn.diagnostics import (
-    diagnosis as report,
 )
 from jaxnn.diagnostics.measures import rms
 from jaxnn.optimizers.parts import next_step, with_rate_of

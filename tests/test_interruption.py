@@ -194,3 +194,14 @@ def test_skipping_with_machines_and_a_rest_of_an_epoch():
     assert skipping(poisoned(3), key=None, train_state=start).history["skipped"] == [1]
     with pytest.raises(ValueError, match="skip_nonfinite must be at least 0, got -1"):
         skipping(DATA, skip_nonfinite=-1)
+
+
+@pytest.mark.parametrize("skip", [0, 2, 20])
+def test_a_step_that_breaks_the_parameters_is_named_though_later_steps_are_skipped(skip):
+    """Its loss and gradients are finite; those of the steps behind it are not, and are skipped."""
+    climbing = sgd(lambda t: jnp.where(t == 1, 3e38, 1e-3))
+    settings = {"epochs": 1, "batch_size": 1, "shuffle": False, "key": 0, "check_data": False}
+    with pytest.raises(DivergenceError) as caught:
+        fit(NET, LOSS, climbing, (X, 10 * DATA[1] + 10), skip_nonfinite=skip, **settings)
+    assert (caught.value.step, caught.value.leaf.partition("/")[0]) == (1, "params")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(caught.value.train_state.params))

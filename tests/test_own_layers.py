@@ -220,4 +220,4 @@ def test_names_in_backward_and_init_and_other_combinators():
     begins = RELU._replace(init=lambda key, in_shape, dtype=None: in_shape[7], name="begins")
     with pytest.raises(IndexError, match=r"^layer 'begins': tuple index out of range$"):
         serial(begins).init(jax.random.key(0), (3,))
-    assert jaxnn.checks.LayerError("own", "says").args == ("own says",)
+    assert jaxnn.errors.LayerError("own", "says").args == ("own says",)

@@ -775,3 +775,10 @@ def test_without_tqdm(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert len(trained(2).history["loss"]) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_donated_state_takes_no_key_of_the_caller_with_it():
+    key = jax.random.key(3)
+    state = init_train_state(NET, OPTIMIZER, key, (D,))
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+    assert jax.random.split(key).shape == (2,)

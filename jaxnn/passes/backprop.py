@@ -50,12 +50,7 @@ class PassFunction(Protocol):
 
 
 def backprop(
-    net: Layer,
-    loss: Loss,
-    *,
-    read: Sequence[str | Reading] = (),
-    penalty: Penalty | None = None,
-    train: bool = True,
+    net: Layer, loss: Loss, *, read: Sequence[str | Reading] = (), penalty: Penalty | None = None, train: bool = True
 ) -> PassFunction:
     """The gradient by hand: the δ recursion.
 
@@ -122,12 +117,7 @@ def backprop(
 
 
 def autodiff(
-    net: Layer,
-    loss: Loss,
-    *,
-    read: Sequence[str | Reading] = (),
-    penalty: Penalty | None = None,
-    train: bool = True,
+    net: Layer, loss: Loss, *, read: Sequence[str | Reading] = (), penalty: Penalty | None = None, train: bool = True
 ) -> PassFunction:
     """The same pass with the gradient by `jax.value_and_grad` through forward functions and loss value alone.
 

@@ -167,7 +167,7 @@ def check_sizes(what: str, parts: DataSet) -> None:
 
 
 def check_batch_size(batch: int, n: int, measure: int = 0, start: int = 0) -> None:
-    """Raises ValueError for a batch of more than N examples, too few full batches to measure, or a start outside."""
+    """Raises ValueError if B exceeds N, too few batches are full to be measured, or the start lies outside."""
     if batch > n:
         raise ValueError(f"batch_size must be at most {n}, the number of examples, got {batch}")
     if measure > n // batch:

@@ -1,7 +1,7 @@
 """Everything that enters training, checked at one door.
 
 Data are moved to the devices, their shapes compared with the network and the loss, then their values checked, on the
-host and before anything compiles. A message says whether the training data or the validation set do not fit.
+host and before anything compiles. A message says whether it concerns the training data or the validation set.
 """
 
 from __future__ import annotations
@@ -18,13 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.arrays import first_of, is_floating
-from jaxnn.checks import (
-    finite_values,
-    number,
-    plain_data,
-    weight_values,
-    whole_number,
-)
+from jaxnn.checks import finite_values, number, plain_data, weight_values, whole_number
 from jaxnn.combinators.walk import places
 from jaxnn.compiled import Structure, program, structure_of
 from jaxnn.errors import inside
@@ -41,13 +35,7 @@ from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
 from jaxnn.training.steps import check_augmented, init_train_state
-from jaxnn.trees import (
-    describe,
-    path_name,
-    same_shapes,
-    spec_tree,
-    static_spec,
-)
+from jaxnn.trees import describe, path_name, same_shapes, spec_tree, static_spec
 from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
@@ -128,7 +116,7 @@ def enter(
     epochs: int,
     look: bool,
 ) -> Entered:
-    """Checks the data, the validation set and the state, or creates the first state.
+    """The data, the validation set and the state, checked and on the devices; the first state if none is given.
 
     Raises ValueError or TypeError for what does not fit the epoch's network, loss and optimizer. `look` says whether
     values are checked too.
@@ -243,15 +231,7 @@ def _first_state(net: Structure, x_spec: Any) -> Any:
 
 
 def check_values(
-    what: str,
-    net: Layer,
-    loss: Loss,
-    params: Params,
-    state: State,
-    data: DataSet,
-    metrics: NamedMetrics,
-    *,
-    look: bool,
+    what: str, net: Layer, loss: Loss, params: Params, state: State, data: DataSet, metrics: NamedMetrics, *, look: bool
 ) -> None:
     """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
     x, target, *weights = data

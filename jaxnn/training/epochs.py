@@ -170,9 +170,9 @@ def train_epoch(
     no padded example enters batch statistics. The order is `shuffled(fold_in(key, epoch), N)`.
 
     A state within an epoch (`position` > 0) finishes that epoch: the examples from its position on are taken in batches
-    of B, whatever the size of those before. Where such a position is traced, steps that are already over are computed
-    and left out, and a position from which B does not lead to the end of the epoch by full batches and the last one
-    of N mod B (that is, one that is not a multiple of B) turns the loss into NaN.
+    of B, whatever the size of those before. If such a position is traced, steps that were taken before are computed
+    and discarded, and a position p for which N − p is neither a multiple of B nor has the remainder N mod B turns the
+    loss into NaN.
 
     Args:
         net: the network.
@@ -185,7 +185,8 @@ def train_epoch(
         penalty: a Penalty record, part of what is minimised.
         shuffle: False keeps the order of the data.
         augment: a function (key, x) -> x of the same shape, applied to each batch.
-        measure: how many steps are measured, at equal distances, the last at the last full batch. 0 costs nothing.
+        measure: the number of steps that are measured, at equal distances among the full batches that are left, the
+            last at the last one. 0 costs nothing.
 
     Returns:
         A pure function `(train_state, x, target, weights=None, *, update_scale=None) -> (train_state, EpochResult)`.
@@ -280,9 +281,8 @@ class Chunk(Record):
         self, state: TrainState, data: DataSet, update_scale: Array | None, noted: Noted, steps: Array
     ) -> tuple[TrainState, Noted, EpochResult]:
         epoch, n, batch = self.epoch, size_of("x", data[0]), self.epoch.batch_size
-        full = len(noted.notes.loss) - (
-            self.rest > 0
-        )  # the number of full batches, and of those before the state's position in batches of another size
+        # full batches, those before the state's position counted as if they had been of this size
+        full = len(noted.notes.loss) - (self.rest > 0)
         start = jnp.asarray(state.position)
         left = (n - start) // batch
         first = full - left

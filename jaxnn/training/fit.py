@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnn.arrays import is_floating
 from jaxnn.checks import whole_number, yes_or_no
 from jaxnn.diagnostics.diagnosis import report_each
 from jaxnn.passes.backprop import backprop
@@ -103,10 +104,11 @@ def fit(
         restore_best: whether the returned train_state is the best one after early stopping. False with `stopping` and
             without `keep` saves the memory of a copy.
         monitors: `Fit.monitors` of the training that is continued.
-        measure: the number of steps of each epoch that are measured for `Fit.diagnostics`; 1 is the last full batch.
+        measure: the number of steps of each epoch that are measured for `Fit.diagnostics`, at equal distances; 1 is the
+            last full batch. An epoch that had begun measures those of them that are left.
         skip_nonfinite: n ≥ 1 skips steps whose loss or gradient is not finite: they change nothing and are counted in
-            the history as "skipped"; n of them in a row, also across epochs, end training as a divergence. 0 ends it
-            at the first.
+            the history as "skipped"; n of them in a row, also across the epochs of a call, end training as a
+            divergence. 0 ends it at the first.
 
     Returns:
         A Fit: train_state, history with one float per epoch in each list, the reason why it ended, and the best epoch.
@@ -261,11 +263,14 @@ class _Job(NamedTuple):
     def _diverged(self, computed: _Computed, in_a_row: int) -> DivergenceError:
         """The error of an epoch, which is deterministic: replayed, it shows the step and the leaf."""
         done, start, skip = computed.before, computed.before.train_state, self.epoch.skip_nonfinite
-        if skip and in_a_row >= skip:  # nothing has changed since the first of them
+        sound = all(
+            np.isfinite(leaf).all() for leaf in jax.tree.leaves(computed.train_state.params) if is_floating(leaf)
+        )
+        if skip and in_a_row >= skip and sound:  # nothing has changed since the first of them
             ran = int(np.count_nonzero(computed.result.ran))
             seen = max(ran - in_a_row, 0) * self.epoch.batch_size
             start = computed.train_state._replace(**cursor(start.epoch, int(start.position) + seen))
-        skips = 0 < skip > in_a_row
+        skips = skip > 0 and not (in_a_row >= skip and sound)
         program = Replay(self.epoch, int(start.position), skips)
         replayed, n = replay(program, start, self.data, computed.scale), size_of("x", self.data[0])
         history, best = _history(done), best_state(done.monitors)
@@ -297,13 +302,13 @@ def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: b
 
     `owned` says that the first state belongs to nobody else, so that its memory may be used again.
     """
-    bar, show = _progress(epochs, progress)
     position = int(done.train_state.position)
-    spare = copied(done.train_state)
-    first, scale = job.placed(done.train_state), update_scale(done.monitors)
-    blank = job.chunk(done.train_state).nothing_noted(first, job.data, scale)
     computed: _Computed | None = None
     try:
+        bar, show = _progress(epochs, progress)
+        spare = copied(done.train_state)
+        first, scale = job.placed(done.train_state), update_scale(done.monitors)
+        blank = job.chunk(done.train_state).nothing_noted(first, job.data, scale)
         for _ in bar:
             computed = job.compute(done, spare._replace(position=EPOCH_START), blank)
             new = job.taken_in(computed, show)
@@ -311,11 +316,11 @@ def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: b
             done, owned = new, True
             if stopped(done.monitors):
                 break
+        return job.fit(done, position)
     except KeyboardInterrupt:
         if computed is not None and computed.before is done:
             done = job.taken_in(computed, show)
         raise Interrupted(job.fit(done, position)) from None
-    return job.fit(done, position)
 
 
 # ---------------------------------------------------------------- the progress bar

@@ -26,7 +26,7 @@ class EpochResult(NamedTuple):
         diagnostics: the measures, [times, …] in each leaf; () without `measure`.
         penalty: the mean of the penalties of the steps, weighted as their losses are; () without a penalty.
         ran: [steps], False for steps that were not taken, because the epoch had begun before them or because training
-            ended with too many skipped steps. Their losses are NaN. () if all were taken.
+            ended with too many skipped steps. Their losses are NaN. () if `train_epoch` took all.
         skipped: [steps], True for steps that were not finite and changed nothing; () if none is skipped.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn.arrays import is_floating
+from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import seen, yes_or_no
 from jaxnn.diagnostics.measures import HEALTH, measures
 from jaxnn.keys import as_key, layer_key
@@ -27,6 +27,7 @@ from jaxnn.optimizers.parts import apply_updates, extras_of, next_step, taken, w
 from jaxnn.passes.backprop import PassFunction, backprop
 from jaxnn.passes.readings import readings_of
 from jaxnn.records import Record
+from jaxnn.training.monitoring import copied
 from jaxnn.trees import same_shapes
 from jaxnn.types import (
     Array,
@@ -61,17 +62,21 @@ def init_train_state(
         in_shape: the shape of one example, without the batch axis.
         dtype: of the parameters.
 
+    Raises:
+        TypeError, ValueError: if net, optimizer or key is something else, or the network does not take in_shape.
+
     >>> from jaxnn import mlp, sgd
     >>> init_train_state(mlp([3, 1]), sgd(0.1), 0, (2,)).params["dense_1"]["w"].shape
     (3, 1)
     """
     net_record("init_train_state", net)
     optimizer_record("init_train_state: optimizer", optimizer)
-    key = as_key(key)
-    params, state = net.init(key, in_shape, dtype)
+    given = as_key(key)
+    kept = copied(given) if is_concrete(given) else given  # the caller's own is not donated with the state
+    params, state = net.init(given, in_shape, dtype)
     array_leaves("net.init: the parameters", params)
     step, epoch = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # not one twice: both are donated
-    return TrainState(params, state, optimizer.init(params), step, key, epoch)
+    return TrainState(params, state, optimizer.init(params), step, kept, epoch)
 
 
 class train_step(Record):

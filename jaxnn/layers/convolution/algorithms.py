@@ -16,14 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.arrays import accumulator, with_rank
-from jaxnn.layers.convolution.windows import (
-    Windows,
-    added_back,
-    added_back_along,
-    map_views,
-    split_last,
-    views,
-)
+from jaxnn.layers.convolution.windows import Windows, added_back, added_back_along, map_views, split_last, views
 from jaxnn.types import Array
 
 # ---------------------------------------------------------------- by XLA

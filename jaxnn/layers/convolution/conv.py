@@ -34,20 +34,7 @@ from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.placement import axes_of, placed
 from jaxnn.shapes import check_delta, input_spec
 from jaxnn.tapes import first_axes
-from jaxnn.types import (
-    Array,
-    DType,
-    Forward,
-    Initializer,
-    InShape,
-    Key,
-    Layer,
-    Outline,
-    Params,
-    Shape,
-    State,
-    Tree,
-)
+from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.wrapping import with_rules
 
 
