@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.checks import seen
 from jaxnn.types import Key
@@ -28,6 +29,13 @@ def as_key(key: Any) -> Key:
             return jax.random.wrap_key_data(key)
     shown = f"{key.dtype} array of shape {key.shape}" if hasattr(key, "dtype") else seen(key)
     raise TypeError(f"key must be jax.random.key(seed) or an integer seed, got {shown}")
+
+
+def seed_of(key: Any) -> int:
+    """The integer that a key was made with, or one that its bits make; for draws in NumPy."""
+    if isinstance(key, Integral) and not isinstance(key, bool):
+        return int(key)
+    return int.from_bytes(np.asarray(jax.random.key_data(as_key(key))).tobytes(), "little")
 
 
 def name_hash(name: str) -> int:

@@ -422,3 +422,10 @@ def test_the_report_in_a_notebook():
     assert page.count("<tr>") == len(report.rows) + 1
     assert "wrong" in page
     assert max(map(len, str(report).splitlines())) <= 120
+
+
+def test_a_key_or_an_integer_seed_chooses_the_draws():
+    f, backward = lambda x: jnp.sin(x) ** 2, lambda args, d: (2 * jnp.sin(args[0]) * jnp.cos(args[0]) * d,)
+    reports = [gradcheck.function(f, (jnp.ones(3),), backward, key=key) for key in (0, 5, jax.random.key(5))]
+    assert {report.verdict for report in reports} == {"right"}
+    assert str(reports[0]) == str(gradcheck.function(f, (jnp.ones(3),), backward))

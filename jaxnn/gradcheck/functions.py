@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.aliases import DType, Tree
+from jaxnn.aliases import DType, Key, Tree
 from jaxnn.checks import number, whole_number, yes_or_no
 from jaxnn.gradcheck.fitting import cast, fits
 from jaxnn.gradcheck.flat import Case, Settings, flatten
@@ -19,6 +19,7 @@ from jaxnn.gradcheck.properties import not_finite_value, properties, second_orde
 from jaxnn.gradcheck.replay import x64_is_on
 from jaxnn.gradcheck.report import CANNOT_TELL, SEVERITY, WRONG, Report, Row
 from jaxnn.jaxprs import name_of
+from jaxnn.keys import seed_of
 
 
 def function(
@@ -33,7 +34,7 @@ def function(
     order: int = 1,
     forward_error: float = 0.0,
     surrogate: bool = False,
-    seed: int = 0,
+    key: Key | int = 0,
 ) -> Report:
     """Checks a hand-derived gradient, and finds the leaf and the element that is wrong.
 
@@ -50,7 +51,7 @@ def function(
             residuals in place of args, and output is compared with f's.
         grid: more points, of other shapes.
         dtypes: precisions to cast every float to, "float32", "bfloat16"; by default those of args.
-        cotangents: the number of δs, drawn from seed; if the output is a single number, the first δ is 1.
+        cotangents: the number of δs, drawn from key; if the output is a single number, the first δ is 1.
         order: 2 to compare the derivative of the rule with that of the gradient too.
         forward_error: the relative error of f as an approximation of the intended function, if it is a fixed point
             found to a tolerance, a truncated series or a table: the gradient may be off by 16 times as much, and the
@@ -58,7 +59,7 @@ def function(
         surrogate: True for a rule that is not meant to be f's derivative (straight-through estimators, gradient
             reversal): the reference is then `jax.vjp` of f, with its stop_gradients and custom rules, without finite
             differences.
-        seed: of δs and jitter.
+        key: a PRNG key or an integer seed, for δs and jitter.
 
     Raises:
         TypeError: if args is not a tuple of arrays, or f returns no floats.
@@ -73,7 +74,7 @@ def function(
     ('wrong', 'x')
     """
     name = name_of(f)
-    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed_of(key))
     return _report(Case(name, f, f, backward, forward, args, settings, custom=False), grid, name)
 
 
@@ -88,7 +89,7 @@ def custom_vjp(
     order: int = 1,
     forward_error: float = 0.0,
     surrogate: bool = False,
-    seed: int = 0,
+    key: Key | int = 0,
 ) -> Report:
     """Checks the rule of a function with `jax.custom_vjp`: its gradient against autodiff of a plain reference.
 
@@ -102,7 +103,7 @@ def custom_vjp(
         order: as for `function`.
         forward_error: as for `function`, of the reference.
         surrogate: as for `function`; the reference then has `jax.lax.stop_gradient`s.
-        seed: as for `function`.
+        key: as for `function`.
 
     Returns:
         A Report on the values of f and reference, the gradients, and the properties of the rule. For order 2 it uses
@@ -122,7 +123,7 @@ def custom_vjp(
     def backward(args: tuple[Any, ...], delta: Any) -> tuple[Any, ...]:
         return jax.vjp(f, *args)[1](delta)
 
-    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed)
+    settings = Settings(dtypes, cotangents, order, forward_error, surrogate, seed_of(key))
     case = Case(name, f, reference, backward, None, args, settings, custom=True)
     return _report(case, grid, f"{name} against {name_of(reference)}")
 

@@ -25,7 +25,7 @@ from jaxnn.gradcheck.nonsmooth import first_of
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, WRONG, Report, Row, worst_verdict
 from jaxnn.jaxprs import first_difference
-from jaxnn.keys import as_key
+from jaxnn.keys import as_key, seed_of
 from jaxnn.mistakes import alive, array_leaves
 from jaxnn.passes.backprop import autodiff, backprop, check_records
 from jaxnn.passes.parts import check_params, costs
@@ -47,7 +47,7 @@ def network(
     train: bool = True,
     rng: Key | None = None,
     weights: jax.Array | None = None,
-    seed: int = 0,
+    key: Key | int = 0,
 ) -> Report:
     """Checks the hand-derived rules of a network: every layer's δ_in and gradients, the loss's δ, and the whole pass.
 
@@ -61,7 +61,7 @@ def network(
         train: whether layers behave as in training.
         rng: a key, if layers draw random numbers.
         weights: [N] or [N, …], as for `backprop`.
-        seed: of the jitter.
+        key: a PRNG key or an integer seed, for jitter.
 
     Returns:
         A Report. Its rows: each layer in the network's order, with δ_in and every gradient leaf at its own
@@ -81,6 +81,7 @@ def network(
     >>> network(net, losses.mse, params, state, jnp.ones((4, 2)), jnp.zeros((4, 3))).wrong
     ('dense_1',)
     """
+    seed = seed_of(key)
     given = _checked(Pass(net, loss, params, state, x, target, train, rng, weights))
     called = layer_calls(given)
     seen = costs(loss, called.output, given.target, given.weights)
