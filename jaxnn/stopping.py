@@ -106,6 +106,9 @@ class Monitors(NamedTuple):
 class early_stopping(Monitor):
     """Stops at the `patience`-th metric in a row without improvement, or at a failure, and remains stopped.
 
+    An improvement is one by more than `min_improvement`, or, with `relative`, by that part of the best metric;
+    with `maximise`, greater metrics are better.
+
     Raises:
         ValueError: if the patience is below 1, or the minimum improvement negative.
         TypeError: if the patience is not a whole number.
@@ -143,7 +146,8 @@ class reduce_on_plateau(Monitor):
     """Multiplies the scale by `factor` at the `patience`-th metric in a row without improvement.
 
     The next `cooldown` metrics may improve the best, but are not counted. The scale never falls below
-    `min_scale`. Multiply updates by `decision.scale`: that works for every optimizer.
+    `min_scale`. Multiply updates by `decision.scale`: that works for every optimizer. What counts as an improvement is
+    said at `early_stopping`.
 
     Raises:
         ValueError: if the factor is not between 0 and 1, or another number out of range.
