@@ -107,7 +107,7 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
         outs.append(out)
     if len(order) % batch:
         rest = order[full * batch :]
-        if is_concrete(order):  # its weights are not looked at, which may all be 0 in a batch
+        if is_concrete(order):  # in a scan the weights are not checked, which may all be 0 in a batch
             carry, out = jax.lax.scan(one, carry, rest[None])
         else:
             carry, out = one(carry, rest)

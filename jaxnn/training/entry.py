@@ -328,7 +328,7 @@ def _on_device(what: str, leaf: Any) -> Any:
         raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
     there = jax.device_put(here, spread(here))  # compiles nothing
-    if is_traced(there):  # everything is, inside jit: what is known stays where it can be looked at
+    if is_traced(there):  # inside jit everything is: what is known stays on the host, where it can be checked
         return here
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
         first = here[np.asarray(there) != here][0]
