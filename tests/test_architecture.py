@@ -184,10 +184,6 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
 }
-SHOWS_ITSELF = {  # records whose methods import, when they are called, what draws them
-    "graph/nodes.py": {"jaxnn.graph.html", "jaxnn.graph.text"},
-    "graph/flow.py": {"jaxnn.graph.text"},
-}
 SIDE = {"augment", "data"}
 CHECKS = {
     "arrays",
@@ -237,7 +233,7 @@ def test_imports_go_down(path):
     for module, at_top in imports(tree):
         package = module.split(".")[0]
         assert package in RUN_TIME or (package in OPTIONAL and not at_top), f"{path.name} imports {module}"
-        if package != "jaxnn" or here == "__init__.py" or (not at_top and module in SHOWS_ITSELF.get(here, ())):
+        if package != "jaxnn" or here == "__init__.py":
             continue
         target = module.split(".")[1]
         inside, ours, theirs = fork(path, module)
@@ -267,8 +263,8 @@ def test_the_wing_of_any_function_stands_by_itself():
 def test_the_graph_does_not_import_its_drawings():
     for path in (ROOT / "graph").rglob("*.py"):
         part = path.relative_to(ROOT / "graph").parts[0]
-        at_top = {module for module, top in imports(ast.parse(path.read_text())) if top}
-        drawings = {module for module in at_top if module.startswith(("jaxnn.graph.html", "jaxnn.graph.text"))}
+        drawings = {module for module, _ in imports(ast.parse(path.read_text()))}
+        drawings = {module for module in drawings if module.startswith(("jaxnn.graph.html", "jaxnn.graph.text"))}
         if part not in ("__init__.py", "html", "text"):
             assert not drawings, f"{path.name} imports {drawings}"
         if part == "text":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -79,11 +78,6 @@ class Flow(NamedTuple):
     def ok(self) -> bool:
         """True if the gradient keeps its scale, or has no path to follow."""
         return self.verdict in (KEEPS, SHORT)
-
-    def __str__(self) -> str:
-        from jaxnn.graph.text import chart  # imported when used: the sizes do not depend on their chart
-
-        return chart(self, shutil.get_terminal_size().columns)
 
 
 def gradient_flow(

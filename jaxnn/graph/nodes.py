@@ -143,16 +143,6 @@ class Graph(NamedTuple):
     def __repr__(self) -> str:
         return f"<graph of {self.name}: {len(self.nodes)} operations, {len(self.leaves)} leaves>"
 
-    def __str__(self) -> str:
-        from jaxnn.graph.text import table  # imported when used: a graph does not depend on its drawings
-
-        return table(self)
-
-    def _repr_html_(self) -> str:
-        from jaxnn.graph.html import page
-
-        return page(self)._repr_html_()
-
 
 def check_graph(where: str, graph: Any) -> None:
     """Raises TypeError unless graph is a Graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 
 from jaxnn.bars import bar_of, span
@@ -12,8 +13,9 @@ ROWS = 30  # more are skipped in the middle
 NAME, BAR = 28, 24  # columns, at most
 
 
-def chart(flow: Flow, width: int) -> str:
-    """The verdict, and a bar for each group, as long as the logarithm of g."""
+def chart(flow: Flow) -> str:
+    """The verdict, and a bar for each group, as long as the logarithm of g, in the columns of the terminal."""
+    width = shutil.get_terminal_size().columns
     lines = textwrap.wrap(f"gradient of {flow.name}: it {flow.verdict}. {flow.why[:1].upper()}{flow.why[1:]}", width)
     if not flow.groups:
         return "\n".join(lines)
