@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxnn.records import Record
+from jaxnn.records import Record, holds_arrays
 
 
 def program(name: str, *, in_place: bool = False) -> Callable[..., Any]:
@@ -43,3 +43,10 @@ def structure_of(record: object) -> Structure:
     """The structure of a record."""
     leaves, structure = jax.tree.flatten(record)
     return Structure(structure, tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves))
+
+
+class PureFunction(Record):
+    """A record that is called, and may be given to `jax.jit`, which hashes it: by its structure if it has arrays."""
+
+    def __hash__(self) -> int:
+        return hash(structure_of(self)) if holds_arrays(self) else super().__hash__()

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 
 from jaxnn.arrays import in_dtype
 from jaxnn.checks import number, whole_number
+from jaxnn.compiled import PureFunction
 from jaxnn.keys import as_key
 from jaxnn.mistakes import several
-from jaxnn.records import Record, is_array
+from jaxnn.records import is_array
 from jaxnn.types import Array, DType, Key, Shape
 
 __all__ = [
@@ -81,7 +82,7 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 # ---------------------------------------------------------------- without fans
 
 
-class zeros(Record):
+class zeros(PureFunction):
     """All zeros, as for biases. The key is not used.
 
     >>> print(zeros()(None, (3,)))
@@ -92,7 +93,7 @@ class zeros(Record):
         return jnp.full(shape, 0.0, dtype)
 
 
-class constant(Record):
+class constant(PureFunction):
     """All entries equal to `value`. The key is not used.
 
     Raises:
@@ -111,7 +112,7 @@ class constant(Record):
         return jnp.full(shape, self.value, dtype)
 
 
-class normal(Record):
+class normal(PureFunction):
     """Independent draws from N(0, std²), not truncated.
 
     Raises:
@@ -130,7 +131,7 @@ class normal(Record):
         return _normal(key, shape, dtype, self.std)
 
 
-class uniform(Record):
+class uniform(PureFunction):
     """Independent draws from U[−limit, limit); the standard deviation is limit/√3.
 
     Raises:
@@ -152,7 +153,7 @@ class uniform(Record):
 # ---------------------------------------------------------------- with fans
 
 
-class glorot_uniform(Record):
+class glorot_uniform(PureFunction):
     """U[−a, a), a = √(6 / (fan_in + fan_out)), for tanh and sigmoid.
 
     Constant variance of h from layer to layer needs fan_in, constant variance of δ fan_out: this takes their mean.
@@ -168,7 +169,7 @@ class glorot_uniform(Record):
         return _uniform(key, shape, dtype, _scale(UNIFORM, sum(fans(shape)) / 2))
 
 
-class glorot_normal(Record):
+class glorot_normal(PureFunction):
     """N(0, 2 / (fan_in + fan_out)), for tanh and sigmoid.
 
     Source: Glorot & Bengio (2010), eq. 12.
@@ -181,7 +182,7 @@ class glorot_normal(Record):
         return _normal(key, shape, dtype, _scale(1.0, sum(fans(shape)) / 2))
 
 
-class he_uniform(Record):
+class he_uniform(PureFunction):
     """U[−a, a), a = √(6 / ((1 + λ²) fan_in)), for rectifiers of slope λ = `negative_slope` below zero.
 
     Raises:
@@ -202,7 +203,7 @@ class he_uniform(Record):
         return _uniform(key, shape, dtype, _scale(UNIFORM * _he_gain(self.negative_slope), fans(shape)[0]))
 
 
-class he_normal(Record):
+class he_normal(PureFunction):
     """N(0, 2 / ((1 + λ²) fan_in)), for rectifiers of slope λ = `negative_slope` below zero.
 
     Half of a symmetric signal's power is lost in a relu; the factor 2 restores it.
@@ -225,7 +226,7 @@ class he_normal(Record):
         return _normal(key, shape, dtype, _scale(_he_gain(self.negative_slope), fans(shape)[0]))
 
 
-class lecun_uniform(Record):
+class lecun_uniform(PureFunction):
     """U[−a, a), a = √(3 / fan_in), for linear units.
 
     Source: LeCun, Bottou, Orr & Müller (1998), "Efficient BackProp", section 4.6.
@@ -238,7 +239,7 @@ class lecun_uniform(Record):
         return _uniform(key, shape, dtype, _scale(UNIFORM, fans(shape)[0]))
 
 
-class lecun_normal(Record):
+class lecun_normal(PureFunction):
     """N(0, 1 / fan_in), for linear units.
 
     Source: LeCun, Bottou, Orr & Müller (1998), section 4.6.
@@ -251,7 +252,7 @@ class lecun_normal(Record):
         return _normal(key, shape, dtype, _scale(1.0, fans(shape)[0]))
 
 
-class orthogonal(Record):
+class orthogonal(PureFunction):
     """gain · Q, Q uniform (by Haar's measure) over the matrices with orthonormal rows or columns.
 
     The kernel is read as a matrix [fan_in, out], its leading axes flattened: its columns are orthonormal if

@@ -36,15 +36,16 @@ import numpy as np
 
 from jaxnn import checks
 from jaxnn.arrays import first_of, in_dtype, is_floating, poisoned, with_rank
+from jaxnn.compiled import PureFunction
 from jaxnn.losses.targets import as_arrays, entry_by_entry, holds_labels, labels_and_wrong
-from jaxnn.records import Record, is_array
+from jaxnn.records import is_array
 from jaxnn.types import Array
 
 __all__ = ["accuracy", "top_k", "binary_accuracy", "binary_accuracy_at"]
 __dir__ = __all__.copy
 
 
-class _Metric(Record):
+class _Metric(PureFunction):
     """The mean of `_score(prediction, target)`, float32, over the axes of features, which are the last.
 
     `_wrong(prediction, target)` returns where the target cannot be right, and which values it may hold.

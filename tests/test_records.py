@@ -450,3 +450,22 @@ def test_equal_networks_built_anew_compile_nothing():
     with compilations() as programs:
         train(leak=0.2)
     assert programs
+
+
+def test_a_function_with_arrays_can_be_compiled_itself():
+    """Schedules, initializers and metrics are called: `jax.jit` hashes them; equal ones have one hash."""
+    a, key, ones = jnp.float32(0.1), jax.random.key(0), jnp.ones((2, 1))
+    cases = {
+        "schedule": (lambda a: jaxnn.schedules.cosine(a, steps=9), (3,), {}),
+        "schedule of a schedule": (lambda a: jaxnn.schedules.warmup(2, jaxnn.schedules.constant(a)), (1,), {}),
+        "initializer": (jaxnn.initializers.normal, (key, (2,), jnp.float32), {"static_argnums": (1, 2)}),
+        "metric": (jaxnn.metrics.binary_accuracy_at, (ones, ones), {}),
+    }
+    for name, (make, arguments, settings) in cases.items():
+        one, same, other = make(a), make(jnp.float32(0.1)), make(jnp.float32(0.2))
+        assert hash(one) == hash(same), name
+        assert one == same != other
+        expected = np.asarray(make(0.1)(*arguments))
+        np.testing.assert_allclose(jax.jit(one, **settings)(*arguments), expected, rtol=1e-6, err_msg=name)
+        mapped = jax.vmap(lambda a, make=make, s=settings, args=arguments: jax.jit(make(a), **s)(*args))(a[None])
+        np.testing.assert_allclose(mapped[0], expected, rtol=1e-6, err_msg=name)

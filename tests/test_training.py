@@ -622,6 +622,26 @@ def test_a_step_with_a_traced_rate_is_mapped_over():
     assert_close(jax.jit(jax.vmap(loss_after))(rates), np.stack([loss_after(float(rate)) for rate in rates]))
 
 
+@pytest.mark.parametrize("make", [train_step, functools.partial(train_epoch, batch_size=4)], ids=["step", "epoch"])
+def test_a_step_with_an_array_in_it_can_be_compiled(make):
+    """By `jax.jit` of the step itself; a rate may be an array, also a traced one."""
+    net, x = mlp([3]), X[:8]
+    state = init_train_state(net, sgd(0.1), 0, (D,))
+
+    def after(rate):
+        optimizer = sgd(rate)
+        run = jax.jit(make(net, losses.mse, optimizer))
+        return run(state._replace(opt_state=optimizer.init(state.params)), x, x[:, :3])[0].params["dense_0"]["w"]
+
+    rates = [0.1, 0.3]
+    expected = np.stack([after(rate) for rate in rates])
+    assert_close(np.stack([after(jnp.float32(rate)) for rate in rates]), expected)
+    assert_close(jax.vmap(after)(jnp.asarray(rates)), expected)
+    one, same, other = (make(net, losses.mse, sgd(jnp.float32(rate))) for rate in (0.1, 0.1, 0.3))
+    assert one == same != other
+    assert hash(one) == hash(same)
+
+
 # ---------------------------------------------------------------- compilations
 
 

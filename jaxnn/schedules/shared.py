@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxnn.checks import number, seen, whole_number
+from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import factory_hint, is_factory, is_function, several
-from jaxnn.records import Record
 from jaxnn.types import Schedule
 
 
-class ScheduleRecord(Record):
+class ScheduleRecord(PureFunction):
     """A record that is called with the step, which may be traced."""
 
     def _check(

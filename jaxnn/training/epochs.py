@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import weight_values, whole_number, yes_or_no
-from jaxnn.compiled import program
+from jaxnn.compiled import PureFunction, program
 from jaxnn.diagnostics.measures import HEALTH, Measures
 from jaxnn.mistakes import training_records, whole_state
 from jaxnn.passes.backprop import backprop, penalty_value
@@ -41,7 +41,7 @@ from jaxnn.training.steps import Augment, Gradient, train_step
 from jaxnn.types import Array, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 
-class Epoch(Record):
+class Epoch(PureFunction):
     """One pass over the data: the step that is taken for each batch, and which batches there are.
 
     A pure function `(train_state, x, target, weights=None, *, update_scale=None) -> (train_state, EpochResult)`.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import seen, yes_or_no
+from jaxnn.compiled import PureFunction
 from jaxnn.diagnostics.measures import HEALTH, measures
 from jaxnn.keys import as_key, layer_key
 from jaxnn.mistakes import (
@@ -26,7 +27,6 @@ from jaxnn.mistakes import (
 from jaxnn.optimizers.parts import apply_updates, extras_of, next_step, taken, with_rate_of
 from jaxnn.passes.backprop import PassFunction, backprop
 from jaxnn.passes.readings import readings_of
-from jaxnn.records import Record
 from jaxnn.training.monitoring import copied
 from jaxnn.trees import same_shapes
 from jaxnn.types import (
@@ -79,7 +79,7 @@ def init_train_state(
     return TrainState(params, state, optimizer.init(params), step, kept, epoch)
 
 
-class train_step(Record):
+class train_step(PureFunction):
     """One step of training: θ ← θ + s u, where u is the optimizer's answer to ∂C/∂θ and s a scale, 1 by default.
 
     A pure function `(train_state, x, target, weights=None, *, update_scale=None) -> (train_state, Pass)`. Random
