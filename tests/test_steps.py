@@ -1,12 +1,14 @@
 """Steps and epochs for accelerators that are not here, and the order of an epoch, which replaces a sort."""
 
 import functools
+import pickle
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import assert_close
+from test_training import D, X, assert_close, compilations
 
 from jaxnn import adam, batch_norm, dense, init_train_state, losses, metrics, mlp, serial, sgd, train_epoch, train_step
 from jaxnn.training.batches import SORTED, shuffled
@@ -91,3 +93,54 @@ def test_an_epoch_lowers_for_every_platform(n, order):
     assert program.count("stablehlo.while") >= 1 + (order == "stablehlo.while")  # the scan is one itself
     assert order in program
     assert "tf.aliasing_output" in program  # the state's memory is its successor's
+
+
+# ---------------------------------------------------------------- a step is a value
+
+
+def test_equal_steps_are_one_program():
+    make = lambda rate: train_step(mlp([3]), losses.mse, sgd(rate), read=["deltas"])
+    assert make(0.1) == make(0.1)
+    assert hash(make(0.1)) == hash(make(0.1))
+    assert make(0.1) != make(0.2)
+    assert repr(make(0.1)) == "train_step(serial(dense(3)), mse, sgd(0.1), read=('deltas',))"
+    assert pickle.loads(pickle.dumps(make(0.1))) == make(0.1)
+    state = init_train_state(mlp([3]), sgd(0.1), 0, (D,))
+    run = jax.jit(lambda step, state: step(state, X[:4], X[:4, :3])[0])
+    with compilations() as programs:
+        for _ in range(3):
+            run(make(0.1), state)
+    assert len([name for name in programs if "lambda" in name]) == 1
+
+
+def test_a_step_with_a_traced_rate_is_mapped_over():
+    state = init_train_state(mlp([3]), sgd(0.1), 0, (D,))
+
+    def loss_after(rate):
+        net, optimizer = mlp([3]), sgd(rate)
+        step = train_step(net, losses.mse, optimizer)
+        after, _ = step(state._replace(opt_state=optimizer.init(state.params)), X[:4], X[:4, :3])
+        return step(after, X[:4], X[:4, :3])[1].loss
+
+    rates = jnp.asarray([0.1, 0.3])
+    assert_close(jax.jit(jax.vmap(loss_after))(rates), np.stack([loss_after(float(rate)) for rate in rates]))
+
+
+@pytest.mark.parametrize("make", [train_step, functools.partial(train_epoch, batch_size=4)], ids=["step", "epoch"])
+def test_a_step_with_an_array_in_it_can_be_compiled(make):
+    """By `jax.jit` of the step itself; a rate may be an array, also a traced one."""
+    net, x = mlp([3]), X[:8]
+    state = init_train_state(net, sgd(0.1), 0, (D,))
+
+    def after(rate):
+        optimizer = sgd(rate)
+        run = jax.jit(make(net, losses.mse, optimizer))
+        return run(state._replace(opt_state=optimizer.init(state.params)), x, x[:, :3])[0].params["dense_0"]["w"]
+
+    rates = [0.1, 0.3]
+    expected = np.stack([after(rate) for rate in rates])
+    assert_close(np.stack([after(jnp.float32(rate)) for rate in rates]), expected)
+    assert_close(jax.vmap(after)(jnp.asarray(rates)), expected)
+    one, same, other = (make(net, losses.mse, sgd(jnp.float32(rate))) for rate in (0.1, 0.1, 0.3))
+    assert one == same != other
+    assert hash(one) == hash(same)
