@@ -103,12 +103,14 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring"},
+        {"means", "monitoring", "progress"},
         {"batches", "results", "steps"},
         {"epochs"},
         {"chunks", "divergence", "entry", "own_steps"},
         {"evaluation"},
-        {"fit", "run"},
+        {"fit", "run", "sweep_results"},
+        {"members"},
+        {"sweep"},
         {"__init__"},
     ),
     "diagnostics": (

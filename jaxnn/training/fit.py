@@ -7,9 +7,8 @@ is replaced as a whole, so that an interruption finds nothing half done.
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +28,7 @@ from jaxnn.training.epochs import Epoch
 from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import DataSet, Metrics, named_metrics
 from jaxnn.training.monitoring import Monitoring, best_state, copied, monitoring, outcome, stopped, update_scale
+from jaxnn.training.progress import progress_bar
 from jaxnn.training.results import EpochResult, cursor
 from jaxnn.training.steps import Augment, Gradient, train_step
 from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
@@ -306,7 +306,7 @@ def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: b
     position = int(done.train_state.position)
     computed: _Computed | None = None
     try:
-        bar, show = _progress(epochs, progress)
+        bar, show = progress_bar("fit", epochs, progress)
         spare = copied(done.train_state)
         first, scale = job.placed(done.train_state), update_scale(done.monitors)
         blank = job.chunk(done.train_state).nothing_noted(first, job.data, scale)
@@ -322,20 +322,3 @@ def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: b
         if computed is not None and computed.before is done:
             done = job.taken_in(computed, show)
         raise Interrupted(job.fit(done, position)) from None
-
-
-# ---------------------------------------------------------------- the progress bar
-
-
-def _progress(epochs: int, wanted: bool | None) -> tuple[Iterable[int], Callable[[dict[str, float]], None]]:
-    """The epochs, behind a tqdm bar if it is wanted and installed, and a function that shows figures on it."""
-    if wanted or (wanted is None and sys.stderr.isatty()):
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            if wanted:
-                raise ImportError("fit: progress=True needs tqdm: pip install tqdm") from None
-        else:
-            bar = tqdm(range(epochs), unit="epoch")
-            return bar, lambda row: bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
-    return range(epochs), lambda row: None

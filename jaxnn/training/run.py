@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
+from jaxnn.keys import as_key
 from jaxnn.mistakes import accepts, is_function
 from jaxnn.placement import home_of
 from jaxnn.stopping import Monitor, Monitors
@@ -27,7 +28,7 @@ from jaxnn.training.monitoring import Monitoring, best_state, monitoring, update
 from jaxnn.training.own_steps import OwnEpoch, Step, as_train_state, check_own_step, check_rows, rows_of
 from jaxnn.training.results import EpochResult
 from jaxnn.training.steps import Augment, check_augmentation, train_step
-from jaxnn.types import EPOCH_START, Array, Run, TrainState
+from jaxnn.types import EPOCH_START, Array, Key, Run, TrainState
 
 Figures = dict[str, Array]
 
@@ -61,6 +62,7 @@ class run(PureFunction):
         shuffle: False keeps the order of the data.
         evaluate: a function `(train_state, validation) -> {name: scalar}`, for the history as "validation_<name>"; by
             default the loss and the metrics of a `train_step`.
+        order: a PRNG key or an integer seed from which the orders of the epochs are drawn, in place of the state's.
         recompute: True for reverse differentiation in O(√T) memory: the state of every ⌈√T⌉-th step is kept, and the
             steps between are computed twice more. Values do not change.
 
@@ -89,6 +91,7 @@ class run(PureFunction):
     augment: Augment | None = None
     shuffle: bool = True
     evaluate: Callable[[Any, Any], dict[str, Array]] | None = None
+    order: Key | None = None
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class run(PureFunction):
             batch_size=whole_number("run: batch_size", self.batch_size, least=1),
             shuffle=yes_or_no("run: shuffle", self.shuffle),
             recompute=yes_or_no("run: recompute", self.recompute),
+            order=None if self.order is None else as_key(self.order),
             metrics=tuple(self.metrics) if isinstance(self.metrics, list) else self.metrics,
         )
         check_augmentation(self.augment)
@@ -128,17 +132,13 @@ class run(PureFunction):
             figures = self.figures(result, state, validation, scale, bare)
             return (state, watched.update(monitors, figures, state)), figures
 
-        watched, ended = Monitoring(), {}
-        if self._machines:
-            found = jax.eval_shape(lambda state: once((state, None), start)[1], state)
-            watched = self._monitoring(tuple(found))
-            ended = {name: jnp.full(spec.shape, jnp.nan, spec.dtype) for name, spec in found.items()}
-        monitors = watched.first(state._replace(position=EPOCH_START), monitors)
-        if monitors is not None and monitors.plateau is not None:
-            ended["update_scale"] = jnp.full_like(monitors.plateau.scale, jnp.nan)
+        state0 = state._replace(position=EPOCH_START)
+        watched = self.watched(epoch, state0, data, validation)
+        monitors = watched.first(state0, monitors)
 
         def advance(carry: Carry, start: int | None = 0) -> tuple[Carry, tuple[Figures, Array]]:
             def over(carry: Carry) -> tuple[Carry, tuple[Figures, Array]]:
+                ended = missing(jax.eval_shape(lambda carry: once(carry, start)[1], carry))
                 return (carry[0]._replace(position=EPOCH_START), carry[1]), (ended, jnp.asarray(False))
 
             def on(carry: Carry) -> tuple[Carry, tuple[Figures, Array]]:
@@ -162,6 +162,17 @@ class run(PureFunction):
         state, best = (state.params, best and best.params) if bare else (state, best)
         return Run(state, best, monitors, history, ran.sum(dtype=jnp.int32))
 
+    def watched(self, epoch: Epoch, state: TrainState, data: Any, validation: Any) -> Monitoring:
+        """What watches the figures of an epoch; nothing is computed."""
+        if not self._machines:
+            return Monitoring()
+
+        def figures(state: TrainState) -> Figures:
+            state, result = epoch.over(state, data, None, 0)
+            return self.figures(result, state, validation, None, getattr(epoch, "bare", False))
+
+        return self._monitoring(tuple(jax.eval_shape(figures, state)))
+
     @property
     def own(self) -> bool:
         """Whether the step is a user's function."""
@@ -170,10 +181,11 @@ class run(PureFunction):
     def epoch(self, bare: bool = False) -> Epoch:
         """An epoch of this run."""
         if self.own:
-            return OwnEpoch(self.step, self.batch_size, shuffle=self.shuffle, augment=self.augment, bare=bare)
+            own = OwnEpoch(self.step, self.batch_size, shuffle=self.shuffle, order_key=self.order)
+            return replace(own, augment=self.augment, bare=bare)
         assert isinstance(self.step, train_step)
         step = self.step if self.augment is None else replace(self.step, augment=self.augment)
-        return Epoch(step, self.batch_size, named_metrics(self.metrics), self.shuffle)
+        return Epoch(step, self.batch_size, named_metrics(self.metrics), self.shuffle, order_key=self.order)
 
     def evaluated(self, state: TrainState, validation: Any, bare: bool = False) -> Figures:
         """The figures of the validation set by name."""
@@ -231,6 +243,11 @@ class run(PureFunction):
 
 
 Carry = tuple[TrainState, Monitors | None]
+
+
+def missing(figures: Figures) -> Figures:
+    """NaN for each of the figures."""
+    return {name: jnp.full(spec.shape, jnp.nan, spec.dtype) for name, spec in figures.items()}
 
 
 def _counted(state: TrainState) -> TrainState:

@@ -1,0 +1,164 @@
+"""Runs side by side: the members of a sweep as one program, whose start and length are inputs.
+
+The members share the cursor, so that the loop over steps has one condition for all; each has parameters, keys and
+settings of its own. Letters: K members, E epochs, N examples, B batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.arrays import is_floating
+from jaxnn.checks import seen
+from jaxnn.compiled import PureFunction
+from jaxnn.mistakes import accepts
+from jaxnn.placement import home_of
+from jaxnn.shapes import example_shape
+from jaxnn.stopping import Monitors
+from jaxnn.training.chunks import Noted, chunk_of
+from jaxnn.training.epochs import Epoch
+from jaxnn.training.monitoring import update_scale
+from jaxnn.training.results import EpochResult
+from jaxnn.training.run import Figures, missing, run
+from jaxnn.training.steps import init_train_state, train_step
+from jaxnn.types import EPOCH_START, Array, Key, TrainState
+
+Numbers = dict[str, Array]  # a setting's values, by its name
+AXES: Any = (0, 0, 0, 0, 0, None, None)
+TOGETHER = TrainState(*AXES)  # the axes of the members: they share the cursor
+
+
+class Progress(NamedTuple):
+    """How far K members have come."""
+
+    train_state: TrainState  # [K, …]; a member that has ended is in an earlier epoch
+    monitors: Monitors | None  # [K, …]
+    noted: Noted  # [K, …], of the epoch that has begun
+    epoch: Array  # the epoch that the members who have not ended are in
+    position: Array  # the number of examples seen in it
+    ended: Array  # [K], before this epoch
+
+
+class Members(PureFunction):
+    """Members of a sweep: their settings make a run of each.
+
+    `(progress, numbers, data, validation, steps) -> (progress, figures)` takes that many steps, or as many as the epoch
+    has left, and closes an epoch that is over: validation, monitors, and figures [K], which are NaN otherwise.
+    """
+
+    make: Callable[..., Any]
+    init: Callable[..., TrainState] | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    shared_order: bool = False
+
+    def made(self, numbers: Numbers) -> run:
+        """The run of one member."""
+        made = self.make(**numbers)
+        if isinstance(made, run):
+            given = {name: getattr(self, name) for name in ("epochs", "batch_size")}
+            given = {name: value for name, value in given.items() if value is not None}
+            return replace(made, **given) if given else made
+        if self.epochs is None or self.batch_size is None:
+            raise ValueError(
+                f"sweep: make returned a step, {seen(made)}: give sweep epochs= and batch_size=, or have make return "
+                "run(step, epochs=…, batch_size=…)"
+            )
+        return run(made, epochs=self.epochs, batch_size=self.batch_size)
+
+    def begin(self, numbers: Numbers, keys: Key, data: Any, validation: Any, order: Key) -> Progress:
+        """The members before their first steps."""
+
+        def one(numbers: Numbers, key: Key) -> tuple[TrainState, Monitors | None, Noted]:
+            made, epoch = self._entered(numbers, order, data)
+            state = self.first_state(made, numbers, key, data)
+            monitors = made.watched(epoch, state, data, validation).first(state, None)
+            placed = state._replace(position=jnp.zeros((), jnp.int32))
+            noted = chunk_of(epoch, data).nothing_noted(placed, data, update_scale(monitors))
+            return state, monitors, noted
+
+        state, monitors, noted = jax.vmap(one)(numbers, keys)
+        count = jnp.zeros((), jnp.int32)
+        return Progress(state, monitors, noted, count, count, jnp.zeros(keys.shape, bool))
+
+    def __call__(
+        self, progress: Progress, numbers: Numbers, data: Any, validation: Any, order: Key, steps: Array
+    ) -> tuple[Progress, Figures, Array]:
+        old, monitors, noted, count, position, ended = progress
+        shared = old._replace(epoch=count, position=position)
+
+        def advance(
+            numbers: Numbers, state: TrainState, monitors: Monitors | None, noted: Noted
+        ) -> tuple[TrainState, Noted, EpochResult]:
+            _, epoch = self._entered(numbers, order, data)
+            return chunk_of(epoch, data)(state, data, update_scale(monitors), noted, steps)
+
+        lead = jax.vmap(advance, in_axes=(0, TOGETHER, 0, 0), out_axes=(TOGETHER, 0, 0))
+        new, noted, result = lead(numbers, shared, monitors, _anew(noted, position == 0))
+        over, count, position = new.epoch > count, jnp.asarray(new.epoch), jnp.asarray(new.position)
+        new = new._replace(epoch=jnp.broadcast_to(count, ended.shape), position=EPOCH_START)
+
+        def one(numbers: Numbers, *of_member: Any) -> tuple[Monitors | None, Figures]:
+            return self._closed(numbers, order, data, validation, *of_member)
+
+        def close(_: Any) -> tuple[Monitors | None, Figures]:
+            return jax.vmap(one)(numbers, new, monitors, result, ended)
+
+        none = missing(jax.eval_shape(close, None)[1])
+        after, figures = jax.lax.cond(over, close, lambda _: (monitors, none), None)
+        ran = over & ~ended
+        if after is not None and after.stopping is not None:  # who has ended stands still
+            new = jax.vmap(lambda over, old, new: jax.tree.map(partial(jnp.where, over), old, new))(ended, old, new)
+            ended = jnp.where(over, after.stopping.stopped, ended)
+        return Progress(new, after, noted, count, position, ended), figures, ran
+
+    def _entered(self, numbers: Numbers, order: Key, data: Any) -> tuple[run, Epoch]:
+        made = self.made(numbers)
+        made = replace(made, order=order) if self.shared_order else made
+        return made, replace(made.epoch(), home=home_of(data))
+
+    def first_state(self, made: run, numbers: Numbers, key: Key, data: Any) -> TrainState:
+        if self.init is None:
+            assert isinstance(made.step, train_step)
+            x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
+            return init_train_state(made.step.net, made.step.optimizer, key, example_shape(x), float_type(x))
+        state = self.init(key, **numbers) if accepts(self.init, key, **numbers) else self.init(key)
+        if not isinstance(state, TrainState):
+            raise TypeError(f"sweep: init must return a TrainState, got {type(state).__name__}")
+        counts = {name: jnp.asarray(getattr(state, name), jnp.int32) for name in ("step", "epoch")}
+        return state._replace(**counts)
+
+    def _closed(
+        self,
+        numbers: Numbers,
+        order: Key,
+        data: Any,
+        validation: Any,
+        state: TrainState,
+        monitors: Monitors | None,
+        result: EpochResult,
+        ended: Array,
+    ) -> tuple[Monitors | None, Figures]:
+        """The monitors and the figures of a member after an epoch."""
+        made, epoch = self._entered(numbers, order, data)
+        figures = made.figures(result, state, validation, update_scale(monitors))
+        monitors = made.watched(epoch, state, data, validation).update(monitors, figures, state)
+        return monitors, jax.tree.map(lambda value: jnp.where(ended, jnp.nan, value), figures)
+
+
+def _anew(noted: Noted, where: Array) -> Noted:
+    """The notes, emptied where an epoch begins."""
+    blank = jax.tree.map(jnp.zeros_like, noted)
+    blank = blank._replace(notes=blank.notes._replace(loss=jnp.full_like(noted.notes.loss, jnp.nan)))
+    return jax.tree.map(lambda fresh, kept: jnp.where(where, fresh, kept), blank, noted)
+
+
+def float_type(x: Any) -> Any:
+    """The dtype of the first floats of x, for the parameters."""
+    return next((leaf.dtype for leaf in jax.tree.leaves(x) if is_floating(leaf)), jnp.float32)

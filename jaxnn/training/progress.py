@@ -1,0 +1,25 @@
+"""The progress bar of what trains on the host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+
+def progress_bar(
+    where: str, total: int, wanted: bool | None, unit: str = "epoch"
+) -> tuple[Iterable[int], Callable[[dict[str, float]], None]]:
+    """The numbers below total, behind a tqdm bar if wanted and installed, and a function that shows figures on it.
+
+    Without `wanted` a terminal has one. Raises ImportError where it is wanted and tqdm is missing.
+    """
+    if wanted or (wanted is None and sys.stderr.isatty()):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            if wanted:
+                raise ImportError(f"{where}: progress=True needs tqdm: pip install tqdm") from None
+        else:
+            bar = tqdm(range(total), unit=unit)
+            return bar, lambda row: bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
+    return range(total), lambda row: None

@@ -1,0 +1,304 @@
+"""Many trainings of one network as one program: seeds × settings side by side, under `jax.vmap`.
+
+Letters: M members, K of them at a time, E epochs, N examples, B batch size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY
+from numbers import Integral, Real
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checks import seen, whole_number, yes_or_no
+from jaxnn.compiled import PureFunction
+from jaxnn.mistakes import is_function, not_traced
+from jaxnn.placement import beside
+from jaxnn.training.entry import check_values, on_device
+from jaxnn.training.means import named_metrics
+from jaxnn.training.members import Members, Progress
+from jaxnn.training.monitoring import copied
+from jaxnn.training.own_steps import check_rows, rows_of
+from jaxnn.training.progress import progress_bar
+from jaxnn.training.run import run
+from jaxnn.training.steps import train_step
+from jaxnn.training.sweep_results import Sweep
+from jaxnn.types import Array, Key, Run, TrainState
+
+MEMORY = 2**31  # bytes that the members of a sweep may take at a time
+COPIES = 3  # of a state while a step computes the next: the old one, the new one, gradients
+
+
+class sweep(PureFunction):
+    """Trains one network many times, from several seeds and with several settings, as one compiled program.
+
+    `sweep(make, settings, seeds=S)(data, validation=None) -> Sweep`. Every point of the settings is trained from every
+    seed: seed s draws the first parameters and is the key of the steps and orders of a member, as with `fit(key=s)`.
+    Each member equals its own `run` to rounding, and stands still where its run stops early.
+
+    Args:
+        make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
+            takes. It is called with Python numbers, to check them, and with JAX scalars, one program for all: numbers
+            that a shape depends on, such as a width, need a sweep for each.
+        settings: a dict of lists, of which every combination is a point, or a list of dicts, the points.
+        seeds: S, for seeds 0 … S − 1, or a list of integers.
+        epochs: the number of epochs, where make returns a step.
+        batch_size: the batch size, likewise.
+        init: a function `(key) -> TrainState` or `(key, **settings) -> TrainState` for a user's own step.
+        shared_order: True gives all members the order of the first seed: batches are gathered once for all, and the
+            products of the first layer are one.
+        at_once: K, the number of members side by side; by default as many as `memory` allows.
+        memory: bytes for the members at a time, by an estimate from their states and activations.
+        remember: keep the states of every so many epochs, from which `replay` starts; without them it starts at 0.
+        progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
+        check_data: False skips the search for values that are not finite and for labels out of range.
+
+    Raises:
+        ValueError, TypeError: before anything is trained, for settings that make refuses, with the point, and data that
+            do not fit.
+
+    >>> from jaxnn import losses, mlp, sgd
+    >>> x = jnp.linspace(-1, 1, 16)[:, None]
+    >>> make = lambda rate: train_step(mlp([4, 1]), losses.mse, sgd(rate))
+    >>> swept = sweep(make, {"rate": [0.1, 0.01]}, seeds=3, epochs=2, batch_size=8)((x, x**2))
+    >>> len(swept), swept.runs.history["loss"].shape, swept.best().settings["rate"] > 0
+    (6, (6, 2), True)
+    """
+
+    make: Callable[..., Any]
+    settings: Any
+    _: KW_ONLY
+    seeds: Any = 1
+    epochs: int | None = None
+    batch_size: int | None = None
+    init: Callable[..., TrainState] | None = None
+    shared_order: bool = False
+    at_once: int | None = None
+    memory: float = MEMORY
+    remember: int | None = None
+    progress: bool | None = None
+    check_data: bool = True
+
+    def __post_init__(self) -> None:
+        if not is_function(self.make):
+            raise TypeError(f"sweep: make must be a function of the settings, got {seen(self.make)}")
+        for name in ("epochs", "batch_size", "at_once", "remember"):
+            if getattr(self, name) is not None:
+                self._set(**{name: whole_number(f"sweep: {name}", getattr(self, name), least=1)})
+        self._set(
+            shared_order=yes_or_no("sweep: shared_order", self.shared_order),
+            check_data=yes_or_no("sweep: check_data", self.check_data),
+            settings=tuple(_points(self.settings)),
+            seeds=tuple(_seeds(self.seeds)),
+        )
+        if self.init is not None and not is_function(self.init):
+            raise TypeError(f"sweep: init must be a function (key) -> TrainState, got {seen(self.init)}")
+
+    def __call__(self, data: Any, validation: Any = None) -> Sweep:
+        not_traced("sweep", "use jax.vmap of a run there", data, validation)
+        members = Members(self.make, self.init, self.epochs, self.batch_size, self.shared_order)
+        made = self._checked(members)
+        data, validation = self._entered(made, data, validation)
+        m = len(self.settings) * len(self.seeds)
+        numbers = {
+            name: _column(name, [point[name] for point in self.settings], len(self.seeds)) for name in self.settings[0]
+        }
+        keys = jax.vmap(jax.random.key)(np.asarray(self.seeds * len(self.settings), np.uint32))
+        origin = Origin(members, numbers, keys, data, validation, jax.random.key(self.seeds[0]), made.epochs, {}, m)
+        origin = origin._replace(at_once=min(m, self.at_once or origin.at_most(self.memory)))
+        groups = range(0, m, origin.at_once)
+        bar, show = progress_bar("sweep", len(groups) * made.epochs, self.progress)
+        ticks = iter(bar)
+        runs = [self._trained(origin, first, lambda row: (next(ticks, None), show(row))) for first in groups]
+        for _ in ticks:  # what ended early
+            pass
+        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:m] if len(parts) > 1 else parts[0][:m], *runs)
+        history = {name: np.asarray(values) for name, values in whole.history.items()}
+        points = [point for point in self.settings for _ in self.seeds]
+        settings = {name: np.asarray([point[name] for point in points]) for name in points[0]}
+        together = whole._replace(history=cast(Any, history), epochs_run=cast(Any, np.asarray(whole.epochs_run)))
+        figure, maximise = _compared(made, history)
+        seeds = np.asarray(self.seeds * len(self.settings))
+        return Sweep(settings, seeds, together, figure, maximise, origin)
+
+    def _checked(self, members: Members) -> run:
+        """The run of the first point; raises an error for points that make refuses or that are no one program."""
+        first = None
+        for point in self.settings:
+            try:
+                made = members.made(point)
+            except (TypeError, ValueError) as error:
+                error.args = (f"sweep, at {_written(point)}: {error}",)
+                raise
+            if first is not None and (made.epochs, made.batch_size) != (first.epochs, first.batch_size):
+                raise ValueError(
+                    f"sweep, at {_written(point)}: epochs and batch_size are those of all points, "
+                    f"{first.epochs} and {first.batch_size}, got {made.epochs} and {made.batch_size}"
+                )
+            first = first or made
+        assert first is not None
+        if not isinstance(first.step, train_step) and self.init is None:
+            raise ValueError("sweep: a step of your own needs init=, a function (key) -> TrainState")
+        return first
+
+    def _entered(self, made: run, data: Any, validation: Any) -> tuple[Any, Any]:
+        """The data on the devices, checked."""
+        if made.own:
+            check_rows("sweep: data", rows_of(data))
+            return rows_of(data), validation if validation is None else rows_of(validation)
+        step, named = made.step, named_metrics(made.metrics)
+        assert isinstance(step, train_step)
+        data = on_device("data", data)
+        members = Members(lambda: made)
+        spec = jax.eval_shape(lambda key: members.first_state(made, {}, key, data), jax.random.key(0))
+        check_values("data", step.net, step.loss, spec.params, spec.state, data, named, look=self.check_data)
+        if validation is not None and made.evaluate is None:
+            validation = beside(on_device("validation", validation), data)
+            part = ("validation", step.net, step.loss, spec.params, spec.state, validation, named)
+            check_values(*part, look=self.check_data)
+        return data, validation
+
+    def _trained(self, origin: Origin, first: int, report: Callable[[dict[str, float]], Any]) -> Run:
+        """K members from the first one on."""
+        progress, rows, ran = origin.begin(first), [], []
+        for epoch in range(origin.epochs):
+            if self.remember is not None and epoch and epoch % self.remember == 0:
+                origin.remembered[first, epoch] = copied(progress)
+            progress, figures, went = origin.advance(first, progress)
+            rows.append(figures)
+            ran.append(went)
+            report({})
+            if progress.monitors is not None and progress.monitors.stopping is not None and bool(progress.ended.all()):
+                break
+        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], 1), *rows)
+        missing = ((0, 0), (0, origin.epochs - len(rows)))
+        history = {name: np.pad(values, missing, constant_values=np.nan) for name, values in stacked.items()}
+        monitors = progress.monitors
+        best = None if monitors is None or monitors.best is None else monitors.best.kept
+        count = np.stack([np.asarray(went) for went in ran]).sum(0, dtype=np.int32)
+        return Run(progress.train_state, best, monitors, cast(Any, history), cast(Any, count))
+
+
+class Origin(NamedTuple):
+    """The program and the inputs of a sweep, by which members are trained and their steps repeated."""
+
+    members: Members
+    numbers: dict[str, Array]  # [M] each
+    keys: Key  # [M]
+    data: Any
+    validation: Any
+    order: Key
+    epochs: int
+    remembered: dict[tuple[int, int], Progress]  # by the first of the members and the epoch
+    at_once: int  # K
+
+    def group(self, tree: Any, first: int) -> Any:
+        """K members from the first one on; the last one repeated where there are fewer."""
+        at = np.minimum(np.arange(first, first + self.at_once), len(self.keys) - 1)
+        return jax.tree.map(lambda leaf: leaf[at], tree)
+
+    def begin(self, first: int) -> Progress:
+        """The members before their first steps."""
+        numbers, keys = self.group((self.numbers, self.keys), first)
+        return copied(_begin(self.members, numbers, keys, self.data, self.validation, self.order))
+
+    def advance(self, first: int, progress: Progress, steps: int | None = None) -> tuple[Progress, Any, Array]:
+        """The rest of an epoch, or so many steps of it; `progress` is used up."""
+        numbers, count = self.group(self.numbers, first), np.int32(2**31 - 1 if steps is None else steps)
+        return _advance(self.members, progress, numbers, self.data, self.validation, self.order, count)
+
+    def at_most(self, memory: float) -> int:
+        """The number of members that fit into so many bytes, by an estimate; at least one."""
+        one = jax.tree.map(lambda leaf: leaf[:1], (self.numbers, self.keys))
+        spec = jax.eval_shape(self.members.begin, *one, self.data, self.validation, self.order)
+        state, monitors, *_ = spec
+        each = COPIES * _bytes(state) + _bytes(monitors) + _bytes(spec.noted)
+        return max(1, int(memory // each))
+
+
+def _begin_members(members: Members, *args: Any) -> Progress:
+    return members.begin(*args)
+
+
+def _advance_members(members: Members, *args: Any) -> tuple[Progress, Any, Array]:
+    return members(*args)
+
+
+_begin = jax.jit(_begin_members)
+_advance = jax.jit(_advance_members, donate_argnums=1)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 4) for leaf in jax.tree.leaves(tree))
+
+
+# ---------------------------------------------------------------- settings and seeds
+
+
+def _points(settings: Any) -> list[dict[str, Any]]:
+    """The points of a grid, or those of a list, as dicts of Python numbers."""
+    if isinstance(settings, Mapping):
+        for name, values in settings.items():
+            if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+                raise TypeError(f"sweep: settings[{name!r}] must be a list of numbers, got {seen(values)}")
+        columns = {str(name): [_number(name, value) for value in values] for name, values in settings.items()}
+        empty = [name for name, values in columns.items() if not values]
+        if empty:
+            raise ValueError(f"sweep: settings[{empty[0]!r}] is empty")
+        return [dict(zip(columns, values, strict=True)) for values in itertools.product(*columns.values())]
+    if isinstance(settings, (str, bytes)) or not isinstance(settings, Iterable):
+        raise TypeError(
+            "sweep: settings must be a dict of lists, {'learning_rate': [0.1, 0.01]}, or a list of dicts, got "
+            f"{seen(settings)}"
+        )
+    points = list(settings)
+    for i, point in enumerate(points):
+        if not isinstance(point, Mapping):
+            raise TypeError(f"sweep: settings[{i}] must be a dict of numbers by name, got {seen(point)}")
+        if set(point) != set(points[0]):
+            raise ValueError(f"sweep: settings[{i}] has {sorted(point)}, settings[0] has {sorted(points[0])}")
+    if not points:
+        raise ValueError("sweep: settings has no point; without settings give {}")
+    return [{str(name): _number(name, point[name]) for name in points[0]} for point in points]
+
+
+def _number(name: Any, value: Any) -> int | float:
+    value = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"sweep: settings[{name!r}] must be numbers, got {seen(value)}: one sweep for each choice")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _column(name: str, values: list[Any], seeds: int) -> Array:
+    """A setting of all members, [M]: integers if all values are."""
+    dtype = jnp.int32 if all(isinstance(value, int) for value in values) else jnp.result_type(float)
+    return jnp.asarray(np.repeat(np.asarray(values), seeds), dtype)
+
+
+def _seeds(seeds: Any) -> list[int]:
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        return list(range(whole_number("sweep: seeds", seeds, least=1)))
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
+        raise TypeError(f"sweep: seeds must be a number of seeds or a list of integers, got {seen(seeds)}")
+    found = [whole_number("sweep: seeds", seed, least=0) for seed in seeds]
+    if not found:
+        raise ValueError("sweep: seeds is empty")
+    return found
+
+
+def _written(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in point.items()) or "no settings"
+
+
+def _compared(made: run, history: dict[str, np.ndarray]) -> tuple[str, bool]:
+    """The figure by which members are compared, and whether greater is better."""
+    machine = made.stopping or made.plateau or made.keep
+    usual = [name for name in history if name in ("validation_loss", "loss")]
+    name = made.watch or max(usual, default=next(iter(history)))  # the validation loss, if there is one
+    return name, machine.maximise if machine is not None else name.endswith("accuracy")
