@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxnn import (
     augment,
+    checkpoint,
     data,
     diagnostics,
     factors,
@@ -90,8 +91,8 @@ __all__ = [
     # seeing
     "summary", "describe", "from_description",
     # modules
-    "augment", "data", "diagnostics", "factors", "gradcheck", "graph", "initializers", "losses", "metrics", "networks",
-    "passes", "penalties", "plots", "schedules", "stopping",
+    "augment", "checkpoint", "data", "diagnostics", "factors", "gradcheck", "graph", "initializers", "losses",
+    "metrics", "networks", "passes", "penalties", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
 _WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms

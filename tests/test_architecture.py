@@ -31,19 +31,20 @@ BASE = (  # of both wings
 )
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
-    | {"parameters", "sequences", "twins"},
+    | {"descriptions", "parameters", "sequences", "twins"},
     {"metrics", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"networks", "passes"},
     {"diagnostics"},
+    {"checkpoint"},
     {"training"},
     {"summaries"},
-    {"descriptions", "plots"},
+    {"plots"},
 )
 FUNCTIONS = ({"jaxprs"}, {"graph"}, {"gradcheck"})  # the wing of any JAX function
 STAIR = {"gradcheck/kinks.py", "gradcheck/layer_calls.py", "gradcheck/networks.py"}  # from there to the networks
-FLOORS = (*BASE, *NETWORKS[:-4], FUNCTIONS[0], NETWORKS[-4], *FUNCTIONS[1:], *NETWORKS[-3:])
+FLOORS = (*BASE, *NETWORKS[:-5], FUNCTIONS[0], NETWORKS[-5], *FUNCTIONS[1:], *NETWORKS[-4:])
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "jaxprs": (
         {"sources"},
@@ -100,6 +101,14 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"readings"},
         {"parts"},
         {"backprop"},
+        {"__init__"},
+    ),
+    "checkpoint": (
+        {"layout", "metadata"},
+        {"files", "structures"},
+        {"exporting", "packing"},
+        {"folders", "overview"},
+        {"states"},
         {"__init__"},
     ),
     "training": (
