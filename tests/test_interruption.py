@@ -19,8 +19,8 @@ from jaxnn import (
     sgd,
 )
 from jaxnn.stopping import early_stopping, keep_best
+from jaxnn.training import driver as training
 from jaxnn.training import evaluation
-from jaxnn.training import fit as training
 
 N, BATCH = 8, 2
 X = np.linspace(-1, 1, N, dtype=np.float32)[:, None]
@@ -81,8 +81,8 @@ def test_an_interruption_anywhere_leaves_nothing_half_done(monkeypatch, place, t
     elif place == "in its evaluation":
         monkeypatch.setattr(evaluation, "_score", once(evaluation._score))
     elif place == "in the bar":
-        progress = training._progress
-        monkeypatch.setattr(training, "_progress", lambda *args: (progress(*args)[0], once(lambda row: None)))
+        progress = training.progress_bar
+        monkeypatch.setattr(training, "progress_bar", lambda *args: (progress(*args)[0], once(lambda row: None)))
     else:
         monkeypatch.setattr(training.EpochResult, "finite", property(once(training.EpochResult.finite.__get__)))
     with pytest.raises(Interrupted) as caught:

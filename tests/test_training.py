@@ -36,7 +36,7 @@ from jaxnn import (
     train_epoch,
     train_step,
 )
-from jaxnn.training import fit as training
+from jaxnn.training import driver as training
 from jaxnn.types import EPOCH_START
 
 FLOAT32 = 1e-5  # of a leaf's largest entry: up to a dozen steps of a few roundings each

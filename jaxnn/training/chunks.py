@@ -128,7 +128,7 @@ class Chunk(Record):
         position = jnp.minimum(start + (carry.i - first) * batch, n)
         over = position == n
         state = carry.state._replace(epoch=state.epoch + over.astype(jnp.int32), position=jnp.where(over, 0, position))
-        result = carry.noted.notes.result(state.params, carry.noted.measures)
+        result = carry.noted.notes.result(state.params, carry.noted.measures, over)
         result = result._replace(finite=result.finite & self._goes_on(carry))
         return state, carry.noted, result
 

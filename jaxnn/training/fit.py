@@ -1,37 +1,25 @@
-"""Training from the host: `fit` drives the compiled chunk of steps, epoch by epoch.
-
-The loop is epoch → evaluate → note → observe. Each step takes values and returns values, and the progress of a training
-is replaced as a whole, so that an interruption finds nothing half done.
-"""
+"""Training from the host: `fit` checks what it is given, then `driver` runs epoch after epoch."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import os
 
 import jax
-import numpy as np
 
-from jaxnn.arrays import is_floating
+from jaxnn.checkpoint.folders import Keep
 from jaxnn.checks import whole_number, yes_or_no
-from jaxnn.diagnostics.diagnosis import report_each
 from jaxnn.passes.backprop import backprop
-from jaxnn.placement import beside, home_of
-from jaxnn.shapes import batch_size as size_of
+from jaxnn.placement import beside
 from jaxnn.stopping import Monitor, Monitors
-from jaxnn.training.chunks import Chunk, Noted, Replay, as_count, chunk_of, replay, run_chunk
-from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
+from jaxnn.training.chunks import as_count, chunk_of
+from jaxnn.training.driver import Done, Job, drive
 from jaxnn.training.entry import check_fit_arguments, enter
 from jaxnn.training.epochs import Epoch
-from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import DataSet, Metrics, named_metrics
-from jaxnn.training.monitoring import Monitoring, best_state, copied, monitoring, outcome, stopped, update_scale
-from jaxnn.training.progress import progress_bar
-from jaxnn.training.results import EpochResult, cursor
+from jaxnn.training.monitoring import monitoring
+from jaxnn.training.saving import saving
 from jaxnn.training.steps import Augment, Gradient, train_step
-from jaxnn.types import EPOCH_START, Array, Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
+from jaxnn.types import Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
 
 
 def fit(
@@ -60,6 +48,7 @@ def fit(
     monitors: Monitors | None = None,
     measure: int = 0,
     skip_nonfinite: int = 0,
+    checkpoint: Keep | str | os.PathLike[str] | None = None,
 ) -> Fit:
     """Trains a network; every epoch is one call of one compiled program.
 
@@ -110,6 +99,10 @@ def fit(
         skip_nonfinite: n ≥ 1 skips steps whose loss or gradient is not finite: they change nothing and are counted in
             the history as "skipped"; n of them in a row, also across the epochs of a call, end training as a
             divergence. 0 ends it at the first.
+        checkpoint: a folder, in which the training is saved after every epoch, or `checkpoint.Keep(folder, every=n)`,
+            every n steps. If the folder has checkpoints of this training, it continues from the newest whole one, to
+            the bit as if it had never ended, but for the times; `epochs` are then counted from its beginning. A folder
+            has one training: with other settings or data it is refused.
 
     Returns:
         A Fit: train_state, history with one float per epoch in each list, the reason why it ended, and the best epoch.
@@ -146,9 +139,11 @@ def fit(
     memory = watched.begin(monitors)
     entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
     zero = beside(jax.device_put(as_count(0)), entered.data)
-    job = _Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data))
-    done = _Done(entered.train_state, memory)
-    return _run(job, done, 0 if stopped(memory) else epochs, progress, owned=train_state is None)
+    saves = saving(checkpoint, entered.epoch, watched, *entered[1:], key_given=key is not None)
+    job = Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data), saves)
+    done = Done(entered.train_state, memory, began=int(entered.train_state.position))
+    done = job.resumed(done)
+    return drive(job, done, epochs, progress, owned=train_state is None or done.found is not None)
 
 
 def _figures(epoch: Epoch, validation: DataSet | None) -> tuple[str, ...]:
@@ -157,168 +152,3 @@ def _figures(epoch: Epoch, validation: DataSet | None) -> tuple[str, ...]:
     if validation is not None:
         figures += tuple(f"validation_{name}" for name in figures)
     return figures if epoch.step.penalty is None else ("penalty", *figures)
-
-
-# ---------------------------------------------------------------- epoch → evaluate → note → observe
-
-
-class _Row(NamedTuple):
-    """An epoch in the history, and the one before it."""
-
-    figures: dict[str, float]
-    measures: Any
-    before: _Row | None
-
-
-class _Done(NamedTuple):
-    """How far a training has come."""
-
-    train_state: TrainState
-    monitors: Monitors | None
-    last: _Row | None = None
-    in_a_row: int = 0  # steps skipped in a row at the end
-
-    def rows(self) -> Iterator[_Row]:
-        """The epochs, the last one first."""
-        row = self.last
-        while row is not None:
-            yield row
-            row = row.before
-
-
-class _Computed(NamedTuple):
-    """An epoch that was computed and not yet taken in."""
-
-    before: _Done
-    train_state: TrainState
-    noted: Noted
-    result: EpochResult
-    scale: Array | None
-    began: float
-
-
-class _Job(NamedTuple):
-    """A training: the epoch, the data, what is watched; `zero` is the position of an epoch that has not begun."""
-
-    epoch: Epoch
-    data: DataSet
-    validation: DataSet | None
-    watched: Monitoring
-    zero: Array
-    whole: Chunk  # of an epoch that has not begun
-
-    def chunk(self, train_state: TrainState) -> Chunk:
-        position = int(train_state.position)
-        return chunk_of(self.epoch, self.data, position) if position else self.whole
-
-    def placed(self, train_state: TrainState) -> TrainState:
-        """The state with its position as an array, as the program takes it."""
-        return train_state._replace(position=self.zero) if train_state.position is EPOCH_START else train_state
-
-    def compute(self, done: _Done, spare: TrainState, blank: Noted) -> _Computed:
-        """Starts the epoch, or the rest of it; its result is written into the memory of `spare`."""
-        state, scale = done.train_state, update_scale(done.monitors)
-        began, chunk = time.perf_counter(), self.chunk(state)
-        state = self.placed(state)
-        if self.epoch.skip_nonfinite:
-            blank = blank._replace(in_a_row=as_count(done.in_a_row))
-        steps = len(blank.notes.loss)
-        new, noted, result = run_chunk(chunk, spare, state, self.data, scale, blank, as_count(steps))
-        return _Computed(done, new, noted, result, scale, began)
-
-    def evaluate(self, train_state: TrainState) -> dict[str, float]:
-        """The figures of the validation set, by their names in the history."""
-        if self.validation is None:
-            return {}
-        step, home = self.epoch.step, home_of(self.validation)
-        evaluation = Evaluation(step.net, step.loss, self.epoch.metrics, home)
-        scores = evaluation.scores(train_state.params, train_state.state, self.validation)
-        return {f"validation_{name}": score for name, score in scores.items()}
-
-    def taken_in(self, computed: _Computed, show: Callable[[dict[str, float]], None]) -> _Done:
-        """Progress after a computed epoch; raises DivergenceError if it is not finite."""
-        done, result, skip = computed.before, computed.result, self.epoch.skip_nonfinite
-        in_a_row = int(computed.noted.in_a_row) if skip else 0
-        if not bool(result.finite):
-            raise self._diverged(computed, in_a_row)
-        seconds = time.perf_counter() - computed.began
-        state = computed.train_state._replace(position=EPOCH_START)
-        figures = {"loss": float(result.loss)} | (
-            {} if isinstance(result.penalty, tuple) else {"penalty": float(result.penalty)}
-        )
-        figures |= {name: float(value) for name, value in result.metrics.items()} | self.evaluate(state)
-        show(figures)
-        figures["seconds"] = seconds
-        if computed.scale is not None:
-            figures["update_scale"] = float(computed.scale)
-        if skip:
-            figures["skipped"] = float(np.count_nonzero(result.skipped))
-        last = _Row(figures, result.diagnostics, done.last)
-        bad = [name for name in (VALIDATION_LOSS, self.watched.name) if not math.isfinite(figures.get(name or "", 0.0))]
-        if bad:
-            step, epoch = int(state.step), int(state.epoch) - 1
-            history = _history(done._replace(last=last))
-            raise DivergenceError(step, epoch, str(bad[0]), state, history, best_state(done.monitors))
-        return _Done(state, self.watched.observe(done.monitors, figures, state), last, in_a_row)
-
-    def _diverged(self, computed: _Computed, in_a_row: int) -> DivergenceError:
-        """The error of an epoch, which is deterministic: replayed, it shows the step and the leaf."""
-        done, start, skip = computed.before, computed.before.train_state, self.epoch.skip_nonfinite
-        sound = all(
-            np.isfinite(leaf).all() for leaf in jax.tree.leaves(computed.train_state.params) if is_floating(leaf)
-        )
-        if skip and in_a_row >= skip and sound:  # nothing has changed since the first of them
-            ran = int(np.count_nonzero(computed.result.ran))
-            seen = max(ran - in_a_row, 0) * self.epoch.batch_size
-            start = computed.train_state._replace(**cursor(start.epoch, int(start.position) + seen))
-        skips = skip > 0 and not (in_a_row >= skip and sound)
-        program = Replay(self.epoch, int(start.position), skips)
-        replayed, n = replay(program, start, self.data, computed.scale), size_of("x", self.data[0])
-        history, best = _history(done), best_state(done.monitors)
-        return diverged(self.epoch, start, replayed, n, history, best, 1 if skips else in_a_row)
-
-    def fit(self, done: _Done, position: int) -> Fit:
-        """The result of a training that began at that position."""
-        measures = jax.device_get([row.measures for row in done.rows() if row.measures != ()])[::-1]
-        reports = [report_each(self.epoch.step.net, taken) for taken in map(_taken, measures) if len(taken.step)]
-        result = outcome(self.watched, done.monitors, done.train_state, _history(done), position)
-        return result._replace(diagnostics=tuple(point for reports in reports for point in reports))
-
-
-def _taken(measures: Any) -> Any:
-    """The measures of the steps that were taken."""
-    return jax.tree.map(lambda leaf: leaf[measures.step >= 0], measures)
-
-
-def _history(done: _Done) -> dict[str, list[float]]:
-    history: dict[str, list[float]] = {}
-    for row in reversed([*done.rows()]):
-        for name, value in row.figures.items():
-            history.setdefault(name, []).append(value)
-    return history
-
-
-def _run(job: _Job, done: _Done, epochs: int, progress: bool | None, *, owned: bool) -> Fit:
-    """Runs epoch after epoch, each in the memory of the last but one; a good state is kept until the next is known.
-
-    `owned` says that the first state belongs to nobody else, so that its memory may be used again.
-    """
-    position = int(done.train_state.position)
-    computed: _Computed | None = None
-    try:
-        bar, show = progress_bar("fit", epochs, progress)
-        spare = copied(done.train_state)
-        first, scale = job.placed(done.train_state), update_scale(done.monitors)
-        blank = job.chunk(done.train_state).nothing_noted(first, job.data, scale)
-        for _ in bar:
-            computed = job.compute(done, spare._replace(position=EPOCH_START), blank)
-            new = job.taken_in(computed, show)
-            spare = done.train_state if owned else copied(new.train_state)  # the caller's own state is never donated
-            done, owned = new, True
-            if stopped(done.monitors):
-                break
-        return job.fit(done, position)
-    except KeyboardInterrupt:
-        if computed is not None and computed.before is done:
-            done = job.taken_in(computed, show)
-        raise Interrupted(job.fit(done, position)) from None
