@@ -55,7 +55,7 @@ def part_of(header: Header, name: str) -> Json:
     kind = header.metadata.get("format", "")
     if kind != FORMAT:
         raise ValueError(
-            f"the file has the format {kind!r}, and this version of jaxnn reads {FORMAT!r}: load it with the version "
+            f"it has the format {kind!r}, and this version of jaxnn reads {FORMAT!r}: load it with the version "
             "that wrote it, or read its arrays with the package safetensors"
         )
     return json_of(name, header.metadata.get(name, ""))
@@ -89,9 +89,7 @@ class Unpacked:
     def tree(self, name: str, like: Tree = None) -> Tree:
         """One of the trees; with `like`, in its containers and on its devices."""
         if name not in self.trees:
-            raise ValueError(
-                f"{self.file.name} has no tree {name!r}; it has {', '.join(map(repr, self.trees)) or 'none'}"
-            )
+            raise ValueError(f"there is no tree {name!r}, but {', '.join(map(repr, self.trees)) or 'none'}")
         try:
             if like is None:
                 return put_together(self.trees[name], self.array, self.classes, name)
@@ -106,11 +104,12 @@ class Unpacked:
             return host
         if jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype:
             raise ValueError(
-                f"{self.file.name}: {name} is {host.dtype}, which JAX holds only with 64 bits: set "
+                f"{name} is {host.dtype}, which JAX holds only with 64 bits: set "
                 "jax.config.update('jax_enable_x64', True) at the start of the program, as where it was saved"
             )
         if name not in self.keys:
             return jax.device_put(host, sharding)
+        dtype_and_shape(self.header.arrays[name], self.keys[name])  # refuses what is unknown here
         key = jax.random.wrap_key_data(jax.device_put(host), impl=self.keys[name])
         return key if sharding is None else jax.device_put(key, sharding)
 
@@ -128,9 +127,7 @@ class Unpacked:
                 lines.append(f"{path}: {self._described(found[path])} in the file, {described(wanted[path])} here")
         if lines:
             more = [f"and {len(lines) - MOST_REPORTED} more"] if len(lines) > MOST_REPORTED else []
-            raise ValueError(
-                "\n  ".join([f"{self.file.name}: {name} differs from like", *lines[:MOST_REPORTED], *more])
-            )
+            raise ValueError("\n  ".join([f"{name} differs from like", *lines[:MOST_REPORTED], *more]))
         leaves = [
             leaf_value(found[path], lambda at, leaf=leaf: self.array(at, sharding_of(leaf)))  # type: ignore[misc]
             for path, leaf in wanted.items()

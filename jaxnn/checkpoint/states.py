@@ -51,8 +51,8 @@ def write(
     Read(trees={'means': [Array([1., 1.], dtype=float32), 3]}, metadata={'loss': [0.1]})
     """
     values = {} if metadata is None else metadata
+    keep, name = (path, _name_in(path, values)) if isinstance(path, Keep) else (None, _file("save", path))
     pieces = packed(trees, values, known_classes(classes))
-    keep, name = (path, _name_in(path, values)) if isinstance(path, Keep) else (None, _file("write", path))
     if keep is not None:
         os.makedirs(keep.folder, exist_ok=True)
     replace(name, pieces, _verified)
@@ -174,5 +174,5 @@ def load(path: Path, like: Tree = None, *, net: Any = None, loss: Any = None, op
     """
     name = _file("load", path)
     with opened(name) as (file, header):
-        check_same(name, values_of(header), net=net, loss=loss, optimizer=optimizer)
+        check_same(values_of(header), net=net, loss=loss, optimizer=optimizer)
         return Unpacked(file, header, known_classes(())).tree(STATE, like)
