@@ -116,6 +116,7 @@ HOSTILE = {
         told("__metadata__", trees='{"train_state": {"class": "os.system", "fields": {}}}'),
         "train_state is a os.system, a class that is not known here",
     ),
+    "keys in a list": (told("__metadata__", keys="[]"), "the keys are not a dict"),
     "an array that is not there": (
         told("__metadata__", trees='{"train_state": {"leaf": "x"}}'),
         "cannot be put together",

@@ -50,21 +50,23 @@ def packed(trees: Mapping[str, Tree], values: Mapping[str, Json], classes: Mappi
 # ---------------------------------------------------------------- reading
 
 
-def part_of(header: Header, name: str) -> Json:
-    """One of the metadata that are JSON. ValueError if the file has another format."""
-    kind = header.metadata.get("format", "")
-    if kind != FORMAT:
+def part_of(header: Header, name: str, kind: type = dict) -> Json:
+    """One of the metadata that are JSON, a dict or list. ValueError if the file has another format."""
+    written = header.metadata.get("format", "")
+    if written != FORMAT:
         raise ValueError(
-            f"it has the format {kind!r}, and this version of jaxnn reads {FORMAT!r}: load it with the version "
+            f"it has the format {written!r}, and this version of jaxnn reads {FORMAT!r}: load it with the version "
             "that wrote it, or read its arrays with the package safetensors"
         )
-    return json_of(name, header.metadata.get(name, ""))
+    value = json_of(name, header.metadata.get(name, ""))
+    if not isinstance(value, kind):
+        raise Damaged(f"the {name} are not a {kind.__name__}")
+    return value
 
 
 def values_of(header: Header) -> dict[str, Json]:
     """What the caller said when the file was written."""
-    values = part_of(header, "values")
-    return values if isinstance(values, dict) else {}
+    return part_of(header, "values")
 
 
 def dtype_and_shape(entry: Entry, key: str | None) -> tuple[DType, Shape]:
@@ -84,7 +86,7 @@ class Unpacked:
     def __init__(self, file: BinaryIO, header: Header, classes: Mapping[str, Class]) -> None:
         self.file, self.header, self.classes = file, header, classes
         self.trees, self.keys = part_of(header, "trees"), part_of(header, "keys")
-        self.host = set(part_of(header, "host"))
+        self.host = part_of(header, "host", list)
 
     def tree(self, name: str, like: Tree = None) -> Tree:
         """One of the trees; with `like`, in its containers and on its devices."""
