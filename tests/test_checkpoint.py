@@ -249,7 +249,7 @@ REFUSED = {
     "complex128": ([np.zeros(2, complex)], TypeError, "train_state/0 is complex128"),
     "objects": ([np.array([None])], TypeError, "train_state/0 is object"),
     "masked": ([1, np.ma.masked_array([1.0], [True])], ValueError, "train_state/1 has a mask that hides 1 of 1 values"),
-    "a network": (NET, TypeError, "train_state is the Layer serial(dense(3)"),
+    "a network": (NET, TypeError, "train_state is the Layer serial(dense(3"),
     "a Fit": (jaxnn.Fit(SMALL, {}), TypeError, "got a Fit: give fit.train_state, and history=fit.history"),
     "a function": ({"f": len}, TypeError, "train_state/f must be an array or a number"),
 }
