@@ -56,9 +56,10 @@ from jaxnn.training.epochs import train_epoch
 from jaxnn.training.evaluation import evaluate, predict
 from jaxnn.training.fit import fit
 from jaxnn.training.results import EpochResult
+from jaxnn.training.run import run
 from jaxnn.training.steps import init_train_state, train_step
 from jaxnn.twins import autodiff_twin
-from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, TrainState
+from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, Run, TrainState
 from jaxnn.wrapping import with_rules
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     # records
-    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "EpochResult",
+    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "Run", "EpochResult",
     # layers
     "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "group_norm", "rms_norm",
     "dropout", "conv", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "upsample", "embedding",
@@ -82,7 +83,8 @@ __all__ = [
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
     "accumulate", "ema", "apply_updates",
     # training
-    "train_step", "train_epoch", "init_train_state", "fit", "evaluate", "predict", "DivergenceError", "Interrupted",
+    "train_step", "train_epoch", "init_train_state", "fit", "run", "evaluate", "predict",
+    "DivergenceError", "Interrupted",
     # seeing
     "summary", "describe", "from_description",
     # modules

@@ -260,6 +260,43 @@ def fit_table(fit: Fields) -> Table:
     return fit_line(fit), ("epoch", *history), rows
 
 
+def run_line(run: Fields) -> str:
+    """`Run(3 of 5 epochs, loss 0.31 -> 0.05, …)`; of several runs at once the shapes of their arrays."""
+    history = _curves(run)
+    if history is None:
+        return line(run)
+    epochs, ran = max(map(len, history.values()), default=0), _number(run.epochs_run)
+    counted = _counted(epochs, "epoch", "epochs")
+    parts = [counted if ran in (None, epochs) else f"{ran} of {counted}"]
+    for name, values in history.items():
+        real = [value for value in values if not math.isnan(value)] or values
+        ends = [figure(real[i]) for i in (0, -1)] if len(real) > 1 else [figure(value) for value in real]
+        parts.append(f"{name} {' -> '.join(ends)}")
+    return f"{type(run).__name__}({', '.join(parts)})"
+
+
+def run_table(run: Fields) -> Table:
+    """The history, one row for each epoch that was run."""
+    history = _curves(run) or {}
+    ran = _number(run.epochs_run)
+    epochs = max(map(len, history.values()), default=0) if ran is None else int(ran)
+    rows = [(str(i + 1), *(figure(values[i]) for values in history.values())) for i in range(epochs) if history]
+    return run_line(run), ("epoch", *history), rows
+
+
+def _curves(run: Fields) -> dict[str, list[float]] | None:
+    """The arrays [E] of a history as lists; None if they are others, such as tracers or those of several runs."""
+    history = run.history if isinstance(run.history, Mapping) else {}
+    curves = {}
+    for name, values in history.items():
+        if not hasattr(values, "ndim") or isinstance(values, jax.core.Tracer) or values.ndim != 1 or is_deleted(values):
+            return None
+        if isinstance(values, jax.ShapeDtypeStruct):
+            return None
+        curves[str(name)] = np.asarray(values).astype(float).tolist()
+    return dict(sorted(curves.items(), key=lambda item: item[0] != "loss"))
+
+
 def _history(fit: Fields) -> dict[str, Sequence[Leaf]]:
     """The lists in the history, without other results of `jax.tree.map`."""
     history = fit.history if isinstance(fit.history, Mapping) else {}

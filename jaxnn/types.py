@@ -27,11 +27,22 @@ from jaxnn.aliases import (
 )
 from jaxnn.interfaces import Activation, Layer, Loss, Optimizer, Penalty
 from jaxnn.records import Record
-from jaxnn.showing import fit_line, fit_table, pass_line, pass_table, shown, state_line, state_table
+from jaxnn.showing import (
+    fit_line,
+    fit_table,
+    pass_line,
+    pass_table,
+    run_line,
+    run_table,
+    shown,
+    state_line,
+    state_table,
+)
 from jaxnn.tapes import Outline as Outline
 
 __all__ = [
-    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Use", "Pass", "TrainState", "Fit", "Tagged",
+    "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Use", "Pass", "TrainState", "Fit", "Run",
+    "Tagged",
     "Array", "Key", "Tree", "Params", "State", "Shape", "InShape", "DType", "Initializer", "Schedule", "Metric",
     "Forward", "InitRule", "ForwardRule", "BackwardRule",
 ]  # fmt: skip
@@ -204,6 +215,26 @@ class Fit(NamedTuple):
     why: str = ""
     monitors: Any = None
     diagnostics: tuple[Any, ...] = ()
+
+
+@shown(run_line, run_table)
+class Run(NamedTuple):
+    """The result of a `run`, a pytree of arrays.
+
+    Attributes:
+        train_state: the last state; give it to `run` or `fit` to continue.
+        best: the state after the best epoch, if `stopping` or `keep` is given, otherwise None. It is the first state
+            where no watched figure was finite.
+        monitors: the states of the monitors (`stopping.Monitors`), to continue with them; None without any.
+        history: one array per quantity with one entry per epoch, as in `Fit` but for the times; NaN after an early end.
+        epochs_run: the number of epochs that were run, int32.
+    """
+
+    train_state: TrainState
+    best: TrainState | None
+    monitors: Any
+    history: dict[str, Array]
+    epochs_run: Array
 
 
 class Tagged(NamedTuple):

@@ -115,9 +115,9 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"means", "monitoring"},
         {"batches", "results", "steps"},
         {"epochs"},
-        {"divergence", "entry"},
+        {"chunks", "divergence", "entry", "own_steps"},
         {"evaluation"},
-        {"fit"},
+        {"fit", "run"},
         {"__init__"},
     ),
     "diagnostics": (

@@ -20,7 +20,8 @@ from jaxnn import (
     train_step,
 )
 from jaxnn.stopping import keep_best
-from jaxnn.training.epochs import Chunk, Epoch, run_chunk
+from jaxnn.training.chunks import Chunk, run_chunk
+from jaxnn.training.epochs import Epoch
 from jaxnn.types import EPOCH_START
 
 N, BATCH = 10, 3  # batches of 3, 3, 3 and 1

@@ -28,7 +28,8 @@ from jaxnn import (
     train_step,
 )
 from jaxnn.stopping import Monitors, early_stopping, keep_best, reduce_on_plateau, together
-from jaxnn.training.epochs import Chunk, Epoch, run_chunk
+from jaxnn.training.chunks import Chunk, run_chunk
+from jaxnn.training.epochs import Epoch
 
 N, D, K, BATCH, EPOCHS = 12, 4, 3, 5, 14
 RNG = np.random.default_rng(3)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxnn.arrays import accumulator
 from jaxnn.checks import number, seen
 from jaxnn.mistakes import array_leaves, factory_hint, is_function
+from jaxnn.records import holds_arrays
 from jaxnn.trees import describe, named_leaves, same_shapes
 from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 
@@ -113,7 +114,10 @@ def with_rate_of(optimizer: Optimizer, opt_state: Tree, params: Params) -> Tree:
     now = given.astype(was.dtype)  # a state of float32 in a float64 program was made with the same number
     same = (was == now) | (jnp.isnan(was) & jnp.isnan(now))
     rate = as_rate(opt_state.learning_rate)
-    return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate.astype(rate.dtype)), given=now)
+    learning_rate = learning_rate.astype(rate.dtype)
+    if holds_arrays(rule):  # a traced rate, by which one may differentiate: where the two are equal, it is the one used
+        same &= rate != learning_rate
+    return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate), given=now)
 
 
 @jax.jit

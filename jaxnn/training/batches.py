@@ -33,12 +33,9 @@ def batch_of(data: DataSet, rows: Array, home: placement.Home | None = None) -> 
     return x, target, weights[0] if weights else None
 
 
-def epoch_order(train_state: TrainState, x: Tree, shuffle: bool) -> Array:
-    """The order of the examples in the epoch that the state has reached, [N]."""
-    n = batch_size("x", x)
-    if not shuffle:
-        return jnp.arange(n)
-    return shuffled(jax.random.fold_in(train_state.key, train_state.epoch), n)
+def epoch_order(key: Key, epoch: Array | int, n: int, shuffle: bool) -> Array:
+    """The order of the examples in an epoch, [N]: a function of the key and the number of the epoch."""
+    return shuffled(jax.random.fold_in(key, epoch), n) if shuffle else jnp.arange(n)
 
 
 def rest_of(order: Array, train_state: TrainState, batch: int, start: int | None) -> Array:
@@ -98,12 +95,18 @@ def _wrapped(i: Array, size: int) -> Array:
 # ---------------------------------------------------------------- loops of a length that is known
 
 
-def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) -> Any:
-    """Scans `one` over the full batches and takes a last step of the remainder's own shape."""
+def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int, recompute: int = 0) -> Any:
+    """Scans `one` over the full batches and takes a last step of the remainder's own shape.
+
+    With `recompute` ≥ 1, reverse differentiation keeps the carry of every so many steps, and computes the steps between
+    again, one block at a time.
+    """
     full = len(order) // batch
     outs = []
+    if recompute:
+        one = jax.checkpoint(one, prevent_cse=False)
     if full:
-        carry, out = placement.scan(one, carry, order[: full * batch].reshape(full, batch))
+        carry, out = recomputed_scan(one, carry, order[: full * batch].reshape(full, batch), recompute)
         outs.append(out)
     if len(order) % batch:
         rest = order[full * batch :]
@@ -114,6 +117,23 @@ def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int) ->
             out = jax.tree.map(lambda leaf: leaf[None], out)
         outs.append(out)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+
+def recomputed_scan(one: Callable[..., Any], carry: Any, xs: Any, block: int) -> Any:
+    """A scan, of which reverse differentiation keeps the carry before each block of that many steps; 0 for all."""
+    steps = len(jax.tree.leaves(xs)[0])
+    if not 1 < block < steps:
+        return placement.scan(one, carry, xs)
+    blocks = steps // block
+    cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], xs)  # noqa: E731
+    stacked = jax.tree.map(lambda leaf: leaf.reshape(blocks, block, *leaf.shape[1:]), cut(0, blocks * block))
+    whole = jax.checkpoint(lambda carry, xs: placement.scan(one, carry, xs), prevent_cse=False)
+    carry, out = placement.scan(whole, carry, stacked)
+    out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+    if steps % block:
+        carry, rest = whole(carry, cut(blocks * block, steps))
+        out = jax.tree.map(lambda *parts: jnp.concatenate(parts), out, rest)
+    return carry, out
 
 
 def in_measured_batches(

@@ -127,7 +127,7 @@ def diverged(
     Args:
         epoch: the epoch that diverged.
         start: the state from which it was replayed.
-        replayed: what `epochs.Replay` returned.
+        replayed: what `chunks.Replay` returned.
         n: N, how many examples there are.
         history: of the epochs before.
         best: the best state before, where one was kept.

@@ -22,9 +22,10 @@ from jaxnn.passes.backprop import backprop
 from jaxnn.placement import beside, home_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.stopping import Monitor, Monitors
+from jaxnn.training.chunks import Chunk, Noted, Replay, as_count, chunk_of, replay, run_chunk
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.training.entry import check_fit_arguments, enter
-from jaxnn.training.epochs import Chunk, Epoch, Noted, Replay, as_count, chunk_of, replay, run_chunk
+from jaxnn.training.epochs import Epoch
 from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import DataSet, Metrics, named_metrics
 from jaxnn.training.monitoring import Monitoring, best_state, copied, monitoring, outcome, stopped, update_scale
@@ -140,8 +141,8 @@ def fit(
         whole_number("fit: skip_nonfinite", skip_nonfinite, least=0),
     )
     look = yes_or_no("fit: check_data", check_data)
-    machines = {"stopping": stopping, "plateau": plateau, "keep": keep}
-    watched = monitoring(watch, _figures(epoch, validation), restore_best=restore_best, **machines)
+    figures = _figures(epoch, validation)
+    watched = monitoring(watch, figures, stopping=stopping, plateau=plateau, keep=keep, restore_best=restore_best)
     memory = watched.begin(monitors)
     entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
     zero = beside(jax.device_put(as_count(0)), entered.data)

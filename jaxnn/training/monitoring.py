@@ -39,6 +39,24 @@ class Monitoring(Record):
         kept = {name: getattr(given, name) for name in Monitors._fields if getattr(fresh, name) is not None}
         return fresh._replace(**{name: memory for name, memory in kept.items() if memory is not None})
 
+    def first(self, train_state: TrainState, monitors: Monitors | None) -> Monitors | None:
+        """The states of the machines of a `run`: those that are given, or fresh ones; None without machines."""
+        if monitors is not None and not isinstance(monitors, Monitors):
+            raise TypeError(f"run: monitors must be Monitors, as in Run.monitors, got {type(monitors).__name__}")
+        if self.name is None:
+            if monitors is not None:
+                raise ValueError("run: monitors are given, but no machine: give stopping, plateau or keep as before")
+            return None
+        fresh, given = self.machine.init(train_state), monitors or Monitors()
+        parts = ((name, getattr(fresh, name), getattr(given, name)) for name in Monitors._fields)
+        return Monitors(**{name: new if new is None or old is None else old for name, new, old in parts})
+
+    def update(self, monitors: Monitors | None, figures: dict[str, Array], train_state: TrainState) -> Monitors | None:
+        """The states of the machines of a `run` after another epoch."""
+        if monitors is None or self.name is None:
+            return monitors
+        return self.machine.update(monitors, figures[self.name], train_state)[0]
+
     def observe(self, monitors: Monitors | None, figures: dict[str, float], train_state: TrainState) -> Monitors | None:
         """The states of the machines after another epoch, whose train_state is copied if it is the best so far."""
         if monitors is None or self.name is None:
@@ -59,33 +77,36 @@ def monitoring(
     plateau: Monitor | None,
     keep: Monitor | None,
     restore_best: bool,
+    where: str = "fit",
 ) -> Monitoring:
-    """The monitoring that the arguments of `fit` ask for; `figures` are the names of the history, the default one last.
+    """The monitoring that the arguments of `fit` or `run` ask for.
+
+    `figures` are the names of the history, the default one last.
 
     Raises ValueError for an unknown name, a name that no machine reads, or machines that maximise a loss or minimise an
     accuracy, and TypeError for anything but a machine.
     """
-    restore_best = yes_or_no("fit: restore_best", restore_best)
+    restore_best = yes_or_no(f"{where}: restore_best", restore_best)
     for what, machine in (("stopping", stopping), ("plateau", plateau), ("keep", keep)):
         if machine is not None and not isinstance(machine, Monitor):
             hint = factory_hint(machine)
             if isinstance(machine, int):
                 hint = f"; give stopping.early_stopping({machine!r}), say"
-            raise TypeError(f"fit: {what} must be a machine of jaxnn.stopping, got {seen(machine)}{hint}")
+            raise TypeError(f"{where}: {what} must be a machine of jaxnn.stopping, got {seen(machine)}{hint}")
     if stopping is not None and keep is None and restore_best:
         keep = keep_best(maximise=stopping.maximise)
     if (stopping, plateau, keep) == (None, None, None):
         if name is not None:
-            raise ValueError(f"fit: watch={name!r}, but nothing reads it: give stopping, plateau or keep")
+            raise ValueError(f"{where}: watch={name!r}, but nothing reads it: give stopping, plateau or keep")
         return Monitoring()
     if name is not None and name not in figures:
-        raise ValueError(f"fit: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
+        raise ValueError(f"{where}: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
     machine = together(stopping=stopping, plateau=plateau, keep=keep)  # refuses machines that differ in what is better
     name = name or figures[-1]
     if name.endswith("accuracy") and not machine.maximise:
-        raise ValueError(f"fit: {name} is better when greater: give the machines that watch it maximise=True")
+        raise ValueError(f"{where}: {name} is better when greater: give the machines that watch it maximise=True")
     if name in LOSSES and machine.maximise:
-        raise ValueError(f"fit: {name} is better when smaller: the machines that watch it must not maximise")
+        raise ValueError(f"{where}: {name} is better when smaller: the machines that watch it must not maximise")
     return Monitoring(name, machine, restore_best)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,15 +52,15 @@ class Notes(NamedTuple):
     def result(self, params: Params, diagnostics: Any = ()) -> EpochResult:
         """The means over the epoch, and whether everything is finite that must be."""
         means = means_of(self.sums)
-        mean, penalty = means.pop("loss"), means.pop("penalty", ())
+        mean, penalty = means.pop("loss", ()), means.pop("penalty", ())
         good = jnp.isfinite(self.loss if self.whole is None else self.whole)
         for excused in (None if self.ran is None else ~self.ran, self.skipped):
             good = good if excused is None else good | excused
         finite = good.all() & all_finite(params)
-        if self.skipped is None:
+        if self.skipped is None and not isinstance(mean, tuple):
             finite &= jnp.isfinite(mean)
         ran, skipped = (() if flags is None else flags for flags in (self.ran, self.skipped))
-        return EpochResult(mean, means, self.loss, finite, diagnostics, penalty, ran, skipped)
+        return EpochResult(cast(Array, mean), means, self.loss, finite, diagnostics, penalty, ran, skipped)
 
 
 def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
