@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -29,7 +30,7 @@ def export(
 ) -> jax.export.Exported:
     """The network's output as a program of x [N, …] for every N, with the layers as in evaluation (train=False).
 
-    The parameters are constants of the program. It runs wherever JAX does, without this library:
+    The parameters are constants of the program. It runs wherever JAX and flatbuffers do, without this library:
     `jax.export.deserialize(bytearray(open(path, "rb").read())).call(x)`.
 
     Args:
@@ -44,6 +45,7 @@ def export(
     Raises:
         ValueError, TypeError: if the network does not take in_shape and params, or an x or output in other containers
             than dicts, lists and tuples is to be written.
+        ImportError: if a program is to be written without the package flatbuffers, which jax.export needs for it.
         OSError: as `save`.
 
     >>> from jaxnn import mlp
@@ -58,6 +60,9 @@ def export(
     alive("params", params)
     if isinstance(platforms, str):
         raise TypeError(f"checkpoint.export: platforms must be several, give ({platforms!r},)")
+
+    if path is not None and importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError("a program is written by jax.export with the package flatbuffers: pip install flatbuffers")
 
     def output(x: Tree) -> Tree:
         return net.forward(params, state, x)[0]

@@ -92,7 +92,7 @@ class Latest(NamedTuple):
         return _latest_line(self)
 
 
-def latest(folder: Path) -> Latest:
+def latest(folder: Path | Keep) -> Latest:
     """The newest checkpoint of a folder that is whole, down to the last bit; by its step, not by its time.
 
     A damaged file is passed over, as is one of another program; the result says which and why. Without any, and where

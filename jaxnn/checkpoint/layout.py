@@ -130,7 +130,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
         try:
             yield file, header_of(file, os.fstat(file.fileno()).st_size)
         except Damaged as error:
-            raise Damaged(f"{name} is damaged: {error}") from None
+            raise Damaged(f"{name} is damaged: {error}") from error.__cause__
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def header_of(file: BinaryIO, size: int) -> Header:

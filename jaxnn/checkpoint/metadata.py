@@ -85,9 +85,7 @@ def _whole(value: Any) -> int | None:
 # ---------------------------------------------------------------- differences between descriptions
 
 
-def check_same(
-    where: str, metadata: dict[str, Json], *, net: Any = None, loss: Any = None, optimizer: Any = None
-) -> None:
+def check_same(metadata: dict[str, Json], *, net: Any = None, loss: Any = None, optimizer: Any = None) -> None:
     """Raises ValueError with the first place where a description in the file differs from that of a record here.
 
     What is not given, or cannot be described on either side, is not compared.
@@ -99,7 +97,7 @@ def check_same(
         difference = first_difference(metadata[name], here[name])
         if difference is not None:
             raise ValueError(
-                f"{where}: {name} is not the one that was saved: {difference}. Make it as it was, or leave out {name}="
+                f"{name} is not the one that was saved: {difference}. Make it as it was, or leave out {name}="
             )
 
 
@@ -118,10 +116,12 @@ def first_difference(saved: Json, here: Json, place: str = "") -> str | None:
                 return found
         return None
     if isinstance(saved, list) and isinstance(here, list):
-        for i, (old, new) in enumerate(zip(saved, here, strict=False)):
+        if len(saved) != len(here):
+            return f"{label}: {len(saved)} in the file, {len(here)} here"
+        for i, (old, new) in enumerate(zip(saved, here, strict=True)):
             if (found := first_difference(old, new, f"{place}[{i}]")) is not None:
                 return found
-        return None if len(saved) == len(here) else f"{label}: {len(saved)} in the file, {len(here)} here"
+        return None
     if type(saved) is type(here) and (saved == here or (saved != saved and here != here)):
         return None
     old, new = (value.get("kind", "a dict") if isinstance(value, dict) else seen(value) for value in (saved, here))

@@ -50,21 +50,23 @@ def packed(trees: Mapping[str, Tree], values: Mapping[str, Json], classes: Mappi
 # ---------------------------------------------------------------- reading
 
 
-def part_of(header: Header, name: str) -> Json:
-    """One of the metadata that are JSON. ValueError if the file has another format."""
-    kind = header.metadata.get("format", "")
-    if kind != FORMAT:
+def part_of(header: Header, name: str, kind: type = dict) -> Json:
+    """One of the metadata that are JSON, a dict or list. ValueError if the file has another format."""
+    written = header.metadata.get("format", "")
+    if written != FORMAT:
         raise ValueError(
-            f"the file has the format {kind!r}, and this version of jaxnn reads {FORMAT!r}: load it with the version "
+            f"it has the format {written!r}, and this version of jaxnn reads {FORMAT!r}: load it with the version "
             "that wrote it, or read its arrays with the package safetensors"
         )
-    return json_of(name, header.metadata.get(name, ""))
+    value = json_of(name, header.metadata.get(name, ""))
+    if not isinstance(value, kind):
+        raise Damaged(f"the {name} are not a {kind.__name__}")
+    return value
 
 
 def values_of(header: Header) -> dict[str, Json]:
     """What the caller said when the file was written."""
-    values = part_of(header, "values")
-    return values if isinstance(values, dict) else {}
+    return part_of(header, "values")
 
 
 def dtype_and_shape(entry: Entry, key: str | None) -> tuple[DType, Shape]:
@@ -84,14 +86,12 @@ class Unpacked:
     def __init__(self, file: BinaryIO, header: Header, classes: Mapping[str, Class]) -> None:
         self.file, self.header, self.classes = file, header, classes
         self.trees, self.keys = part_of(header, "trees"), part_of(header, "keys")
-        self.host = set(part_of(header, "host"))
+        self.host = part_of(header, "host", list)
 
     def tree(self, name: str, like: Tree = None) -> Tree:
         """One of the trees; with `like`, in its containers and on its devices."""
         if name not in self.trees:
-            raise ValueError(
-                f"{self.file.name} has no tree {name!r}; it has {', '.join(map(repr, self.trees)) or 'none'}"
-            )
+            raise ValueError(f"there is no tree {name!r}, but {', '.join(map(repr, self.trees)) or 'none'}")
         try:
             if like is None:
                 return put_together(self.trees[name], self.array, self.classes, name)
@@ -106,11 +106,12 @@ class Unpacked:
             return host
         if jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype:
             raise ValueError(
-                f"{self.file.name}: {name} is {host.dtype}, which JAX holds only with 64 bits: set "
+                f"{name} is {host.dtype}, which JAX holds only with 64 bits: set "
                 "jax.config.update('jax_enable_x64', True) at the start of the program, as where it was saved"
             )
         if name not in self.keys:
             return jax.device_put(host, sharding)
+        dtype_and_shape(self.header.arrays[name], self.keys[name])  # refuses what is unknown here
         key = jax.random.wrap_key_data(jax.device_put(host), impl=self.keys[name])
         return key if sharding is None else jax.device_put(key, sharding)
 
@@ -128,9 +129,7 @@ class Unpacked:
                 lines.append(f"{path}: {self._described(found[path])} in the file, {described(wanted[path])} here")
         if lines:
             more = [f"and {len(lines) - MOST_REPORTED} more"] if len(lines) > MOST_REPORTED else []
-            raise ValueError(
-                "\n  ".join([f"{self.file.name}: {name} differs from like", *lines[:MOST_REPORTED], *more])
-            )
+            raise ValueError("\n  ".join([f"{name} differs from like", *lines[:MOST_REPORTED], *more]))
         leaves = [
             leaf_value(found[path], lambda at, leaf=leaf: self.array(at, sharding_of(leaf)))  # type: ignore[misc]
             for path, leaf in wanted.items()

@@ -14,7 +14,7 @@ from jaxnn.checkpoint.packing import Unpacked, packed, values_of, wanted_names
 from jaxnn.checkpoint.structures import Class, known_classes
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json
-from jaxnn.types import Tree
+from jaxnn.types import Fit, Tree
 
 STATE, MONITORS = "train_state", "monitors"  # the names of the trees that `save` writes
 
@@ -51,8 +51,8 @@ def write(
     Read(trees={'means': [Array([1., 1.], dtype=float32), 3]}, metadata={'loss': [0.1]})
     """
     values = {} if metadata is None else metadata
+    keep, name = (path, _name_in(path, values)) if isinstance(path, Keep) else (None, _file("save", path))
     pieces = packed(trees, values, known_classes(classes))
-    keep, name = (path, _name_in(path, values)) if isinstance(path, Keep) else (None, _file("write", path))
     if keep is not None:
         os.makedirs(keep.folder, exist_ok=True)
     replace(name, pieces, _verified)
@@ -69,7 +69,8 @@ def _name_in(keep: Keep, values: Mapping[str, Json]) -> str:
 
 def _file(where: str, path: Any) -> str:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"checkpoint.{where}: path must be the path of a file, got {seen(path)}")
+        hint = ": checkpoint.latest(…) finds its newest" if isinstance(path, Keep) else ""
+        raise TypeError(f"checkpoint.{where}: path must be the path of a file, got {seen(path)}{hint}")
     return os.fspath(path)
 
 
@@ -143,6 +144,10 @@ def save(
     >>> again
     TrainState(step 0, epoch 0, position 0, 13 parameters in 4 leaves, float32, AdamState)
     """
+    if isinstance(train_state, Fit):
+        raise TypeError(
+            "checkpoint.save: got a Fit: give fit.train_state, and history=fit.history, monitors=fit.monitors"
+        )
     trees = {STATE: train_state} | ({} if monitors is None else {MONITORS: monitors})
     said = about(train_state, net=net, loss=loss, optimizer=optimizer)
     return write(path, trees, {**said, "history": history, "note": note})
@@ -174,5 +179,5 @@ def load(path: Path, like: Tree = None, *, net: Any = None, loss: Any = None, op
     """
     name = _file("load", path)
     with opened(name) as (file, header):
-        check_same(name, values_of(header), net=net, loss=loss, optimizer=optimizer)
+        check_same(values_of(header), net=net, loss=loss, optimizer=optimizer)
         return Unpacked(file, header, known_classes(())).tree(STATE, like)

@@ -29,6 +29,7 @@ from jaxnn.optimizers.adaptive import AdagradState, AdamState, RmspropState
 from jaxnn.optimizers.averages import EmaState
 from jaxnn.optimizers.descent import SgdState
 from jaxnn.optimizers.transforms import AccumulateState, ChainState
+from jaxnn.records import Record
 from jaxnn.sequences import Sequences
 from jaxnn.stopping import Best, Decision, Monitors, Progress
 from jaxnn.trees import path_name
@@ -90,7 +91,7 @@ def taken_apart(name: str, tree: Tree, classes: Mapping[str, Class]) -> Apart:
     """
     not_traced("checkpoint.save", "save what the compiled function returns", tree)
     alive(name, tree)
-    plain_data(name, [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, np.ndarray)], numbers=False)
+    plain_data(name, tree, numbers=False)
     apart = Apart(None, {}, {}, [])
     return apart._replace(structure=_node(name, tree, apart, classes, set()))
 
@@ -98,6 +99,11 @@ def taken_apart(name: str, tree: Tree, classes: Mapping[str, Class]) -> Apart:
 def _node(path: str, node: Any, apart: Apart, classes: Mapping[str, Class], taken: set[str]) -> Json:
     if node is None:
         return None
+    if isinstance(node, Record):
+        raise TypeError(
+            f"{path} is {seen(node)}, which has settings and no arrays of training: give a network, loss or optimizer "
+            "as net=, loss=, optimizer="
+        )
     children = _children(node)
     if isinstance(node, EpochStart) or (len(children) == 1 and not children[0][0]):
         return _leaf(unique(path, taken), node, apart)
