@@ -61,16 +61,17 @@ def describe(record: Record) -> dict[str, Json]:
     """
     if not isinstance(record, Record):
         raise TypeError(f"describe: expected a record, such as a network, got {seen(record)}")
-    return _described(record, type(record).__name__)
+    return described(record, type(record).__name__)
 
 
-def _described(value: Any, place: str) -> Json:
+def described(value: Any, place: str) -> Json:
+    """A value of a record's field, as `describe` has it."""
     if isinstance(value, Record):
         kind = _kind_of(value, place)
         fields = {} if kinds().get(kind) is value else fields_of(value)
-        return {"kind": kind} | {name: _described(part, f"{place}.{name}") for name, part in fields.items()}
+        return {"kind": kind} | {name: described(part, f"{place}.{name}") for name, part in fields.items()}
     if isinstance(value, (tuple, list)):
-        return [_described(part, f"{place}[{i}]") for i, part in enumerate(value)]
+        return [described(part, f"{place}[{i}]") for i, part in enumerate(value)]
     if is_array(value) and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)):
         return {"kind": ARRAY, "dtype": str(value.dtype), "value": np.asarray(value, np.float64).tolist()}
     if isinstance(value, float) and not math.isfinite(value):

@@ -9,8 +9,10 @@ import numpy as np
 
 from jaxnn.combinators.walk import ordered_leaves
 from jaxnn.training.epochs import Epoch
+from jaxnn.training.means import DataSet
+from jaxnn.training.moments import Moment, moment
 from jaxnn.training.results import cursor
-from jaxnn.types import Fit, TrainState
+from jaxnn.types import Array, Fit, TrainState
 
 VALIDATION_LOSS = "validation_loss"  # in the history
 
@@ -58,7 +60,11 @@ class DivergenceError(ArithmeticError):
         best: the best state before, where one was kept.
         rate: the learning rate of that step, where the optimizer's state shows one.
         in_a_row: how many steps in a row were not finite; 1 unless `skip_nonfinite` had some skipped.
+        moment: that step with its batch, for `replay(error).explain()`; None where no step is at fault, and in an error
+            that was pickled.
     """
+
+    moment: Moment | None = None
 
     def __init__(
         self,
@@ -117,7 +123,8 @@ def diverged(
     epoch: Epoch,
     start: TrainState,
     replayed: tuple[TrainState, Any],
-    n: int,
+    data: DataSet,
+    update_scale: Array | None,
     history: dict[str, list[float]],
     best: TrainState | None,
     in_a_row: int,
@@ -128,7 +135,8 @@ def diverged(
         epoch: the epoch that diverged.
         start: the state from which it was replayed.
         replayed: what `chunks.Replay` returned.
-        n: N, how many examples there are.
+        data: the data, of N examples.
+        update_scale: the factor of the updates; None without a plateau.
         history: of the epochs before.
         best: the best state before, where one was kept.
         in_a_row: how many steps in a row were not finite.
@@ -142,8 +150,11 @@ def diverged(
     leaves = [name for name in bad if name != "loss"] or bad or ["the loss"]
     rate = float(rates[done]) if rates is not None and rates.ndim == 1 and done < len(rates) else None
     position = int(start.position) + done * epoch.batch_size
-    over = position >= n
+    over = position >= epoch.size(data)
     last_good = last_good._replace(**cursor(int(start.epoch) + over, 0 if over else position))
-    return DivergenceError(
+    error = DivergenceError(
         int(last_good.step), int(start.epoch), leaves[0], last_good, history, best, rate, max(in_a_row, 1)
     )
+    if not over:
+        error.moment = moment(epoch, last_good, data, update_scale)
+    return error

@@ -193,9 +193,9 @@ class Job(NamedTuple):
             start = computed.train_state._replace(**cursor(start.epoch, int(start.position) + seen))
         skips = skip > 0 and not (in_a_row >= skip and sound)
         program = Replay(self.epoch, int(start.position), skips)
-        replayed, n = replay(program, start, self.data, computed.scale), size_of("x", self.data[0])
+        replayed, scale = replay(program, start, self.data, computed.scale), computed.scale
         history, best = _history(done), best_state(done.monitors)
-        return diverged(self.epoch, start, replayed, n, history, best, 1 if skips else in_a_row)
+        return diverged(self.epoch, start, replayed, self.data, scale, history, best, 1 if skips else in_a_row)
 
     def fit(self, done: Done, *, ran: bool = True) -> Fit:
         """The result of a training; it `ran` unless it had been finished before."""

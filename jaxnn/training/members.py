@@ -76,7 +76,7 @@ class Members(PureFunction):
         """The members before their first steps."""
 
         def one(numbers: Numbers, key: Key) -> tuple[TrainState, Monitors | None, Noted]:
-            made, epoch = self._entered(numbers, order, data)
+            made, epoch = self.entered(numbers, order, data)
             state = self.first_state(made, numbers, key, data)
             monitors = made.watched(epoch, state, data, validation).first(state, None)
             placed = state._replace(position=jnp.zeros((), jnp.int32))
@@ -96,7 +96,7 @@ class Members(PureFunction):
         def advance(
             numbers: Numbers, state: TrainState, monitors: Monitors | None, noted: Noted
         ) -> tuple[TrainState, Noted, EpochResult]:
-            _, epoch = self._entered(numbers, order, data)
+            _, epoch = self.entered(numbers, order, data)
             return chunk_of(epoch, data)(state, data, update_scale(monitors), noted, steps)
 
         lead = jax.vmap(advance, in_axes=(0, TOGETHER, 0, 0), out_axes=(TOGETHER, 0, 0))
@@ -118,7 +118,8 @@ class Members(PureFunction):
             ended = jnp.where(over, after.stopping.stopped, ended)
         return Progress(new, after, noted, count, position, ended), figures, ran
 
-    def _entered(self, numbers: Numbers, order: Key, data: Any) -> tuple[run, Epoch]:
+    def entered(self, numbers: Numbers, order: Key, data: Any) -> tuple[run, Epoch]:
+        """The run of one member, and its epoch, which knows where the data lie."""
         made = self.made(numbers)
         made = replace(made, order=order) if self.shared_order else made
         return made, replace(made.epoch(), home=home_of(data))
@@ -146,7 +147,7 @@ class Members(PureFunction):
         ended: Array,
     ) -> tuple[Monitors | None, Figures]:
         """The monitors and the figures of a member after an epoch."""
-        made, epoch = self._entered(numbers, order, data)
+        made, epoch = self.entered(numbers, order, data)
         figures = made.figures(result, state, validation, update_scale(monitors))
         monitors = made.watched(epoch, state, data, validation).update(monitors, figures, state)
         return monitors, jax.tree.map(lambda value: jnp.where(ended, jnp.nan, value), figures)

@@ -17,7 +17,7 @@ from jaxnn.checkpoint.folders import Keep, Latest, latest
 from jaxnn.checkpoint.metadata import about, first_difference
 from jaxnn.checkpoint.states import read, write
 from jaxnn.checks import seen
-from jaxnn.descriptions import Json, describe
+from jaxnn.descriptions import Json, described
 from jaxnn.placement import beside
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
@@ -121,7 +121,7 @@ def saving(
     settings = {name: _described(getattr(step, name)) for name in ("net", "loss", "optimizer", "penalty")}
     settings |= {name: getattr(epoch, name) for name in names}
     settings |= {
-        "metrics": [name for name, _ in epoch.metrics],
+        "metrics": [{"name": name, "metric": _described(metric)} for name, metric in epoch.metrics],
         "gradient": _described(step.gradient),
         "augment": _described(step.augment),
         "watch": watched.name,
@@ -140,7 +140,7 @@ def _described(value: Any) -> Json:
     if value is None:
         return None
     try:
-        return describe(value)
+        return described(value, "")
     except TypeError:
         text = repr(value) if isinstance(value, Record) else seen(value)
         return ADDRESS.sub("", text)

@@ -153,7 +153,7 @@ class Sweep(Record):
         Raises:
             ValueError: if there is no such member, or no best states were kept.
         """
-        i = self._index(i)
+        i = self.index(i)
         states = self.runs.best if best else self.runs.train_state
         if states is None:
             raise ValueError(
@@ -174,7 +174,8 @@ class Sweep(Record):
         sign = -1 if self._greater(self._named(name)) else 1
         return sorted(rows, key=lambda row: sign * row[1] if np.isfinite(row[1]) else np.inf)
 
-    def _index(self, i: int) -> int:
+    def index(self, i: int) -> int:
+        """The number of a member, checked."""
         i = whole_number("sweep: member", i, least=0)
         if i >= len(self):
             raise ValueError(f"sweep: there is no member {i}: there are {len(self)}, from 0 to {len(self) - 1}")

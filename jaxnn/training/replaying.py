@@ -1,0 +1,285 @@
+"""Any step of a finished training again: `replay` runs the same compiled chunk from the nearest state that is known.
+
+Letters: N examples, B batch size, S batches of an epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnn.checkpoint.folders import SUFFIX, Keep, Latest
+from jaxnn.checkpoint.states import read
+from jaxnn.checks import seen, whole_number
+from jaxnn.descriptions import Json, from_description
+from jaxnn.mistakes import not_traced
+from jaxnn.placement import beside, home_of
+from jaxnn.stopping import Monitors
+from jaxnn.training.chunks import Noted, as_count, chunk_of, run_chunk
+from jaxnn.training.divergence import DivergenceError
+from jaxnn.training.driver import Job
+from jaxnn.training.entry import on_device
+from jaxnn.training.epochs import Epoch
+from jaxnn.training.moments import Moment, moment
+from jaxnn.training.monitoring import Monitoring, copied, update_scale
+from jaxnn.training.own_steps import rows_of
+from jaxnn.training.results import EpochResult, cursor
+from jaxnn.training.run import run
+from jaxnn.training.saving import CLASSES, begun
+from jaxnn.training.steps import train_step
+from jaxnn.training.sweep_results import Sweep
+from jaxnn.types import EPOCH_START, TrainState
+
+SOURCES = (
+    "a Sweep, a TrainState, a checkpoint or a folder of them, a list of such, or a DivergenceError"
+)
+
+
+class Known(NamedTuple):
+    """A state from which steps are repeated, and what belongs to it."""
+
+    train_state: TrainState
+    monitors: Monitors | None = None
+    noted: Noted | None = None
+    in_a_row: int = 0
+    settings: dict[str, Json] | None = None  # of the fit that saved it
+
+
+def replay(
+    source: Any, step: int | None = None, member: int | None = None, *, of: Any = None, data: Any = None,
+    validation: Any = None,
+) -> Moment:  # fmt: skip
+    """A step of a training that is over: the state before it and its batch, as they were.
+
+    The steps from the nearest known state to that one are taken again by the compiled chunk that took them, so that
+    the bits are the same on the same machine: a `Sweep` repeats all members side by side, a folder of `fit` starts from
+    its checkpoints. What happens there can then be asked of the `Moment`: `explain()`, `diagnose()`, `gradcheck()`.
+
+    Args:
+        source: a `Sweep`; a TrainState, from which the steps are taken; a checkpoint, a folder of them, or a
+            `checkpoint.Keep`; a list of such, of which the nearest before the step is used; or a DivergenceError, for
+            the step at which it arose.
+        step: the number of the step, as TrainState.step counts them.
+        member: of a sweep, its number.
+        of: the `run` whose steps they are. A folder of `fit` says by itself what its training was, unless that
+            included functions of your own.
+        data: the data of the training, except for a sweep and an error, which have them.
+        validation: its validation set, where a plateau reads a figure of it between the known state and the step.
+
+    Raises:
+        ValueError: if there is no such step or member, or no known state before it.
+        TypeError: for another source, or without `of` or `data` where they are needed.
+
+    >>> from jaxnn import init_train_state, losses, mlp, sgd
+    >>> import jax.numpy as jnp
+    >>> net, x = mlp([4, 1]), jnp.linspace(-1, 1, 20)[:, None]
+    >>> train = run(train_step(net, losses.mse, sgd(0.1)), epochs=3, batch_size=8)
+    >>> replay(init_train_state(net, sgd(0.1), 0, (1,)), 5, of=train, data=(x, x**2))
+    Moment(step 5, epoch 1, position 16, batch of 4)
+    """
+    if isinstance(source, DivergenceError):
+        return _of_error(source)
+    not_traced("replay", "take the steps by a run there", source, data)
+    step = whole_number("replay: step", step, least=0)
+    if isinstance(source, Sweep):
+        if of is not None or data is not None:
+            raise TypeError("replay: a sweep has its runs and its data: leave out of= and data=")
+        return _of_sweep(source, step, member)
+    if member is not None:
+        raise TypeError("replay: member is of a Sweep only")
+    if data is None:
+        raise TypeError("replay: data= is missing, the data of the training")
+    known = _nearest(source, step)
+    made = _run_of(known, of)
+    return _Repeated(made, known, data, validation).at(step)
+
+
+def _of_error(error: DivergenceError) -> Moment:
+    if error.moment is None:
+        raise ValueError(
+            "replay: this error no longer has its step, since it was pickled: give replay its train_state, with of= "
+            "and data="
+        )
+    return error.moment
+
+
+# ---------------------------------------------------------------- a member of a sweep
+
+
+def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
+    if member is None:
+        raise TypeError(f"replay: member= is missing, one of {len(sweep)}")
+    origin, i = sweep.origin, sweep.index(member)
+    first = i // origin.at_once * origin.at_once
+    progress, numbers = origin.begin(first), jax.tree.map(lambda leaf: leaf[i], origin.numbers)
+    made, epoch = origin.members.entered(numbers, origin.order, origin.data)
+    batches = -(-epoch.size(origin.data) // made.batch_size)
+    begin = int(progress.train_state.step[i - first])
+    epochs, steps = divmod(step - begin, batches)
+    ran = int(sweep.runs.epochs_run[i])
+    if not 0 <= epochs < ran:
+        raise ValueError(
+            f"replay: member {i} took the steps {begin} to {begin + ran * batches - 1}, in {ran} epochs: there is no "
+            f"step {step}"
+        )
+    known = max((at for group, at in origin.remembered if group == first and at <= epochs), default=0)
+    if known:
+        progress = copied(origin.remembered[first, known])
+    for _ in range(known, epochs):
+        progress = origin.advance(first, progress)[0]
+    if steps:
+        progress = origin.advance(first, progress, steps)[0]
+    state = jax.tree.map(lambda leaf: leaf[i - first], progress.train_state)
+    state = state._replace(**cursor(int(progress.epoch), int(progress.position)))
+    scale = update_scale(progress.monitors)
+    return moment(epoch, state, origin.data, None if scale is None else scale[i - first])
+
+
+# ---------------------------------------------------------------- one training
+
+
+def _nearest(source: Any, step: int) -> Known:
+    """The latest known state that is not behind the step."""
+    found: list[tuple[int, Any]] = []
+    for one in source if isinstance(source, (list, tuple)) and not hasattr(source, "_fields") else [source]:
+        if isinstance(one, TrainState):
+            found.append((int(one.step), one))
+        elif isinstance(one, (str, os.PathLike, Keep, Latest)):
+            path = one.folder if isinstance(one, Keep) else os.fspath(one)
+            found += _in_folder(path) if os.path.isdir(path) else [(_step_of(path), path)]
+        else:
+            raise TypeError(f"replay: source must be {SOURCES}, got {seen(one)}")
+    before = [entry for entry in found if entry[0] <= step]
+    if not before:
+        steps = ", ".join(str(at) for at, _ in sorted(found, key=lambda entry: entry[0])[:8]) or "none"
+        raise ValueError(
+            f"replay: no known state is at step {step} or before; those that are known are at steps {steps}. "
+            "checkpoint.Keep(folder, last=None) keeps all"
+        )
+    nearest = max(before, key=lambda entry: entry[0])[1]
+    if isinstance(nearest, TrainState):
+        return Known(nearest)
+    trees, metadata = read(nearest, classes=CLASSES)
+    state = begun(trees["train_state"])
+    rest = trees.get("monitors"), trees.get("noted"), metadata.get("in_a_row", 0), metadata.get("settings")
+    return Known(state, *rest)
+
+
+def _in_folder(folder: str) -> list[tuple[int, str]]:
+    """Steps and paths of the checkpoints in a folder, without those that cannot be read."""
+    found = []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.endswith(SUFFIX):
+            with suppress(ValueError):
+                found.append((_step_of(path), path))
+    return found
+
+
+def _step_of(path: str) -> int:
+    step = read(path, ()).metadata.get("step")
+    if not isinstance(step, int):
+        raise ValueError(f"replay: {path} has no TrainState")
+    return step
+
+
+def _run_of(known: Known, of: Any) -> run:
+    """The run whose steps are repeated; what `of` does not say is read from the settings in the checkpoint."""
+    if isinstance(of, run):
+        return of
+    if of is not None:
+        raise TypeError(f"replay: of must be a run, run(step, epochs=…, batch_size=…), got {seen(of)}")
+    if known.settings is None:
+        raise TypeError("replay: of= is missing, the run whose steps they are: run(step, epochs=…, batch_size=…)")
+    settings = known.settings
+    parts: dict[str, Any] = {}
+    for name in ("net", "loss", "optimizer", "penalty", "gradient", "augment", "monitors"):
+        parts[name] = _made(name, settings[name])
+    metrics = {entry["name"]: _made(f"metric {entry['name']!r}", entry["metric"]) for entry in settings["metrics"]}
+    records = (parts[name] for name in ("net", "loss", "optimizer"))
+    step = train_step(*records, gradient=parts["gradient"], penalty=parts["penalty"], augment=parts["augment"])
+    watched, shuffle = parts["monitors"], settings["shuffle"]
+    machines = {name: getattr(watched, name) for name in ("stopping", "plateau", "keep")}
+    counts = {"epochs": 1, "batch_size": settings["batch_size"]}
+    return run(step, **counts, metrics=metrics, shuffle=shuffle, watch=settings["watch"], **machines)
+
+
+def _made(name: str, description: Json) -> Any:
+    if description is None or isinstance(description, dict):
+        return None if description is None else from_description(description)
+    raise ValueError(
+        f"replay: the {name} of this training, {description}, is in no file: give of=run(train_step(…), epochs=…, "
+        "batch_size=…), made as it was"
+    )
+
+
+class _Repeated:
+    """The steps of one training from a known state on."""
+
+    def __init__(self, made: run, known: Known, data: Any, validation: Any) -> None:
+        self.made, self.known = made, known
+        self.data = rows_of(data) if made.own else on_device("data", data)
+        self.validation = validation
+        kept = known.settings or {}
+        epoch = replace(made.epoch(), home=home_of(self.data))
+        same = {name: kept.get(name, 0) for name in ("measure", "skip_nonfinite")}
+        self.epoch: Epoch = replace(epoch, **same)
+        self.watched = self._watched()
+        zero = beside(jax.device_put(as_count(0)), self.data)
+        self.job = Job(self.epoch, self.data, self._validation(), self.watched, zero, chunk_of(self.epoch, self.data))
+
+    def at(self, step: int) -> Moment:
+        """The step, before it is taken."""
+        state = beside(self.known.train_state, self.data)
+        monitors = self.known.monitors if self.known.monitors is not None else self.watched.begin(None)
+        noted, in_a_row = self.known.noted, self.known.in_a_row
+        n, batch = self.epoch.size(self.data), self.epoch.batch_size
+        while (ahead := step - int(state.step)) > 0:
+            left = -(-(n - int(state.position)) // batch)
+            state, noted, result = self._advance(state, noted, monitors, in_a_row, min(ahead, left))
+            in_a_row = int(noted.in_a_row)
+            if int(state.position) == 0:
+                noted, state = None, begun(state)
+                monitors = self._observed(monitors, result, state)
+        return moment(self.epoch, begun(state), self.data, update_scale(monitors))
+
+    def _advance(
+        self, state: TrainState, noted: Noted | None, monitors: Monitors | None, in_a_row: int, steps: int
+    ) -> tuple[TrainState, Noted, EpochResult]:
+        chunk, scale = self.job.chunk(state), update_scale(monitors)
+        placed = self.job.placed(state)
+        if noted is None:
+            noted = chunk.nothing_noted(placed, self.data, scale)
+        noted = noted._replace(in_a_row=as_count(in_a_row)) if self.epoch.skip_nonfinite else noted
+        spare = copied(state)._replace(position=EPOCH_START)
+        return run_chunk(chunk, spare, placed, self.data, scale, noted, as_count(steps))
+
+    def _observed(self, monitors: Monitors | None, result: EpochResult, state: TrainState) -> Monitors | None:
+        """The monitors after an epoch, where they change later steps."""
+        if self.made.plateau is None or monitors is None:
+            return monitors
+        if self.made.own:
+            figures = jax.jit(self.made.figures)(result, state, self.validation, None)
+        else:
+            figures = self.made.figures(result, state, None, None) | self.job.evaluate(state)
+        return self.watched.observe(monitors, {name: float(np.asarray(v)) for name, v in figures.items()}, state)
+
+    def _watched(self) -> Monitoring:
+        if self.made.plateau is None:
+            return Monitoring()
+        name = self.known.settings["watch"] if self.known.settings else self.made.watch
+        if self.validation is None and (name is None or name.startswith("validation")) and self.known.settings:
+            raise ValueError("replay: a plateau reads the validation set: give validation=")
+        state = self.known.train_state._replace(position=EPOCH_START)
+        return self.made.watched(self.epoch, state, self.data, self._validation())
+
+    def _validation(self) -> Any:
+        if self.validation is None or self.made.own:
+            return self.validation
+        return beside(on_device("validation", self.validation), self.data)
+
