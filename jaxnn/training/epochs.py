@@ -93,8 +93,9 @@ class Epoch(PureFunction):
             (state, notes), diagnostics = in_batches(one, state, order, batch, self.recompute), ()
         result = notes.result(state.params, diagnostics)
         if start is None:
-            loss = jnp.where(off_the_end(train_state.position, n, batch), jnp.nan, result.loss)
-            result = result._replace(loss=loss, finite=result.finite & jnp.isfinite(loss))
+            off = off_the_end(train_state.position, n, batch)
+            means = jax.tree.map(lambda mean: jnp.where(off, jnp.nan, mean), (result.loss, result.metrics))
+            result = result._replace(loss=means[0], metrics=means[1], finite=result.finite & ~off)
         return state._replace(**cursor(state.epoch + 1, 0)), result
 
     def size(self, data: DataSet) -> int:
@@ -156,7 +157,8 @@ def moved(where: Array, new: TrainState, old: TrainState) -> TrainState:
     def chosen(name: str) -> Tree:
         return jax.tree.map(lambda new, old: jnp.where(where, new, old), getattr(new, name), getattr(old, name))
 
-    return old._replace(**{name: chosen(name) for name in ("params", "state", "opt_state", "step")})
+    names = ("params", "state", "opt_state", "step", *(() if new.key is old.key else ("key",)))  # some steps move it
+    return old._replace(**{name: chosen(name) for name in names})
 
 
 def _unless_over(
