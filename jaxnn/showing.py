@@ -265,7 +265,8 @@ def run_line(run: Fields) -> str:
     history = _curves(run)
     if history is None:
         return line(run)
-    epochs, ran = max(map(len, history.values()), default=0), _number(run.epochs_run)
+    ran = _number(run.epochs_run)
+    epochs = max(map(len, history.values()), default=int(ran or 0))
     counted = _counted(epochs, "epoch", "epochs")
     parts = [counted if ran in (None, epochs) else f"{ran} of {counted}"]
     for name, values in history.items():

@@ -34,11 +34,12 @@ from jaxnn.shapes import example_shape
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
-from jaxnn.training.steps import check_augmented, init_train_state
+from jaxnn.training.steps import check_augmented, init_train_state, train_step
 from jaxnn.trees import describe, path_name, same_shapes, spec_tree, static_spec
 from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
+CLEAN_FOR_RUN = "Clean the data, or give them to jax.jit(run(…)), which looks at no values"
 
 
 def on_device(what: str, parts: Any) -> tuple[Any, ...]:
@@ -61,7 +62,7 @@ def _check_parts(what: str, parts: Any) -> None:
     """Raises TypeError unless data are a pair or a triple of all examples, rather than batches."""
     expected = f"{what} must be (x, target) or (x, target, weights)"
     batches = (
-        ": fit, evaluate and train_epoch cut the batches themselves; put them together, "
+        ": fit, run and evaluate cut the batches themselves; put them together, "
         "x, target = map(np.concatenate, zip(*batches))"
     )
     if isinstance(parts, (tuple, list)):
@@ -143,6 +144,21 @@ def enter(
     return Entered(dataclasses.replace(epoch, home=home_of(data)), data, validation, beside(state, data))
 
 
+def enter_run(
+    step: train_step, metrics: NamedMetrics, train_state: TrainState, data: DataSet, validation: DataSet | None
+) -> tuple[DataSet, DataSet | None]:
+    """The data and the validation set of a `run` of a train_step, checked: values too where they are not traced."""
+    parts = {"run: data": on_device("run: data", data)}
+    if validation is not None:
+        parts["run: validation"] = on_device("run: validation", validation)
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parts["run: data"][0])
+    _check_state("run", step.net, step.optimizer, train_state, x)
+    of_step = step.net, step.loss, train_state.params, train_state.state
+    for what, part in parts.items():
+        check_values(what, *of_step, part, metrics, look=True, advice=CLEAN_FOR_RUN)
+    return parts["run: data"], parts.get("run: validation")
+
+
 _initialise = program("initialisation")
 
 
@@ -161,10 +177,7 @@ def _resumed(epoch: Epoch, train_state: TrainState, x: Tree, key: Key | int | No
     """A given state, checked against the network, the optimizer and the size of the data."""
     net, optimizer = epoch.step.net, epoch.step.optimizer
     whole_state("", train_state, key=key is None)
-    check_params(net, train_state.params, x)
-    _check_opt_state(jax.eval_shape(optimizer.init, train_state.params), train_state.opt_state)
-    advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(x))
-    same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
+    _check_state("fit", net, optimizer, train_state, x)
     rate = getattr(train_state.opt_state, "learning_rate", None)  # optax's states show none
     if rate is not None and np.size(rate) == 1:
         number("fit: train_state.opt_state.learning_rate", float(np.asarray(rate).item()), least=0.0)
@@ -174,13 +187,17 @@ def _resumed(epoch: Epoch, train_state: TrainState, x: Tree, key: Key | int | No
     return train_state if key is None else train_state._replace(key=as_key(key))
 
 
-def _check_opt_state(expected: Any, got: Any) -> None:
-    """Raises ValueError unless the optimizer's state has the fields, trees and shapes of a fresh one."""
+def _check_state(where: str, net: Layer, optimizer: Optimizer, train_state: TrainState, x: Tree) -> None:
+    """Raises ValueError unless the state has the trees and shapes of a fresh one of this network and optimizer."""
+    check_params(net, train_state.params, x)
+    expected, got = jax.eval_shape(optimizer.init, train_state.params), train_state.opt_state
     advice = "give train_state._replace(opt_state=optimizer.init(train_state.params))"
-    what = "fit: train_state.opt_state is not this optimizer's"
+    what = f"{where}: train_state.opt_state is not this optimizer's"
     if type(expected) is not type(got):
         raise ValueError(f"{what}: expected {type(expected).__name__}, got {type(got).__name__}; {advice}")
     same_shapes(what, got, expected, advice)
+    advice, of_net = "expected what net.init gives:", _first_state(structure_of(net), static_spec(x))
+    same_shapes("train_state.state is not that of this network", train_state.state, of_net, advice)
 
 
 def _with_counters(train_state: TrainState, *, further: int) -> TrainState:
@@ -231,7 +248,16 @@ def _first_state(net: Structure, x_spec: Any) -> Any:
 
 
 def check_values(
-    what: str, net: Layer, loss: Loss, params: Params, state: State, data: DataSet, metrics: NamedMetrics, *, look: bool
+    what: str,
+    net: Layer,
+    loss: Loss,
+    params: Params,
+    state: State,
+    data: DataSet,
+    metrics: NamedMetrics,
+    *,
+    look: bool,
+    advice: str = CLEAN,
 ) -> None:
     """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
     x, target, *weights = data
@@ -250,7 +276,7 @@ def check_values(
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if is_floating(leaf) and not is_traced(leaf):
-                finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), CLEAN)
+                finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), advice)
     if not is_traced(x):
         with _about(f"{what}: x"):
             _look_at_inputs(net, x)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnn import placement
 from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import weight_values, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
@@ -33,7 +34,7 @@ from jaxnn.training.batches import (
 )
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, named_metrics
 from jaxnn.training.results import EpochResult, Notes, all_finite, cursor
-from jaxnn.training.steps import Augment, Gradient, train_step
+from jaxnn.training.steps import Augment, Gradient, augmented, train_step
 from jaxnn.types import Array, Key, Layer, Loss, Optimizer, Penalty, TrainState, Tree
 
 
@@ -93,8 +94,9 @@ class Epoch(PureFunction):
             (state, notes), diagnostics = in_batches(one, state, order, batch, self.recompute), ()
         result = notes.result(state.params, diagnostics)
         if start is None:
-            loss = jnp.where(off_the_end(train_state.position, n, batch), jnp.nan, result.loss)
-            result = result._replace(loss=loss, finite=result.finite & jnp.isfinite(loss))
+            off = off_the_end(train_state.position, n, batch)
+            means = jax.tree.map(lambda mean: jnp.where(off, jnp.nan, mean), (result.loss, result.metrics))
+            result = result._replace(loss=means[0], metrics=means[1], finite=result.finite & ~off)
         return state._replace(**cursor(state.epoch + 1, 0)), result
 
     def size(self, data: DataSet) -> int:
@@ -123,6 +125,13 @@ class Epoch(PureFunction):
         start = int(position) if isinstance(position, int) or is_concrete(position) else None
         check_batch_size(self.batch_size, size_of("x", data[0]), self.measure, start or 0)
         return start
+
+    def batch(self, state: TrainState, rows: Array, data: DataSet) -> Any:
+        """The batch of those rows, (x, target) or (x, target, weights), augmented as in the step."""
+        x, *others = placement.rows(data, rows, self.home)
+        if self.step.augment is not None:
+            x = augmented(self.step.augment, jax.random.fold_in(state.key, state.step), x)
+        return (x, *others)
 
     def take(
         self,
@@ -156,7 +165,8 @@ def moved(where: Array, new: TrainState, old: TrainState) -> TrainState:
     def chosen(name: str) -> Tree:
         return jax.tree.map(lambda new, old: jnp.where(where, new, old), getattr(new, name), getattr(old, name))
 
-    return old._replace(**{name: chosen(name) for name in ("params", "state", "opt_state", "step")})
+    names = ("params", "state", "opt_state", "step", *(() if new.key is old.key else ("key",)))  # some steps move it
+    return old._replace(**{name: chosen(name) for name in names})
 
 
 def _unless_over(

@@ -116,7 +116,7 @@ def metric_value(
 def means_of(sums: dict[str, Array]) -> dict[str, Array]:
     """Σ w·value / Σ w over all batches, from the sums of each, [batches]."""
     total = sums["weight"].sum()
-    return {name: value.sum() / total for name, value in sums.items() if name != "weight"}
+    return {name: value.sum() / total.astype(value.dtype) for name, value in sums.items() if name != "weight"}
 
 
 def named_metrics(metrics: Metrics) -> NamedMetrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -108,8 +109,9 @@ class Moment(NamedTuple):
     def diagnose(self) -> Diagnosis:
         """The diagnosis of the layers at this step."""
         step = self._network("diagnose")
-        state = {"optimizer": step.optimizer, "opt_state": self.train_state.opt_state}
-        return diagnose(step.net, step.loss, *self.arguments, **self.keywords, penalty=step.penalty, **state)
+        params, state, x, target = self.arguments
+        described = partial(diagnose, penalty=step.penalty, optimizer=step.optimizer, **self.keywords)
+        return described(step.net, step.loss, params, state, x, target, opt_state=self.train_state.opt_state)
 
     def _network(self, what: str) -> train_step:
         if not isinstance(self.step, train_step):

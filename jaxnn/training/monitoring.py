@@ -15,9 +15,11 @@ from jaxnn.checks import seen, yes_or_no
 from jaxnn.mistakes import factory_hint
 from jaxnn.records import Record
 from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
+from jaxnn.trees import same_shapes
 from jaxnn.types import Array, Fit, TrainState, Tree
 
-LOSSES = ("loss", "validation_loss")
+VALIDATION = "validation_"  # in front of the figures of the validation set
+LOSSES = ("loss", f"{VALIDATION}loss")
 
 
 class Monitoring(Record):
@@ -48,6 +50,9 @@ class Monitoring(Record):
                 raise ValueError("run: monitors are given, but no machine: give stopping, plateau or keep as before")
             return None
         fresh, given = self.machine.init(train_state), monitors or Monitors()
+        if fresh.best is not None and given.best is not None:
+            advice = "leave it out, monitors._replace(best=None)"
+            same_shapes("run: monitors.best.kept is not like train_state", given.best.kept, fresh.best.kept, advice)
         parts = ((name, getattr(fresh, name), getattr(given, name)) for name in Monitors._fields)
         return Monitors(**{name: new if new is None or old is None else old for name, new, old in parts})
 
@@ -100,7 +105,12 @@ def monitoring(
             raise ValueError(f"{where}: watch={name!r}, but nothing reads it: give stopping, plateau or keep")
         return Monitoring()
     if name is not None and name not in figures:
-        raise ValueError(f"{where}: watch must be one of {', '.join(map(repr, figures))}, got {name!r}")
+        hint = (
+            ""
+            if any(figure.startswith(VALIDATION) for figure in figures) or not name.startswith(VALIDATION)
+            else (": give a validation set")
+        )
+        raise ValueError(f"{where}: watch must be one of {', '.join(map(repr, figures))}, got {name!r}{hint}")
     machine = together(stopping=stopping, plateau=plateau, keep=keep)  # refuses machines that differ in what is better
     name = name or figures[-1]
     if name.endswith("accuracy") and not machine.maximise:

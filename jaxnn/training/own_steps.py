@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import placement
-from jaxnn.arrays import is_concrete
-from jaxnn.checks import seen
-from jaxnn.mistakes import accepts, alive, whole_state
+from jaxnn.arrays import accumulator, is_concrete, is_floating
+from jaxnn.checks import plain_data, seen
+from jaxnn.mistakes import accepts, alive, factory_hint, is_function
 from jaxnn.optimizers.parts import next_step
 from jaxnn.training.batches import check_batch_size
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import RESERVED, DataSet
 from jaxnn.training.results import Notes
 from jaxnn.training.steps import Augment, augmented
-from jaxnn.trees import same_shapes
-from jaxnn.types import EPOCH_START, Array, TrainState, Tree
+from jaxnn.trees import MAX_REPORTED, named_leaves, path_name, same_shapes
+from jaxnn.types import EPOCH_START, Array, TrainState
 
 Step = Callable[..., tuple[Any, Any]]  # (state, batch) -> (state, info)
 SCALE = "update_scale"  # the argument in which a step is given a plateau's factor
@@ -58,14 +58,9 @@ class OwnEpoch(Epoch):
         measure: bool = False,
     ) -> tuple[TrainState, Notes, Any]:
         """Takes the step on those rows; what it says of itself is noted, weighted by the number of examples."""
-        batch = placement.rows(data, rows, self.home)
-        if self.augment is not None:
-            rng = jax.random.fold_in(state.key, state.step)
-            first, *others = batch if isinstance(batch, tuple) else (batch,)
-            x = augmented(self.augment, rng, first)
-            batch = (x, *others) if isinstance(batch, tuple) else x
+        batch = self.batch(state, rows, data)
         scale = {} if update_scale is None else {SCALE: update_scale}
-        new, info = _pair(self.step(state.params if self.bare else state, batch, **scale))
+        new, info = _pair(_taken(self.step, state.params if self.bare else state, batch, scale))
         new = state._replace(params=new) if self.bare else new
         self._check(new, state)
         new = new._replace(step=next_step(state.step), epoch=state.epoch, position=state.position)
@@ -75,22 +70,31 @@ class OwnEpoch(Epoch):
         sums["weight"] = jnp.full((), share, jnp.result_type(float))
         return new, Notes(figures.get("loss", jnp.zeros(())), None, sums), None
 
+    def batch(self, state: TrainState, rows: Array, data: Any) -> Any:
+        """The batch that the step is given, augmented."""
+        batch = placement.rows(data, rows, self.home)
+        if self.augment is None:
+            return batch
+        rng = jax.random.fold_in(state.key, state.step)
+        first, *others = batch if isinstance(batch, tuple) else (batch,)
+        x = augmented(self.augment, rng, first)
+        return (x, *others) if isinstance(batch, tuple) else x
+
     def _check(self, new: Any, old: TrainState) -> None:
-        """Raises an error unless the step returned a state of the structure and the shapes that it was given."""
+        """Raises an error unless the step returned a state of the structure and the types that it was given."""
         if not isinstance(new, TrainState):
             raise TypeError(
                 f"run: the step must return the new TrainState first, as in (state._replace(params=…), info), got "
                 f"{type(new).__name__}"
             )
-        for name in ("params", "state", "opt_state"):
+        for name in ("params", "state", "opt_state", "key"):
             what = "the state" if self.bare else f"train_state.{name}"
             got, was = getattr(new, name), getattr(old, name)
             same_shapes(f"run: the step changes the shapes of {what}", got, was, "a loop carries it:")
+            _same_types(what, got, was)
 
     def checked(self, train_state: TrainState, data: Any) -> int | None:
         """The position to continue from, None if it is traced; raises an error for what does not fit."""
-        whole_state("run: ", train_state)
-        check_rows("data", data)
         position = train_state.position
         start = int(position) if isinstance(position, int) or is_concrete(position) else None
         check_batch_size(self.batch_size, self.size(data), 0, start or 0)
@@ -100,20 +104,27 @@ class OwnEpoch(Epoch):
 def check_rows(what: str, data: Any) -> None:
     """Raises an error unless data is a tree of arrays with equally many examples in front."""
     alive(what, data)
-    leaves = jax.tree.leaves(data)
-    if not leaves or any(not getattr(leaf, "ndim", 0) for leaf in leaves):
-        raise TypeError(f"{what} must be a tree of arrays [N, …], N examples first in each, got {seen(data)}")
-    sizes = sorted({leaf.shape[0] for leaf in leaves})
-    if len(sizes) > 1 or not sizes[0]:
-        raise ValueError(f"{what}: the leaves must have equally many examples in front, at least one, got {sizes}")
+    plain_data(what, data)
+    expected = "an array [N, …] or a tree of such arrays, N examples first in each"
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        where = path_name(path, below=what)
+        if not getattr(leaf, "ndim", 0):
+            advice = ": use np.asarray for lists of numbers" if isinstance(leaf, (int, float)) else ""
+            raise TypeError(f"{what} must be {expected}, got {seen(leaf)} at {where}{advice}")
+        sizes[where] = leaf.shape[0]
+    if not sizes:
+        raise TypeError(f"{what} must be {expected}, got {seen(data)}")
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise ValueError(f"{what}: the first axis of each array counts the examples, the same number ≥ 1, got {sizes}")
 
 
 def check_own_step(step: Any, *, scaled: bool) -> None:
     """Raises TypeError unless step is a function of a state and a batch, and, if it is scaled, of update_scale."""
-    if not callable(step) or isinstance(step, type) or not accepts(step, None, None):
+    if not is_function(step) or isinstance(step, (type, Epoch)) or not accepts(step, None, None):
         raise TypeError(
             "run: step must be a train_step(net, loss, optimizer) or a function (state, batch) -> (state, info), got "
-            f"{seen(step)}"
+            f"{seen(step)}{factory_hint(step)}"
         )
     if scaled and not accepts(step, None, None, **{SCALE: None}):
         raise TypeError(
@@ -149,20 +160,47 @@ def _figures(info: Any) -> dict[str, Array]:
     taken = sorted((RESERVED - {"loss", "penalty"}) & set(info))
     if taken:
         raise ValueError(f"run: no entry of info may be called {', '.join(map(repr, taken))}")
-    figures = {str(name): jnp.asarray(value) for name, value in info.items()}
-    for name, value in figures.items():
-        if value.shape:
-            raise ValueError(f"run: info[{name!r}] must be a scalar, the mean over the batch, got shape {value.shape}")
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            figures[name] = value.astype(jnp.result_type(float))
-    return figures
+    return {
+        str(name): as_figure(f"run: info[{name!r}]", value, "the mean over the batch") for name, value in info.items()
+    }
+
+
+def as_figure(where: str, value: Any, meaning: str) -> Array:
+    """A real scalar as a float, at least float32; raises an error for anything else."""
+    is_array = hasattr(value, "dtype") and not getattr(value, "ndim", 1)
+    is_real = is_array and any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if not is_real and not isinstance(value, (bool, int, float)):
+        raise TypeError(f"{where} must be a real scalar, {meaning}, got {seen(value)}")
+    figure = jnp.asarray(value)
+    return figure.astype(accumulator(figure.dtype) if is_floating(figure) else jnp.result_type(float))
+
+
+def _taken(step: Step, state: Any, batch: Any, scale: dict[str, Any]) -> Any:
+    """What the step returns; TypeError if it needs concrete numbers."""
+    try:
+        return step(state, batch, **scale)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            "run: the step needs concrete numbers, but is compiled into the run: use jax.numpy instead of NumPy, "
+            "float() and if"
+        ) from error
+
+
+def _same_types(what: str, got: Any, was: Any) -> None:
+    """Raises TypeError if a leaf has another dtype; JAX's loops promote those of Python numbers."""
+    old = {path: jax.typeof(leaf) for path, leaf in named_leaves(was).items()}
+    changed = [
+        f"{path or 'the array'} from {old[path].dtype} to {jax.typeof(leaf).dtype}"
+        for path, leaf in named_leaves(got).items()
+        if jax.typeof(leaf).dtype != old[path].dtype and not old[path].weak_type
+    ]
+    if changed:
+        raise TypeError(
+            f"run: the step changes the type of {what}, {', '.join(changed[:MAX_REPORTED])}; a loop carries it: "
+            "cast it back, new.astype(old.dtype)"
+        )
 
 
 def rows_of(data: Any) -> DataSet:
     """The data with every leaf as a JAX array."""
     return cast(DataSet, jax.tree.map(jnp.asarray, data))
-
-
-def bare(state: TrainState | Tree) -> Any:
-    """What `as_train_state` was given."""
-    return state.params if isinstance(state, TrainState) else state

@@ -35,9 +35,7 @@ from jaxnn.training.steps import train_step
 from jaxnn.training.sweep_results import Sweep
 from jaxnn.types import EPOCH_START, TrainState
 
-SOURCES = (
-    "a Sweep, a TrainState, a checkpoint or a folder of them, a list of such, or a DivergenceError"
-)
+SOURCES = "a Sweep, a TrainState, a checkpoint or a folder of them, a list of such, or a DivergenceError"
 
 
 class Known(NamedTuple):
@@ -282,4 +280,3 @@ class _Repeated:
         if self.validation is None or self.made.own:
             return self.validation
         return beside(on_device("validation", self.validation), self.data)
-

@@ -14,18 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnn.arrays import is_concrete
 from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.keys import as_key
-from jaxnn.mistakes import accepts, is_function
+from jaxnn.mistakes import accepts, is_function, whole_state
 from jaxnn.placement import home_of
 from jaxnn.stopping import Monitor, Monitors
-from jaxnn.training.batches import check_sizes, recomputed_scan
+from jaxnn.training.batches import recomputed_scan
+from jaxnn.training.entry import enter_run
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import Metrics, named_metrics
 from jaxnn.training.monitoring import Monitoring, best_state, monitoring, update_scale
-from jaxnn.training.own_steps import OwnEpoch, Step, as_train_state, check_own_step, check_rows, rows_of
+from jaxnn.training.own_steps import OwnEpoch, Step, as_figure, as_train_state, check_own_step, check_rows, rows_of
 from jaxnn.training.results import EpochResult
 from jaxnn.training.steps import Augment, check_augmentation, train_step
 from jaxnn.types import EPOCH_START, Array, Key, Run, TrainState
@@ -118,12 +120,12 @@ class run(PureFunction):
         elif self.step.read or self.step.measure:
             raise ValueError("run: readings of single steps are not kept: give a train_step without read and measure")
         if self.watch is not None or self._machines:
-            self._monitoring(("loss", "validation_loss") if self.watch is None else (self.watch,))
+            known = ("loss", "validation_loss") if self.watch is None else (self.watch,)
+            self._monitoring(("",) if self.own and self.watch is None else known)  # an own step's names are its own
 
     def __call__(self, train_state: Any, data: Any, validation: Any = None, *, monitors: Monitors | None = None) -> Run:
         state, bare = as_train_state(train_state, shuffle=self.shuffle) if self.own else (train_state, False)
-        epoch, data, start = self._entered(state, data, validation, bare)
-        state = _counted(state)
+        epoch, state, data, validation, start = self._entered(state, data, validation, bare)
 
         def once(carry: Carry, start: int | None = 0) -> tuple[Carry, Figures]:
             state, monitors = carry
@@ -191,30 +193,40 @@ class run(PureFunction):
         """The figures of the validation set by name."""
         if self.evaluate is not None:
             found = self.evaluate(state.params if bare else state, validation)
-            if not isinstance(found, dict) or any(jnp.shape(value) for value in found.values()):
+            if not isinstance(found, dict):
                 raise TypeError(f"run: evaluate must return a dict of scalars by name, got {seen(found)}")
-            return {str(name): jnp.asarray(value) for name, value in found.items()}
+            where, meaning = "run: the figure {!r} of evaluate", "of the whole validation set"
+            return {str(name): as_figure(where.format(name), value, meaning) for name, value in found.items()}
         step = self.step
         assert isinstance(step, train_step)
         evaluation = Evaluation(step.net, step.loss, named_metrics(self.metrics), home_of(validation))
         return evaluation(state.params, state.state, validation)
 
-    def _entered(self, state: TrainState, data: Any, validation: Any, bare: bool) -> tuple[Epoch, Any, int | None]:
-        """The epoch, the data, and the position to begin at, None if traced; raises an error for what is wrong."""
+    def _entered(
+        self, state: TrainState, data: Any, validation: Any, bare: bool
+    ) -> tuple[Epoch, TrainState, Any, Any, int | None]:
+        """The epoch, the state, the data, the validation set, and the position to begin at, None if traced.
+
+        Raises ValueError or TypeError for what is wrong.
+        """
         if self.own and validation is not None and self.evaluate is None:
             raise ValueError("run: a validation set needs evaluate=, a function (train_state, validation) -> figures")
-        if not self.own and (not isinstance(data, (tuple, list)) or len(data) not in (2, 3)):
-            raise TypeError(f"run: data must be (x, target) or (x, target, weights), got {seen(data)}")
-        epoch, data = self.epoch(bare), tuple(data) if isinstance(data, list) else data
-        check_rows("run: data", data)
+        if validation is None and self.evaluate is not None:
+            raise ValueError("run: evaluate needs a validation set, run(…)(train_state, data, validation), of any kind")
+        whole_state("run: ", state)
+        epoch, state = self.epoch(bare), _counted(state)
+        if isinstance(self.step, train_step):
+            mine = None if self.evaluate is not None else validation
+            data, mine = enter_run(self.step, named_metrics(self.metrics), state, data, mine)
+            validation = validation if mine is None else mine
+        else:
+            check_rows("run: data", data)
         data = rows_of(data)
         start = epoch.checked(state, data)
-        if validation is not None and self.evaluate is None:
-            check_sizes("validation", validation)
         steps = -(-epoch.size(data) // self.batch_size)
         block = _block(self.epochs * steps)
         recompute = (block if block <= steps else 1) if self.recompute else 0
-        return replace(epoch, home=home_of(data), recompute=recompute), data, start
+        return replace(epoch, home=home_of(data), recompute=recompute), state, data, validation, start
 
     def figures(
         self, result: EpochResult, state: TrainState, validation: Any, scale: Array | None, bare: bool = False
@@ -225,21 +237,27 @@ class run(PureFunction):
         if validation is not None:
             evaluated = partial(self.evaluated, bare=bare)
             found = (jax.checkpoint(evaluated) if self.recompute else evaluated)(state, validation)
-            figures |= {f"validation_{name}": value for name, value in found.items()}
+            validated = {f"validation_{name}": value for name, value in found.items()}
+            if twice := sorted(validated.keys() & figures):
+                raise ValueError(
+                    f"run: {', '.join(map(repr, twice))} is a figure of the step and of evaluate: rename one"
+                )
+            figures |= validated
         return figures if scale is None else figures | {"update_scale": scale}
 
     @property
-    def _machines(self) -> dict[str, Monitor | None]:
-        machines = {"stopping": self.stopping, "plateau": self.plateau, "keep": self.keep}
-        return machines if any(machine is not None for machine in machines.values()) else {}
+    def _machines(self) -> tuple[Monitor, ...]:
+        return tuple(machine for machine in (self.stopping, self.plateau, self.keep) if machine is not None)
 
     def _monitoring(self, figures: tuple[str, ...]) -> Monitoring:
         """What watches the figures of an epoch; by default the validation loss, or the loss, or the only one."""
         usual = [name for name in ("loss", "validation_loss") if name in figures]
-        if self.watch is None and not usual and len(figures) > 1 and self._machines:
-            raise ValueError(f"run: watch must say which figure is watched: one of {', '.join(map(repr, figures))}")
+        if self.watch is None and not usual and len(figures) != 1 and self._machines:
+            names = ", ".join(map(repr, figures)) or "none, for info is empty"
+            raise ValueError(f"run: watch must say which figure is watched; there are {names}")
         figures = (*(name for name in figures if name not in usual), *usual)
-        return monitoring(self.watch, figures, restore_best=True, where="run", **self._machines)
+        machines = {"stopping": self.stopping, "plateau": self.plateau, "keep": self.keep}
+        return monitoring(self.watch, figures, restore_best=True, where="run", **machines)
 
 
 Carry = tuple[TrainState, Monitors | None]
@@ -251,8 +269,18 @@ def missing(figures: Figures) -> Figures:
 
 
 def _counted(state: TrainState) -> TrainState:
-    """The state with its counts as arrays."""
-    return state._replace(**{name: jnp.asarray(getattr(state, name), jnp.int32) for name in ("step", "epoch")})
+    """The state with its counts as arrays; raises an error for what is no count."""
+    counts: dict[str, Any] = {}
+    for name in ("step", "epoch", "position"):
+        value = getattr(state, name)
+        if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            raise TypeError(f"run: train_state.{name} must be a whole number, got {seen(value)}")
+        known = isinstance(value, int) or is_concrete(value)
+        if known and int(value) < 0:
+            raise ValueError(f"run: train_state.{name} must be at least 0, got {int(value)}")
+        begins = name == "position" and known and int(value) == 0
+        counts[name] = EPOCH_START if begins else jnp.asarray(value, jnp.int32)
+    return state._replace(**counts)
 
 
 def _group(made: run, epoch: Epoch, data: Any) -> int:
