@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,8 +109,9 @@ class Moment(NamedTuple):
         """The diagnosis of the layers at this step."""
         step = self._network("diagnose")
         params, state, x, target = self.arguments
-        described = partial(diagnose, penalty=step.penalty, optimizer=step.optimizer, **self.keywords)
-        return described(step.net, step.loss, params, state, x, target, opt_state=self.train_state.opt_state)
+        rng, weights = self.keywords.values()
+        return diagnose(step.net, step.loss, params, state, x, target, rng=rng, weights=weights, penalty=step.penalty,
+            optimizer=step.optimizer, opt_state=self.train_state.opt_state)  # fmt: skip
 
     def _network(self, what: str) -> train_step:
         if not isinstance(self.step, train_step):
