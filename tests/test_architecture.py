@@ -146,7 +146,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "plots": (
         {"arguments", "style"},
-        {"functions", "images", "layers", "training"},
+        {"functions", "images", "layers", "sweeps", "training"},
         {"__init__"},
     ),
     "augment": (

@@ -1,0 +1,303 @@
+"""A sweep: every member equals its own run, in one compilation; and any step of any member again, to the bit."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import (
+    DivergenceError,
+    Moment,
+    Sweep,
+    TrainState,
+    adam,
+    apply_updates,
+    batch_norm,
+    dense,
+    dropout,
+    fit,
+    init_train_state,
+    losses,
+    metrics,
+    mlp,
+    penalties,
+    plots,
+    relu,
+    replay,
+    run,
+    serial,
+    sgd,
+    sweep,
+    train_step,
+)
+from jaxnn.checkpoint import Keep
+from jaxnn.stopping import early_stopping, keep_best, reduce_on_plateau
+from jaxnn.training import sweep as driver
+
+N, BATCH, S = 22, 6, 4  # a last batch of 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(N, 3)).astype(np.float32)
+DATA = X, (X.sum(1) > 0).astype(np.int32)
+OTHERS = X[:9] + 1, DATA[1][:9]
+NET = serial(dense(4), batch_norm(), relu, dropout(0.2), dense(2))
+LOSS = losses.softmax_cross_entropy
+CLOSE = 1e-5  # products of stacked matrices add in another order
+
+
+def make(rate, l2):
+    step = train_step(NET, LOSS, adam(rate), penalty=penalties.l2(l2))
+    machines = {"stopping": early_stopping(2), "plateau": reduce_on_plateau(0.5, patience=1)}
+    return run(step, epochs=7, batch_size=BATCH, metrics=[metrics.accuracy], **machines)
+
+
+@pytest.fixture(scope="module")
+def swept():
+    settings = {"rate": [0.3, 0.03], "l2": [0.0, 0.1]}
+    return sweep(make, settings, seeds=[3, 5, 8], at_once=5, remember=2)(DATA, OTHERS)
+
+
+def raw(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def bits(tree):
+    return [raw(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def assert_close(got, expected, tolerance=CLOSE):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(raw(a), raw(b), rtol=tolerance, atol=tolerance)
+
+
+@jax.jit
+def alone(rate, l2, key):
+    made = make(rate, l2)
+    return made(init_train_state(NET, adam(rate), key, (3,)), DATA, OTHERS)
+
+
+def test_every_member_is_its_own_run(swept):
+    """In loss, parameters, statistics, steps; those that ended early too."""
+    ran = np.asarray(swept.runs.epochs_run)
+    assert ran.min() < 7  # some ended early
+    for i in range(len(swept)):
+        single = alone(swept.settings["rate"][i], swept.settings["l2"][i], jax.random.key(swept.seeds[i]))
+        assert int(single.epochs_run) == ran[i]
+        member = swept.member(i)
+        assert_close(member.params["dense_1"], single.train_state.params["dense_1"], 1e-3)  # Adam enlarges rounding
+        assert (int(member.step), int(member.epoch)) == (ran[i] * S, ran[i])
+        for name, values in single.history.items():
+            np.testing.assert_allclose(swept.runs.history[name][i], values, rtol=1e-3, atol=1e-4)
+            assert np.isnan(swept.runs.history[name][i, ran[i] :]).all()
+
+
+def plain(rate, l2):
+    return train_step(mlp([3, 2]), LOSS, sgd(rate), penalty=penalties.l2(l2))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_members_by_sgd_to_rounding(shared):
+    settings = [{"rate": 0.5, "l2": 0.0}, {"rate": 0.1, "l2": 0.01}]
+    found = sweep(plain, settings, seeds=2, epochs=2, batch_size=BATCH, shared_order=shared)(DATA)
+    for i, (rate, l2) in enumerate([(0.5, 0.0), (0.5, 0.0), (0.1, 0.01), (0.1, 0.01)]):
+        single = run(plain(rate, l2), epochs=2, batch_size=BATCH, order=jax.random.key(0) if shared else None)
+        start = init_train_state(mlp([3, 2]), sgd(rate), jax.random.key(i % 2), (3,))
+        expected = jax.jit(single)(start, DATA)
+        assert_close(found.member(i).params, expected.train_state.params)
+        assert_close(found.runs.history["loss"][i], expected.history["loss"])
+
+
+def test_one_compilation_for_all_groups():
+    before = driver._advance._cache_size()
+    calls = []
+
+    def counted(rate):
+        calls.append(rate)
+        return train_step(mlp([2, 2]), LOSS, sgd(rate))
+
+    found = sweep(counted, {"rate": [0.1, 0.2, 0.3, 0.4, 0.5]}, seeds=3, epochs=1, batch_size=N, at_once=4)(DATA)
+    assert driver._advance._cache_size() == before + 1
+    assert len(found) == 15
+    assert len(calls) < 15  # five points by themselves, then traced: not once for each member
+
+
+def test_the_table_the_best_and_a_member(swept):
+    best = swept.best()
+    scores = swept.scores()
+    assert best.number == np.nanargmin(scores)
+    assert best.best["validation_loss"] == pytest.approx(np.nanmin(scores))
+    assert best.settings == {"rate": swept.settings["rate"][best.number], "l2": swept.settings["l2"][best.number]}
+    assert isinstance(best.train_state, TrainState)
+    assert swept.best("validation_accuracy").best["validation_accuracy"] == np.nanmax(
+        swept.runs.history["validation_accuracy"]
+    )
+    text = str(swept).splitlines()
+    assert text[0] == repr(swept)
+    assert "12 members: 2 rate × 2 l2 × 3 seeds" in text[0]
+    assert text[2].split() == ["member", "rate", "l2", "seed", "epochs", "accuracy", "loss", "penalty",
+                               "validation_accuracy", "validation_loss", "best", "validation_loss"]  # fmt: skip
+    assert text[3].split()[0] == str(best.number)
+    means = swept.means()
+    assert [mean for _, mean, _ in means] == sorted(mean for _, mean, _ in means)
+    assert means[0][1] == pytest.approx(
+        scores[[i for i in range(12) if i // 3 == scores.reshape(4, 3).mean(1).argmin()]].mean()
+    )
+    going_on = fit(NET, LOSS, adam(0.03), DATA, train_state=swept.member(2), epochs=1, batch_size=BATCH)
+    assert int(going_on.train_state.step) == int(swept.member(2).step) + S
+
+
+def test_a_member_that_diverges_is_last_and_alone():
+    found = sweep(lambda rate: train_step(mlp([3, 2]), LOSS, sgd(rate)), {"rate": [1e38, 0.1]}, epochs=2, batch_size=N)
+    found = found(DATA)
+    assert not np.isfinite(found.scores()[0])
+    assert found.best().number == 1
+    assert list(found.order()) == [1, 0]
+
+
+def own(rate):
+    def step(state, batch):
+        x, target = batch
+        cost = lambda w: ((x @ w - target) ** 2).mean()
+        value, gradient = jax.value_and_grad(cost)(state.params)
+        return state._replace(params=apply_updates(state.params, -rate * gradient)), {"loss": value}
+
+    return run(step, epochs=2, batch_size=4)
+
+
+def test_a_step_of_ones_own():
+    data = X, X.sum(1)
+    start = lambda key: TrainState(jax.random.normal(key, (3,)), (), (), jnp.int32(0), key)
+    found = sweep(own, {"rate": [0.1, 0.01]}, seeds=2, init=start)(data)
+    expected = jax.jit(own(0.01))(start(jax.random.key(1)), data)
+    assert_close(found.member(3).params, expected.train_state.params)
+    moment = replay(found, 7, 3)
+    assert int(moment.train_state.step) == 7
+    assert_close(moment.take()[0].params, replay(found, 8, 3).train_state.params)
+
+
+# ---------------------------------------------------------------- any step again
+
+
+def test_any_step_of_any_member_to_the_bit(swept):
+    """From the states that were remembered, and from the beginning."""
+    forgetful = swept.origin._replace(remembered={})
+    whole = Sweep(swept.settings, swept.seeds, swept.runs, swept.figure, swept.maximise, forgetful)
+    assert swept.origin.remembered
+    chosen = random.Random(0)
+    for _ in range(12):
+        i = chosen.randrange(len(swept))
+        step = chosen.randrange(int(swept.runs.epochs_run[i]) * S)
+        moment = replay(swept, step, i)
+        assert int(moment.train_state.step) == step
+        assert bits(moment) == bits(replay(whole, step, i))
+    last = replay(swept, int(swept.member(0).step) - 1, 0).take()[0]
+    assert_close(last.params["dense_1"], swept.member(0).params["dense_1"], 1e-3)
+
+
+def test_a_moment_is_ready_for_questions(swept):
+    moment = replay(swept, 5, 4)
+    assert repr(moment) == "Moment(step 5, epoch 1, position 6, batch of 6)"
+    assert moment.diagnose().step is None or int(moment.diagnose().step) == 5
+    loss = moment.take()[1].loss
+    np.testing.assert_allclose(moment.loss(moment.train_state.params), loss, rtol=1e-5)
+    assert moment.trace().value == pytest.approx(float(loss), rel=1e-5)
+    assert moment.explain().finite
+
+
+SETTINGS = {"epochs": 5, "batch_size": BATCH, "validation": OTHERS, "metrics": [metrics.accuracy], "key": 0}
+MACHINES = {"plateau": reduce_on_plateau(0.5, patience=1), "keep": keep_best()}
+
+
+def test_a_fit_again_from_its_folder(tmp_path):
+    """From any checkpoint, across epochs whose plateau changes the updates, and from the first state."""
+    folder = Keep(tmp_path, every=3, last=None)
+    fit(NET, LOSS, adam(0.3), DATA, **SETTINGS, **MACHINES, checkpoint=folder)
+    moment = replay(folder, 17, data=DATA, validation=OTHERS)
+    assert float(moment.update_scale) < 1
+    for path in sorted(tmp_path.iterdir())[1:]:
+        path.unlink()
+    again = replay(tmp_path, 17, data=DATA, validation=OTHERS)
+    assert bits(again) == bits(moment)
+    made = run(train_step(NET, LOSS, adam(0.3)), epochs=5, batch_size=BATCH, metrics=[metrics.accuracy], **MACHINES)
+    first = init_train_state(NET, adam(0.3), 0, (3,))
+    assert bits(replay(first, 17, of=made, data=DATA, validation=OTHERS)) == bits(moment)
+
+
+def test_the_nan_of_a_divergence_is_explained():
+    with pytest.raises(DivergenceError) as caught:
+        fit(mlp([3, 2]), LOSS, sgd(1e30), DATA, epochs=2, batch_size=BATCH, key=0)
+    moment = replay(caught.value)
+    assert isinstance(moment, Moment)
+    assert int(moment.train_state.step) == caught.value.step
+    assert not np.isfinite(moment.take()[1].loss) or moment.take()[1].grads
+    why = moment.explain()
+    assert not why.finite
+    assert why.cause == "overflow"
+
+
+# ---------------------------------------------------------------- mistakes
+
+STEP = train_step(mlp([2]), LOSS, sgd(0.1))
+RATES = {"rate": [0.1, 0.2]}
+MADE = run(STEP, epochs=1, batch_size=4)
+
+
+def both(rate):
+    return train_step(mlp([2]), LOSS, sgd(rate))
+
+
+MISTAKES = {
+    "no function": (lambda: sweep(STEP, {}), TypeError, "make must be a function"),
+    "no epochs": (lambda: sweep(both, RATES)(DATA), ValueError, "sweep, at rate=0.1: sweep: make returned a step"),
+    "a negative rate": (
+        lambda: sweep(both, {"rate": [0.1, -1.0]}, epochs=1, batch_size=4)(DATA), ValueError, "at rate=-1.0: .*rate"),
+    "a number": (lambda: sweep(both, {"rate": 0.1}), TypeError, r"settings\['rate'\] must be a list of numbers, got 0.1"),
+    "words": (lambda: sweep(both, {"rate": ["fast"]}), TypeError, "must be numbers, got 'fast': one sweep for each"),
+    "nothing": (lambda: sweep(both, {"rate": []}), ValueError, r"settings\['rate'\] is empty"),
+    "two kinds of points": (lambda: sweep(both, [{"rate": 1.0}, {"l2": 1.0}]), ValueError, r"settings\[1\] has"),
+    "another name": (
+        lambda: sweep(both, {"lr": [0.1]}, epochs=1, batch_size=4)(DATA), TypeError, "at lr=0.1: .*unexpected keyword"),
+    "no seed": (lambda: sweep(both, RATES, seeds=0), ValueError, "seeds must be at least 1, got 0"),
+    "a shape": (
+        lambda: sweep(lambda width: train_step(mlp([width, 2]), LOSS, sgd(0.1)), {"width": [2, 3]}, epochs=1,
+                      batch_size=4)(DATA), TypeError, "shape"),
+    "labels": (
+        lambda: sweep(both, RATES, epochs=1, batch_size=4)((X, DATA[1] + 1)), ValueError, "data: .*label"),
+    "no init": (
+        lambda: sweep(lambda rate: own(rate), RATES)(DATA), ValueError, "a step of your own needs init="),
+    "no member": (lambda: sweep(both, RATES, epochs=1, batch_size=4)(DATA).member(2), ValueError, "no member 2: there"),
+    "no best": (
+        lambda: sweep(both, RATES, epochs=1, batch_size=4)(DATA).member(0, best=True), ValueError, "no best states"),
+    "no figure": (
+        lambda: sweep(both, RATES, epochs=1, batch_size=4)(DATA).best("accuracy"), ValueError, "one of 'loss'"),
+    "no such step": (
+        lambda: replay(sweep(both, RATES, epochs=1, batch_size=4)(DATA), 99, 1), ValueError, "there is no step 99"),
+    "which member": (lambda: replay(sweep(both, RATES, epochs=1, batch_size=4)(DATA), 3), TypeError, "member= is missing"),
+    "no run": (lambda: replay(init_train_state(mlp([2]), sgd(0.1), 0, (3,)), 3, data=DATA), TypeError, "of= is missing"),
+    "no data": (lambda: replay(init_train_state(mlp([2]), sgd(0.1), 0, (3,)), 3, of=MADE), TypeError, "data= is missing"),
+    "no source": (lambda: replay(3, 3, of=MADE, data=DATA), TypeError, "source must be a Sweep, a TrainState"),
+    "too early": (
+        lambda: replay(init_train_state(mlp([2]), sgd(0.1), 0, (3,))._replace(step=jnp.int32(5)), 3, of=MADE,
+                       data=DATA), ValueError, "no known state is at step 3 or before; .* 5"),
+    "no sweep to draw": (lambda: plots.landscape(3), TypeError, "expected the result of a sweep, got 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake):
+    call, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_landscape(swept):
+    pytest.importorskip("matplotlib")
+    lines = plots.landscape(swept)
+    assert lines.axes[0].get_xlabel() == "rate"
+    assert len(lines.axes[0].lines) == 3  # the members, and a line for each penalty
+    drawn = plots.landscape(swept, "validation_accuracy", x="l2", y="rate").axes[0].images[0].get_array()
+    assert drawn.shape == (2, 2)
+    expected = swept.scores("validation_accuracy").reshape(2, 2, 3).mean(-1)  # [rate, l2], rates fall
+    np.testing.assert_allclose(drawn, expected[::-1])
