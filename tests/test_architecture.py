@@ -106,7 +106,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"means", "monitoring"},
         {"batches", "results", "steps"},
         {"epochs"},
-        {"chunks", "divergence", "entry", "own_steps"},
+        {"chunks", "divergence", "entry", "own_steps", "turned"},
         {"evaluation"},
         {"fit", "run"},
         {"__init__"},
