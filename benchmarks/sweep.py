@@ -116,7 +116,7 @@ def side_by_side(sweep: Sweep, group: int, threads: int, shared: bool) -> Conten
     return Contender(name, turn)
 
 
-def by_pytorch(sweep: Sweep) -> Contender | None:
+def by_pytorch(sweep: Sweep, threads: int) -> Contender | None:
     """PyTorch's own loop over fewer members and steps; None where it is not installed."""
     config = sweep.config
     examples = config.batch * max(sweep.steps // TORCH_SHARE, 1)
@@ -126,6 +126,10 @@ def by_pytorch(sweep: Sweep) -> Contender | None:
     except ModuleNotFoundError as missing:
         print(f"skipped: PyTorch, {missing.name} is not installed")
         return None
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
     return Contender(PYTORCH, lambda: [peer.contender.turn() for peer in peers])
 
 
@@ -138,6 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--steps", type=int, default=1000, help="of each member in a turn, an epoch's at most")
+    parser.add_argument("--torch-threads", type=int, default=0, help="1 is fairer on a busy machine; 0: as it decides")
     parser.add_argument("--activation", choices=("sigmoid", "relu"), default="sigmoid")
     parser.add_argument("--json", metavar="FILE", help="write every figure of every round there")
     return parser.parse_args()
@@ -150,7 +155,7 @@ def measured(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, list[
         entered.append(side_by_side(sweep, sweep.members, 1, shared))
         if options.threads > 1 and options.group < sweep.members:
             entered.append(side_by_side(sweep, options.group, options.threads, shared))
-    peer = by_pytorch(sweep)
+    peer = by_pytorch(sweep, options.torch_threads)
     entered += [] if peer is None else [peer]
     turns = interleave(entered, options.rounds, sweep.steps * sweep.members, time.perf_counter)
     if peer is not None:

@@ -70,7 +70,7 @@ def test_turned_transposes_the_first_weights_and_their_velocity_alone():
     jax.tree.map(np.testing.assert_array_equal, turned(NET, state), MEMBERS[0])
 
 
-NOT_TURNED = {"conv": serial(conv(2, 3), flatten(), dense(3)), "repeat": repeat(dense(4), 2), "wide": mlp([33, 3])}
+NOT_TURNED = {"conv": serial(conv(2, (3, 3)), flatten(), dense(3)), "repeat": repeat(dense(4), 2), "wide": mlp([33, 3])}
 
 
 @pytest.mark.parametrize("net", NOT_TURNED.values(), ids=NOT_TURNED)

@@ -50,10 +50,10 @@ def turned(net: Layer, state: TrainState) -> TrainState:
     first = narrow_first(net)
     if first is None or not min(shape := first.of(state.params)["w"].shape) <= NARROW < max(shape):
         return state
-    structure = jax.tree.structure(state.params)
+    structure: Any = jax.tree.structure(state.params)
 
     def like_params(tree: Tree) -> bool:
-        return jax.tree.structure(tree) == structure
+        return bool(structure == jax.tree.structure(tree))
 
     def one(tree: Tree) -> Tree:
         if not like_params(tree):
