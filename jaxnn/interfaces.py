@@ -84,6 +84,8 @@ class Layer(Shown):
         stacks: True if each of these passes has its own parameters, on a leading axis.
         in_sequence: True if the first child reads the layer's input and each further one the output of the one before;
             if False all children read the layer's input.
+        transposable: the name of its weights [D, H], if narrow, for whoever holds them as [H, D]; "" for a layer that
+            only reshapes, and None for any other.
         by_autodiff: True if backward is jax.vjp of forward rather than a rule by hand.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
@@ -124,11 +126,7 @@ class Layer(Shown):
     def couples_batch(self) -> bool:
         return any(child.couples_batch for child in self.children)
 
-    name = cast(Any, None)
-    rebuild = cast(Any, None)
-    activation = cast(Any, None)
-    uncounted = cast(Any, None)
-    passes = cast(Any, None)
+    name = rebuild = activation = uncounted = passes = transposable = cast(Any, None)
     stacks = cast(Any, False)
     in_sequence = cast(Any, False)
     by_autodiff = cast(Any, False)

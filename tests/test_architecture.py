@@ -115,7 +115,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"means", "monitoring", "progress"},
         {"batches", "results", "steps"},
         {"epochs"},
-        {"chunks", "entry", "moments", "own_steps"},
+        {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},
         {"fit", "members"},

@@ -69,6 +69,11 @@ class dense(Layer):
 
     batch_axes = first_axes
 
+    @property
+    def transposable(self) -> str | None:
+        """The weights of a narrow layer, whose gradient is (δᵀ x)ᵀ."""
+        return "w" if self.width <= NARROW else None
+
     def __post_init__(self) -> None:
         self._set(width=whole_number("dense: width", self.width, least=1), bias=yes_or_no("dense: bias", self.bias))
         initializer("dense: w_init", self.w_init)

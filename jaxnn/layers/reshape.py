@@ -49,6 +49,7 @@ class reshape(Layer):
 
     init = no_parameters
     batch_axes = first_axes
+    transposable = ""
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, self._rearranged(one_array("reshape", x))), state, outline(x)
@@ -74,6 +75,7 @@ class flatten(Layer):
 
     init = no_parameters
     batch_axes = first_axes
+    transposable = ""
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         return reshaped(x, _flat(one_array("flatten", x))), state, outline(x)

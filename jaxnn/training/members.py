@@ -19,6 +19,7 @@ from jaxnn.checks import seen
 from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import accepts
 from jaxnn.placement import home_of
+from jaxnn.records import fields_of
 from jaxnn.shapes import example_shape
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, chunk_of
@@ -27,6 +28,7 @@ from jaxnn.training.monitoring import update_scale
 from jaxnn.training.results import EpochResult
 from jaxnn.training.run import Figures, missing, run
 from jaxnn.training.steps import init_train_state, train_step
+from jaxnn.training.turned import Turned, turned
 from jaxnn.types import EPOCH_START, Array, Key, TrainState
 
 Numbers = dict[str, Array]  # a setting's values, by its name
@@ -60,7 +62,15 @@ class Members(PureFunction):
 
     def made(self, numbers: Numbers) -> run:
         """The run of one member."""
-        made = self.make(**numbers)
+        try:
+            made = self.make(**numbers)
+        except (TypeError, ValueError, jax.errors.ConcretizationTypeError) as error:
+            if any(isinstance(number, jax.core.Tracer) for number in numbers.values()):
+                raise TypeError(
+                    "sweep: make needs Python numbers for what a shape or a branch depends on, such as a width: give "
+                    f"a sweep for each of them ({str(error).splitlines()[0]})"
+                ) from error
+            raise
         if isinstance(made, run):
             given = {name: getattr(self, name) for name in ("epochs", "batch_size")}
             given = {name: value for name, value in given.items() if value is not None}
@@ -96,8 +106,14 @@ class Members(PureFunction):
         def advance(
             numbers: Numbers, state: TrainState, monitors: Monitors | None, noted: Noted
         ) -> tuple[TrainState, Noted, EpochResult]:
-            _, epoch = self.entered(numbers, order, data)
-            return chunk_of(epoch, data)(state, data, update_scale(monitors), noted, steps)
+            made, epoch = self.entered(numbers, order, data)
+            chunk, scale = chunk_of(epoch, data), update_scale(monitors)
+            if made.own or not self.shared_order:
+                return chunk(state, data, scale, noted, steps)
+            step = epoch.step
+            chunk = replace(chunk, epoch=Turned(**fields_of(epoch)))
+            state, noted, result = chunk(turned(step.net, state), data, scale, noted, steps)
+            return turned(step.net, state), noted, result
 
         lead = jax.vmap(advance, in_axes=(0, TOGETHER, 0, 0), out_axes=(TOGETHER, 0, 0))
         new, noted, result = lead(numbers, shared, monitors, _anew(noted, position == 0))

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY
 from numbers import Integral, Real
+from queue import SimpleQueue
+from threading import Event
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,6 +24,7 @@ from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import is_function, not_traced
 from jaxnn.placement import beside
+from jaxnn.records import Record
 from jaxnn.training.entry import check_values, on_device
 from jaxnn.training.means import named_metrics
 from jaxnn.training.members import Members, Progress
@@ -32,6 +37,7 @@ from jaxnn.training.sweep_results import Sweep
 from jaxnn.types import Array, Key, Run, TrainState
 
 MEMORY = 2**31  # bytes that the members of a sweep may take at a time
+GROUP = 8  # members side by side on a CPU: the weights of more leave its cache, and groups occupy its cores
 COPIES = 3  # of a state while a step computes the next: the old one, the new one, gradients
 
 
@@ -53,7 +59,10 @@ class sweep(PureFunction):
         init: a function `(key) -> TrainState` or `(key, **settings) -> TrainState` for a user's own step.
         shared_order: True gives all members the order of the first seed: batches are gathered once for all, and the
             products of the first layer are one.
-        at_once: K, the number of members side by side; by default as many as `memory` allows.
+        at_once: K, the number of members side by side in a group; by default as many as `memory` allows, on a CPU 8 at
+            most. It changes results by rounding.
+        workers: the number of groups that are trained at the same time; by default, on a CPU, one for each core, within
+            `memory`. It changes no result.
         memory: bytes for the members at a time, by an estimate from their states and activations.
         remember: keep the states of every so many epochs, from which `replay` starts; without them it starts at 0.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
@@ -80,15 +89,17 @@ class sweep(PureFunction):
     init: Callable[..., TrainState] | None = None
     shared_order: bool = False
     at_once: int | None = None
+    workers: int | None = None
     memory: float = MEMORY
     remember: int | None = None
     progress: bool | None = None
     check_data: bool = True
 
     def __post_init__(self) -> None:
-        if not is_function(self.make):
-            raise TypeError(f"sweep: make must be a function of the settings, got {seen(self.make)}")
-        for name in ("epochs", "batch_size", "at_once", "remember"):
+        if not is_function(self.make) or isinstance(self.make, Record):
+            hint = ": give lambda: it, which makes it of no settings" if isinstance(self.make, Record) else ""
+            raise TypeError(f"sweep: make must be a function of the settings, got {seen(self.make)}{hint}")
+        for name in ("epochs", "batch_size", "at_once", "workers", "remember"):
             if getattr(self, name) is not None:
                 self._set(**{name: whole_number(f"sweep: {name}", getattr(self, name), least=1)})
         self._set(
@@ -111,13 +122,10 @@ class sweep(PureFunction):
         }
         keys = jax.vmap(jax.random.key)(np.asarray(self.seeds * len(self.settings), np.uint32))
         origin = Origin(members, numbers, keys, data, validation, jax.random.key(self.seeds[0]), made.epochs, {}, m)
-        origin = origin._replace(at_once=min(m, self.at_once or origin.at_most(self.memory)))
-        groups = range(0, m, origin.at_once)
-        bar, show = progress_bar("sweep", len(groups) * made.epochs, self.progress)
-        ticks = iter(bar)
-        runs = [self._trained(origin, first, lambda row: (next(ticks, None), show(row))) for first in groups]
-        for _ in ticks:  # what ended early
-            pass
+        workers, at_once = self._divided(origin)
+        origin = origin._replace(at_once=at_once)
+        origin = origin._replace(programs=origin.compiled())
+        runs = self._all_groups(origin, workers)
         whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:m] if len(parts) > 1 else parts[0][:m], *runs)
         history = {name: np.asarray(values) for name, values in whole.history.items()}
         points = [point for point in self.settings for _ in self.seeds]
@@ -164,16 +172,49 @@ class sweep(PureFunction):
             check_values(*part, look=self.check_data)
         return data, validation
 
-    def _trained(self, origin: Origin, first: int, report: Callable[[dict[str, float]], Any]) -> Run:
+    def _divided(self, origin: Origin) -> tuple[int, int]:
+        """The number of workers, and that of members in the group of each."""
+        m, fit, on_cpu = len(origin.keys), origin.at_most(self.memory), jax.default_backend() == "cpu"
+        at_once = self.at_once or min(m, fit, GROUP if on_cpu else m)
+        cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+        workers = self.workers or min(cores if on_cpu else 1, max(1, fit // at_once))
+        return workers, at_once
+
+    def _all_groups(self, origin: Origin, workers: int) -> list[Run]:
+        """Each group of K members, so many at a time; one epoch of one group is a step of the progress bar."""
+        groups = range(0, len(origin.keys), origin.at_once)
+        ticks: SimpleQueue[bool] = SimpleQueue()
+        over = Event()
+
+        def trained(first: int) -> Run:
+            try:
+                return self._trained(origin, first, over, lambda: ticks.put(True))
+            finally:
+                ticks.put(False)
+
+        pool = ThreadPoolExecutor(workers)
+        try:
+            futures, ended = [pool.submit(trained, first) for first in groups], 0
+            for _ in progress_bar("sweep", len(groups) * origin.epochs, self.progress)[0]:
+                while ended < len(groups) and not ticks.get():
+                    ended += 1
+            return [future.result() for future in futures]
+        finally:
+            over.set()  # after an error or Ctrl-C
+            pool.shutdown(cancel_futures=True)
+
+    def _trained(self, origin: Origin, first: int, over: Event, tick: Callable[[], None]) -> Run:
         """K members from the first one on."""
         progress, rows, ran = origin.begin(first), [], []
         for epoch in range(origin.epochs):
+            if over.is_set():
+                raise RuntimeError("the sweep was interrupted")
             if self.remember is not None and epoch and epoch % self.remember == 0:
                 origin.remembered[first, epoch] = copied(progress)
             progress, figures, went = origin.advance(first, progress)
             rows.append(figures)
             ran.append(went)
-            report({})
+            tick()
             if progress.monitors is not None and progress.monitors.stopping is not None and bool(progress.ended.all()):
                 break
         stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], 1), *rows)
@@ -197,6 +238,18 @@ class Origin(NamedTuple):
     epochs: int
     remembered: dict[tuple[int, int], Progress]  # by the first of the members and the epoch
     at_once: int  # K
+    programs: Any = (
+        None  # of `begin` and `advance`, compiled where the sweep was called: other threads have no contexts
+    )
+
+    def compiled(self) -> tuple[Any, Any]:
+        """The two programs for K members."""
+        numbers, keys = self.group((self.numbers, self.keys), 0)
+        first = (numbers, keys, self.data, self.validation, self.order)
+        progress = jax.eval_shape(self.members.begin, *first)
+        rest = (numbers, self.data, self.validation, self.order, np.int32(0))
+        begin, advance = _begin.lower(self.members, *first), _advance.lower(self.members, progress, *rest)
+        return begin.compile(), advance.compile()
 
     def group(self, tree: Any, first: int) -> Any:
         """K members from the first one on; the last one repeated where there are fewer."""
@@ -206,12 +259,12 @@ class Origin(NamedTuple):
     def begin(self, first: int) -> Progress:
         """The members before their first steps."""
         numbers, keys = self.group((self.numbers, self.keys), first)
-        return copied(_begin(self.members, numbers, keys, self.data, self.validation, self.order))
+        return copied(self.programs[0](self.members, numbers, keys, self.data, self.validation, self.order))
 
     def advance(self, first: int, progress: Progress, steps: int | None = None) -> tuple[Progress, Any, Array]:
         """The rest of an epoch, or so many steps of it; `progress` is used up."""
         numbers, count = self.group(self.numbers, first), np.int32(2**31 - 1 if steps is None else steps)
-        return _advance(self.members, progress, numbers, self.data, self.validation, self.order, count)
+        return self.programs[1](self.members, progress, numbers, self.data, self.validation, self.order, count)
 
     def at_most(self, memory: float) -> int:
         """The number of members that fit into so many bytes, by an estimate; at least one."""
