@@ -384,8 +384,8 @@ def test_the_latest_is_the_newest_that_is_whole_by_its_step(tmp_path):
         Path(path).write_bytes(content)
     none = checkpoint.latest(tmp_path)
     assert (none.path, len(none.passed_over)) == (None, 4)
-    assert str(none).startswith("no checkpoint\n  passed over")
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint: no checkpoint"):
+    assert str(none).startswith("no whole checkpoint\n  passed over")
+    with pytest.raises(FileNotFoundError, match="there is no whole checkpoint"):
         checkpoint.load(none)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json, describe
-from jaxnn.types import EPOCH_START, TrainState, Tree
+from jaxnn.types import TrainState, Tree
 
 DESCRIBED = ("net", "loss", "optimizer")
 
@@ -76,10 +76,11 @@ def about(train_state: Tree = None, *, net: Any = None, loss: Any = None, optimi
 
 
 def _whole(value: Any) -> int | None:
-    """A number of a single state; None for states side by side."""
-    if value is EPOCH_START or isinstance(value, int):
+    """A number of a single state; None for states side by side, and for anything else."""
+    if isinstance(value, int):
         return int(value)
-    return int(np.asarray(value).item()) if np.ndim(value) == 0 else None
+    is_one = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.shape == () and value.dtype.kind in "iu"
+    return int(value) if is_one else None
 
 
 # ---------------------------------------------------------------- differences between descriptions
