@@ -91,7 +91,7 @@ __all__ = [
     "metrics", "networks", "passes", "penalties", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
-# gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; checkpoint takes 20, where it is used.
+# gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; few programs need checkpoint at once.
 _WHEN_USED = {"checkpoint", "gradcheck", "graph"}
 __dir__ = __all__.copy
 

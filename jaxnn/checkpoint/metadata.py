@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -44,7 +46,8 @@ def _plain(where: str, value: Any) -> None:
         )
 
 
-def versions() -> dict[str, str | None]:
+@cache
+def versions() -> MappingProxyType[str, str | None]:
     """Those of jaxnn (None if it is not installed as a package), JAX and Python."""
     from importlib import metadata as installed  # takes 2 ms, and few programs save
 
@@ -52,7 +55,7 @@ def versions() -> dict[str, str | None]:
         own = installed.version("jaxnn-delta")
     except installed.PackageNotFoundError:
         own = None
-    return {"jaxnn": own, "jax": jax.__version__, "python": platform.python_version()}
+    return MappingProxyType({"jaxnn": own, "jax": jax.__version__, "python": platform.python_version()})
 
 
 def about(train_state: Tree = None, *, net: Any = None, loss: Any = None, optimizer: Any = None) -> dict[str, Json]:
