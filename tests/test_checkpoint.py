@@ -540,6 +540,16 @@ def test_bad_arguments_of_export():
         checkpoint.export(NET, state_of(), (), (2,))
 
 
+def test_a_program_of_sequences_is_made_but_not_written(tmp_path):
+    pytest.importorskip("flatbuffers", reason="flatbuffers, which jax.export writes with, is not installed")
+    x = jaxnn.Sequences(jax.ShapeDtypeStruct((4, 2), np.float32), jax.ShapeDtypeStruct((4,), np.bool_))
+    net = jaxnn.dense(3)
+    params, state = net.init(0, x)
+    with pytest.raises(ValueError, match=r"other containers than dicts.*jaxnn\.sequences\.Sequences"):
+        checkpoint.export(net, params, state, x, path=tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_program_is_not_written_without_flatbuffers(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install flatbuffers"):
