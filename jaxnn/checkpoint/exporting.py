@@ -74,8 +74,8 @@ def export(
             program = bytes(exported.serialize())
         except ValueError as error:  # jax.export's, for a class of a container
             raise ValueError(
-                "checkpoint.export: with other containers than dicts, lists and tuples in x or its output, a program can "
-                f"be called, but not written: leave out path=. {error}"
+                "checkpoint.export: with other containers than dicts, lists and tuples in x or its output, a program "
+                f"can be called, but not written: leave out path=. {error}"
             ) from None
         replace(path, [program], partial(_same, program))
     return exported
