@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from jaxnn import (
     augment,
-    checkpoint,
     data,
     diagnostics,
     factors,
@@ -67,7 +66,7 @@ from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, 
 from jaxnn.wrapping import with_rules
 
 if TYPE_CHECKING:
-    from jaxnn import gradcheck, graph
+    from jaxnn import checkpoint, gradcheck, graph
 
 __all__ = [
     # records
@@ -97,7 +96,8 @@ __all__ = [
     "metrics", "networks", "passes", "penalties", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
-_WHEN_USED = {"gradcheck", "graph"}  # they read jaxprs with jax.extend, whose import alone takes 60 ms
+# gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; few programs need checkpoint at once.
+_WHEN_USED = {"checkpoint", "gradcheck", "graph"}
 __dir__ = __all__.copy
 
 

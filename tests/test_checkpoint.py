@@ -28,8 +28,8 @@ SMALL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": 3}
 def state_of(step=0, **fields):
     """A training state without anything compiled."""
     params = {"dense_0": {"w": np.full((2, 3), 0.1, np.float32), "b": np.zeros(3, np.float32)}}
-    key, numbers = jax.random.key(7), {name: np.int32(value) for name, value in (("step", step), ("epoch", 1))}
-    return TrainState(params, (), (), numbers["step"], key, numbers["epoch"])._replace(**fields)
+    step = np.int32(step) if isinstance(step, int) else step
+    return TrainState(params, (), (), step, jax.random.key(7), np.int32(1))._replace(**fields)
 
 
 def assert_same(got, expected):
@@ -285,8 +285,9 @@ def test_traced_deleted_and_misplaced_arguments_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     deleted = jax.device_put(np.ones(2))
     deleted.delete()
-    with pytest.raises(ValueError, match="train_state/w has been deleted"):
-        checkpoint.save(path, {"w": deleted})
+    for tree, words in (({"w": deleted}, "train_state/w has been"), (state_of(deleted), "train_state/step has been")):
+        with pytest.raises(ValueError, match=words):
+            checkpoint.save(path, tree)
     with pytest.raises(TypeError, match="runs on the host"):
         jax.make_jaxpr(lambda x: checkpoint.save(path, x))(1.0)
     for call, words in {
@@ -537,6 +538,16 @@ def test_bad_arguments_of_export():
         checkpoint.export(NET, params, state, (2,), platforms="cpu")
     with pytest.raises(TypeError, match="got a TrainState"):
         checkpoint.export(NET, state_of(), (), (2,))
+
+
+def test_a_program_of_sequences_is_made_but_not_written(tmp_path):
+    pytest.importorskip("flatbuffers", reason="flatbuffers, which jax.export writes with, is not installed")
+    x = jaxnn.Sequences(jax.ShapeDtypeStruct((4, 2), np.float32), jax.ShapeDtypeStruct((4,), np.bool_))
+    net = jaxnn.dense(3)
+    params, state = net.init(0, x)
+    with pytest.raises(ValueError, match=r"other containers than dicts.*jaxnn\.sequences\.Sequences"):
+        checkpoint.export(net, params, state, x, path=tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_is_not_written_without_flatbuffers(tmp_path, monkeypatch):

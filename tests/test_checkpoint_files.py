@@ -261,7 +261,7 @@ def test_the_old_file_stays_whatever_happens(saved, calls, stage, fault, when):
         checkpoint.save(saved, OTHER)
     if isinstance(fault, OSError):
         assert error.value.errno == fault.errno
-        assert "the checkpoint was not saved" in str(error.value)
+        assert "the file was not saved" in str(error.value)
         assert error.value.filename == str(saved)
     unchanged(saved)
 
@@ -301,7 +301,7 @@ def test_a_real_limit_of_the_system(saved):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(OSError, match="the checkpoint was not saved") as error:
+        with pytest.raises(OSError, match="the file was not saved") as error:
             checkpoint.save(saved, {"w": np.zeros(10_000, np.float32)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -384,8 +384,8 @@ def test_the_latest_is_the_newest_that_is_whole_by_its_step(tmp_path):
         Path(path).write_bytes(content)
     none = checkpoint.latest(tmp_path)
     assert (none.path, len(none.passed_over)) == (None, 4)
-    assert str(none).startswith("no checkpoint\n  passed over")
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint: no checkpoint"):
+    assert str(none).startswith("no whole checkpoint\n  passed over")
+    with pytest.raises(FileNotFoundError, match="there is no whole checkpoint"):
         checkpoint.load(none)
 
 

@@ -70,7 +70,13 @@ def export(
     (n,) = jax.export.symbolic_shape("n")
     exported = jax.export.export(jax.jit(output), platforms=platforms)(input_spec(in_shape, dtype, cast(Any, n)))
     if path is not None:
-        program = bytes(exported.serialize())
+        try:
+            program = bytes(exported.serialize())
+        except ValueError as error:  # jax.export's, for a class of a container
+            raise ValueError(
+                "checkpoint.export: with other containers than dicts, lists and tuples in x or its output, a program "
+                f"can be called, but not written: leave out path=. {error}"
+            ) from None
         replace(path, [program], partial(_same, program))
     return exported
 

@@ -52,7 +52,7 @@ def replace(path: Path, pieces: Iterable[bytes | memoryview], check: Callable[[s
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileExistsError):
-            raise OSError(error.errno, f"{os.strerror(error.errno)}: the checkpoint was not saved", target) from error
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: the file was not saved", target) from error
         raise
 
 

@@ -66,7 +66,7 @@ class Keep(Record):
 
 
 def _latest_line(found: Any) -> str:
-    where = "no checkpoint" if found.path is None else found.path
+    where = "no whole checkpoint" if found.path is None else found.path
     over = "".join(f"\n  passed over {path}: {why}" for path, why in found.passed_over.items())
     return f"{where}{over}"
 
@@ -85,7 +85,7 @@ class Latest(NamedTuple):
 
     def __fspath__(self) -> str:
         if self.path is None:
-            raise FileNotFoundError(f"there is no checkpoint: {_latest_line(self)}")
+            raise FileNotFoundError(f"there is {_latest_line(self)}")
         return self.path
 
     def __str__(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json, describe
-from jaxnn.types import EPOCH_START, TrainState, Tree
+from jaxnn.types import TrainState, Tree
 
 DESCRIBED = ("net", "loss", "optimizer")
 
@@ -44,7 +46,8 @@ def _plain(where: str, value: Any) -> None:
         )
 
 
-def versions() -> dict[str, str | None]:
+@cache
+def versions() -> MappingProxyType[str, str | None]:
     """Those of jaxnn (None if it is not installed as a package), JAX and Python."""
     from importlib import metadata as installed  # takes 2 ms, and few programs save
 
@@ -52,7 +55,7 @@ def versions() -> dict[str, str | None]:
         own = installed.version("jaxnn-delta")
     except installed.PackageNotFoundError:
         own = None
-    return {"jaxnn": own, "jax": jax.__version__, "python": platform.python_version()}
+    return MappingProxyType({"jaxnn": own, "jax": jax.__version__, "python": platform.python_version()})
 
 
 def about(train_state: Tree = None, *, net: Any = None, loss: Any = None, optimizer: Any = None) -> dict[str, Json]:
@@ -76,10 +79,11 @@ def about(train_state: Tree = None, *, net: Any = None, loss: Any = None, optimi
 
 
 def _whole(value: Any) -> int | None:
-    """A number of a single state; None for states side by side."""
-    if value is EPOCH_START or isinstance(value, int):
+    """A number of a single state; None for states side by side, and for anything else."""
+    if isinstance(value, int):
         return int(value)
-    return int(np.asarray(value).item()) if np.ndim(value) == 0 else None
+    is_one = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.shape == () and value.dtype.kind in "iu"
+    return int(value) if is_one else None
 
 
 # ---------------------------------------------------------------- differences between descriptions

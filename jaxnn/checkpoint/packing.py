@@ -38,7 +38,7 @@ def packed(trees: Mapping[str, Tree], values: Mapping[str, Json], classes: Mappi
     arrays = {name: host for part in apart.values() for name, host in part.arrays.items()}
     metadata = {
         "format": FORMAT,
-        "versions": json.dumps(versions()),
+        "versions": json.dumps(dict(versions())),
         "values": as_text("metadata", values),
         "trees": json.dumps({name: part.structure for name, part in apart.items()}, ensure_ascii=False),
         "keys": json.dumps({name: key for part in apart.values() for name, key in part.keys.items()}),

@@ -14,6 +14,7 @@ from jaxnn.checkpoint.packing import Unpacked, packed, values_of, wanted_names
 from jaxnn.checkpoint.structures import Class, known_classes
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json
+from jaxnn.mistakes import alive, not_traced
 from jaxnn.types import Fit, Tree
 
 STATE, MONITORS = "train_state", "monitors"  # the names of the trees that `save` writes
@@ -119,8 +120,9 @@ def save(
     """Saves a training state, or any other tree of arrays, in one file, and returns its path.
 
     The arrays are in the layout of safetensors, so that other programs read them too. Everything comes back to the
-    bit: dtypes, PRNG keys, Python numbers, containers. The file takes the place of an older one as a whole or not at
-    all, after it has been forced to the disk, read back and compared.
+    bit: dtypes, PRNG keys, Python numbers, containers. Arrays come back as JAX's, but for those of NumPy with 64 bits
+    where JAX has only 32. The file takes the place of an older one as a whole or not at all, after it has been forced
+    to the disk, read back and compared.
 
     Args:
         path: of the file, in a folder that exists; or a `Keep`, which names it by its step and removes old ones.
@@ -148,6 +150,8 @@ def save(
         raise TypeError(
             "checkpoint.save: got a Fit: give fit.train_state, and history=fit.history, monitors=fit.monitors"
         )
+    not_traced("checkpoint.save", "save what the compiled function returns", train_state, monitors)
+    alive(STATE, train_state)
     trees = {STATE: train_state} | ({} if monitors is None else {MONITORS: monitors})
     said = about(train_state, net=net, loss=loss, optimizer=optimizer)
     return write(path, trees, {**said, "history": history, "note": note})
