@@ -18,7 +18,7 @@ from jaxnn.arrays import is_concrete
 from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import accepts, is_function, whole_state
-from jaxnn.placement import home_of
+from jaxnn.placement import beside, home_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.batches import recomputed_scan
 from jaxnn.training.entry import enter_run
@@ -135,7 +135,7 @@ class run(PureFunction):
             found = jax.eval_shape(lambda state: once((state, None), start)[1], state)
             watched = self._monitoring(tuple(found))
             ended = {name: jnp.full(spec.shape, jnp.nan, spec.dtype) for name, spec in found.items()}
-        monitors = watched.first(state._replace(position=EPOCH_START), monitors)
+        monitors = beside(watched.first(state._replace(position=EPOCH_START), monitors), data)
         if monitors is not None and monitors.plateau is not None:
             ended["update_scale"] = jnp.full_like(monitors.plateau.scale, jnp.nan)
 
