@@ -26,7 +26,7 @@ import jaxnn
 
 PLACES, SIGMA = 8, 0.1
 N, BATCH, Z = 4096, 64, 4
-ANGLES = 2 * jnp.pi * jnp.arange(PLACES) / PLACES
+ANGLES = jnp.linspace(0, 2 * jnp.pi, PLACES, endpoint=False)
 CENTRES = jnp.stack([jnp.cos(ANGLES), jnp.sin(ANGLES)], axis=-1)
 NETS = {"G": jaxnn.mlp([48, 48, 2]), "D": jaxnn.mlp([48, 48, 1], jaxnn.leaky_relu(0.2))}
 WIDTHS = {"G": (Z,), "D": (2,)}
