@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxnn.arrays import is_floating
-from jaxnn.checkpoint.folders import Latest
 from jaxnn.diagnostics.diagnosis import report_each
 from jaxnn.placement import home_of
 from jaxnn.shapes import batch_size as size_of
@@ -28,8 +27,11 @@ from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring, best_state, copied, outcome, stopped, update_scale
 from jaxnn.training.progress import progress_bar
 from jaxnn.training.results import EpochResult, cursor
-from jaxnn.training.saving import Saved, Saving, begun
 from jaxnn.types import EPOCH_START, Array, Fit, TrainState
+
+if TYPE_CHECKING:  # imported where it is used: most trainings are not saved
+    from jaxnn.checkpoint.folders import Latest
+    from jaxnn.training.saving import Saving
 
 
 class Row(NamedTuple):

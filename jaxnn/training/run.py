@@ -19,7 +19,7 @@ from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.keys import as_key
 from jaxnn.mistakes import accepts, is_function, whole_state
-from jaxnn.placement import home_of
+from jaxnn.placement import beside, home_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.batches import recomputed_scan
 from jaxnn.training.entry import enter_run
@@ -51,6 +51,9 @@ class run(PureFunction):
     moved for it. With `shuffle=False` the state may be any tree. With `plateau` it is given the factor of its updates
     as `update_scale`.
 
+    Shapes and types are always checked. Values of the data of a `train_step` are checked where they are known, as when
+    it is called without `jit`; a traced label or weight that is out of range turns the loss into NaN.
+
     Args:
         step: a `train_step`, or a function `(state, batch) -> (state, info)`.
         epochs: E, the number of epochs, at least 1; that of a state within an epoch is the first of them.
@@ -63,7 +66,7 @@ class run(PureFunction):
         augment: a function (key, x) -> x of the same shape, applied to x of each batch.
         shuffle: False keeps the order of the data.
         evaluate: a function `(train_state, validation) -> {name: scalar}`, for the history as "validation_<name>"; by
-            default the loss and the metrics of a `train_step`.
+            default the loss and the metrics of a `train_step`. The validation set may then be anything.
         order: a PRNG key or an integer seed from which the orders of the epochs are drawn, in place of the state's.
         recompute: True for reverse differentiation in O(√T) memory: the state of every ⌈√T⌉-th step is kept, and the
             steps between are computed twice more. Values do not change.
@@ -134,9 +137,9 @@ class run(PureFunction):
             figures = self.figures(result, state, validation, scale, bare)
             return (state, watched.update(monitors, figures, state)), figures
 
-        state0 = state._replace(position=EPOCH_START)
-        watched = self.watched(epoch, state0, data, validation)
-        monitors = watched.first(state0, monitors)
+        at_start = state._replace(position=EPOCH_START)
+        watched = self.watched(epoch, at_start, data, validation)
+        monitors = beside(watched.first(at_start, monitors), data)
 
         def advance(carry: Carry, start: int | None = 0) -> tuple[Carry, tuple[Figures, Array]]:
             def over(carry: Carry) -> tuple[Carry, tuple[Figures, Array]]:
@@ -216,9 +219,9 @@ class run(PureFunction):
         whole_state("run: ", state)
         epoch, state = self.epoch(bare), _counted(state)
         if isinstance(self.step, train_step):
-            mine = None if self.evaluate is not None else validation
-            data, mine = enter_run(self.step, named_metrics(self.metrics), state, data, mine)
-            validation = validation if mine is None else mine
+            ours = validation if self.evaluate is None else None  # otherwise it may be anything
+            data, ours = enter_run(self.step, named_metrics(self.metrics), state, data, ours)
+            validation = validation if ours is None else ours
         else:
             check_rows("run: data", data)
         data = rows_of(data)
