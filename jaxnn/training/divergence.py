@@ -28,21 +28,25 @@ class Interrupted(KeyboardInterrupt):
     An epoch that was running is lost, one that had been computed is not. To continue, pass
     `train_state=interrupted.fit.train_state` (and `monitors=interrupted.fit.monitors`, if there are any) to `fit`.
 
+    With checkpoints, the same call continues from the newest of them, which may be within the epoch that was running.
+
     Attributes:
         fit: the Fit of the epochs that were completed; its train_state is that of the beginning if there were none.
+        folder: that of the checkpoints; "" without any.
     """
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: Fit, folder: str = "") -> None:
         done = len(fit.history.get("loss", ()))
         super().__init__(
             f"fit was interrupted after {done} epoch{'s' * (done != 1)}. What was trained is in this error's fit: "
             "go on with train_state=error.fit.train_state"
             + (", monitors=error.fit.monitors" if fit.monitors is not None else "")
+            + (f"; or call fit as before, which continues from the newest checkpoint in {folder}" if folder else "")
         )
-        self.fit = fit
+        self.fit, self.folder = fit, folder
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.fit,)
+        return type(self), (self.fit, self.folder)
 
 
 class DivergenceError(ArithmeticError):

@@ -52,7 +52,7 @@ class Done(NamedTuple):
     noted: Noted | None = None  # of an epoch that had begun when it was saved
     seconds: float = 0.0  # that this epoch took before
     began: int = 0  # the position at which the training began
-    found: Latest | None = None  # the checkpoint from which it continues
+    found: Latest | None = None  # the checkpoint from which it continues, or why there was none that is whole
 
     def rows(self) -> Iterator[Row]:
         """The epochs, the last one first."""
@@ -126,24 +126,35 @@ class Job(NamedTuple):
 
     def saved(self, done: Done, noted: Noted | None = None, seconds: float = 0.0) -> Saved:
         """Progress as it is saved."""
-        measures = tuple(row.measures for row in done.rows() if row.measures != ())[::-1]
+        each = _measures(done)
+        measures = jax.tree.map(lambda *leaves: np.stack(leaves), *each) if each else ()
         in_a_row = int(noted.in_a_row) if noted is not None and self.epoch.skip_nonfinite else done.in_a_row
         state, monitors = done.train_state, done.monitors
         return Saved(state, monitors, noted, measures, _history(done), in_a_row, seconds, done.began)
 
-    def resumed(self, done: Done) -> Done:
-        """Progress as it is in the folder of checkpoints, if there is any."""
+    def resumed(self, like: TrainState, epochs: int) -> tuple[Latest | None, Done | None]:
+        """The newest checkpoint and its progress; `found.path` is None if all were passed over, `found` if none is.
+
+        Raises ValueError if it is that of another training, or has more than these epochs.
+        """
         if self.saving is None:
-            return done
-        found, saved = self.saving.newest(self.data)
+            return None, None
+        found, saved = self.saving.newest(self.data, like)
         if saved is None:
-            return done
-        lists, measures, last = saved.history, list(saved.measures), None
-        for i in range(max(map(len, lists.values()), default=0)):
+            return (found if found.passed_over else None), None
+        lists, measures, last = saved.history, jax.device_get(saved.measures), None
+        rows = max(map(len, lists.values()), default=0)
+        if rows + (saved.noted is not None) > epochs:
+            more = " and a part of another" if saved.noted is not None else ""
+            raise ValueError(
+                f"fit: epochs counts from the beginning of the training, and {found.path} has {rows} epochs{more}, got "
+                f"{epochs}: give epochs={rows + (saved.noted is not None)} or more, or checkpoint= another folder"
+            )
+        for i in range(rows):
             figures = {name: values[i] for name, values in lists.items()}
-            last = Row(figures, measures[i] if measures else (), last)
+            last = Row(figures, jax.tree.map(lambda leaf, i=i: leaf[i], measures), last)
         state = begun(saved.train_state)
-        return Done(state, saved.monitors, last, saved.in_a_row, saved.noted, saved.seconds, saved.began, found)
+        return found, Done(state, saved.monitors, last, saved.in_a_row, saved.noted, saved.seconds, saved.began, found)
 
     def evaluate(self, train_state: TrainState) -> dict[str, float]:
         """The figures of the validation set, by their names in the history."""
@@ -172,7 +183,7 @@ class Job(NamedTuple):
             figures["update_scale"] = float(computed.scale)
         if skip:
             figures["skipped"] = float(np.count_nonzero(result.skipped))
-        last = Row(figures, result.diagnostics, done.last)
+        last = Row(figures, jax.device_get(result.diagnostics) if self.saving else result.diagnostics, done.last)
         bad = [name for name in (VALIDATION_LOSS, self.watched.name) if not math.isfinite(figures.get(name or "", 0.0))]
         if bad:
             step, epoch = int(state.step), int(state.epoch) - 1
@@ -190,9 +201,10 @@ class Job(NamedTuple):
             np.isfinite(leaf).all() for leaf in jax.tree.leaves(computed.train_state.params) if is_floating(leaf)
         )
         if skip and in_a_row >= skip and sound:  # nothing has changed since the first of them
-            ran = int(np.count_nonzero(computed.result.ran))
-            seen = max(ran - in_a_row, 0) * self.epoch.batch_size
-            start = computed.train_state._replace(**cursor(start.epoch, int(start.position) + seen))
+            before = 0 if done.noted is None else int(np.count_nonzero(done.noted.notes.ran))
+            ran = max(int(np.count_nonzero(computed.result.ran)) - in_a_row, 0) - before  # may be before the checkpoint
+            position = int(start.position) + ran * self.epoch.batch_size
+            start = computed.train_state._replace(**cursor(start.epoch, position))
         skips = skip > 0 and not (in_a_row >= skip and sound)
         program = Replay(self.epoch, int(start.position), skips)
         replayed, scale = replay(program, start, self.data, computed.scale), computed.scale
@@ -201,11 +213,12 @@ class Job(NamedTuple):
 
     def fit(self, done: Done, *, ran: bool = True) -> Fit:
         """The result of a training; it `ran` unless it had been finished before."""
-        measures = jax.device_get([row.measures for row in done.rows() if row.measures != ()])[::-1]
+        measures = jax.device_get(_measures(done))
         reports = [report_each(self.epoch.step.net, taken) for taken in map(_taken, measures) if len(taken.step)]
         result = outcome(self.watched, done.monitors, done.train_state, _history(done), done.began)
         if done.found is not None:
             before = "it continued from" if ran else "nothing was left to do after"
+            before = before if done.found.path is not None else "it began anew, as there was"
             result = result._replace(why=f"{result.why}; {before} {done.found}")
         return result._replace(diagnostics=tuple(point for reports in reports for point in reports))
 
@@ -213,6 +226,11 @@ class Job(NamedTuple):
 def _bare(spare: TrainState) -> TrainState:
     """The memory of a state, without its position."""
     return spare._replace(position=EPOCH_START)
+
+
+def _measures(done: Done) -> list[Any]:
+    """The measures of each epoch."""
+    return [row.measures for row in done.rows() if row.measures != ()][::-1]
 
 
 def _taken(measures: Any) -> Any:
@@ -234,9 +252,11 @@ def drive(job: Job, done: Done, epochs: int, progress: bool | None, *, owned: bo
     `owned` says that the first state belongs to nobody else, so that its memory may be used again.
     """
     computed: Computed | None = None
-    epochs = 0 if stopped(done.monitors) else max(epochs - sum(1 for _ in done.rows()), 0)
+    before = sum(1 for _ in done.rows())
+    if before == epochs or stopped(done.monitors):
+        return job.fit(done, ran=False)
     try:
-        bar, show = progress_bar("fit", epochs, progress)
+        bar, show = progress_bar("fit", epochs, progress, "epoch", before)
         spare = copied(done.train_state)
         first, scale = job.placed(done.train_state), update_scale(done.monitors)
         blank = job.chunk(done.train_state).nothing_noted(first, job.data, scale)
@@ -244,12 +264,12 @@ def drive(job: Job, done: Done, epochs: int, progress: bool | None, *, owned: bo
             computed = job.compute(done, spare, blank)
             new = job.taken_in(computed, show)
             spare = done.train_state if owned else copied(new.train_state)  # the caller's own state is never donated
-            done, owned, over = new, True, i == epochs - 1 or stopped(new.monitors)
-            job.save(done, over=over)
-            if over:
+            done, owned, early = new, True, stopped(new.monitors)
+            job.save(done, over=early or i == epochs - 1)
+            if early:
                 break
-        return job.fit(done, ran=epochs > 0)
+        return job.fit(done)
     except KeyboardInterrupt:
         if computed is not None and computed.before is done:
             done = job.taken_in(computed, show)
-        raise Interrupted(job.fit(done)) from None
+        raise Interrupted(job.fit(done), "" if job.saving is None else str(job.saving.keep.folder)) from None

@@ -7,7 +7,7 @@ host and before anything compiles. A message says whether it concerns the traini
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from numbers import Integral, Number
@@ -99,12 +99,13 @@ def check_fit_arguments(
 
 
 class Entered(NamedTuple):
-    """What enters the loop of `fit`."""
+    """What enters the loop of `fit`. Nothing has compiled before `first` is called."""
 
     epoch: Epoch  # the epoch, which knows where the data lie
     data: DataSet  # the training data, on the devices
     validation: DataSet | None  # the validation set, likewise, or None
-    train_state: TrainState  # the state from which the training starts, on the same devices
+    like: TrainState  # the state from which the training starts, or arrays like those that it will have
+    first: Callable[[], TrainState]  # the same, on the devices of the data
 
 
 def enter(
@@ -117,7 +118,7 @@ def enter(
     epochs: int,
     look: bool,
 ) -> Entered:
-    """The data, the validation set and the state, checked and on the devices; the first state if none is given.
+    """The data and the validation set, on the devices, and the state, all checked; the first state if none is given.
 
     Raises ValueError or TypeError for what does not fit the epoch's network, loss and optimizer. `look` says whether
     values are checked too.
@@ -134,14 +135,15 @@ def enter(
     if train_state is None:
         if key is None:
             raise ValueError("fit: key is missing; give jax.random.key(seed) or an integer seed")
-        first = partial(_initialise, _Initialisation(step.net, step.optimizer, static_spec(x)), as_key(key))
+        initialisation = _Initialisation(step.net, step.optimizer, static_spec(x))
+        first: Callable[[], TrainState] = partial(_initialise, initialisation, as_key(key))
         spec = jax.eval_shape(first)
     else:
-        spec = train_state = _resumed(epoch, train_state, x, key, epochs)
+        spec = _resumed(epoch, train_state, x, key, epochs)
     for what, part in parts.items():
         check_values(what, step.net, step.loss, spec.params, spec.state, part, named, look=look)
-    state = first() if train_state is None else train_state  # nothing has compiled before
-    return Entered(dataclasses.replace(epoch, home=home_of(data)), data, validation, beside(state, data))
+    begin = lambda: beside(spec if train_state is not None else first(), data)  # noqa: E731
+    return Entered(dataclasses.replace(epoch, home=home_of(data)), data, validation, spec, begin)
 
 
 def enter_run(

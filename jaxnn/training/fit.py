@@ -17,7 +17,7 @@ from jaxnn.training.entry import check_fit_arguments, enter
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, Metrics, named_metrics
 from jaxnn.training.monitoring import monitoring
-from jaxnn.training.saving import saving
+from jaxnn.training.saving import keep_of, saving
 from jaxnn.training.steps import Augment, Gradient, train_step
 from jaxnn.types import Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
 
@@ -133,17 +133,20 @@ def fit(
         whole_number("fit: measure", measure, least=0),
         whole_number("fit: skip_nonfinite", skip_nonfinite, least=0),
     )
-    look = yes_or_no("fit: check_data", check_data)
+    look, kept = yes_or_no("fit: check_data", check_data), keep_of(checkpoint)
     figures = _figures(epoch, validation)
     watched = monitoring(watch, figures, stopping=stopping, plateau=plateau, keep=keep, restore_best=restore_best)
     memory = watched.begin(monitors)
     entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
+    saves = saving(kept, entered.epoch, watched, *entered[1:3], key=key, start=(train_state, monitors))
     zero = beside(jax.device_put(as_count(0)), entered.data)
-    saves = saving(checkpoint, entered.epoch, watched, *entered[1:], key_given=key is not None)
     job = Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data), saves)
-    done = Done(entered.train_state, memory, began=int(entered.train_state.position))
-    done = job.resumed(done)
-    return drive(job, done, epochs, progress, owned=train_state is None or done.found is not None)
+    found, done = job.resumed(entered.like, epochs)
+    owned = train_state is None or done is not None
+    if done is None:
+        first = entered.first()  # nothing has compiled before
+        done = Done(first, memory, began=int(first.position), found=found)
+    return drive(job, done, epochs, progress, owned=owned)
 
 
 def _figures(epoch: Epoch, validation: DataSet | None) -> tuple[str, ...]:

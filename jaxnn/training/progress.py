@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 
 def progress_bar(
-    where: str, total: int, wanted: bool | None, unit: str = "epoch"
+    where: str, total: int, wanted: bool | None, unit: str = "epoch", first: int = 0
 ) -> tuple[Iterable[int], Callable[[dict[str, float]], None]]:
-    """The numbers below total, behind a tqdm bar if wanted and installed, and a function that shows figures on it.
+    """The numbers from `first` below `total`, behind a tqdm bar if wanted and installed, and what shows figures on it.
 
     Without `wanted` a terminal has one. Raises ImportError where it is wanted and tqdm is missing.
     """
@@ -20,6 +20,6 @@ def progress_bar(
             if wanted:
                 raise ImportError(f"{where}: progress=True needs tqdm: pip install tqdm") from None
         else:
-            bar = tqdm(range(total), unit=unit)
+            bar = tqdm(range(first, total), unit=unit, initial=first, total=total)
             return bar, lambda row: bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
-    return range(total), lambda row: None
+    return range(first, total), lambda row: None

@@ -14,24 +14,27 @@ import jax
 import numpy as np
 
 from jaxnn.checkpoint.folders import SUFFIX, Keep, Latest
+from jaxnn.checkpoint.overview import contents
 from jaxnn.checkpoint.states import read
 from jaxnn.checks import seen, whole_number
 from jaxnn.descriptions import Json, from_description
 from jaxnn.mistakes import not_traced
 from jaxnn.placement import beside, home_of
+from jaxnn.shapes import example_shape
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, as_count, chunk_of, run_chunk
 from jaxnn.training.divergence import DivergenceError
 from jaxnn.training.driver import Job
 from jaxnn.training.entry import on_device
 from jaxnn.training.epochs import Epoch
+from jaxnn.training.members import float_type
 from jaxnn.training.moments import Moment, moment
 from jaxnn.training.monitoring import Monitoring, copied, update_scale
 from jaxnn.training.own_steps import rows_of
 from jaxnn.training.results import EpochResult, cursor
 from jaxnn.training.run import run
 from jaxnn.training.saving import CLASSES, begun
-from jaxnn.training.steps import train_step
+from jaxnn.training.steps import init_train_state, train_step
 from jaxnn.training.sweep_results import Sweep
 from jaxnn.types import EPOCH_START, TrainState
 
@@ -92,9 +95,12 @@ def replay(
         raise TypeError("replay: member is of a Sweep only")
     if data is None:
         raise TypeError("replay: data= is missing, the data of the training")
-    known = _nearest(source, step)
-    made = _run_of(known, of)
-    return _Repeated(made, known, data, validation).at(step)
+    nearest = _nearest(source, step)
+    if isinstance(nearest, TrainState):
+        return _Repeated(_run_of(None, of), Known(nearest), data, validation).at(step)
+    settings = read(nearest, ()).metadata.get("settings")
+    made = _run_of(settings, of)
+    return _Repeated(made, _read(nearest, settings, _like(made, data)), data, validation).at(step)
 
 
 def _of_error(error: DivergenceError) -> Moment:
@@ -141,8 +147,8 @@ def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
 # ---------------------------------------------------------------- one training
 
 
-def _nearest(source: Any, step: int) -> Known:
-    """The latest known state that is not behind the step."""
+def _nearest(source: Any, step: int) -> TrainState | str:
+    """The latest known state that is not behind the step, or the checkpoint that has it."""
     found: list[tuple[int, Any]] = []
     for one in source if isinstance(source, (list, tuple)) and not hasattr(source, "_fields") else [source]:
         if isinstance(one, TrainState):
@@ -159,13 +165,26 @@ def _nearest(source: Any, step: int) -> Known:
             f"replay: no known state is at step {step} or before; those that are known are at steps {steps}. "
             "checkpoint.Keep(folder, last=None) keeps all"
         )
-    nearest = max(before, key=lambda entry: entry[0])[1]
-    if isinstance(nearest, TrainState):
-        return Known(nearest)
-    trees, metadata = read(nearest, classes=CLASSES)
-    state = begun(trees["train_state"])
-    rest = trees.get("monitors"), trees.get("noted"), metadata.get("in_a_row", 0), metadata.get("settings")
-    return Known(state, *rest)
+    return max(before, key=lambda entry: entry[0])[1]
+
+
+def _read(path: str, settings: dict[str, Json] | None, like: TrainState | None) -> Known:
+    """The state in a checkpoint, and what belongs to it."""
+    there = {name.split("/")[0] for name in contents(path).arrays}
+    names = [name for name in ("train_state", "monitors", "noted") if name in there]
+    trees, metadata = read(path, names, like={"train_state": like}, classes=CLASSES)
+    monitors, noted, in_a_row = trees.get("monitors"), trees.get("noted"), metadata.get("in_a_row", 0)
+    return Known(begun(trees["train_state"]), monitors, noted, in_a_row, settings)
+
+
+def _like(made: run, data: Any) -> TrainState | None:
+    """A state as this run has it, whose containers may be another library's."""
+    if not isinstance(made.step, train_step):
+        return None
+    step, x = made.step, on_device("data", data)[0]
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
+    shape, dtype = example_shape(x), float_type(x)
+    return jax.eval_shape(lambda: init_train_state(step.net, step.optimizer, 0, shape, dtype))
 
 
 def _in_folder(folder: str) -> list[tuple[int, str]]:
@@ -186,15 +205,14 @@ def _step_of(path: str) -> int:
     return step
 
 
-def _run_of(known: Known, of: Any) -> run:
+def _run_of(settings: dict[str, Json] | None, of: Any) -> run:
     """The run whose steps are repeated; what `of` does not say is read from the settings in the checkpoint."""
     if isinstance(of, run):
         return of
     if of is not None:
         raise TypeError(f"replay: of must be a run, run(step, epochs=…, batch_size=…), got {seen(of)}")
-    if known.settings is None:
+    if settings is None:
         raise TypeError("replay: of= is missing, the run whose steps they are: run(step, epochs=…, batch_size=…)")
-    settings = known.settings
     parts: dict[str, Any] = {}
     for name in ("net", "loss", "optimizer", "penalty", "gradient", "augment", "monitors"):
         parts[name] = _made(name, settings[name])

@@ -11,15 +11,17 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checkpoint.folders import Keep, Latest, latest
+from jaxnn.checkpoint.layout import Damaged
 from jaxnn.checkpoint.metadata import about, first_difference
 from jaxnn.checkpoint.states import read, write
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json, described
-from jaxnn.placement import beside
-from jaxnn.records import Record
+from jaxnn.keys import as_key
+from jaxnn.placement import beside, rows
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted
@@ -27,11 +29,12 @@ from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring
 from jaxnn.training.results import Notes
-from jaxnn.types import EPOCH_START, TrainState
+from jaxnn.types import EPOCH_START, Array, Key, TrainState, Tree
 
 CLASSES = (Noted, Notes)
-SAMPLE = 64  # examples by which data are recognised
+SAMPLE = 64  # examples by which data are recognised, and numbers of each array by which a state is
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of a function: another in each process
+START = "digest of the first train_state"  # the setting
 
 
 class Saved(NamedTuple):
@@ -40,7 +43,7 @@ class Saved(NamedTuple):
     train_state: TrainState
     monitors: Monitors | None
     noted: Noted | None  # of an epoch that has begun
-    measures: tuple[Any, ...]  # of each epoch
+    measures: Any  # [epochs, …] in each leaf; () if none are taken
     history: dict[str, list[float]]
     in_a_row: int  # steps skipped in a row
     seconds: float  # that the begun epoch has taken so far
@@ -52,6 +55,7 @@ class Saving(NamedTuple):
 
     keep: Keep
     settings: dict[str, Json]
+    descriptions: dict[str, Json]  # of the network, loss and optimizer, for whoever reads the file
     batches: int  # S
 
     def until_next(self, done: int) -> int:
@@ -64,27 +68,40 @@ class Saving(NamedTuple):
 
     def save(self, saved: Saved, why: str = "") -> str:
         """Writes a checkpoint, and returns its path."""
-        state, trees = saved.train_state, {"monitors": saved.monitors, "noted": saved.noted, "measures": saved.measures}
-        metadata = about(state) | {name: self.settings[name] for name in ("net", "loss", "optimizer")}
+        monitors, best = saved.monitors, None
+        if monitors is not None and monitors.best is not None:  # in a tree of its own, whose containers are known
+            best, monitors = monitors.best.kept, monitors._replace(best=monitors.best._replace(kept=()))
+        trees = {"train_state": saved.train_state, "best": best, "monitors": monitors}
+        trees |= {"noted": saved.noted, "measures": saved.measures}
         values = {name: getattr(saved, name) for name in ("history", "in_a_row", "seconds", "began")}
+        metadata = about(saved.train_state) | self.descriptions | values
+        metadata |= {"settings": self.settings, "finished": why}
         trees = {name: tree for name, tree in trees.items() if tree is not None and tree != ()}
-        metadata |= {**values, "settings": self.settings, "finished": why}
-        return write(self.keep, {"train_state": state, **trees}, metadata, classes=CLASSES)
+        return write(self.keep, trees, metadata, classes=CLASSES)
 
-    def newest(self, data: DataSet) -> tuple[Latest, Saved | None]:
+    def newest(self, data: DataSet, like: TrainState) -> tuple[Latest, Saved | None]:
         """The progress in the newest checkpoint that is whole, beside the data; None without one.
 
-        Raises ValueError if it is that of another training.
+        `like` has the containers of the state, of which another library's or the user's own are not in a file. Raises
+        ValueError if the checkpoint is that of another training.
         """
-        found = latest(self.keep.folder)
+        found = latest(self.keep)
         if found.path is None:
             return found, None
-        trees, metadata = read(found, classes=CLASSES)
-        self._compare(found.path, metadata)
-        state, monitors, noted = (beside(trees.get(name), data) for name in ("train_state", "monitors", "noted"))
+        self._compare(found.path, read(found, names=()).metadata)
+        try:
+            trees, metadata = read(found, like={"train_state": like, "best": like}, classes=CLASSES)
+        except Damaged:
+            raise
+        except ValueError as error:
+            raise ValueError(f"fit: this training cannot continue from its newest checkpoint, {error}") from error
+        state, best, monitors, noted = (
+            beside(trees.get(name), data) for name in ("train_state", "best", "monitors", "noted")
+        )
+        if best is not None:
+            monitors = monitors._replace(best=monitors.best._replace(kept=best))
         history, in_a_row, seconds, began = (metadata[name] for name in ("history", "in_a_row", "seconds", "began"))
-        measures = tuple(trees.get("measures", ()))
-        return found, Saved(state, monitors, noted, measures, history, in_a_row, seconds, began)
+        return found, Saved(state, monitors, noted, trees.get("measures", ()), history, in_a_row, seconds, began)
 
     def _compare(self, path: str, metadata: dict[str, Json]) -> None:
         saved = metadata.get("settings")
@@ -94,29 +111,50 @@ class Saving(NamedTuple):
                 "train_state=checkpoint.load(path) to go on from that state"
             )
         difference = first_difference(saved, self.settings)
-        if difference is not None:
+        if difference is None:
+            return
+        if saved.get(START) != self.settings[START]:
             raise ValueError(
-                f"fit: {self.keep.folder} has another training, {difference}. Give checkpoint= another folder for this "
-                "one; with train_state=checkpoint.load(…) as well it goes on from that state"
+                f"fit: {self.keep.folder} has a training that began from another state. To continue it, give "
+                "train_state and monitors as at its beginning, or none if none were given; to train from this state, "
+                "give checkpoint= another folder"
             )
+        raise ValueError(
+            f"fit: {self.keep.folder} has another training, {difference}. Give checkpoint= another folder for this "
+            "one; with train_state=checkpoint.load(…) as well it goes on from that state"
+        )
+
+
+def keep_of(checkpoint: Any) -> Keep | None:
+    """The argument `checkpoint` of `fit` as a Keep; TypeError for anything else but a folder or None."""
+    if checkpoint is None or isinstance(checkpoint, Keep):
+        return checkpoint
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(
+            f"fit: checkpoint must be a folder or a checkpoint.Keep(folder, every=…), got {seen(checkpoint)}"
+        )
+    return Keep(checkpoint)
 
 
 def saving(
-    keep: Any,
+    keep: Keep | None,
     epoch: Epoch,
     watched: Monitoring,
     data: DataSet,
     validation: DataSet | None,
-    train_state: TrainState,
-    key_given: bool,
+    *,
+    key: Key | int | None,
+    start: tuple[TrainState | None, Monitors | None],
 ) -> Saving | None:
-    """The saving that the argument `checkpoint` of `fit` asks for, a Keep or a folder; None without one."""
+    """The saving of a training that began from `start`; None without a folder, which is made if it does not exist.
+
+    Raises OSError if the folder cannot be made or written.
+    """
     if keep is None:
         return None
-    if not isinstance(keep, Keep):
-        if not isinstance(keep, (str, os.PathLike)):
-            raise TypeError(f"fit: checkpoint must be a folder or a checkpoint.Keep(folder, every=…), got {seen(keep)}")
-        keep = Keep(keep)
+    os.makedirs(keep.folder, exist_ok=True)
+    if not os.access(keep.folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"fit: checkpoint: the folder {keep.folder} cannot be written; give another one")
     step, names = epoch.step, ("batch_size", "shuffle", "measure", "skip_nonfinite")
     settings = {name: _described(getattr(step, name)) for name in ("net", "loss", "optimizer", "penalty")}
     settings |= {name: getattr(epoch, name) for name in names}
@@ -129,10 +167,12 @@ def saving(
         "restore_best": watched.restore,
         "data": recognised(data),
         "validation": None if validation is None else recognised(validation),
+        "key": None if key is None else np.asarray(jax.random.key_data(as_key(key))).tolist(),
+        START: None if start == (None, None) else _digest_of(start),
     }
-    if key_given:
-        settings["key"] = np.asarray(jax.random.key_data(train_state.key)).tolist()
-    return Saving(keep, settings, -(-size_of("x", data[0]) // epoch.batch_size))
+    descriptions = about(net=step.net, loss=step.loss, optimizer=step.optimizer)
+    descriptions = {name: descriptions[name] for name in ("net", "loss", "optimizer", "undescribed")}
+    return Saving(keep, settings, descriptions, -(-size_of("x", data[0]) // epoch.batch_size))
 
 
 def _described(value: Any) -> Json:
@@ -142,19 +182,36 @@ def _described(value: Any) -> Json:
     try:
         return described(value, "")
     except TypeError:
-        text = repr(value) if isinstance(value, Record) else seen(value)
-        return ADDRESS.sub("", text)
+        named = callable(value) and hasattr(value, "__qualname__")
+        return seen(value) if named else ADDRESS.sub("", repr(value))
 
 
 def recognised(data: DataSet) -> Json:
     """Shapes and dtypes of data, and a digest of some examples."""
+    leaves = jax.tree.leaves(data)
     digest = hashlib.sha256()
-    shapes = []
-    for leaf in jax.tree.leaves(data):
-        shapes.append(f"{leaf.dtype}{list(leaf.shape)}")
-        at = np.unique(np.linspace(0, leaf.shape[0] - 1, SAMPLE).astype(int))
-        digest.update(np.ascontiguousarray(np.asarray(leaf[at])).tobytes())
+    for leaf in leaves:
+        digest.update(np.ascontiguousarray(_some_rows(leaf)).tobytes())
+    shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
     return {"arrays": shapes, "digest of some examples": digest.hexdigest()}
+
+
+def _some_rows(leaf: Array) -> np.ndarray:
+    at = np.unique(np.linspace(0, leaf.shape[0] - 1, SAMPLE).astype(np.int32))
+    platforms = [device.platform for device in leaf.devices()]
+    is_here = platforms == ["cpu"]
+    return np.asarray(leaf)[at] if is_here else np.asarray(rows(leaf, jax.device_put(at)))  # a view compiles nothing
+
+
+def _digest_of(tree: Tree) -> str:
+    """A digest of some numbers of each array."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        host = np.asarray(jax.random.key_data(leaf) if is_key else leaf).reshape(-1)
+        at = np.unique(np.linspace(0, host.size - 1, SAMPLE).astype(int)) if host.size else np.empty(0, int)
+        digest.update(f"{host.dtype}{host.size}".encode() + host[at].tobytes())
+    return digest.hexdigest()
 
 
 def begun(train_state: TrainState) -> TrainState:
