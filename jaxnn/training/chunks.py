@@ -17,6 +17,7 @@ from jaxnn.compiled import program
 from jaxnn.diagnostics.measures import Measures
 from jaxnn.placement import while_loop
 from jaxnn.records import Record
+from jaxnn.stopping import Monitors
 from jaxnn.training.batches import batch_of, in_batches, rest_of
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
@@ -59,6 +60,19 @@ class Noted(NamedTuple):
         if notes.skipped is not None:
             new = new._replace(in_a_row=jnp.where(notes.skipped, self.in_a_row + 1, 0))
         return new
+
+
+class Saved(NamedTuple):
+    """The progress of a training, as it is in a checkpoint."""
+
+    train_state: TrainState
+    monitors: Monitors | None
+    noted: Noted | None  # of an epoch that has begun
+    measures: Any  # [epochs, …] in each leaf; () if none are taken
+    history: dict[str, list[float]]
+    in_a_row: int  # steps skipped in a row
+    seconds: float  # that the begun epoch has taken so far
+    began: int  # the position at which the run began
 
 
 def as_count(n: int) -> Any:

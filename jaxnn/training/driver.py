@@ -19,14 +19,14 @@ from jaxnn.diagnostics.diagnosis import report_each
 from jaxnn.placement import home_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.stopping import Monitors
-from jaxnn.training.chunks import Chunk, Noted, Replay, as_count, chunk_of, replay, run_chunk
+from jaxnn.training.chunks import Chunk, Noted, Replay, Saved, as_count, chunk_of, replay, run_chunk
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring, best_state, copied, outcome, stopped, update_scale
 from jaxnn.training.progress import progress_bar
-from jaxnn.training.results import EpochResult, cursor
+from jaxnn.training.results import EpochResult, begun, cursor
 from jaxnn.types import EPOCH_START, Array, Fit, TrainState
 
 if TYPE_CHECKING:  # imported where it is used: most trainings are not saved

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import jax
 
-from jaxnn.checkpoint.folders import Keep
 from jaxnn.checks import whole_number, yes_or_no
 from jaxnn.passes.backprop import backprop
 from jaxnn.placement import beside
@@ -17,9 +17,11 @@ from jaxnn.training.entry import check_fit_arguments, enter
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, Metrics, named_metrics
 from jaxnn.training.monitoring import monitoring
-from jaxnn.training.saving import keep_of, saving
 from jaxnn.training.steps import Augment, Gradient, train_step
 from jaxnn.types import Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
+
+if TYPE_CHECKING:
+    from jaxnn.checkpoint.folders import Keep
 
 
 def fit(
@@ -133,12 +135,16 @@ def fit(
         whole_number("fit: measure", measure, least=0),
         whole_number("fit: skip_nonfinite", skip_nonfinite, least=0),
     )
-    look, kept = yes_or_no("fit: check_data", check_data), keep_of(checkpoint)
+    look = yes_or_no("fit: check_data", check_data)
     figures = _figures(epoch, validation)
     watched = monitoring(watch, figures, stopping=stopping, plateau=plateau, keep=keep, restore_best=restore_best)
     memory = watched.begin(monitors)
     entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
-    saves = saving(kept, entered.epoch, watched, *entered[1:3], key=key, start=(train_state, monitors))
+    saves = None
+    if checkpoint is not None:
+        from jaxnn.training.saving import saving
+
+        saves = saving(checkpoint, entered.epoch, watched, *entered[1:3], key=key, start=(train_state, monitors))
     zero = beside(jax.device_put(as_count(0)), entered.data)
     job = Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data), saves)
     found, done = job.resumed(entered.like, epochs)

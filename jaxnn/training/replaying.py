@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.checkpoint.folders import SUFFIX, Keep, Latest
-from jaxnn.checkpoint.overview import contents
-from jaxnn.checkpoint.states import read
 from jaxnn.checks import seen, whole_number
 from jaxnn.descriptions import Json, from_description
 from jaxnn.mistakes import not_traced
@@ -31,9 +28,8 @@ from jaxnn.training.members import float_type
 from jaxnn.training.moments import Moment, moment
 from jaxnn.training.monitoring import Monitoring, copied, update_scale
 from jaxnn.training.own_steps import rows_of
-from jaxnn.training.results import EpochResult, cursor
+from jaxnn.training.results import EpochResult, begun, cursor
 from jaxnn.training.run import run
-from jaxnn.training.saving import CLASSES, begun
 from jaxnn.training.steps import init_train_state, train_step
 from jaxnn.training.sweep_results import Sweep
 from jaxnn.types import EPOCH_START, TrainState
@@ -98,6 +94,8 @@ def replay(
     nearest = _nearest(source, step)
     if isinstance(nearest, TrainState):
         return _Repeated(_run_of(None, of), Known(nearest), data, validation).at(step)
+    from jaxnn.checkpoint.states import read  # imported where it is used: most replays are of sweeps
+
     settings = read(nearest, ()).metadata.get("settings")
     made = _run_of(settings, of)
     return _Repeated(made, _read(nearest, settings, _like(made, data)), data, validation).at(step)
@@ -149,6 +147,8 @@ def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
 
 def _nearest(source: Any, step: int) -> TrainState | str:
     """The latest known state that is not behind the step, or the checkpoint that has it."""
+    from jaxnn.checkpoint.folders import Keep, Latest
+
     found: list[tuple[int, Any]] = []
     for one in source if isinstance(source, (list, tuple)) and not hasattr(source, "_fields") else [source]:
         if isinstance(one, TrainState):
@@ -170,6 +170,9 @@ def _nearest(source: Any, step: int) -> TrainState | str:
 
 def _read(path: str, settings: dict[str, Json] | None, like: TrainState | None) -> Known:
     """The state in a checkpoint, and what belongs to it."""
+    from jaxnn.checkpoint import contents, read
+    from jaxnn.training.saving import CLASSES
+
     there = {name.split("/")[0] for name in contents(path).arrays}
     names = [name for name in ("train_state", "monitors", "noted") if name in there]
     trees, metadata = read(path, names, like={"train_state": like}, classes=CLASSES)
@@ -189,6 +192,8 @@ def _like(made: run, data: Any) -> TrainState | None:
 
 def _in_folder(folder: str) -> list[tuple[int, str]]:
     """Steps and paths of the checkpoints in a folder, without those that cannot be read."""
+    from jaxnn.checkpoint.folders import SUFFIX
+
     found = []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
@@ -199,6 +204,8 @@ def _in_folder(folder: str) -> list[tuple[int, str]]:
 
 
 def _step_of(path: str) -> int:
+    from jaxnn.checkpoint.states import read
+
     step = read(path, ()).metadata.get("step")
     if not isinstance(step, int):
         raise ValueError(f"replay: {path} has no TrainState")

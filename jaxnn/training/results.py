@@ -11,7 +11,7 @@ from jaxnn.arrays import is_floating
 from jaxnn.diagnostics.measures import Measures
 from jaxnn.showing import epoch_line, shown
 from jaxnn.training.means import means_of
-from jaxnn.types import EPOCH_START, Array, Params, Tree
+from jaxnn.types import EPOCH_START, Array, Params, TrainState, Tree
 
 
 @shown(epoch_line)
@@ -68,6 +68,11 @@ def cursor(epoch: Array | int, position: Array | int) -> dict[str, Any]:
     if isinstance(position, int) and position == 0:
         return {"epoch": jnp.asarray(epoch, jnp.int32), "position": EPOCH_START}
     return {"epoch": jnp.asarray(epoch, jnp.int32), "position": jnp.asarray(position, jnp.int32)}
+
+
+def begun(train_state: TrainState) -> TrainState:
+    """The state with the position of an epoch that has not begun as `EPOCH_START`."""
+    return train_state if int(train_state.position) else train_state._replace(position=EPOCH_START)
 
 
 def all_finite(tree: Tree) -> Array:

@@ -24,30 +24,17 @@ from jaxnn.keys import as_key
 from jaxnn.placement import beside, rows
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.stopping import Monitors
-from jaxnn.training.chunks import Noted
+from jaxnn.training.chunks import Noted, Saved
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring
 from jaxnn.training.results import Notes
-from jaxnn.types import EPOCH_START, Array, Key, TrainState, Tree
+from jaxnn.types import Array, Key, TrainState, Tree
 
 CLASSES = (Noted, Notes)
 SAMPLE = 64  # examples by which data are recognised, and numbers of each array by which a state is
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of a function: another in each process
 START = "digest of the first train_state"  # the setting
-
-
-class Saved(NamedTuple):
-    """The progress of a training, as it is in a checkpoint."""
-
-    train_state: TrainState
-    monitors: Monitors | None
-    noted: Noted | None  # of an epoch that has begun
-    measures: Any  # [epochs, …] in each leaf; () if none are taken
-    history: dict[str, list[float]]
-    in_a_row: int  # steps skipped in a row
-    seconds: float  # that the begun epoch has taken so far
-    began: int  # the position at which the run began
 
 
 class Saving(NamedTuple):
@@ -125,9 +112,9 @@ class Saving(NamedTuple):
         )
 
 
-def keep_of(checkpoint: Any) -> Keep | None:
-    """The argument `checkpoint` of `fit` as a Keep; TypeError for anything else but a folder or None."""
-    if checkpoint is None or isinstance(checkpoint, Keep):
+def keep_of(checkpoint: Any) -> Keep:
+    """The argument `checkpoint` of `fit` as a Keep; TypeError for anything else but a folder."""
+    if isinstance(checkpoint, Keep):
         return checkpoint
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(
@@ -137,7 +124,7 @@ def keep_of(checkpoint: Any) -> Keep | None:
 
 
 def saving(
-    keep: Keep | None,
+    checkpoint: Any,
     epoch: Epoch,
     watched: Monitoring,
     data: DataSet,
@@ -145,13 +132,12 @@ def saving(
     *,
     key: Key | int | None,
     start: tuple[TrainState | None, Monitors | None],
-) -> Saving | None:
-    """The saving of a training that began from `start`; None without a folder, which is made if it does not exist.
+) -> Saving:
+    """The saving of a training that began from `start`, in a folder that is made if it does not exist.
 
-    Raises OSError if the folder cannot be made or written.
+    Raises TypeError for a folder that is none, and OSError if it cannot be made or written.
     """
-    if keep is None:
-        return None
+    keep = keep_of(checkpoint)
     os.makedirs(keep.folder, exist_ok=True)
     if not os.access(keep.folder, os.W_OK | os.X_OK):
         raise PermissionError(f"fit: checkpoint: the folder {keep.folder} cannot be written; give another one")
@@ -212,8 +198,3 @@ def _digest_of(tree: Tree) -> str:
         at = np.unique(np.linspace(0, host.size - 1, SAMPLE).astype(int)) if host.size else np.empty(0, int)
         digest.update(f"{host.dtype}{host.size}".encode() + host[at].tobytes())
     return digest.hexdigest()
-
-
-def begun(train_state: TrainState) -> TrainState:
-    """The state with the position of an epoch that has not begun as `EPOCH_START`."""
-    return train_state if int(train_state.position) else train_state._replace(position=EPOCH_START)
