@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY
+from functools import partial
 from numbers import Integral, Real
 from queue import SimpleQueue
 from threading import Event
@@ -120,13 +121,13 @@ class sweep(PureFunction):
         numbers = {
             name: _column(name, [point[name] for point in self.settings], len(self.seeds)) for name in self.settings[0]
         }
-        keys = jax.vmap(jax.random.key)(np.asarray(self.seeds * len(self.settings), np.uint32))
+        keys = _keys(np.asarray(self.seeds * len(self.settings), np.uint32))
         origin = Origin(members, numbers, keys, data, validation, jax.random.key(self.seeds[0]), made.epochs, {}, m)
         workers, at_once = self._divided(origin)
         origin = origin._replace(at_once=at_once)
         origin = origin._replace(programs=origin.compiled())
         runs = self._all_groups(origin, workers)
-        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:m] if len(parts) > 1 else parts[0][:m], *runs)
+        whole = _joined(tuple(runs), m) if len(runs) > 1 or at_once > m else runs[0]
         history = {name: np.asarray(values) for name, values in whole.history.items()}
         points = [point for point in self.settings for _ in self.seeds]
         settings = {name: np.asarray([point[name] for point in points]) for name in points[0]}
@@ -254,7 +255,7 @@ class Origin(NamedTuple):
     def group(self, tree: Any, first: int) -> Any:
         """K members from the first one on; the last one repeated where there are fewer."""
         at = np.minimum(np.arange(first, first + self.at_once), len(self.keys) - 1)
-        return jax.tree.map(lambda leaf: leaf[at], tree)
+        return _rows(tree, at)
 
     def begin(self, first: int) -> Progress:
         """The members before their first steps."""
@@ -268,7 +269,7 @@ class Origin(NamedTuple):
 
     def at_most(self, memory: float) -> int:
         """The number of members that fit into so many bytes, by an estimate; at least one."""
-        one = jax.tree.map(lambda leaf: leaf[:1], (self.numbers, self.keys))
+        one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:1], tree), (self.numbers, self.keys))
         spec = jax.eval_shape(self.members.begin, *one, self.data, self.validation, self.order)
         state, monitors, *_ = spec
         each = COPIES * _bytes(state) + _bytes(monitors) + _bytes(spec.noted)
@@ -285,6 +286,22 @@ def _advance_members(members: Members, *args: Any) -> tuple[Progress, Any, Array
 
 _begin = jax.jit(_begin_members)
 _advance = jax.jit(_advance_members, donate_argnums=1)
+
+
+@jax.jit
+def _keys(seeds: Array) -> Key:
+    return jax.vmap(jax.random.key)(seeds)
+
+
+@jax.jit
+def _rows(tree: Any, at: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[at], tree)
+
+
+@partial(jax.jit, static_argnums=1)
+def _joined(runs: tuple[Run, ...], m: int) -> Run:
+    """The runs of all groups as one, of m members."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:m], *runs)
 
 
 def _bytes(tree: Any) -> int:
@@ -331,7 +348,7 @@ def _number(name: Any, value: Any) -> int | float:
 def _column(name: str, values: list[Any], seeds: int) -> Array:
     """A setting of all members, [M]: integers if all values are."""
     dtype = jnp.int32 if all(isinstance(value, int) for value in values) else jnp.result_type(float)
-    return jnp.asarray(np.repeat(np.asarray(values), seeds), dtype)
+    return jax.device_put(np.repeat(np.asarray(values), seeds).astype(dtype))
 
 
 def _seeds(seeds: Any) -> list[int]:
