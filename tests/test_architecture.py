@@ -109,6 +109,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"chunks", "divergence", "entry", "own_steps"},
         {"evaluation"},
         {"fit", "run"},
+        {"metagradients"},
         {"__init__"},
     ),
     "diagnostics": (
