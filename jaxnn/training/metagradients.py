@@ -329,8 +329,10 @@ def _check_rate(step: Any, train_state: Any) -> None:
     paths = jax.tree_util.tree_leaves_with_path(optimizer) if shows_rate(opt_state) else []
     if not any("learning_rate" in jax.tree_util.keystr(path) and is_traced(leaf) for path, leaf in paths):
         return
-    rate, given = opt_state.learning_rate, opt_state.given
-    if is_traced(rate, given) or np.isnan(given) or rate == given:
+    if is_traced(opt_state.learning_rate, opt_state.given):
+        return
+    rate, given = np.asarray(opt_state.learning_rate), np.asarray(opt_state.given)  # jnp would trace them under jit
+    if np.isnan(given).any() or np.array_equal(rate, given):
         return
     raise ValueError(
         f"metagradient: the learning rate {float(rate):g} was set in the state, whose optimizer was made with "
