@@ -148,6 +148,8 @@ class metagradient(PureFunction):
             value = self._figure(result, validation)
             return value, (value, result)
 
+        if not is_traced(values, moved):  # outside jit a training would be computed before its errors were found
+            jax.eval_shape(figure, values, moved)
         derived = (jax.grad if self.mode == "reverse" else jax.jacfwd)(figure, (0, 1), has_aux=True)
         (by_settings, by_weights), (value, result) = derived(values, moved)
         if weights is not None and by_weights is not None:
