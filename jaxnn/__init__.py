@@ -54,6 +54,7 @@ from jaxnn.training.divergence import DivergenceError, Interrupted
 from jaxnn.training.epochs import train_epoch
 from jaxnn.training.evaluation import evaluate, predict
 from jaxnn.training.fit import fit
+from jaxnn.training.metagradients import Metagradient, metagradient
 from jaxnn.training.moments import Moment
 from jaxnn.training.replaying import replay
 from jaxnn.training.results import EpochResult
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 __all__ = [
     # records
     "Layer", "Activation", "Loss", "Penalty", "Optimizer", "Reading", "Pass", "TrainState", "Fit", "Run", "Sweep",
-    "Moment", "EpochResult",
+    "Moment", "Metagradient", "EpochResult",
     # layers
     "dense", "activation", "flatten", "reshape", "softmax", "batch_norm", "layer_norm", "group_norm", "rms_norm",
     "dropout", "conv", "max_pool", "avg_pool", "global_max_pool", "global_avg_pool", "upsample", "embedding",
@@ -87,8 +88,8 @@ __all__ = [
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
     "accumulate", "ema", "apply_updates",
     # training
-    "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "replay", "evaluate", "predict",
-    "DivergenceError", "Interrupted",
+    "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay", "evaluate",
+    "predict", "DivergenceError", "Interrupted",
     # seeing
     "summary", "describe", "from_description",
     # modules

@@ -76,8 +76,10 @@ class _ByNumPy(Interpreter):
         ys: dict[int, list[Any]] = {}
         for t in scan.order:
             carry, ys[t] = scan.results(self.run(scan.body, [*consts, *carry, *(x[t] for x in xs)]))
-        empty = [np.zeros((0, *aval.shape), aval.dtype) for aval in scan.results(scan.body.out_avals)[1]]
-        return [*carry, *([np.stack(row) for row in zip(*(ys[t] for t in sorted(ys)), strict=True)] if ys else empty)]
+        if not ys:
+            return [*carry, *(np.zeros((0, *aval.shape), aval.dtype) for aval in scan.results(scan.body.out_avals)[1])]
+        rows = zip(*(ys[t] for t in sorted(ys)), strict=True)
+        return [*carry, *((jnp if _is_key(row[0]) else np).stack(row) for row in rows)]
 
     def while_loop(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
         loop = While.of(eqn.params)

@@ -118,7 +118,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},
-        {"fit", "members"},
+        {"fit", "members", "metagradients"},
         {"sweep"},
         {"replaying"},
         {"__init__"},

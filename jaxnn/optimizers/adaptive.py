@@ -318,8 +318,24 @@ class adamw(adam):
 def _step_of(size: Array, floor: Array | float, s: Array, r: Array) -> Array:
     """−size · s / (√r + floor)."""
     tiny = float(jnp.finfo(r.dtype).tiny)  # a δ that vanishes in r's dtype would make 0/0 of g = 0
-    below = jnp.sqrt(r) + jnp.maximum(jnp.asarray(floor, r.dtype), tiny)
+    below = _root(r) + jnp.maximum(jnp.asarray(floor, r.dtype), tiny)
     return -size.astype(r.dtype) * jnp.asarray(s, r.dtype) / below
+
+
+@jax.custom_jvp
+def _root(r: Array) -> Array:
+    """√r, with the derivative 0 at 0.
+
+    Where r is 0, so are g and s: to first order a step follows s alone, and ∞ · 0 must not enter the derivative of a
+    training, as it would of a weight behind a pixel that is always blank.
+    """
+    return jnp.sqrt(r)
+
+
+@_root.defjvp
+def _slope_of_root(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (r,), (dr,) = primals, tangents
+    return _root(r), jnp.where(r == 0, 0, 0.5 / _root(jnp.where(r == 0, 1, r))) * dr
 
 
 def _nearer(memory: Array, value: Array, rho: float) -> Array:
