@@ -162,8 +162,8 @@ def test_the_table_the_best_and_a_member(swept):
     text = str(swept).splitlines()
     assert text[0] == repr(swept)
     assert "12 members: 2 rate × 2 l2 × 3 seeds" in text[0]
-    assert text[2].split() == ["member", "rate", "l2", "seed", "epochs", "accuracy", "loss", "penalty",
-                               "validation_accuracy", "validation_loss", "best", "validation_loss"]  # fmt: skip
+    assert text[2].split() == ["member", "rate", "l2", "seed", "epochs", "best", "validation_loss",
+                               "loss", "accuracy", "penalty", "validation_accuracy", "validation_loss"]  # fmt: skip
     assert text[3].split()[0] == str(best.number)
     means = swept.means()
     assert [mean for _, mean, _ in means] == sorted(mean for _, mean, _ in means)

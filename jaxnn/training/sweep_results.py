@@ -63,14 +63,14 @@ def sweep_line(sweep: Any) -> str:
 def sweep_table(sweep: Any) -> Any:
     """A row for each member, the best first."""
     names = list(sweep.settings)
-    figures = [name for name in sweep.runs.history if name != "update_scale"]
+    figures = sorted((name for name in sweep.runs.history if name != "update_scale"), key=lambda name: name != "loss")
     several = sweep.runs.history[sweep.figure].shape[1] > 1
-    headings = ("member", *names, "seed", "epochs", *figures, *([f"best {sweep.figure}"] if several else []))
+    headings = ("member", *names, "seed", "epochs", *([f"best {sweep.figure}"] if several else []), *figures)
     last, scores, rows = sweep.last(), sweep.scores(best=True), []
     for i in sweep.order():
         cells = [f"{i}", *(figure(sweep.settings[name][i]) for name in names), f"{sweep.seeds[i]}"]
-        cells += [figure(sweep.runs.epochs_run[i]), *(figure(last[name][i]) for name in figures)]
-        rows.append(tuple(cells + ([figure(scores[i])] if several else [])))
+        cells += [figure(sweep.runs.epochs_run[i]), *([figure(scores[i])] if several else [])]
+        rows.append((*cells, *(figure(last[name][i]) for name in figures)))
     return sweep_line(sweep), headings, rows
 
 
