@@ -132,3 +132,19 @@ def test_outliers_mislead_the_squared_error_and_no_other(tmp_path, capsys):
     table = capsys.readouterr().out
     assert all(f"{error:.3f}" in table for error in errors.values())
     assert is_picture(tmp_path / "regression.png")
+
+
+# ---------------------------------------------------------------- wrong labels
+
+
+@pytest.mark.long
+def test_wrong_labels_are_found_and_the_effect_of_leaving_examples_out_is_predicted(tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="holds the digits")
+    found, by_loss, correlation = load_example("wrong_labels").main(out=tmp_path / "new")
+    assert found >= 15  # 16 of 20; 0.4 would be by chance
+    assert by_loss >= 15  # 17: the metagradient finds no more of them than the loss does, but says what they do
+    assert correlation >= 0.95  # 0.973
+    printed = capsys.readouterr().out
+    assert f"{found} have a wrong label: precision and recall {found / 20:.2f}" in printed
+    assert printed.splitlines()[-1] == f"predicted and true change of 100 trainings: rank correlation {correlation:.3f}"
+    assert is_picture(tmp_path / "new" / "wrong_labels.png")
