@@ -156,12 +156,6 @@ def test_a_run_goes_on_with_its_monitors():
         np.testing.assert_array_equal(values, joined[name])
     assert int(first.epochs_run) + int(second.epochs_run) == int(whole.epochs_run)
     assert_same(second._replace(history=(), epochs_run=()), whole._replace(history=(), epochs_run=()))
-    # and with the monitors of a fit
-    fitted = fit(
-        PLAIN, LOSS, RATE, DATA, train_state=start(), epochs=3, batch_size=BATCH, validation=VALIDATION, **WATCHED
-    )
-    again = watching(6)(fitted.train_state, DATA, VALIDATION, monitors=fitted.monitors)
-    assert_close(again.monitors.stopping, whole.monitors.stopping)
 
 
 def test_a_state_within_an_epoch():
