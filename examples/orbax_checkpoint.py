@@ -3,8 +3,8 @@
     pip install orbax-checkpoint
     python examples/orbax_checkpoint.py [--folder out/orbax]
 
-A TrainState is a pytree of arrays, so that other libraries save it as well; a typed key is saved by its numbers. jaxnn's
-own checkpoints need no further library, and `fit(checkpoint=folder)` saves and continues by itself.
+A TrainState is a pytree of arrays, so that other libraries save it as well; its typed key is saved by its numbers.
+jaxnn's own checkpoints need no further library, and `fit(checkpoint=folder)` saves and continues by itself.
 """
 
 import argparse
@@ -23,8 +23,9 @@ X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
 
 
 def plain(train_state):
-    """The state as Orbax takes it: its key as numbers."""
-    return train_state._replace(key=jax.random.key_data(train_state.key))
+    """The state as Orbax takes it: its key as numbers, and the position within an epoch as an array."""
+    position = np.asarray(train_state.position, np.int32)
+    return train_state._replace(key=jax.random.key_data(train_state.key), position=position)
 
 
 def main(folder: str | Path = "out/orbax") -> bool:

@@ -36,7 +36,7 @@ def kinds() -> MappingProxyType[str, Any]:
     for home in ("", *HOMES):
         module = importlib.import_module(f"jaxnn.{home}" if home else "jaxnn")
         for name in module.__all__:
-            value = getattr(module, name)
+            value = vars(module).get(name)  # modules that are imported when they are used are no kinds
             is_class = isinstance(value, type) and issubclass(value, Record) and "made_as" not in vars(value)
             if is_class or isinstance(value, Record) or inspect.isfunction(value):
                 table[f"{home}.{name}" if home else name] = value

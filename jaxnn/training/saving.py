@@ -138,7 +138,12 @@ def saving(
     Raises TypeError for a folder that is none, and OSError if it cannot be made or written.
     """
     keep = keep_of(checkpoint)
-    os.makedirs(keep.folder, exist_ok=True)
+    try:
+        os.makedirs(keep.folder, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"fit: checkpoint: the folder {keep.folder} cannot be made: {error.strerror}"
+        ) from error
     if not os.access(keep.folder, os.W_OK | os.X_OK):
         raise PermissionError(f"fit: checkpoint: the folder {keep.folder} cannot be written; give another one")
     step, names = epoch.step, ("batch_size", "shuffle", "measure", "skip_nonfinite")
@@ -179,7 +184,7 @@ def recognised(data: DataSet) -> Json:
     for leaf in leaves:
         digest.update(np.ascontiguousarray(_some_rows(leaf)).tobytes())
     shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
-    return {"arrays": shapes, "digest of some examples": digest.hexdigest()}
+    return {"arrays": shapes, "digest of some examples": digest.hexdigest()[:16]}
 
 
 def _some_rows(leaf: Array) -> np.ndarray:
