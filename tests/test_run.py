@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_that_may_stop():
 
 def test_the_gradient_by_the_weights_of_examples_also_recomputed():
     """∂(the last validation loss)/∂wₙ: by both forms, and by differences; recomputing takes less memory."""
-    epochs = 12
+    epochs = 48  # 144 steps in blocks of 12, and an epoch has 3
     with jax.enable_x64(True):
         (x, t), others = ((x.astype(np.float64), t) for x, t in (DATA, VALIDATION))
         net, rate = dense(K), sgd(0.1)  # little to compile
@@ -260,7 +260,7 @@ def test_the_gradient_by_the_weights_of_examples_also_recomputed():
         (value, grad), (again, grad_again) = found[False], found[True]
         assert float(again) == pytest.approx(float(value), rel=1e-14)
         np.testing.assert_allclose(grad_again, grad, rtol=1e-12)
-        assert memory[True] < 0.7 * memory[False]
+        assert memory[True] < 0.25 * memory[False]  # 0.15; keeping every step's state 0.36
         change, each = 1e-5, np.eye(N)[2]
         sides = [float(program(w + sign * change * each)[0]) for sign in (1, -1)]
         assert float(grad[2]) == pytest.approx((sides[0] - sides[1]) / (2 * change), rel=1e-6)
