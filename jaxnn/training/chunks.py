@@ -92,8 +92,9 @@ class Chunk(Record):
     """Some steps of an epoch, from the position of the state on: a loop whose start and length are traced.
 
     `(train_state, data, update_scale, noted, steps) -> (train_state, noted, EpochResult)` takes that many steps, or as
-    many as the epoch has left; the result covers all steps noted so far. The full batches form `measure` equal blocks,
-    counted back from the last one, and the last step of each block is measured.
+    many as the epoch has left; the result covers all steps noted so far, and is finite if they are, whatever their
+    mean. The full batches form `measure` equal blocks, counted back from the last one, and the last step of each block
+    is measured.
     """
 
     epoch: Epoch
@@ -142,7 +143,7 @@ class Chunk(Record):
         position = jnp.minimum(start + (carry.i - first) * batch, n)
         over = position == n
         state = carry.state._replace(epoch=state.epoch + over.astype(jnp.int32), position=jnp.where(over, 0, position))
-        result = carry.noted.notes.result(state.params, carry.noted.measures, over)
+        result = carry.noted.notes.result(state.params, carry.noted.measures, whole=False)
         result = result._replace(finite=result.finite & self._goes_on(carry))
         return state, carry.noted, result
 

@@ -169,7 +169,7 @@ class Job(NamedTuple):
         """Progress after a computed epoch; raises DivergenceError if it is not finite."""
         done, result, skip = computed.before, computed.result, self.epoch.skip_nonfinite
         in_a_row = int(computed.noted.in_a_row) if skip else 0
-        if not bool(result.finite):
+        if not bool(result.finite) or not (skip or math.isfinite(float(result.loss))):
             raise self._diverged(computed, in_a_row)
         seconds = time.perf_counter() - computed.began
         state = computed.train_state._replace(position=EPOCH_START)

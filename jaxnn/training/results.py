@@ -49,16 +49,19 @@ class Notes(NamedTuple):
     ran: Array | None = None  # whether the step was taken; None if all are
     skipped: Array | None = None  # whether the step was not finite and changed nothing; None if none is skipped
 
-    def result(self, params: Params, diagnostics: Any = (), over: Array | bool = True) -> EpochResult:
-        """The means over the epoch, and whether everything is finite that must be; the mean only where it is over."""
+    def result(self, params: Params, diagnostics: Any = (), *, whole: bool = True) -> EpochResult:
+        """The means over the epoch, and whether everything is finite that must be; the mean loss too of a whole one.
+
+        Before a step had any weight that is NaN.
+        """
         means = means_of(self.sums)
         mean, penalty = means.pop("loss", ()), means.pop("penalty", ())
         good = jnp.isfinite(self.loss if self.whole is None else self.whole)
         for excused in (None if self.ran is None else ~self.ran, self.skipped):
             good = good if excused is None else good | excused
         finite = good.all() & all_finite(params)
-        if self.skipped is None and not isinstance(mean, tuple):
-            finite &= jnp.isfinite(mean) | ~jnp.asarray(over)
+        if whole and self.skipped is None and not isinstance(mean, tuple):
+            finite &= jnp.isfinite(mean)
         ran, skipped = (() if flags is None else flags for flags in (self.ran, self.skipped))
         return EpochResult(cast(Array, mean), means, self.loss, finite, diagnostics, penalty, ran, skipped)
 
