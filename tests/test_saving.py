@@ -386,7 +386,7 @@ def test_where_no_file_is_whole_training_begins_anew(tmp_path):
     (tmp_path / "step_0000000099.safetensors").write_bytes(b"of another program")
     result = small(tmp_path)
     assert_same(result, small())
-    assert "; it began anew, as there was no checkpoint\n  passed over" in result.why
+    assert "; it began anew, as there was no whole checkpoint\n  passed over" in result.why
     assert "it continued from" in small(tmp_path, epochs=3).why
 
 

@@ -115,7 +115,7 @@ def with_rate_of(optimizer: Optimizer, opt_state: Tree, params: Params) -> Tree:
     same = (was == now) | (jnp.isnan(was) & jnp.isnan(now))
     rate = as_rate(opt_state.learning_rate)
     learning_rate = learning_rate.astype(rate.dtype)
-    if holds_arrays(rule):  # a traced rate, by which one may differentiate: where the two are equal, it is the one used
+    if holds_arrays(getattr(rule, "learning_rate", rule)):  # a traced rate, by which one may differentiate, is used
         same &= rate != learning_rate
     return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate), given=now)
 
