@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY
-from functools import partial
 from numbers import Integral, Real
 from queue import SimpleQueue
 from threading import Event
@@ -116,7 +115,7 @@ class sweep(PureFunction):
         not_traced("sweep", "use jax.vmap of a run there", data, validation)
         made, origin, workers = self.prepared(data, validation)
         runs, m = self.all_groups(origin, workers), len(origin.keys)
-        whole = _joined(tuple(runs), m) if len(runs) > 1 or origin.at_once > m else runs[0]
+        whole = _joined(runs, m) if len(runs) > 1 or origin.at_once > m else runs[0]
         history = {name: np.asarray(values) for name, values in whole.history.items()}
         points = [point for point in self.settings for _ in self.seeds]
         settings = {name: np.asarray([point[name] for point in points]) for name in points[0]}
@@ -300,10 +299,16 @@ def _rows(tree: Any, at: Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[at], tree)
 
 
-@partial(jax.jit, static_argnums=1)
-def _joined(runs: tuple[Run, ...], m: int) -> Run:
-    """The runs of all groups as one, of m members."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:m], *runs)
+def _joined(runs: list[Run], m: int) -> Run:
+    """The runs of all groups as one, of m members; on the host, since a program of many groups compiles for long."""
+
+    def one(*parts: Any) -> Array:
+        if is_key := jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key):
+            impl, parts = jax.random.key_impl(parts[0]), tuple(map(jax.random.key_data, parts))
+        whole = jax.device_put(np.concatenate([np.asarray(part) for part in parts])[:m])
+        return jax.random.wrap_key_data(whole, impl=impl) if is_key else whole
+
+    return jax.tree.map(one, *runs)
 
 
 def _bytes(tree: Any) -> int:
