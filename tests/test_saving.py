@@ -1,5 +1,6 @@
 """Checkpoints of `fit`: when they are written, and that a training continues from each of them to the bit."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -334,6 +335,18 @@ def test_ctrl_c_and_on(tmp_path, monkeypatch, whole, place):
     result = train(Keep(tmp_path, every=1))
     assert "it continued from" in result.why
     assert_same(result, whole)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """The error says what was not saved; what was saved before is whole."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    small(Keep(tmp_path, every=2), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.files.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match=r"No space left on device: the file was not saved: .*step_0000000004"):
+            small(Keep(tmp_path, every=2))
+    assert counted(tmp_path) == [2, 3]
+    assert_same(small(Keep(tmp_path, every=2)), small())
 
 
 def diverging(skip, bad, **changes):
