@@ -1,23 +1,19 @@
 """K members of one network trained side by side, one after another, and by PyTorch: microseconds a network-step.
 
-    python benchmarks/sweep.py [--members 32] [--group 8] [--rounds 9] [--examples 60000] [--steps 1000] [--json FILE]
+    python benchmarks/sweep.py [--members 32] [--rounds 9] [--examples 20000] [--json FILE]
 
 A network-step is one step of one member: 784-30-10, sigmoid, sgd with another learning rate for each member, softmax
-cross-entropy, batch 10, on MNIST-shaped random data. Everyone takes one chunk of the same number of steps in its turn,
-the turns are interleaved, and ratios are taken within a round. PyTorch trains one member after another, fewer of them,
-as a network-step of it does not depend on their number; it is left out where it is not installed. Each call draws the
-order of a whole epoch, for every member or once for all: with few steps that is a part of the time.
+cross-entropy, batch 10, on MNIST-shaped random data. Everyone trains an epoch in its turn, turns are interleaved, and
+ratios are taken within a round. PyTorch trains one member after another, fewer of them, as the time of a step does not
+depend on their number; it is left out where it is not installed. Programs are compiled before.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -26,15 +22,13 @@ from peers import Config, Data, pytorch, random_data
 from timing import Contender, Ratio, interleave, machine, ratio
 
 import jaxnn
-from jaxnn.training.chunks import Chunk, as_count, chunk_of
-from jaxnn.training.turned import Turned, turned
+from jaxnn.training.chunks import as_count, chunk_of
 from jaxnn.types import TrainState
 
 ALONE, PYTORCH = "one after another", "PyTorch, one after another"
 RATES = (0.01, 0.5)  # from the first member to the last
 TORCH_MEMBERS = 2  # a turn of PyTorch
 TORCH_SHARE = 4  # of its members' steps a turn takes a quarter
-FIELDS = ("step", "batch_size", "metrics", "shuffle")
 
 
 class Sweep(NamedTuple):
@@ -46,14 +40,11 @@ class Sweep(NamedTuple):
     data: tuple[jax.Array, jax.Array]
 
 
-def epoch_of(sweep: Sweep, **order: Any) -> Any:
+def epoch_of(sweep: Sweep) -> Any:
     """The epoch of one member."""
     net = jaxnn.mlp(sweep.config.widths[1:], activation=getattr(jaxnn, sweep.config.activation))
     loss, optimizer = jaxnn.losses.softmax_cross_entropy, jaxnn.sgd(sweep.config.learning_rate)
-    epoch = jaxnn.train_epoch(net, loss, optimizer, batch_size=sweep.config.batch)
-    if not order:
-        return epoch
-    return Turned(**{name: getattr(epoch, name) for name in FIELDS}, **order)
+    return jaxnn.train_epoch(net, loss, optimizer, batch_size=sweep.config.batch)
 
 
 def members_of(sweep: Sweep) -> list[TrainState]:
@@ -65,12 +56,6 @@ def members_of(sweep: Sweep) -> list[TrainState]:
         opt_state = state.opt_state._replace(learning_rate=rate)
         states.append(state._replace(opt_state=opt_state, position=jnp.int32(0)))
     return states
-
-
-def stacked(states: list[TrainState]) -> TrainState:
-    """The states on a leading axis; the cursor is that of all of them."""
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return state._replace(epoch=states[0].epoch, position=states[0].position)
 
 
 def one_after_another(sweep: Sweep) -> Contender:
@@ -86,34 +71,19 @@ def one_after_another(sweep: Sweep) -> Contender:
     return Contender(ALONE, turn)
 
 
-def side_by_side(sweep: Sweep, group: int, threads: int, shared: bool) -> Contender:
-    """Groups of members under `jax.vmap`; so many threads take the groups, all by the same program."""
-    epoch = epoch_of(sweep, order_key=jax.random.key(1)) if shared else epoch_of(sweep)
-    plain, net = chunk_of(epoch_of(sweep), sweep.data), epoch.step.net
-    chunk, states, steps = Chunk(epoch, plain.rest), members_of(sweep), as_count(sweep.steps)
-    noted = plain.nothing_noted(states[0], sweep.data, None)
-    axes = TrainState(0, 0, 0, 0, 0, None, None)
+def side_by_side(sweep: Sweep, shared: bool, group: int | None = None, workers: int | None = None) -> Contender:
+    """`jaxnn.sweep`; with one group and one worker by `jax.vmap` alone."""
+    step, rates = epoch_of(sweep).step, jnp.geomspace(*RATES, sweep.members)
 
-    def some(state: TrainState, data: Any) -> Any:
-        if not shared:
-            return chunk(state, data, None, noted, steps)[::2]
-        state, _, result = chunk(turned(net, state), data, None, noted, steps)
-        return turned(net, state), result
+    def make(rate: jax.Array, seed: jax.Array) -> Any:
+        return jaxnn.train_step(step.net, step.loss, jaxnn.sgd(rate))
 
-    run = jax.jit(jax.vmap(some, in_axes=(axes, None), out_axes=(axes, 0)))
-    groups = [stacked(states[i : i + group]) for i in range(0, len(states), group)]
-    pool = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def trained(state: TrainState) -> None:
-        jax.block_until_ready(run(state, sweep.data))
-
-    def turn() -> None:
-        each: Callable[..., Any] = map if pool is None else pool.map
-        for _ in each(trained, groups):
-            pass
-
-    name = f"{group} side by side" + ", one order" * shared + f", {threads} threads" * (threads > 1)
-    return Contender(name, turn)
+    points = [{"rate": float(rate), "seed": seed} for seed, rate in enumerate(rates)]
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": sweep.config.batch, "shared_order": shared}
+    made = jaxnn.sweep(make, points, at_once=group, workers=workers, check_data=False, progress=False, **settings)
+    _, origin, number = made.prepared(sweep.data)
+    name = "sweep" if group is None else f"{group} side by side"
+    return Contender(name + ", one order" * shared, lambda: jax.block_until_ready(made.all_groups(origin, number)))
 
 
 def by_pytorch(sweep: Sweep, threads: int) -> Contender | None:
@@ -137,11 +107,8 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--members", type=int, default=32, help="K")
-    parser.add_argument("--group", type=int, default=8, help="members in one call where threads share the calls")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--examples", type=int, default=60_000)
-    parser.add_argument("--steps", type=int, default=1000, help="of each member in a turn, an epoch's at most")
+    parser.add_argument("--examples", type=int, default=20_000, help="N; a turn is one epoch of each member")
     parser.add_argument("--torch-threads", type=int, default=0, help="1 is fairer on a busy machine; 0: as it decides")
     parser.add_argument("--activation", choices=("sigmoid", "relu"), default="sigmoid")
     parser.add_argument("--json", metavar="FILE", help="write every figure of every round there")
@@ -152,9 +119,8 @@ def measured(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, list[
     """Microseconds a network-step of everyone, by round, and the share of the processors that others took."""
     entered = [one_after_another(sweep)]
     for shared in (False, True):
-        entered.append(side_by_side(sweep, sweep.members, 1, shared))
-        if options.threads > 1 and options.group < sweep.members:
-            entered.append(side_by_side(sweep, options.group, options.threads, shared))
+        entered.append(side_by_side(sweep, shared, sweep.members, 1))
+        entered.append(side_by_side(sweep, shared))
     peer = by_pytorch(sweep, options.torch_threads)
     entered += [] if peer is None else [peer]
     turns = interleave(entered, options.rounds, sweep.steps * sweep.members, time.perf_counter)
@@ -168,7 +134,7 @@ def main() -> None:
     options = arguments()
     config = Config((784, 30, 10), 10, "sgd", options.activation, 0.1, options.examples, epochs=1)
     data = random_data(config.examples, config.widths[0], config.widths[-1])
-    sweep = Sweep(config, options.members, min(options.steps, config.steps), tuple(map(jnp.asarray, data)))
+    sweep = Sweep(config, options.members, config.steps, tuple(map(jnp.asarray, data)))
     about = machine()
     print("\n".join(f"{what}: {text}" for what, text in about.items()))
     print(f"{config.name}; {sweep.members} members, {sweep.steps} steps each in a turn; {options.rounds} rounds")

@@ -108,3 +108,23 @@ def test_the_gradient_of_a_policy_is_that_of_its_log_likelihood():
     found = changes(new, state)
     assert_close(found["policy"], jax.jit(jax.grad(unlikely))(params["policy"]), 1e-5)
     assert_close(found["expected"], jax.jit(jax.grad(wrong))(params["expected"]), 1e-5)
+
+
+# ---------------------------------------------------------------- sweeps and files
+
+
+def test_a_sweep_over_rates_and_penalties(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn", reason="holds the digits")
+    example = load_example("sweep")
+    monkeypatch.setattr(example, "SETTINGS", {"learning_rate": [1e-4, 1e-2, 1.0], "penalty": [0.0, 1e-1]})
+    swept = example.main(seeds=2, epochs=6, out=tmp_path)
+    best = swept.best()
+    assert best.settings == {"learning_rate": 1e-2, "penalty": 0.0}
+    assert best.best["validation_accuracy"] > 0.9
+    assert "12 trainings" in capsys.readouterr().out
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_a_state_in_orbaxs_files(tmp_path):
+    pytest.importorskip("orbax.checkpoint", reason="the example saves with it")
+    assert load_example("orbax_checkpoint").main(tmp_path / "state")

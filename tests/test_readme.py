@@ -69,6 +69,16 @@ def test_the_nan_is_explained_as_shown(capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().out == SHOWN[3]
 
 
+@pytest.mark.long  # a sweep, a metagradient and two trainings
+def test_runs_print_what_is_shown(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("sklearn", reason="the script trains on scikit-learn's digits")
+    monkeypatch.chdir(tmp_path)
+    exec(SCRIPTS[5], {})
+    printed = capsys.readouterr().out
+    assert without_numbers(printed) == without_numbers(SHOWN[4])
+    assert "nothing was left to do" in printed
+
+
 def test_pictures_are_there():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README.read_text()):
         assert (README.parent / picture).exists()

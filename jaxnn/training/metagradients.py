@@ -22,7 +22,7 @@ from jaxnn.mistakes import is_function, is_traced, several
 from jaxnn.optimizers.parts import shows_rate
 from jaxnn.records import is_array
 from jaxnn.shapes import batch_size
-from jaxnn.showing import shown
+from jaxnn.showing import brief, shown
 from jaxnn.training.run import run
 from jaxnn.types import Array, Run
 
@@ -30,7 +30,14 @@ MODES = ("reverse", "forward")
 OWN_NAMES = ("self", "train_state", "data", "validation")  # of the call, which no setting can have
 
 
-@shown()
+def metagradient_line(found: Any) -> str:
+    """`Metagradient(figure 0.1, ∂/∂rate -0.0956, ∂/∂weights float32[1438])`."""
+    parts = [f"figure {brief(found.figure)}", *(f"∂/∂{name} {brief(value)}" for name, value in found.settings.items())]
+    parts += [] if found.weights is None else [f"∂/∂weights {brief(found.weights)}"]
+    return f"Metagradient({', '.join(parts)})"
+
+
+@shown(metagradient_line)
 class Metagradient(NamedTuple):
     """The derivatives of a figure at the end of a training.
 
@@ -308,7 +315,7 @@ def _floats(what: str, value: Any) -> Array:
         raise TypeError(
             f"{what} must be floats, got {seen(value)}: there is no derivative by integers; fix them in make"
         )
-    return jnp.asarray(value)
+    return jax.lax.convert_element_type(value, value.dtype)  # a Python float under jit would stay weakly typed
 
 
 def _indices(examples: Any) -> tuple[int, ...]:

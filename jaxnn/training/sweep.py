@@ -114,20 +114,9 @@ class sweep(PureFunction):
 
     def __call__(self, data: Any, validation: Any = None) -> Sweep:
         not_traced("sweep", "use jax.vmap of a run there", data, validation)
-        members = Members(self.make, self.init, self.epochs, self.batch_size, self.shared_order)
-        made = self._checked(members)
-        data, validation = self._entered(made, data, validation)
-        m = len(self.settings) * len(self.seeds)
-        numbers = {
-            name: _column(name, [point[name] for point in self.settings], len(self.seeds)) for name in self.settings[0]
-        }
-        keys = _keys(np.asarray(self.seeds * len(self.settings), np.uint32))
-        origin = Origin(members, numbers, keys, data, validation, jax.random.key(self.seeds[0]), made.epochs, {}, m)
-        workers, at_once = self._divided(origin)
-        origin = origin._replace(at_once=at_once)
-        origin = origin._replace(programs=origin.compiled())
-        runs = self._all_groups(origin, workers)
-        whole = _joined(tuple(runs), m) if len(runs) > 1 or at_once > m else runs[0]
+        made, origin, workers = self.prepared(data, validation)
+        runs, m = self.all_groups(origin, workers), len(origin.keys)
+        whole = _joined(tuple(runs), m) if len(runs) > 1 or origin.at_once > m else runs[0]
         history = {name: np.asarray(values) for name, values in whole.history.items()}
         points = [point for point in self.settings for _ in self.seeds]
         settings = {name: np.asarray([point[name] for point in points]) for name in points[0]}
@@ -135,6 +124,19 @@ class sweep(PureFunction):
         figure, maximise = _compared(made, history)
         seeds = np.asarray(self.seeds * len(self.settings))
         return Sweep(settings, seeds, together, figure, maximise, origin)
+
+    def prepared(self, data: Any, validation: Any = None) -> tuple[run, Origin, int]:
+        """The first member's run, the compiled programs with their inputs, and the number of workers."""
+        members = Members(self.make, self.init, self.epochs, self.batch_size, self.shared_order)
+        made = self._checked(members)
+        data, validation = self._entered(made, data, validation)
+        m, seeds = len(self.settings) * len(self.seeds), len(self.seeds)
+        numbers = {name: _column([point[name] for point in self.settings], seeds) for name in self.settings[0]}
+        keys = _keys(np.asarray(self.seeds * len(self.settings), np.uint32))
+        origin = Origin(members, numbers, keys, data, validation, jax.random.key(self.seeds[0]), made.epochs, {}, m)
+        workers, at_once = self._divided(origin)
+        origin = origin._replace(at_once=at_once)
+        return made, origin._replace(programs=origin.compiled()), workers
 
     def _checked(self, members: Members) -> run:
         """The run of the first point; raises an error for points that make refuses or that are no one program."""
@@ -181,7 +183,7 @@ class sweep(PureFunction):
         workers = self.workers or min(cores if on_cpu else 1, max(1, fit // at_once))
         return workers, at_once
 
-    def _all_groups(self, origin: Origin, workers: int) -> list[Run]:
+    def all_groups(self, origin: Origin, workers: int) -> list[Run]:
         """Each group of K members, so many at a time; one epoch of one group is a step of the progress bar."""
         groups = range(0, len(origin.keys), origin.at_once)
         ticks: SimpleQueue[bool] = SimpleQueue()
@@ -345,7 +347,7 @@ def _number(name: Any, value: Any) -> int | float:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def _column(name: str, values: list[Any], seeds: int) -> Array:
+def _column(values: list[Any], seeds: int) -> Array:
     """A setting of all members, [M]: integers if all values are."""
     dtype = jnp.int32 if all(isinstance(value, int) for value in values) else jnp.result_type(float)
     return jax.device_put(np.repeat(np.asarray(values), seeds).astype(dtype))
