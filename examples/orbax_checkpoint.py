@@ -1,7 +1,7 @@
 """A TrainState in Orbax's checkpoints, for those who keep theirs there.
 
     pip install orbax-checkpoint
-    python examples/orbax_checkpoint.py [--folder out/orbax]
+    python examples/orbax_checkpoint.py [--out out/orbax]
 
 A TrainState is a pytree of arrays, so that other libraries save it as well; its typed key is saved by its numbers.
 jaxnn's own checkpoints need no further library, and `fit(checkpoint=folder)` saves and continues by itself.
@@ -27,9 +27,9 @@ def plain(train_state):
     return train_state._replace(key=jax.random.key_data(train_state.key), position=position)
 
 
-def main(folder: str | Path = "out/orbax") -> bool:
+def main(out: str | Path = "out/orbax") -> bool:
     """Trains, saves, loads, trains on; says whether that is the training in one go, to the bit."""
-    path = Path(folder).absolute()
+    path = Path(out).absolute()
     shutil.rmtree(path, ignore_errors=True)
     data = X, np.sin(3 * X)
     settings = {"batch_size": 16, "key": 0}
@@ -52,5 +52,5 @@ def main(folder: str | Path = "out/orbax") -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="out/orbax", help="the folder of the checkpoint")
+    parser.add_argument("--out", default="out/orbax", help="the folder of the checkpoint")
     main(**vars(parser.parse_args()))
