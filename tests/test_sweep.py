@@ -1,5 +1,6 @@
 """A sweep: every member equals its own run, in one compilation; and any step of any member again, to the bit."""
 
+import pickle
 import random
 
 import jax
@@ -32,7 +33,7 @@ from jaxnn import (
     sweep,
     train_step,
 )
-from jaxnn.checkpoint import Keep
+from jaxnn.checkpoint import Damaged, Keep
 from jaxnn.stopping import early_stopping, keep_best, reduce_on_plateau
 
 N, BATCH, S = 22, 6, 4  # a last batch of 4
@@ -40,6 +41,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(N, 3)).astype(np.float32)
 DATA = X, (X.sum(1) > 0).astype(np.int32)
 OTHERS = X[:9] + 1, DATA[1][:9]
+HUGE = np.full_like(X[:9], 1e30)
 NET = serial(dense(4), batch_norm(), relu, dropout(0.2), dense(2))
 LOSS = losses.softmax_cross_entropy
 CLOSE = 1e-5  # products of stacked matrices add in another order
@@ -200,7 +202,32 @@ def test_a_step_of_ones_own():
     assert_close(found.member(3).params, expected.train_state.params)
     moment = replay(found, 7, 3)
     assert int(moment.train_state.step) == 7
+    assert int(moment.take()[0].step) == 8
     assert_close(moment.take()[0].params, replay(found, 8, 3).train_state.params)
+
+
+def test_init_takes_the_settings_that_it_names():
+    start = lambda key, scale: TrainState(scale * jnp.ones(3), (), (), jnp.int32(0), key)
+    made = lambda rate, scale: own(rate)
+    found = sweep(made, [{"rate": 0.0, "scale": 2.0}], init=start)((X, X.sum(1)))
+    np.testing.assert_array_equal(found.member(0).params, [2.0, 2.0, 2.0])
+
+
+def test_settings_that_are_whole_numbers():
+    """A rate of 1 is a number like 1.0."""
+    one = lambda rate, l2: train_step(mlp([2]), LOSS, sgd(rate), penalty=penalties.l2(l2))
+    found = sweep(one, {"rate": [1, 2], "l2": [0, 1]}, epochs=1, batch_size=BATCH)(DATA)
+    expected = sweep(one, {"rate": [1.0, 2.0], "l2": [0.0, 1.0]}, epochs=1, batch_size=BATCH)(DATA)
+    assert_close(found.runs.history, expected.runs.history)
+
+
+def test_a_sweep_can_be_pickled(swept):
+    """Without its programs and its data."""
+    again = pickle.loads(pickle.dumps(swept))
+    assert str(again) == str(swept)
+    assert bits(again.member(3)) == bits(swept.member(3))
+    with pytest.raises(ValueError, match="this sweep was pickled"):
+        replay(again, 0, 0)
 
 
 # ---------------------------------------------------------------- any step again
@@ -248,10 +275,16 @@ def test_a_fit_again_from_its_folder(tmp_path):
     fit(NET, LOSS, adam(0.3), DATA, **SETTINGS, **MACHINES, checkpoint=folder)
     moment = replay(folder, 17, data=DATA, validation=OTHERS)
     assert float(moment.update_scale) < 1
+    newest = (tmp_path / "step_0000000015.safetensors").read_bytes()
     for path in sorted(tmp_path.iterdir())[1:]:
         path.unlink()
     again = replay(tmp_path, 17, data=DATA, validation=OTHERS)
     assert bits(again) == bits(moment)
+    copy = tmp_path / "step_0000000015.safetensors"
+    copy.write_bytes(newest[:-1] + bytes([newest[-1] ^ 1]))
+    assert bits(replay(tmp_path, np.int32(17), data=DATA, validation=OTHERS)) == bits(moment)  # an older one serves
+    with pytest.raises(Damaged):
+        replay(copy, 17, data=DATA, validation=OTHERS)
     made = run(train_step(NET, LOSS, adam(0.3)), epochs=5, batch_size=BATCH, metrics=[metrics.accuracy], **MACHINES)
     first = init_train_state(NET, adam(0.3), 0, (3,))
     assert bits(replay(first, 17, of=made, data=DATA, validation=OTHERS)) == bits(moment)
@@ -267,6 +300,24 @@ def test_the_nan_of_a_divergence_is_explained():
     why = moment.explain()
     assert not why.finite
     assert why.cause == "overflow"
+    with pytest.raises(TypeError, match="give it alone"):
+        replay(caught.value, 3)
+
+
+def test_a_validation_loss_that_is_not_finite_is_that_of_no_step():
+    with pytest.raises(DivergenceError) as caught:
+        fit(
+            mlp([2]),
+            losses.mse,
+            sgd(0.1),
+            (X, X[:, :2]),
+            epochs=1,
+            batch_size=BATCH,
+            key=0,
+            validation=(HUGE, X[:9, :2]),
+        )
+    with pytest.raises(ValueError, match="no step is at fault, the validation_loss after step 4"):
+        replay(caught.value)
 
 
 # ---------------------------------------------------------------- mistakes
@@ -284,7 +335,7 @@ def both(rate):
 
 MISTAKES = {
     "no function": (lambda: sweep(STEP, {}), TypeError, "make must be a function"),
-    "no epochs": (lambda: sweep(both, RATES)(DATA), ValueError, "sweep, at rate=0.1: sweep: make returned a step"),
+    "no epochs": (lambda: sweep(both, RATES)(DATA), ValueError, "sweep, at rate=0.1: make returned a step"),
     "a negative rate": (
         lambda: sweep(both, {"rate": [0.1, -1.0]}, epochs=1, batch_size=4)(DATA), ValueError, "at rate=-1.0: .*rate"),
     "a number": (lambda: sweep(both, {"rate": 0.1}), TypeError, "must be a list of numbers, got 0.1"),
@@ -308,6 +359,19 @@ MISTAKES = {
         lambda: TRAIN(DATA).best("accuracy"), ValueError, "one of 'loss'"),
     "no such step": (
         lambda: replay(TRAIN(DATA), 99, 1), ValueError, "there is no step 99"),
+    "a batch of more than all": (
+        lambda: sweep(both, RATES, epochs=1, batch_size=N + 1)(DATA), ValueError, f"batch_size must be at most {N}"),
+    "neither run nor step": (
+        lambda: sweep(lambda rate: 3, RATES)(DATA), TypeError, "at rate=0.1: make must return a run or a step, got 3"),
+    "several batch sizes": (
+        lambda: sweep(lambda b: run(STEP, epochs=1, batch_size=b), {"b": [4, 5]})(DATA), ValueError, "at b=5: epochs"),
+    "no memory": (lambda: sweep(both, RATES, memory=0), ValueError, "memory must be above 0"),
+    "a large seed": (lambda: sweep(both, RATES, seeds=[2**40]), ValueError, "seeds must be below"),
+    "a key": (lambda: sweep(both, RATES, seeds=jax.random.key(0)), TypeError, "a list of integers"),
+    "traced": (
+        lambda: jax.jit(lambda rate: sweep(both, {"rate": [rate]}))(0.1), TypeError, "sweep runs on the host"),
+    "data of a sweep": (
+        lambda: replay(TRAIN(DATA), 3, 1, validation=DATA), TypeError, "leave out of=, data= and validation="),
     "which member": (lambda: replay(TRAIN(DATA), 3), TypeError, "member= is missing"),
     "no run": (lambda: replay(FIRST, 3, data=DATA), TypeError, "of= is missing"),
     "no data": (lambda: replay(FIRST, 3, of=MADE), TypeError, "data= is missing"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECADE = 8.0  # the greatest over the least value of a setting, from which its axis is logarithmic
+BRIGHT = 0.7  # the place on the colour scale from which numbers are written in dark
 CELLS = 64  # of a map at most that have their numbers written in
 
 
@@ -79,16 +80,17 @@ def _draw_map(axes: Axes, sweep: Sweep, means: list[Any], label: str, x: str, y:
     for point, mean, _ in reversed(means):  # the best last
         if np.isfinite(mean):
             best[np.searchsorted(rows, point[y]), np.searchsorted(columns, point[x])] = mean
-    image = axes.imshow(best, origin="lower", aspect="auto", cmap="viridis")
+    scale = "log" if _spans_decades(best[np.isfinite(best)]) else "linear"  # as the axis of lines
+    image = axes.imshow(best, origin="lower", aspect="auto", cmap="viridis", norm=scale)
     axes.figure.colorbar(image, ax=axes)
     axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
     axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
     axes.set_ylabel(y)
     axes.set_title(f"{label}, mean over the seeds")
-    middle = 0.3 * np.nanmin(best) + 0.7 * np.nanmax(best) if np.isfinite(best).any() else 0.0
+    places = np.ma.filled(image.norm(best), 0.0)
     if best.size <= CELLS:
         for (row, column), value in np.ndenumerate(best):
-            colour = DARK if np.isfinite(value) and value > middle else "white"
+            colour = DARK if np.isfinite(value) and places[row, column] > BRIGHT else "white"
             text = f"{value:.3g}" if np.isfinite(value) else "not finite"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 

@@ -6,6 +6,7 @@ settings of its own. Letters: K members, E epochs, N examples, B batch size.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxnn.arrays import is_floating
 from jaxnn.checks import seen
 from jaxnn.compiled import PureFunction
-from jaxnn.mistakes import accepts
+from jaxnn.mistakes import is_function
 from jaxnn.placement import home_of
 from jaxnn.records import fields_of
 from jaxnn.shapes import example_shape
@@ -75,9 +76,11 @@ class Members(PureFunction):
             given = {name: getattr(self, name) for name in ("epochs", "batch_size")}
             given = {name: value for name, value in given.items() if value is not None}
             return replace(made, **given) if given else made
+        if not is_function(made):
+            raise TypeError(f"make must return a run or a step, got {seen(made)}")
         if self.epochs is None or self.batch_size is None:
             raise ValueError(
-                f"sweep: make returned a step, {seen(made)}: give sweep epochs= and batch_size=, or have make return "
+                f"make returned a step, {seen(made)}: give sweep epochs= and batch_size=, or have make return "
                 "run(step, epochs=…, batch_size=…)"
             )
         return run(made, epochs=self.epochs, batch_size=self.batch_size)
@@ -145,9 +148,9 @@ class Members(PureFunction):
             assert isinstance(made.step, train_step)
             x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
             return init_train_state(made.step.net, made.step.optimizer, key, example_shape(x), float_type(x))
-        state = self.init(key, **numbers) if accepts(self.init, key, **numbers) else self.init(key)
+        state = self.init(key, **_taken(self.init, numbers))
         if not isinstance(state, TrainState):
-            raise TypeError(f"sweep: init must return a TrainState, got {type(state).__name__}")
+            raise TypeError(f"sweep: init must return a TrainState, got {seen(state)}")
         counts = {name: jnp.asarray(getattr(state, name), jnp.int32) for name in ("step", "epoch")}
         return state._replace(**counts)
 
@@ -167,6 +170,18 @@ class Members(PureFunction):
         figures = made.figures(result, state, validation, update_scale(monitors))
         monitors = made.watched(epoch, state, data, validation).update(monitors, figures, state)
         return monitors, jax.tree.map(lambda value: jnp.where(ended, jnp.nan, value), figures)
+
+
+def _taken(init: Callable[..., Any], numbers: Numbers) -> Numbers:
+    """The settings that a function (key, …) takes, by their names."""
+    try:
+        _, *parameters = inspect.signature(init).parameters.values()
+    except ValueError:  # a builtin shows none
+        return {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return numbers
+    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+    return {name: number for name, number in numbers.items() if name in named}
 
 
 def _anew(noted: Noted, where: Array) -> Noted:

@@ -9,6 +9,7 @@ import jax
 
 from jaxnn.diagnostics.diagnosis import Diagnosis
 from jaxnn.diagnostics.point import diagnose
+from jaxnn.optimizers.parts import next_step
 from jaxnn.passes.backprop import penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.showing import brief, shown
@@ -56,22 +57,27 @@ class Moment(NamedTuple):
     @property
     def keywords(self) -> dict[str, Any]:
         """The keywords rng and weights that go with the arguments."""
+        self._network("keywords")
         return {"rng": self.rng, "weights": self.batch[2] if len(self.batch) > 2 else None}
 
     def loss(self, params: Params) -> Array:
         """The loss of the step, with its penalty, as a function of the parameters; for a user's step info["loss"]."""
         if not isinstance(self.step, train_step):
-            return self.step(self.train_state._replace(params=params), self.batch)[1]["loss"]
+            info = self.step(self.train_state._replace(params=params), self.batch)[1]
+            if "loss" not in info:
+                raise ValueError(f"Moment.loss: info of this step has no 'loss', only {', '.join(map(repr, info))}")
+            return info["loss"]
         _, state, x, target = self.arguments
         output = self.step.net.forward(params, state, x, train=True, rng=self.rng)[0]
         loss = costs(self.step.loss, output, target, self.keywords["weights"]).mean
         return loss if self.step.penalty is None else loss + penalty_value(self.step.penalty, params).astype(loss.dtype)
 
     def take(self) -> tuple[TrainState, Any]:
-        """Takes the step: the state after it, and its Pass or info."""
+        """Takes the step: the state after it, and its Pass or info. The cursor does not move."""
         scale = {} if self.update_scale is None else {"update_scale": self.update_scale}
         if not isinstance(self.step, train_step):
-            return self.step(self.train_state, self.batch, **scale)
+            new, info = self.step(self.train_state, self.batch, **scale)
+            return new._replace(step=next_step(self.train_state.step)), info  # as a run counts it
         plain = replace(self.step, augment=None)
         return plain(self.train_state, *self.batch, **scale)
 

@@ -64,7 +64,7 @@ def replay(
         step: the number of the step, as TrainState.step counts them.
         member: of a sweep, its number.
         of: the `run` whose steps they are. A folder of `fit` says by itself what its training was, unless that
-            included functions of your own.
+            included functions, such as an augmentation.
         data: the data of the training, except for a sweep and an error, which have them.
         validation: its validation set, where a plateau reads a figure of it between the known state and the step.
 
@@ -80,32 +80,39 @@ def replay(
     Moment(step 5, epoch 1, position 16, batch of 4)
     """
     if isinstance(source, DivergenceError):
+        if any(given is not None for given in (step, member, of, data, validation)):
+            raise TypeError("replay: a DivergenceError has its step and its data: give it alone")
         return _of_error(source)
-    not_traced("replay", "take the steps by a run there", source, data)
+    not_traced("replay", "take the steps by a run there", source, step, data)
+    step = step.item() if isinstance(step, (jax.Array, np.ndarray)) and step.shape == () else step  # a state's step
     step = whole_number("replay: step", step, least=0)
     if isinstance(source, Sweep):
-        if of is not None or data is not None:
-            raise TypeError("replay: a sweep has its runs and its data: leave out of= and data=")
+        if any(given is not None for given in (of, data, validation)):
+            raise TypeError("replay: a sweep has its runs and its data: leave out of=, data= and validation=")
         return _of_sweep(source, step, member)
     if member is not None:
         raise TypeError("replay: member is of a Sweep only")
     if data is None:
         raise TypeError("replay: data= is missing, the data of the training")
-    nearest = _nearest(source, step)
-    if isinstance(nearest, TrainState):
-        return _Repeated(_run_of(None, of), Known(nearest), data, validation).at(step)
-    from jaxnn.checkpoint.states import read  # imported where it is used: most replays are of sweeps
+    from jaxnn.checkpoint import Damaged  # imported where it is used: most replays are of sweeps
 
-    settings = read(nearest, ()).metadata.get("settings")
-    made = _run_of(settings, of)
-    return _Repeated(made, _read(nearest, settings, _like(made, data)), data, validation).at(step)
+    *others, last = _known_before(source, step)
+    for known in others:
+        with suppress(Damaged):  # an older one gives the same step
+            return _from(known, step, of, data, validation)
+    return _from(last, step, of, data, validation)
 
 
 def _of_error(error: DivergenceError) -> Moment:
+    if error.moment is None and error.leaf != "loss" and error.leaf in error.history:
+        raise ValueError(
+            f"replay: no step is at fault, the {error.leaf} after step {error.step} is not finite: look at evaluate or "
+            "predict with this error's train_state"
+        )
     if error.moment is None:
         raise ValueError(
-            "replay: this error no longer has its step, since it was pickled: give replay its train_state, with of= "
-            "and data="
+            "replay: this error has no step, since it was pickled, or since no step is at fault: give replay its "
+            "train_state, with of= and data="
         )
     return error.moment
 
@@ -115,7 +122,12 @@ def _of_error(error: DivergenceError) -> Moment:
 
 def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
     if member is None:
-        raise TypeError(f"replay: member= is missing, one of {len(sweep)}")
+        raise TypeError(f"replay: member= is missing, a number from 0 to {len(sweep) - 1}")
+    if sweep.origin is None:
+        raise ValueError(
+            "replay: this sweep was pickled, without its programs and its data: give replay the first state of a "
+            "member, with of= and data="
+        )
     origin, i = sweep.origin, sweep.index(member)
     first = i // origin.at_once * origin.at_once
     progress, numbers = origin.begin(first), jax.tree.map(lambda leaf: leaf[i], origin.numbers)
@@ -145,8 +157,19 @@ def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
 # ---------------------------------------------------------------- one training
 
 
-def _nearest(source: Any, step: int) -> TrainState | str:
-    """The latest known state that is not behind the step, or the checkpoint that has it."""
+def _from(known: TrainState | str, step: int, of: Any, data: Any, validation: Any) -> Moment:
+    """The step, from a state or from a checkpoint, which may turn out to be damaged."""
+    if isinstance(known, TrainState):
+        return _Repeated(_run_of(None, of), Known(known), data, validation).at(step)
+    from jaxnn.checkpoint.states import read
+
+    settings = read(known, ()).metadata.get("settings")
+    made = _run_of(settings, of)
+    return _Repeated(made, _read(known, settings, _like(made, data)), data, validation).at(step)
+
+
+def _known_before(source: Any, step: int) -> list[TrainState | str]:
+    """The known states that are not behind the step, or the checkpoints that have them, the latest first."""
     from jaxnn.checkpoint.folders import Keep, Latest
 
     found: list[tuple[int, Any]] = []
@@ -165,7 +188,7 @@ def _nearest(source: Any, step: int) -> TrainState | str:
             f"replay: no known state is at step {step} or before; those that are known are at steps {steps}. "
             "checkpoint.Keep(folder, last=None) keeps all"
         )
-    return max(before, key=lambda entry: entry[0])[1]
+    return [known for _, known in sorted(before, key=lambda entry: entry[0], reverse=True)]
 
 
 def _read(path: str, settings: dict[str, Json] | None, like: TrainState | None) -> Known:

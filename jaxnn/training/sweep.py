@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import seen, whole_number, yes_or_no
+from jaxnn.checks import number, seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import is_function, not_traced
 from jaxnn.placement import beside
 from jaxnn.records import Record
+from jaxnn.shapes import batch_size
+from jaxnn.training.batches import check_batch_size
 from jaxnn.training.entry import check_values, on_device
 from jaxnn.training.means import named_metrics
 from jaxnn.training.members import Members, Progress
@@ -51,12 +53,13 @@ class sweep(PureFunction):
     Args:
         make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
             takes. It is called with Python numbers, to check them, and with JAX scalars, one program for all: numbers
-            that a shape depends on, such as a width, need a sweep for each.
+            that a shape depends on, such as a width, or that must be whole, such as a patience, need a sweep for each.
         settings: a dict of lists, of which every combination is a point, or a list of dicts, the points.
         seeds: S, for seeds 0 … S − 1, or a list of integers.
         epochs: the number of epochs, where make returns a step.
         batch_size: the batch size, likewise.
-        init: a function `(key) -> TrainState` or `(key, **settings) -> TrainState` for a user's own step.
+        init: a function `(key) -> TrainState` for a user's own step; settings are given to it by the names of its
+            further arguments.
         shared_order: True gives all members the order of the first seed: batches are gathered once for all, and the
             products of the first layer are one.
         at_once: K, the number of members side by side in a group; by default as many as `memory` allows, on a CPU 8 at
@@ -105,6 +108,7 @@ class sweep(PureFunction):
         self._set(
             shared_order=yes_or_no("sweep: shared_order", self.shared_order),
             check_data=yes_or_no("sweep: check_data", self.check_data),
+            memory=number("sweep: memory", self.memory, above=0.0),
             settings=tuple(_points(self.settings)),
             seeds=tuple(_seeds(self.seeds)),
         )
@@ -148,8 +152,9 @@ class sweep(PureFunction):
                 raise
             if first is not None and (made.epochs, made.batch_size) != (first.epochs, first.batch_size):
                 raise ValueError(
-                    f"sweep, at {_written(point)}: epochs and batch_size are those of all points, "
-                    f"{first.epochs} and {first.batch_size}, got {made.epochs} and {made.batch_size}"
+                    f"sweep, at {_written(point)}: epochs and batch_size must be those of the first point, "
+                    f"{first.epochs} and {first.batch_size}, got {made.epochs} and {made.batch_size}: give a sweep for "
+                    "each of them"
                 )
             first = first or made
         assert first is not None
@@ -160,7 +165,8 @@ class sweep(PureFunction):
     def _entered(self, made: run, data: Any, validation: Any) -> tuple[Any, Any]:
         """The data on the devices, checked."""
         if made.own:
-            check_rows("sweep: data", rows_of(data))
+            check_rows("sweep: data", data)
+            check_batch_size(made.batch_size, len(jax.tree.leaves(data)[0]))
             return rows_of(data), validation if validation is None else rows_of(validation)
         step, named = made.step, named_metrics(made.metrics)
         assert isinstance(step, train_step)
@@ -168,6 +174,7 @@ class sweep(PureFunction):
         members = Members(lambda: made)
         spec = jax.eval_shape(lambda key: members.first_state(made, {}, key, data), jax.random.key(0))
         check_values("data", step.net, step.loss, spec.params, spec.state, data, named, look=self.check_data)
+        check_batch_size(made.batch_size, batch_size("data: x", data[0]))
         if validation is not None and made.evaluate is None:
             validation = beside(on_device("validation", validation), data)
             part = ("validation", step.net, step.loss, spec.params, spec.state, validation, named)
@@ -305,7 +312,9 @@ def _joined(runs: list[Run], m: int) -> Run:
     def one(*parts: Any) -> Array:
         if is_key := jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key):
             impl, parts = jax.random.key_impl(parts[0]), tuple(map(jax.random.key_data, parts))
-        whole = jax.device_put(np.concatenate([np.asarray(part) for part in parts])[:m])
+        whole = np.concatenate([np.asarray(part) for part in parts])[:m]
+        home = parts[0].sharding if getattr(parts[0], "is_fully_replicated", False) else None
+        whole = jax.device_put(whole, home)
         return jax.random.wrap_key_data(whole, impl=impl) if is_key else whole
 
     return jax.tree.map(one, *runs)
@@ -346,6 +355,7 @@ def _points(settings: Any) -> list[dict[str, Any]]:
 
 
 def _number(name: Any, value: Any) -> int | float:
+    not_traced("sweep", "use jax.vmap of a run there", value)
     value = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"sweep: settings[{name!r}] must be numbers, got {seen(value)}: one sweep for each choice")
@@ -353,19 +363,22 @@ def _number(name: Any, value: Any) -> int | float:
 
 
 def _column(values: list[Any], seeds: int) -> Array:
-    """A setting of all members, [M]: integers if all values are."""
-    dtype = jnp.int32 if all(isinstance(value, int) for value in values) else jnp.result_type(float)
+    """A setting of all members, [M]: integers if all values are, of at most 32 bits."""
+    whole = all(isinstance(value, int) and abs(value) < 2**31 for value in values)
+    dtype = jnp.int32 if whole else jnp.result_type(float)
     return jax.device_put(np.repeat(np.asarray(values), seeds).astype(dtype))
 
 
 def _seeds(seeds: Any) -> list[int]:
     if isinstance(seeds, Integral) and not isinstance(seeds, bool):
         return list(range(whole_number("sweep: seeds", seeds, least=1)))
-    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0:
         raise TypeError(f"sweep: seeds must be a number of seeds or a list of integers, got {seen(seeds)}")
     found = [whole_number("sweep: seeds", seed, least=0) for seed in seeds]
     if not found:
         raise ValueError("sweep: seeds is empty")
+    if max(found) >= 2**32:
+        raise ValueError(f"sweep: seeds must be below 2**32, got {max(found)}")
     return found
 
 

@@ -57,7 +57,8 @@ def sweep_line(sweep: Any) -> str:
     if np.isfinite(scores).any():
         i = int(sweep.order()[0])
         best = f"best {where} {figure(scores[i])} of member {i}"
-    return f"Sweep({len(sweep.seeds):,} members: {' × '.join(counts)}; {best})"
+    m = len(sweep)
+    return f"Sweep({m:,} member{'s' * (m > 1)}: {' × '.join(counts)}; {best})"
 
 
 def sweep_table(sweep: Any) -> Any:
@@ -87,7 +88,7 @@ class Sweep(Record):
         figure: the name of the figure by which members are compared: the watched one, otherwise "validation_loss", or
             "loss" without validation.
         maximise: whether greater is better.
-        origin: what `replay` needs.
+        origin: what `replay` needs, programs and data among it; None after pickling.
     """
 
     settings: dict[str, Any]
@@ -105,6 +106,9 @@ class Sweep(Record):
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"origin": None}  # compiled programs and functions cannot be pickled
 
     def last(self) -> dict[str, np.ndarray]:
         """The figures of each member's last epoch, [M]; NaN for a member that ran none."""
@@ -163,7 +167,10 @@ class Sweep(Record):
 
     def means(self, name: str | None = None) -> list[tuple[dict[str, float], float, float]]:
         """Each point's settings with mean and standard deviation of its figure over the seeds, the best first."""
-        scores, points = self.scores(name), np.stack([*self.settings.values()], 1) if self.settings else None
+        scores, points = (
+            self.scores(name).astype(float),
+            np.stack([*self.settings.values()], 1) if self.settings else None,
+        )
         groups: dict[tuple[float, ...], list[int]] = {}
         for i in range(len(self)):
             groups.setdefault(() if points is None else tuple(points[i]), []).append(i)
