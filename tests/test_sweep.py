@@ -399,3 +399,12 @@ def test_the_landscape(swept):
     assert drawn.shape == (2, 2)
     expected = swept.scores("validation_accuracy").reshape(2, 2, 3).mean(-1)  # [rate, l2], rates fall
     np.testing.assert_allclose(drawn, expected[::-1])
+
+
+def test_a_step_that_was_never_taken_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="1 epochs end before step 6: there is none"):
+        replay(FIRST, 6, of=MADE, data=DATA)
+    fit(mlp([2]), LOSS, sgd(0.1), DATA, epochs=1, batch_size=4, key=0, checkpoint=Keep(tmp_path, every=2))
+    with pytest.raises(ValueError, match="of a training on other data, digest"):
+        replay(tmp_path, 5, data=(X + 1, DATA[1]))
+    assert int(replay(tmp_path, 5, data=DATA).train_state.step) == 5

@@ -165,6 +165,7 @@ def _from(known: TrainState | str, step: int, of: Any, data: Any, validation: An
 
     settings = read(known, ()).metadata.get("settings")
     made = _run_of(settings, of)
+    _check_data(known, settings, made, data)
     return _Repeated(made, _read(known, settings, _like(made, data)), data, validation).at(step)
 
 
@@ -201,6 +202,17 @@ def _read(path: str, settings: dict[str, Json] | None, like: TrainState | None) 
     trees, metadata = read(path, names, like={"train_state": like}, classes=CLASSES)
     monitors, noted, in_a_row = trees.get("monitors"), trees.get("noted"), metadata.get("in_a_row", 0)
     return Known(begun(trees["train_state"]), monitors, noted, in_a_row, settings)
+
+
+def _check_data(path: str, settings: dict[str, Json] | None, made: run, data: Any) -> None:
+    """Raises ValueError for other data than those of the training that saved the checkpoint."""
+    from jaxnn.checkpoint.metadata import first_difference
+    from jaxnn.training.saving import recognised
+
+    if settings is not None and not made.own:
+        difference = first_difference(settings["data"], recognised(on_device("data", data)))
+        if difference is not None:
+            raise ValueError(f"replay: {path} is of a training on other data, {difference}: give its own")
 
 
 def _like(made: run, data: Any) -> TrainState | None:
@@ -285,12 +297,19 @@ class _Repeated:
         monitors = self.known.monitors if self.known.monitors is not None else self.watched.begin(None)
         noted, in_a_row = self.known.noted, self.known.in_a_row
         n, batch = self.epoch.size(self.data), self.epoch.batch_size
-        while (ahead := step - int(state.step)) > 0:
-            left = -(-(n - int(state.position)) // batch)
+        # a folder of `fit` may have more epochs than `of` says
+        epochs = self.made.epochs if self.known.settings is None else None
+        while (ahead := step - int(state.step)) > 0 or epochs == 0:
+            if epochs == 0:
+                raise ValueError(f"replay: {self.made.epochs} epochs end before step {step}: there is none")
+            before = int(state.epoch), int(state.position)
+            left = -(-(n - before[1]) // batch)
             state, noted, result = self._advance(state, noted, monitors, in_a_row, min(ahead, left))
+            if (int(state.epoch), int(state.position)) == before:  # too many steps were skipped in a row
+                raise ValueError(f"replay: the training ended at step {int(state.step)}: there is no step {step}")
             in_a_row = int(noted.in_a_row)
             if int(state.position) == 0:
-                noted, state = None, begun(state)
+                noted, state, epochs = None, begun(state), None if epochs is None else epochs - 1
                 monitors = self._observed(monitors, result, state)
         return moment(self.epoch, begun(state), self.data, update_scale(monitors))
 
