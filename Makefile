@@ -37,13 +37,14 @@ test-oldest:
 test-newest:
 	@$(call end,3.13,.venv-newest,,the newest JAX)
 
-test-next:  ## the fast suite with the newest JAX that installs, pre-releases included: what comes
-	@$(MAKE) --no-print-directory .venv-next/test VENV=.venv-next
-	@.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --pre jax jaxlib
-	@next=$$(.venv-next/bin/python -c 'import jax; print(jax.__version__)'); \
-	released=$$(.venv-next/bin/python -m pip index versions jax 2>/dev/null | sed -n 's/^jax (\(.*\))$$/\1/p'); \
+newest = $$($(BIN)/python -m pip index versions $(1) jax 2>/dev/null | sed -n 's/^jax (\(.*\))$$/\1/p')
+
+test-next: $(VENV)/python.ok  ## the fast suite with the newest JAX that installs, pre-releases included: what comes
+	@next=$(call newest,--pre); released=$(call newest,); \
 	if [ "$$next" = "$$released" ]; then echo "JAX $$next is the newest, pre-releases included: nothing comes yet."; \
-	else echo "JAX $$next, behind $$released:"; $(MAKE) --no-print-directory test VENV=.venv-next; fi
+	else echo "JAX $$next, behind $$released:"; $(MAKE) --no-print-directory .venv-next/test VENV=.venv-next && \
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --pre jax jaxlib && \
+	$(MAKE) --no-print-directory test VENV=.venv-next; fi
 
 check: $(VENV)/test  ## formatter, linter, type checker
 	$(BIN)/ruff format --check

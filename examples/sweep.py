@@ -14,19 +14,18 @@ from pathlib import Path
 import numpy as np
 
 import jaxnn
-from jaxnn import losses, metrics, penalties, plots
-from jaxnn.stopping import early_stopping
 
 NET = jaxnn.mlp([30, 10])
-LOSS = losses.softmax_cross_entropy
+LOSS = jaxnn.losses.softmax_cross_entropy
 SETTINGS = {"learning_rate": [1e-4, 1e-3, 1e-2, 1e-1, 1.0], "penalty": [0.0, 1e-3, 1e-1]}
 BATCH = 50
 
 
 def make(learning_rate, penalty, epochs):
     """The training of one member."""
-    step = jaxnn.train_step(NET, LOSS, jaxnn.adam(learning_rate), penalty=penalties.l2(penalty))
-    return jaxnn.run(step, epochs=epochs, batch_size=BATCH, metrics=[metrics.accuracy], stopping=early_stopping(3))
+    step = jaxnn.train_step(NET, LOSS, jaxnn.adam(learning_rate), penalty=jaxnn.penalties.l2(penalty))
+    stopping = jaxnn.stopping.early_stopping(3)
+    return jaxnn.run(step, epochs=epochs, batch_size=BATCH, metrics=[jaxnn.metrics.accuracy], stopping=stopping)
 
 
 def main(seeds: int = 32, epochs: int = 30, out: str | Path = "out") -> jaxnn.Sweep:
@@ -55,13 +54,13 @@ def main(seeds: int = 32, epochs: int = 30, out: str | Path = "out") -> jaxnn.Sw
     print(f"  {moment.diagnose().verdict}")
 
     Path(out).mkdir(parents=True, exist_ok=True)
-    plots.landscape(swept).savefig(Path(out) / "sweep.png")
+    jaxnn.plots.landscape(swept).savefig(Path(out) / "sweep.png")
     return swept
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--out", default="out")
+    parser.add_argument("--out", default="out", help="the folder for the picture")
     main(**vars(parser.parse_args()))

@@ -341,10 +341,11 @@ def test_the_figures_of_the_house():
 
 
 def test_import_brings_no_optional_package():
+    """Nor does a description bring graph: jax.extend adds a setting to JAX, and everything would compile again."""
     code = (
         "import sys, jaxnn; jaxnn.describe(jaxnn.relu); print([m for m in "
-        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats', 'igraph', 'jax.extend') "
-        "if m in sys.modules])"  # jax.extend adds a setting of JAX: whatever was compiled before is compiled again
+        "('optax', 'flax', 'equinox', 'sklearn', 'matplotlib', 'tqdm', 'torch', 'scipy.stats', 'igraph', 'jax.extend', "
+        "'jaxnn.checkpoint', 'jaxnn.graph') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before = subprocess.run(

@@ -41,7 +41,7 @@ def assert_same(got, expected):
             assert repr(one) == repr(other)
             continue
         assert one.dtype == other.dtype
-        assert not getattr(one, "weak_type", False)
+        assert getattr(one, "weak_type", False) == getattr(other, "weak_type", False)
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             assert jax.random.key_impl(one) == jax.random.key_impl(other)
             one, other = jax.random.key_data(one), jax.random.key_data(other)
@@ -108,6 +108,7 @@ TREES = {
     },
     "containers": ([], {}, (), [(1,), {"b": 2, "a": 3}], {3: np.int8(1), 10: np.int8(2)}),
     "one array": np.arange(3, dtype=np.int32),
+    "weakly typed": {"rate": jnp.asarray(0.1), "steps": jnp.asarray(3), "strong": jnp.float32(0.1)},
     "equal paths": {"a/b": np.int8(1), "a": {"b": np.int8(2), "b~2": np.int8(3)}},
     "between epochs": state_of(12),
     "within an epoch": state_of(12, position=np.int32(7)),

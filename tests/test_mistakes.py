@@ -665,6 +665,7 @@ PICTURES = {
     "weight_images": (X, (2, 2)),
     "confusion_matrix": (LABELS, LABELS),
     "image_rows": ({"a": X},),
+    "landscape": (None,),
 }
 
 

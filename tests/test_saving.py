@@ -1,5 +1,6 @@
 """Checkpoints of `fit`: when they are written, and that a training continues from each of them to the bit."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -26,6 +27,7 @@ from jaxnn import (
     dense,
     dropout,
     fit,
+    init_train_state,
     losses,
     penalties,
     relu,
@@ -292,6 +294,21 @@ def test_an_optimizer_of_ones_own_is_continued(tmp_path):
     assert checkpoint.contents(checkpoint.latest(tmp_path)).optimizer is None
 
 
+def test_a_start_with_python_numbers_in_it_is_continued(tmp_path):
+    """They are arrays after a step."""
+    halving = Optimizer(
+        lambda params: {"rate": 0.1, "count": 0},
+        lambda grads, state, params: (
+            jax.tree.map(lambda g: -state["rate"] * g, grads),
+            {"rate": state["rate"] * 0.5, "count": state["count"] + 1},
+        ),
+    )
+    start = init_train_state(SMALL["net"], halving, 0, (3,))
+    settings = {"optimizer": halving, "train_state": start, "key": None}
+    small(Keep(tmp_path, every=2), epochs=1, **settings)
+    assert_same(small(tmp_path, **settings), small(**settings))
+
+
 def test_batches_without_weight_can_be_saved_behind(tmp_path):
     """A mean over no weight is NaN until the epoch has some."""
     data = (X, X[:, :1], np.repeat(np.float32([0, 1, 1]), [4, 4, 2]))
@@ -334,6 +351,18 @@ def test_ctrl_c_and_on(tmp_path, monkeypatch, whole, place):
     result = train(Keep(tmp_path, every=1))
     assert "it continued from" in result.why
     assert_same(result, whole)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """The error says what was not saved; what was saved before is whole."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    small(Keep(tmp_path, every=2), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.files.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match=r"No space left on device: the file was not saved: .*step_0000000004"):
+            small(Keep(tmp_path, every=2))
+    assert counted(tmp_path) == [2, 3]
+    assert_same(small(Keep(tmp_path, every=2)), small())
 
 
 def diverging(skip, bad, **changes):
@@ -504,14 +533,15 @@ def test_descriptions_have_no_addresses(value):
 def test_data_on_two_devices(tmp_path, kind):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=jax.devices()[:2])
     data = tuple(jax.device_put(part, NamedSharding(mesh, P("data"))) for part in (X, X[:, :1]))
-    expected = small(data=data)
+    start = {"data": data, "key": None, "train_state": small(data=data, epochs=1).train_state}
+    expected = small(**start)
     kept = Keep(tmp_path / "all", every=2, last=None)
-    assert_same(small(kept, data=data), expected)
+    assert_same(small(kept, **start), expected)
     for name in files(kept.folder)[::2]:
         place = tmp_path / name
         place.mkdir()
         shutil.copy(Path(kept.folder) / name, place)
-        result = small(place, data=data)
+        result = small(place, **start)
         assert_same(result, expected)
         assert result.train_state.params["w"].sharding.device_set == data[0].sharding.device_set
 

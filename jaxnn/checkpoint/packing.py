@@ -1,8 +1,8 @@
 """Trees and plain values as one file of arrays, and back.
 
 The metadata of the file are: `format`; `trees`, the containers of each tree (`structures`); `keys`, the implementations
-of PRNG keys by the array of their bits; `host`, the arrays that stay NumPy's; `versions`; `values`, whatever the caller
-says. All but the first are JSON.
+of PRNG keys by the array of their bits; `host`, the arrays that stay NumPy's; `weak`, weakly typed numbers; `versions`;
+`values`, whatever the caller says. All but the first are JSON.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def packed(trees: Mapping[str, Tree], values: Mapping[str, Json], classes: Mappi
         "trees": json.dumps({name: part.structure for name, part in apart.items()}, ensure_ascii=False),
         "keys": json.dumps({name: key for part in apart.values() for name, key in part.keys.items()}),
         "host": json.dumps([name for part in apart.values() for name in part.host]),
+        "weak": json.dumps([name for part in apart.values() for name in part.weak]),
     }
     return encoded(arrays, metadata)
 
@@ -86,7 +87,7 @@ class Unpacked:
     def __init__(self, file: BinaryIO, header: Header, classes: Mapping[str, Class]) -> None:
         self.file, self.header, self.classes = file, header, classes
         self.trees, self.keys = part_of(header, "trees"), part_of(header, "keys")
-        self.host = part_of(header, "host", list)
+        self.host, self.weak = part_of(header, "host", list), part_of(header, "weak", list)
 
     def tree(self, name: str, like: Tree = None) -> Tree:
         """One of the trees; with `like`, in its containers and on its devices."""
@@ -109,6 +110,8 @@ class Unpacked:
                 f"{name} is {host.dtype}, which JAX holds only with 64 bits: set "
                 "jax.config.update('jax_enable_x64', True) at the start of the program, as where it was saved"
             )
+        if name in self.weak and not host.shape:
+            return jax.device_put(jnp.asarray(host.item()), sharding)
         if name not in self.keys:
             return jax.device_put(host, sharding)
         dtype_and_shape(self.header.arrays[name], self.keys[name])  # refuses what is unknown here

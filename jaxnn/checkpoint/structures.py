@@ -52,19 +52,22 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "float": float.fromhex,
     "start": lambda _: EPOCH_START,
 }
+WEAK = (np.float32, np.float64, np.int32, np.int64)  # of numbers that Python's become in JAX
 JSON_TYPE = {"bool": bool, "int": int, "float": str, "start": int}
 
 
 class Apart(NamedTuple):
     """A tree taken apart: its containers, its arrays by name, the implementations of those that are PRNG keys.
 
-    `host` has the names of NumPy arrays that JAX would narrow, 64 bits without jax_enable_x64.
+    `host` has the names of NumPy arrays that JAX would narrow, 64 bits without jax_enable_x64; `weak` those of weakly
+    typed numbers, which do not promote what they are combined with.
     """
 
     structure: Json
     arrays: dict[str, np.ndarray]
     keys: dict[str, str]
     host: list[str]
+    weak: list[str]
 
 
 def known_classes(further: Iterable[Class]) -> dict[str, Class]:
@@ -92,7 +95,7 @@ def taken_apart(name: str, tree: Tree, classes: Mapping[str, Class]) -> Apart:
     not_traced("checkpoint.save", "save what the compiled function returns", tree)
     alive(name, tree)
     plain_data(name, tree, numbers=False)
-    apart = Apart(None, {}, {}, [])
+    apart = Apart(None, {}, {}, [], [])
     return apart._replace(structure=_node(name, tree, apart, classes, set()))
 
 
@@ -158,6 +161,8 @@ def _leaf(name: str, leaf: Any, apart: Apart) -> Json:
         raise TypeError(f"{name} is {host.dtype}, which safetensors has no name for: use {wider}")
     if jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype and not isinstance(leaf, jax.Array):
         apart.host.append(name)
+    if getattr(leaf, "weak_type", False) and not host.shape and host.dtype in WEAK and np.isfinite(host):
+        apart.weak.append(name)
     apart.arrays[name] = np.require(host, requirements="C")
     return {"leaf": name}
 

@@ -103,8 +103,9 @@ def fit(
             divergence. 0 ends it at the first.
         checkpoint: a folder, in which the training is saved after every epoch, or `checkpoint.Keep(folder, every=n)`,
             every n steps. If the folder has checkpoints of this training, it continues from the newest whole one, to
-            the bit as if it had never ended, but for the times; `epochs` are then counted from its beginning. A folder
-            has one training: with other settings or data it is refused.
+            the bit as if it had never ended, but for the times; `epochs` are then counted from its beginning, and a
+            finished training is returned at once. A folder has one training: with other settings or data, or another
+            start, it is refused. Functions of your own are compared by their names.
 
     Returns:
         A Fit: train_state, history with one float per epoch in each list, the reason why it ended, and the best epoch.
@@ -115,6 +116,7 @@ def fit(
             figure is not finite. It names the step and the first such gradient or parameter, and carries the last good
             state.
         Interrupted: on Ctrl-C, a KeyboardInterrupt that carries the Fit so far.
+        OSError: if a checkpoint cannot be saved; those before it are whole, and the training continues from them.
 
     >>> import jax.numpy as jnp
     >>> from jaxnn import losses, mlp, sgd

@@ -76,6 +76,8 @@ class Saving(NamedTuple):
         if found.path is None:
             return found, None
         self._compare(found.path, read(found, names=()).metadata)
+        specs = jax.eval_shape(lambda state: state, like)  # Python numbers in it are arrays after a step
+        like = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs)  # wherever they lie
         try:
             trees, metadata = read(found, like={"train_state": like, "best": like}, classes=CLASSES)
         except Damaged:
