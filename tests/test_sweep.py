@@ -361,6 +361,11 @@ MISTAKES = {
         lambda: replay(TRAIN(DATA), 99, 1), ValueError, "there is no step 99"),
     "a batch of more than all": (
         lambda: sweep(both, RATES, epochs=1, batch_size=N + 1)(DATA), ValueError, f"batch_size must be at most {N}"),
+    "evaluate without a set": (
+        lambda: sweep(lambda: run(STEP, epochs=1, batch_size=4, evaluate=lambda state, set: {"a": 0.0}), {})(DATA),
+        ValueError, "evaluate needs a validation set"),
+    "a set without evaluate": (
+        lambda: sweep(own, RATES, init=lambda key: FIRST)(DATA, OTHERS), ValueError, "needs evaluate="),
     "neither run nor step": (
         lambda: sweep(lambda rate: 3, RATES)(DATA), TypeError, "at rate=0.1: make must return a run or a step, got 3"),
     "several batch sizes": (

@@ -212,10 +212,7 @@ class run(PureFunction):
 
         Raises ValueError or TypeError for what is wrong.
         """
-        if self.own and validation is not None and self.evaluate is None:
-            raise ValueError("run: a validation set needs evaluate=, a function (train_state, validation) -> figures")
-        if validation is None and self.evaluate is not None:
-            raise ValueError("run: evaluate needs a validation set, run(…)(train_state, data, validation), of any kind")
+        self.check_validation(validation)
         whole_state("run: ", state)
         epoch, state = self.epoch(bare), _counted(state)
         if isinstance(self.step, train_step):
@@ -247,6 +244,13 @@ class run(PureFunction):
                 )
             figures |= validated
         return figures if scale is None else figures | {"update_scale": scale}
+
+    def check_validation(self, validation: Any) -> None:
+        """Raises ValueError for a validation set without a function that evaluates it, and the other way round."""
+        if self.own and validation is not None and self.evaluate is None:
+            raise ValueError("run: a validation set needs evaluate=, a function (train_state, validation) -> figures")
+        if validation is None and self.evaluate is not None:
+            raise ValueError("run: evaluate needs a validation set, of any kind, behind the data")
 
     @property
     def _machines(self) -> tuple[Monitor, ...]:

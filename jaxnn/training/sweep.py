@@ -164,6 +164,7 @@ class sweep(PureFunction):
 
     def _entered(self, made: run, data: Any, validation: Any) -> tuple[Any, Any]:
         """The data on the devices, checked."""
+        made.check_validation(validation)
         if made.own:
             check_rows("sweep: data", data)
             check_batch_size(made.batch_size, len(jax.tree.leaves(data)[0]))
