@@ -98,7 +98,7 @@ def _wrapped(i: Array, size: int) -> Array:
 def in_batches(one: Callable[..., Any], carry: Any, order: Array, batch: int, recompute: int = 0) -> Any:
     """Scans `one` over the full batches and takes a last step of the remainder's own shape.
 
-    With `recompute` ≥ 1, reverse differentiation keeps the carry of every so many steps, and computes the steps between
+    With `recompute` n ≥ 1, reverse differentiation keeps the carry of every n-th step, and computes the steps between
     again, one block at a time.
     """
     full = len(order) // batch

@@ -121,7 +121,7 @@ class Job(NamedTuple):
             self.saving.save(self.saved(done), self.fit(done).why if over else "")
 
     def _batches(self, train_state: TrainState, passed: int) -> int:
-        """The number of batches since the first epoch, so many of them in this one."""
+        """The number of batches since the first epoch, `passed` of them in this one."""
         return int(train_state.epoch) * (self.saving.batches if self.saving is not None else 0) + passed
 
     def saved(self, done: Done, noted: Noted | None = None, seconds: float = 0.0) -> Saved:

@@ -51,7 +51,7 @@ class Epoch(PureFunction):
     measure: int = 0
     skip_nonfinite: int = 0  # for `chunks.Chunk`
     home: Home | None = None  # where the data lie, if that is known
-    recompute: int = 0  # ≥ 1: reverse differentiation keeps the state of every so many steps alone
+    recompute: int = 0  # n ≥ 1: reverse differentiation keeps only the state of every n-th step
     order_key: Key | None = None  # the order of each epoch is drawn from this key instead of the state's
 
     def __post_init__(self) -> None:

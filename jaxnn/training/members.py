@@ -132,7 +132,7 @@ class Members(PureFunction):
         none = missing(jax.eval_shape(close, None)[1])
         after, figures = jax.lax.cond(over, close, lambda _: (monitors, none), None)
         ran = over & ~ended
-        if after is not None and after.stopping is not None:  # who has ended stands still
+        if after is not None and after.stopping is not None:  # members that have ended do not change
             new = jax.vmap(lambda over, old, new: jax.tree.map(partial(jnp.where, over), old, new))(ended, old, new)
             ended = jnp.where(over, after.stopping.stopped, ended)
         return Progress(new, after, noted, count, position, ended), figures, ran

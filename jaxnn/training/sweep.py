@@ -48,7 +48,7 @@ class sweep(PureFunction):
 
     `sweep(make, settings, seeds=S)(data, validation=None) -> Sweep`. Every point of the settings is trained from every
     seed: seed s draws the first parameters and is the key of the steps and orders of a member, as with `fit(key=s)`.
-    Each member equals its own `run` to rounding, and stands still where its run stops early.
+    Each member equals its own `run` to rounding; a member that stops early does not change any more.
 
     Args:
         make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
@@ -67,7 +67,7 @@ class sweep(PureFunction):
         workers: the number of groups that are trained at the same time; by default, on a CPU, one for each core, within
             `memory`. It changes no result.
         memory: bytes for the members at a time, by an estimate from their states and activations.
-        remember: keep the states of every so many epochs, from which `replay` starts; without them it starts at 0.
+        remember: n ≥ 1 keeps the states after every n-th epoch, from which `replay` starts; without them, from step 0.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
         check_data: False skips the search for values that are not finite and for labels out of range.
 
@@ -191,7 +191,7 @@ class sweep(PureFunction):
         return workers, at_once
 
     def all_groups(self, origin: Origin, workers: int) -> list[Run]:
-        """Each group of K members, so many at a time; one epoch of one group is a step of the progress bar."""
+        """Trains each group of K members, `workers` groups at a time; the progress bar counts epochs of groups."""
         groups = range(0, len(origin.keys), origin.at_once)
         ticks: SimpleQueue[bool] = SimpleQueue()
         over = Event()
@@ -272,12 +272,12 @@ class Origin(NamedTuple):
         return copied(self.programs[0](self.members, numbers, keys, self.data, self.validation, self.order))
 
     def advance(self, first: int, progress: Progress, steps: int | None = None) -> tuple[Progress, Any, Array]:
-        """The rest of an epoch, or so many steps of it; `progress` is used up."""
+        """The rest of an epoch, or that number of its steps; the memory of `progress` is reused."""
         numbers, count = self.group(self.numbers, first), np.int32(2**31 - 1 if steps is None else steps)
         return self.programs[1](self.members, progress, numbers, self.data, self.validation, self.order, count)
 
     def at_most(self, memory: float) -> int:
-        """The number of members that fit into so many bytes, by an estimate; at least one."""
+        """The number of members that fit into `memory` bytes, by an estimate; at least one."""
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:1], tree), (self.numbers, self.keys))
         spec = jax.eval_shape(self.members.begin, *one, self.data, self.validation, self.order)
         state, monitors, *_ = spec
