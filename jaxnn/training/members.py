@@ -25,6 +25,7 @@ from jaxnn.shapes import example_shape
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, chunk_of
 from jaxnn.training.epochs import Epoch
+from jaxnn.training.evaluation import EVALUATION_BATCH
 from jaxnn.training.monitoring import update_scale
 from jaxnn.training.results import EpochResult
 from jaxnn.training.run import Figures, missing, run
@@ -153,6 +154,23 @@ class Members(PureFunction):
             raise TypeError(f"sweep: init must return a TrainState, got {seen(state)}")
         counts = {name: jnp.asarray(getattr(state, name), jnp.int32) for name in ("step", "epoch")}
         return state._replace(**counts)
+
+    def working(self, numbers: Numbers, key: Key, data: Any, validation: Any, order: Key) -> tuple[Any, Any]:
+        """What a step and an evaluation of one member keep of their layers; () for a user's own step."""
+        made, _ = self.entered(numbers, order, data)
+        step = made.step
+        if not isinstance(step, train_step):
+            return (), ()
+        state = self.first_state(made, numbers, key, data)
+
+        def tape(x: Any, n: int, train: bool) -> Any:
+            batch = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (n, *leaf.shape[1:])), x)
+            return step.net.forward(state.params, state.state, batch, train=train, rng=key)[2]
+
+        if validation is None or made.evaluate is not None:
+            return tape(data[0], made.batch_size, True), ()
+        n = min(EVALUATION_BATCH, len(jax.tree.leaves(validation[0])[0]))
+        return tape(data[0], made.batch_size, True), tape(validation[0], n, False)
 
     def _closed(
         self,

@@ -280,8 +280,11 @@ class Origin(NamedTuple):
         """The number of members that fit into `memory` bytes, by an estimate; at least one."""
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:1], tree), (self.numbers, self.keys))
         spec = jax.eval_shape(self.members.begin, *one, self.data, self.validation, self.order)
+        numbers, keys = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), one)
+        kept = jax.eval_shape(self.members.working, numbers, keys, self.data, self.validation, self.order)
         state, monitors, *_ = spec
-        each = COPIES * _bytes(state) + _bytes(monitors) + _bytes(spec.noted)
+        working = max(2 * _bytes(kept[0]), _bytes(kept[1]))  # values and δs of a step; values of an evaluation
+        each = COPIES * _bytes(state) + working + _bytes(monitors) + _bytes(spec.noted)
         return max(1, int(memory // each))
 
 
