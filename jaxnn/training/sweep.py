@@ -38,7 +38,7 @@ from jaxnn.training.steps import train_step
 from jaxnn.training.sweep_results import Sweep
 from jaxnn.types import Array, Key, Run, TrainState
 
-MEMORY = 2**31  # bytes that the members of a sweep may take at a time
+MEMORY = 2**32  # bytes that the members of a sweep may take at a time
 GROUP = 8  # members side by side on a CPU: the weights of more leave its cache, and groups occupy its cores
 COPIES = 3  # of a state while a step computes the next: the old one, the new one, gradients
 
