@@ -54,20 +54,20 @@ from jaxnn.training.divergence import DivergenceError, Interrupted
 from jaxnn.training.epochs import train_epoch
 from jaxnn.training.evaluation import evaluate, predict
 from jaxnn.training.fit import fit
-from jaxnn.training.metagradients import Metagradient, metagradient
 from jaxnn.training.moments import Moment
-from jaxnn.training.replaying import replay
 from jaxnn.training.results import EpochResult
 from jaxnn.training.run import run
 from jaxnn.training.steps import init_train_state, train_step
-from jaxnn.training.sweep import sweep
-from jaxnn.training.sweep_results import Sweep
 from jaxnn.twins import autodiff_twin
 from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, Reading, Run, TrainState
 from jaxnn.wrapping import with_rules
 
 if TYPE_CHECKING:
     from jaxnn import checkpoint, gradcheck, graph
+    from jaxnn.training.metagradients import Metagradient, metagradient
+    from jaxnn.training.replaying import replay
+    from jaxnn.training.sweep import sweep
+    from jaxnn.training.sweep_results import Sweep
 
 __all__ = [
     # records
@@ -97,12 +97,20 @@ __all__ = [
     "metrics", "networks", "passes", "penalties", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
-# gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; few programs need checkpoint at once.
-_WHEN_USED = {"checkpoint", "gradcheck", "graph"}
+# gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; few programs need the others at once.
+_WHEN_USED = dict.fromkeys(("checkpoint", "gradcheck", "graph"), "") | {
+    "sweep": "training.sweep",
+    "Sweep": "training.sweep_results",
+    "replay": "training.replaying",
+    "metagradient": "training.metagradients",
+    "Metagradient": "training.metagradients",
+}
 __dir__ = __all__.copy
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHEN_USED:
-        return importlib.import_module(f"jaxnn.{name}")
-    raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")
+    if name not in _WHEN_USED:
+        raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")
+    home = _WHEN_USED[name]
+    module = importlib.import_module(f"jaxnn.{home or name}")
+    return getattr(module, name) if home else module

@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxnn.checks import seen
 from jaxnn.plots.style import DARK, GREY, add_legend, line_style, log_axis, new_figure, styled
-from jaxnn.training.sweep_results import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from jaxnn.training.sweep_results import Sweep
 
 DECADE = 8.0  # the greatest over the least value of a setting, from which its axis is logarithmic
 BRIGHT = 0.7  # the place on the colour scale from which numbers are written in dark
@@ -36,6 +37,8 @@ def landscape(sweep: Sweep, figure: str | None = None, *, x: str | None = None, 
         TypeError: for anything but a Sweep.
         ValueError: for unknown names, or a sweep without settings.
     """
+    from jaxnn.training.sweep_results import Sweep  # few programs need it at once
+
     if not isinstance(sweep, Sweep):
         raise TypeError(f"plots.landscape: expected the result of a sweep, got {seen(sweep)}")
     names = list(sweep.settings)
