@@ -375,7 +375,8 @@ def _seeds(seeds: Any) -> list[int]:
         return list(range(whole_number("sweep: seeds", seeds, least=1)))
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0:
         raise TypeError(f"sweep: seeds must be a number of seeds or a list of integers, got {seen(seeds)}")
-    found = [whole_number("sweep: seeds", seed, least=0) for seed in seeds]
+    numbers = seeds.tolist() if isinstance(seeds, (jax.Array, np.ndarray)) else seeds
+    found = [whole_number("sweep: seeds", seed, least=0) for seed in numbers]
     if not found:
         raise ValueError("sweep: seeds is empty")
     if max(found) >= 2**32:
