@@ -222,6 +222,7 @@ class sweep(PureFunction):
             if self.remember is not None and epoch and epoch % self.remember == 0:
                 origin.remembered[first, epoch] = copied(progress)
             progress, figures, went = origin.advance(first, progress)
+            jax.block_until_ready(went)  # otherwise all epochs are queued at once, behind Ctrl-C
             rows.append(figures)
             ran.append(went)
             tick()
