@@ -51,8 +51,9 @@ class Progress(NamedTuple):
 class Members(PureFunction):
     """Members of a sweep: their settings make a run of each.
 
-    `(progress, numbers, data, validation, order, steps) -> (progress, figures, ran)` takes that many steps, or as many as the epoch
-    has left, and closes an epoch that is over: validation, monitors, and figures [K], which are NaN otherwise.
+    `(progress, numbers, data, validation, order, steps) -> (progress, figures, ran)` takes that many steps, or as many
+    as the epoch has left, and closes an epoch that is over: validation, monitors, and figures [K], NaN otherwise; `ran`
+    [K] says whose epoch is over.
     """
 
     make: Callable[..., Any]

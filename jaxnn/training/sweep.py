@@ -193,7 +193,7 @@ class sweep(PureFunction):
         return workers, at_once
 
     def all_groups(self, origin: Origin, workers: int) -> list[Run]:
-        """The runs of all groups of K members, `workers` of them at a time; one epoch of one group is a step of the progress bar."""
+        """The runs of all groups of K members; an epoch of a group is a step of the progress bar."""
         groups = range(0, len(origin.keys), origin.at_once)
         ticks: SimpleQueue[bool] = SimpleQueue()
         over = Event()
@@ -217,7 +217,8 @@ class sweep(PureFunction):
 
     def _trained(self, origin: Origin, first: int, over: Event, tick: Callable[[], None]) -> Run:
         """K members from the first one on."""
-        progress, rows, ran = origin.begin(first), [], []
+        progress, rows = origin.begin(first), []
+        ran: list[Array] = []
         for epoch in range(origin.epochs):
             if over.is_set():
                 raise RuntimeError("the sweep was interrupted")
@@ -254,9 +255,7 @@ class Origin(NamedTuple):
     epochs: int
     remembered: dict[tuple[int, int], Progress]  # by the first of the members and the epoch
     at_once: int  # K
-    programs: Any = (
-        None  # of `begin` and `advance`, compiled where the sweep was called: other threads have no contexts
-    )
+    programs: Any = None  # compiled where the sweep was called: other threads have no contexts
 
     def compiled(self) -> tuple[Any, Any]:
         """The two programs for K members."""

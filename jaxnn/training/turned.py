@@ -41,7 +41,7 @@ class Turned(Epoch):
 
 
 def turned(net: Layer, state: TrainState) -> TrainState:
-    """The state with W [D, H] of the first dense layer as Wᵀ, in the optimizer's state too; twice, it is the state itself.
+    """The state with W [D, H] of the first dense layer as Wᵀ, in the optimizer's state too; applied twice, the state.
 
     Unchanged where the network does not begin with a dense layer, but for layers that only reshape, or that is wide.
     """
