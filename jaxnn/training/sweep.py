@@ -68,8 +68,7 @@ class sweep(PureFunction):
         workers: the number of groups that are trained at the same time; by default, on a CPU, one for each core, within
             `memory`. It changes no result.
         memory: bytes for the members at a time, by an estimate from their states and activations.
-        remember: the number of epochs between states that are kept, from which `replay` starts; by default none is,
-            and it starts at step 0.
+        remember: the number of epochs between states that are kept for `replay`, which otherwise starts at step 0.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
         check_data: False skips the search for values that are not finite and for labels out of range.
 
