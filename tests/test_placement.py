@@ -44,9 +44,11 @@ from jaxnn import (
     reshape,
     residual,
     rms_norm,
+    run,
     serial,
     sgd,
     share,
+    sweep,
     tanh,
     train_epoch,
     train_step,
@@ -465,3 +467,21 @@ def test_fit_on_a_mesh():
     assert found[1][2].sharding.spec[0] == "data"
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found[1][0]))
     close(arrays(found[1]), arrays(found[0]), FLOAT64, "fit, evaluate, predict")
+
+
+def test_runs_in_shard_map_are_those_of_one_device():
+    """Members of which each device has some."""
+    x = jax.random.normal(jax.random.key(0), (6, 3), jnp.float32)
+    train = run(train_step(mlp([2]), losses.mse, sgd(0.1)), epochs=2, batch_size=4)
+    states = jax.vmap(lambda key: init_train_state(mlp([2]), sgd(0.1), key, (3,)))(jax.random.split(jax.random.key(1)))
+    losses_of = jax.vmap(lambda state: train(state, (x, x[:, :2])).history["loss"])
+    divided = jax.shard_map(losses_of, mesh=AUTO, in_specs=DIVIDED, out_specs=DIVIDED)
+    close(arrays(jax.jit(divided)(states)), arrays(jax.jit(losses_of)(states)), 1e-6, "in shard_map")
+
+
+def test_a_sweep_is_where_its_data_are():
+    """In several groups too, which are joined on the host."""
+    data = jax.device_put((np.ones((4, 3)), np.ones((4, 2))), jax.devices()[1])
+    made = lambda rate: train_step(mlp([2]), losses.mse, sgd(rate))
+    found = sweep(made, {"rate": [0.1, 0.2]}, epochs=1, batch_size=4, at_once=1)(data)
+    assert {leaf.device for leaf in jax.tree.leaves(found.member(1)) if hasattr(leaf, "device")} == {jax.devices()[1]}

@@ -22,6 +22,7 @@ from jaxnn import (
     Layer,
     Loss,
     Optimizer,
+    augment,
     batch_norm,
     checkpoint,
     dense,
@@ -523,6 +524,17 @@ def test_descriptions_have_no_addresses(value):
     assert saving._described(value) == saving._described(
         pickle.loads(pickle.dumps(value)) if value is Called else value
     )
+
+
+def test_functions_differ_by_the_numbers_in_them(tmp_path):
+    """Such as the strength of an augmentation."""
+    described = [saving._described(made) for made in (augment.shift(1), augment.shift(2), augment.rotate(1))]
+    assert len(set(described)) == 3
+    assert described[0] == saving._described(augment.shift(1))
+    assert not any("0x" in text for text in described)
+    small(tmp_path, augment=augment.noise(0.1))
+    with pytest.raises(ValueError, match=r"another training, .*std=0.1.*std=0.2"):
+        small(tmp_path, augment=augment.noise(0.2))
 
 
 # ---------------------------------------------------------------- several devices, several processes

@@ -2,12 +2,14 @@
 
 import pickle
 import random
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxnn.training.sweep
 from jaxnn import (
     DivergenceError,
     Moment,
@@ -138,6 +140,34 @@ def test_workers_change_no_bit(workers):
     train = lambda workers: sweep(lambda rate: plain(rate, 0.0), settings, seeds=2, epochs=2, batch_size=BATCH,
                                   at_once=2, workers=workers)(DATA)  # fmt: skip
     assert bits(train(workers).runs.train_state) == bits(train(2).runs.train_state)
+
+
+def test_an_epoch_is_shown_when_it_is_over(monkeypatch):
+    """Not when it is begun: all would be queued at once then, and Ctrl-C would wait for them."""
+    module, went, epochs = jaxnn.training.sweep, [], 30
+    advance, before = module.Origin.advance, threading.active_count()
+
+    def slow(state, batch):  # 0.1 s or so
+        w = jax.lax.fori_loop(0, 300, lambda i, w: jnp.tanh(w @ w), state.params)
+        return state._replace(params=w), {"loss": batch[0].sum()}
+
+    def bar(where, total, wanted):
+        def ticks():
+            for i in range(total):
+                if i == 3:
+                    raise KeyboardInterrupt
+                yield i
+                assert went[i].is_ready()
+
+        return ticks(), None
+
+    monkeypatch.setattr(module.Origin, "advance", lambda *args: went.append((out := advance(*args))[2]) or out)
+    monkeypatch.setattr(module, "progress_bar", bar)
+    start = lambda key: TrainState(jax.random.normal(key, (150, 150)), (), (), 0, key)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(lambda: run(slow, epochs=epochs, batch_size=N), {}, init=start)((X,))
+    assert len(went) < epochs
+    assert threading.active_count() == before
 
 
 def test_settings_of_this_thread_hold_in_the_workers():

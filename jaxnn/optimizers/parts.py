@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxnn.arrays import accumulator
 from jaxnn.checks import number, seen
 from jaxnn.mistakes import array_leaves, factory_hint, is_function
+from jaxnn.placement import made_varying, varying
 from jaxnn.records import holds_arrays
 from jaxnn.trees import describe, named_leaves, same_shapes
 from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
@@ -117,6 +118,7 @@ def with_rate_of(optimizer: Optimizer, opt_state: Tree, params: Params) -> Tree:
     learning_rate = learning_rate.astype(rate.dtype)
     if holds_arrays(getattr(rule, "learning_rate", rule)):  # a traced rate, by which one may differentiate, is used
         same &= rate != learning_rate
+    now = made_varying(now, varying(was))  # members on several devices
     return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate), given=now)
 
 

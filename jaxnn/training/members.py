@@ -39,7 +39,7 @@ TOGETHER = TrainState(*AXES)  # the axes of the members: they share the cursor
 
 
 class Progress(NamedTuple):
-    """How far K members have come."""
+    """The progress of K members."""
 
     train_state: TrainState  # [K, …]; a member that has ended is in an earlier epoch
     monitors: Monitors | None  # [K, …]
@@ -52,8 +52,9 @@ class Progress(NamedTuple):
 class Members(PureFunction):
     """Members of a sweep: their settings make a run of each.
 
-    `(progress, numbers, data, validation, steps) -> (progress, figures)` takes that many steps, or as many as the epoch
-    has left, and closes an epoch that is over: validation, monitors, and figures [K], which are NaN otherwise.
+    `(progress, numbers, data, validation, order, steps) -> (progress, figures, ran)` takes that many steps, or as many
+    as the epoch has left, and closes an epoch that is over: validation, monitors, and figures [K], NaN otherwise; `ran`
+    [K] says whose epoch is over.
     """
 
     make: Callable[..., Any]
@@ -133,7 +134,7 @@ class Members(PureFunction):
         none = missing(jax.eval_shape(close, None)[1])
         after, figures = jax.lax.cond(over, close, lambda _: (monitors, none), None)
         ran = over & ~ended
-        if after is not None and after.stopping is not None:  # members that have ended do not change
+        if after is not None and after.stopping is not None:  # a member that has ended does not change
             new = jax.vmap(lambda over, old, new: jax.tree.map(partial(jnp.where, over), old, new))(ended, old, new)
             ended = jnp.where(over, after.stopping.stopped, ended)
         return Progress(new, after, noted, count, position, ended), figures, ran

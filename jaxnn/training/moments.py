@@ -1,4 +1,4 @@
-"""A step of a training, before it is taken: its state and its batch, for whoever wants to know what happens there."""
+"""A step of a training, before it is taken: its state, its batch, and what is to be asked about them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +35,7 @@ from jaxnn.types import Array, Key, TrainState, Tree
 
 CLASSES = (Noted, Notes)
 SAMPLE = 64  # examples by which data are recognised, and numbers of each array by which a state is
+PLAIN = (bool, int, float, str, tuple)  # whose text is the same in each process
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of a function: another in each process
 START = "digest of the first train_state"  # the setting
 
@@ -176,7 +179,21 @@ def _described(value: Any) -> Json:
         return described(value, "")
     except TypeError:
         named = callable(value) and hasattr(value, "__qualname__")
-        return seen(value) if named else ADDRESS.sub("", repr(value))
+        return _function(value) if named else ADDRESS.sub("", repr(value))
+
+
+def _function(value: Any, depth: int = 4) -> str:
+    """A function by its name and the numbers and functions in its closure, such as the strength of an augmentation."""
+    names = getattr(getattr(value, "__code__", None), "co_freevars", ())
+    parts = []
+    for name, cell in zip(names, getattr(value, "__closure__", None) or (), strict=True):
+        with suppress(ValueError):  # a cell that is empty
+            inside = cell.cell_contents
+            if inside is None or isinstance(inside, PLAIN):
+                parts.append(f"{name}={ADDRESS.sub('', repr(inside))}")
+            elif isinstance(inside, FunctionType) and depth:
+                parts.append(f"{name}={_function(inside, depth - 1)}")
+    return seen(value) + (f" with {', '.join(parts)}" if parts else "")
 
 
 def recognised(data: DataSet) -> Json:

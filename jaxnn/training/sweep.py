@@ -48,7 +48,8 @@ class sweep(PureFunction):
 
     `sweep(make, settings, seeds=S)(data, validation=None) -> Sweep`. Every point of the settings is trained from every
     seed: seed s draws the first parameters and is the key of the steps and orders of a member, as with `fit(key=s)`.
-    Each member equals its own `run` to rounding; a member that stops early does not change any more.
+    Each member equals its own `run` to rounding, and does not change once its run has stopped early. Ctrl-C ends a
+    sweep after the epochs that are being computed.
 
     Args:
         make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
@@ -67,7 +68,7 @@ class sweep(PureFunction):
         workers: the number of groups that are trained at the same time; by default, on a CPU, one for each core, within
             `memory`. It changes no result.
         memory: bytes for the members at a time, by an estimate from their states and activations.
-        remember: n ≥ 1 keeps the states after every n-th epoch, from which `replay` starts; without them, from step 0.
+        remember: the number of epochs between states that are kept for `replay`, which otherwise starts at step 0.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
         check_data: False skips the search for values that are not finite and for labels out of range.
 
@@ -100,7 +101,7 @@ class sweep(PureFunction):
 
     def __post_init__(self) -> None:
         if not is_function(self.make) or isinstance(self.make, Record):
-            hint = ": give lambda: it, which makes it of no settings" if isinstance(self.make, Record) else ""
+            hint = ": for a sweep over seeds alone give lambda: run(…)" if isinstance(self.make, Record) else ""
             raise TypeError(f"sweep: make must be a function of the settings, got {seen(self.make)}{hint}")
         for name in ("epochs", "batch_size", "at_once", "workers", "remember"):
             if getattr(self, name) is not None:
@@ -191,7 +192,7 @@ class sweep(PureFunction):
         return workers, at_once
 
     def all_groups(self, origin: Origin, workers: int) -> list[Run]:
-        """Trains each group of K members, `workers` groups at a time; the progress bar counts epochs of groups."""
+        """The runs of all groups of K members; an epoch of a group is a step of the progress bar."""
         groups = range(0, len(origin.keys), origin.at_once)
         ticks: SimpleQueue[bool] = SimpleQueue()
         over = Event()
@@ -215,18 +216,23 @@ class sweep(PureFunction):
 
     def _trained(self, origin: Origin, first: int, over: Event, tick: Callable[[], None]) -> Run:
         """K members from the first one on."""
-        progress, rows, ran = origin.begin(first), [], []
+        progress, rows = origin.begin(first), []
+        ran: list[Array] = []
         for epoch in range(origin.epochs):
             if over.is_set():
                 raise RuntimeError("the sweep was interrupted")
             if self.remember is not None and epoch and epoch % self.remember == 0:
                 origin.remembered[first, epoch] = copied(progress)
             progress, figures, went = origin.advance(first, progress)
+            if ran:  # one epoch is queued at a time: Ctrl-C waits for all that are
+                jax.block_until_ready(ran[-1])
+                tick()
             rows.append(figures)
             ran.append(went)
-            tick()
             if progress.monitors is not None and progress.monitors.stopping is not None and bool(progress.ended.all()):
                 break
+        jax.block_until_ready(ran[-1])
+        tick()
         stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], 1), *rows)
         missing = ((0, 0), (0, origin.epochs - len(rows)))
         history = {name: np.pad(values, missing, constant_values=np.nan) for name, values in stacked.items()}
@@ -248,9 +254,7 @@ class Origin(NamedTuple):
     epochs: int
     remembered: dict[tuple[int, int], Progress]  # by the first of the members and the epoch
     at_once: int  # K
-    programs: Any = (
-        None  # of `begin` and `advance`, compiled where the sweep was called: other threads have no contexts
-    )
+    programs: Any = None  # compiled where the sweep was called: other threads have no contexts
 
     def compiled(self) -> tuple[Any, Any]:
         """The two programs for K members."""
@@ -272,12 +276,12 @@ class Origin(NamedTuple):
         return copied(self.programs[0](self.members, numbers, keys, self.data, self.validation, self.order))
 
     def advance(self, first: int, progress: Progress, steps: int | None = None) -> tuple[Progress, Any, Array]:
-        """The rest of an epoch, or that number of its steps; the memory of `progress` is reused."""
+        """The rest of an epoch, or a number of steps of it; `progress` is donated."""
         numbers, count = self.group(self.numbers, first), np.int32(2**31 - 1 if steps is None else steps)
         return self.programs[1](self.members, progress, numbers, self.data, self.validation, self.order, count)
 
     def at_most(self, memory: float) -> int:
-        """The number of members that fit into `memory` bytes, by an estimate; at least one."""
+        """The number of members that fit into that many bytes, by an estimate; at least one."""
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[:1], tree), (self.numbers, self.keys))
         spec = jax.eval_shape(self.members.begin, *one, self.data, self.validation, self.order)
         numbers, keys = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), one)
@@ -378,7 +382,8 @@ def _seeds(seeds: Any) -> list[int]:
         return list(range(whole_number("sweep: seeds", seeds, least=1)))
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0:
         raise TypeError(f"sweep: seeds must be a number of seeds or a list of integers, got {seen(seeds)}")
-    found = [whole_number("sweep: seeds", seed, least=0) for seed in seeds]
+    numbers = seeds.tolist() if isinstance(seeds, (jax.Array, np.ndarray)) else seeds
+    found = [whole_number("sweep: seeds", seed, least=0) for seed in numbers]
     if not found:
         raise ValueError("sweep: seeds is empty")
     if max(found) >= 2**32:

@@ -1,4 +1,4 @@
-"""Epochs for members that share their batches: the first weights are held as [H, D] between the steps.
+"""Epochs for members that share their batches: the first weights are stored as [H, D] between the steps.
 
 Under `jax.vmap` with the same batch for all K members, x W of the first dense layer is one product for all of them, and
 so is xᵀ δ. With W stacked to [K, D, H] the K axis lies outside of the axis D that is summed, and XLA rearranges all
@@ -41,7 +41,7 @@ class Turned(Epoch):
 
 
 def turned(net: Layer, state: TrainState) -> TrainState:
-    """The state with W [D, H] of the first dense layer as Wᵀ, in the optimizer's state too; twice is once not.
+    """The state with W [D, H] of the first dense layer as Wᵀ, in the optimizer's state too; applied twice, the state.
 
     Unchanged where the network does not begin with a dense layer, but for layers that only reshape, or that is wide.
     """
