@@ -119,6 +119,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},
         {"fit", "members", "metagradients"},
+        {"origin"},
         {"sweep"},
         {"replaying"},
         {"__init__"},
