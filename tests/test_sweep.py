@@ -313,6 +313,8 @@ def test_a_fit_again_from_its_folder(tmp_path):
     copy = tmp_path / "step_0000000015.safetensors"
     copy.write_bytes(newest[:-1] + bytes([newest[-1] ^ 1]))
     assert bits(replay(tmp_path, np.int32(17), data=DATA, validation=OTHERS)) == bits(moment)  # an older one serves
+    with pytest.raises(ValueError, match="data are not those of this training"):
+        replay(tmp_path, 17, data=(X + 1, DATA[1]), validation=OTHERS)
     with pytest.raises(Damaged):
         replay(copy, 17, data=DATA, validation=OTHERS)
     made = run(train_step(NET, LOSS, adam(0.3)), epochs=5, batch_size=BATCH, metrics=[metrics.accuracy], **MACHINES)

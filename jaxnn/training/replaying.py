@@ -284,6 +284,11 @@ class _Repeated:
         self.data = rows_of(data) if made.own else on_device("data", data)
         self.validation = validation
         kept = known.settings or {}
+        if kept:
+            from jaxnn.training.saving import recognised
+
+            if kept["data"] != (given := recognised(self.data)):
+                raise ValueError(f"replay: data are not those of this training, which had {kept['data']}, got {given}")
         epoch = replace(made.epoch(), home=home_of(self.data))
         same = {name: kept.get(name, 0) for name in ("measure", "skip_nonfinite")}
         self.epoch: Epoch = replace(epoch, **same)
