@@ -212,6 +212,13 @@ def test_a_member_that_diverges_is_last_and_alone():
     assert not np.isfinite(found.scores()[0])
     assert found.best().number == 1
     assert list(found.order()) == [1, 0]
+    moment = replay(found, member=0)  # the step that is at fault
+    assert int(moment.train_state.step) == 1  # the first update leaves the parameters at 1e37
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moment.train_state.params))
+    new, passed = moment.take()
+    assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new.params, passed.loss)))
+    with pytest.raises(TypeError, match="step= is missing; the loss of member 1 is finite throughout"):
+        replay(found, member=1)
 
 
 def own(rate):
@@ -442,6 +449,6 @@ def test_a_step_that_was_never_taken_is_refused(tmp_path):
     with pytest.raises(ValueError, match="1 epochs end before step 6: there is none"):
         replay(FIRST, 6, of=MADE, data=DATA)
     fit(mlp([2]), LOSS, sgd(0.1), DATA, epochs=1, batch_size=4, key=0, checkpoint=Keep(tmp_path, every=2))
-    with pytest.raises(ValueError, match="of a training on other data, digest"):
+    with pytest.raises(ValueError, match="data are not those of this training"):
         replay(tmp_path, 5, data=(X + 1, DATA[1]))
     assert int(replay(tmp_path, 5, data=DATA).train_state.step) == 5

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnn.arrays import is_floating
 from jaxnn.checks import seen, whole_number
 from jaxnn.descriptions import Json, from_description
 from jaxnn.mistakes import not_traced
@@ -24,7 +25,7 @@ from jaxnn.training.divergence import DivergenceError
 from jaxnn.training.driver import Job
 from jaxnn.training.entry import on_device
 from jaxnn.training.epochs import Epoch
-from jaxnn.training.members import float_type
+from jaxnn.training.members import Progress, float_type
 from jaxnn.training.moments import Moment, moment
 from jaxnn.training.monitoring import Monitoring, copied, update_scale
 from jaxnn.training.own_steps import rows_of
@@ -61,7 +62,8 @@ def replay(
         source: a `Sweep`; a TrainState, from which the steps are taken; a checkpoint, a folder of them, or a
             `checkpoint.Keep`; a list of such, of which the nearest before the step is used; or a DivergenceError, for
             the step at which it arose.
-        step: the number of the step, as TrainState.step counts them.
+        step: the number of the step, as TrainState.step counts them; of a member of a sweep that diverged, by default
+            the step at which it did.
         member: of a sweep, its number.
         of: the `run` whose steps they are. A folder of `fit` says by itself what its training was, unless that
             included functions, such as an augmentation.
@@ -85,7 +87,7 @@ def replay(
         return _of_error(source)
     not_traced("replay", "take the steps by a run there", source, step, data)
     step = step.item() if isinstance(step, (jax.Array, np.ndarray)) and step.shape == () else step  # a state's step
-    step = whole_number("replay: step", step, least=0)
+    step = step if step is None else whole_number("replay: step", step, least=0)
     if isinstance(source, Sweep):
         if any(given is not None for given in (of, data, validation)):
             raise TypeError("replay: a sweep has its runs and its data: leave out of=, data= and validation=")
@@ -94,6 +96,8 @@ def replay(
         raise TypeError("replay: member is of a Sweep only")
     if data is None:
         raise TypeError("replay: data= is missing, the data of the training")
+    if step is None:
+        raise TypeError("replay: step= is missing, the number of a step")
     from jaxnn.checkpoint import Damaged  # imported where it is used: most replays are of sweeps
 
     *others, last = _known_before(source, step)
@@ -120,7 +124,7 @@ def _of_error(error: DivergenceError) -> Moment:
 # ---------------------------------------------------------------- a member of a sweep
 
 
-def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
+def _of_sweep(sweep: Sweep, step: int | None, member: int | None) -> Moment:
     if member is None:
         raise TypeError(f"replay: member= is missing, a number from 0 to {len(sweep) - 1}")
     if sweep.origin is None:
@@ -130,28 +134,43 @@ def _of_sweep(sweep: Sweep, step: int, member: int | None) -> Moment:
         )
     origin, i = sweep.origin, sweep.index(member)
     first = i // origin.at_once * origin.at_once
-    progress, numbers = origin.begin(first), jax.tree.map(lambda leaf: leaf[i], origin.numbers)
+    row, numbers = i - first, jax.tree.map(lambda leaf: leaf[i], origin.numbers)
     made, epoch = origin.members.entered(numbers, origin.order, origin.data)
     batches = -(-epoch.size(origin.data) // made.batch_size)
-    begin = int(progress.train_state.step[i - first])
-    epochs, steps = divmod(step - begin, batches)
-    ran = int(sweep.runs.epochs_run[i])
-    if not 0 <= epochs < ran:
-        raise ValueError(
-            f"replay: member {i} took the steps {begin} to {begin + ran * batches - 1}, in {ran} epochs: there is no "
-            f"step {step}"
-        )
-    known = max((at for group, at in origin.remembered if group == first and at <= epochs), default=0)
-    if known:
-        progress = copied(origin.remembered[first, known])
-    for _ in range(known, epochs):
-        progress = origin.advance(first, progress)[0]
-    if steps:
-        progress = origin.advance(first, progress, steps)[0]
-    state = jax.tree.map(lambda leaf: leaf[i - first], progress.train_state)
-    state = state._replace(**cursor(int(progress.epoch), int(progress.position)))
-    scale = update_scale(progress.monitors)
-    return moment(epoch, state, origin.data, None if scale is None else scale[i - first])
+    begin, ran = int(origin.begin(first).train_state.step[row]), int(sweep.runs.epochs_run[i])
+
+    def before(epochs: int, steps: int) -> Progress:
+        """The members after a number of epochs and of further steps."""
+        known = max((at for group, at in origin.remembered if group == first and at <= epochs), default=0)
+        progress = copied(origin.remembered[first, known]) if known else origin.begin(first)
+        for _ in range(known, epochs):
+            progress = origin.advance(first, progress)[0]
+        return origin.advance(first, progress, steps)[0] if steps else progress
+
+    def at(step: int) -> Moment:
+        epochs, steps = divmod(step - begin, batches)
+        if not 0 <= epochs < ran:
+            raise ValueError(
+                f"replay: member {i} took the steps {begin} to {begin + ran * batches - 1}, in {ran} epochs: there is "
+                f"no step {step}"
+            )
+        progress = before(epochs, steps)
+        state = jax.tree.map(lambda leaf: leaf[row], progress.train_state)
+        state = state._replace(**cursor(int(progress.epoch), int(progress.position)))
+        scale = update_scale(progress.monitors)
+        return moment(epoch, state, origin.data, None if scale is None else scale[row])
+
+    if step is not None:
+        return at(step)
+    bad = np.flatnonzero(~np.isfinite(sweep.runs.history.get("loss", np.zeros((len(sweep), 0)))[i, :ran]))
+    if not len(bad):
+        raise TypeError(f"replay: step= is missing; the loss of member {i} is finite throughout")
+    losses = np.asarray(before(int(bad[0]) + 1, 0).noted.notes.loss[row])
+    step = begin + int(bad[0]) * batches + int(np.flatnonzero(~np.isfinite(losses))[0])
+    found = at(step)
+    floats = [leaf for leaf in jax.tree.leaves(found.train_state.params) if is_floating(leaf)]
+    sound = all(bool(np.isfinite(np.asarray(leaf, np.float64)).all()) for leaf in floats)
+    return found if sound else at(step - 1)  # whose update was not finite
 
 
 # ---------------------------------------------------------------- one training
@@ -165,7 +184,6 @@ def _from(known: TrainState | str, step: int, of: Any, data: Any, validation: An
 
     settings = read(known, ()).metadata.get("settings")
     made = _run_of(settings, of)
-    _check_data(known, settings, made, data)
     return _Repeated(made, _read(known, settings, _like(made, data)), data, validation).at(step)
 
 
@@ -202,17 +220,6 @@ def _read(path: str, settings: dict[str, Json] | None, like: TrainState | None) 
     trees, metadata = read(path, names, like={"train_state": like}, classes=CLASSES)
     monitors, noted, in_a_row = trees.get("monitors"), trees.get("noted"), metadata.get("in_a_row", 0)
     return Known(begun(trees["train_state"]), monitors, noted, in_a_row, settings)
-
-
-def _check_data(path: str, settings: dict[str, Json] | None, made: run, data: Any) -> None:
-    """Raises ValueError for other data than those of the training that saved the checkpoint."""
-    from jaxnn.checkpoint.metadata import first_difference
-    from jaxnn.training.saving import recognised
-
-    if settings is not None and not made.own:
-        difference = first_difference(settings["data"], recognised(on_device("data", data)))
-        if difference is not None:
-            raise ValueError(f"replay: {path} is of a training on other data, {difference}: give its own")
 
 
 def _like(made: run, data: Any) -> TrainState | None:
