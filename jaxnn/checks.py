@@ -51,11 +51,6 @@ def whole_number(what: str, value: object, *, least: int) -> int:
     return int(value)
 
 
-def is_traced_integer(value: object) -> bool:
-    """True for a traced integer scalar."""
-    return isinstance(value, jax.core.Tracer) and not value.shape and jnp.issubdtype(value.dtype, jnp.integer)
-
-
 def number(
     what: str,
     value: Any,
@@ -70,8 +65,6 @@ def number(
     A JAX scalar remains one, an input of the program; a traced one becomes NaN outside these limits.
     """
     scalar = is_array(value) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
-    if is_traced_integer(value):  # as a Python int is a number, too
-        value, scalar = value.astype(jnp.result_type(float)), True
     if isinstance(value, bool) or not (isinstance(value, Real) or scalar):
         raise TypeError(f"{what} must be a number, got {seen(value)}")
     if isinstance(value, jax.ShapeDtypeStruct):

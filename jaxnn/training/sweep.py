@@ -54,7 +54,8 @@ class sweep(PureFunction):
         make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
             takes. It is called with Python numbers, to check them, and with JAX scalars, one program for all: numbers
             that a shape depends on, such as a width, or that must be whole, such as a patience, need a sweep for each.
-        settings: a dict of lists, of which every combination is a point, or a list of dicts, the points.
+        settings: a dict of lists of numbers, of which every combination is a point, or a list of dicts, the points; in
+            the program they are floats.
         seeds: S, for seeds 0 … S − 1, or a list of integers.
         epochs: the number of epochs, where make returns a step.
         batch_size: the batch size, likewise.
@@ -299,10 +300,8 @@ def _number(name: Any, value: Any) -> int | float:
 
 
 def _column(values: list[Any], seeds: int) -> Array:
-    """A setting of all members, [M]: integers if all values are, of at most 32 bits."""
-    whole = all(isinstance(value, int) and abs(value) < 2**31 for value in values)
-    dtype = jnp.int32 if whole else jnp.result_type(float)
-    return jax.device_put(np.repeat(np.asarray(values), seeds).astype(dtype))
+    """A setting of all members, [M], as floats, also whole numbers: a rate of 1 is a rate."""
+    return jax.device_put(np.repeat(np.asarray(values, np.float64), seeds).astype(jnp.result_type(float)))
 
 
 def _seeds(seeds: Any) -> list[int]:
