@@ -282,6 +282,12 @@ def test_any_step_of_any_member_to_the_bit(swept):
         moment = replay(swept, step, i)
         assert int(moment.train_state.step) == step
         assert bits(moment) == bits(replay(whole, step, i))
+    for (first, epoch), progress in swept.origin.remembered.items():  # states that the sweep itself went through
+        for i in range(first, min(first + 2, len(swept))):
+            if epoch < swept.runs.epochs_run[i]:
+                seen = jax.tree.map(lambda leaf, row=i - first: leaf[row], progress.train_state)
+                found = replay(whole, epoch * S, i).train_state
+                assert bits((seen.params, seen.opt_state)) == bits((found.params, found.opt_state))
     last = replay(swept, int(swept.member(0).step) - 1, 0).take()[0]
     assert_close(last.params["dense_1"], swept.member(0).params["dense_1"], 1e-3)
 
