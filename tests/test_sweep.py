@@ -458,3 +458,13 @@ def test_a_step_that_was_never_taken_is_refused(tmp_path):
     with pytest.raises(ValueError, match="data are not those of this training"):
         replay(tmp_path, 5, data=(X + 1, DATA[1]))
     assert int(replay(tmp_path, 5, data=DATA).train_state.step) == 5
+
+
+def test_a_plateau_on_ones_own_figure_is_replayed():
+    """The scale follows what `evaluate` says, a constant, and not the validation loss, which falls."""
+    plateau, constant = reduce_on_plateau(0.5, patience=1), lambda state, validation: {"loss": jnp.float32(1)}
+    made = run(STEP, epochs=4, batch_size=N, plateau=plateau, evaluate=constant)
+    expected = jax.jit(made)(FIRST, DATA, ()).history["update_scale"]
+    for epoch, scale in enumerate(expected):
+        assert replay(FIRST, epoch, of=made, data=DATA, validation=()).update_scale == scale
+    assert expected[-1] == 0.25

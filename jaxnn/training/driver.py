@@ -110,9 +110,8 @@ class Job(NamedTuple):
             passed += steps
             if passed == batches or not bool(result.finite):
                 return Computed(done, new, noted, result, scale, began)
-            self.saving.save(
-                self.saved(done._replace(train_state=new, noted=noted), noted, time.perf_counter() - began)
-            )
+            seconds = time.perf_counter() - began
+            self.saving.save(self.saved(done._replace(train_state=new), noted, seconds))
             spare, state = (copied(new) if state.params is done.train_state.params else state), new
 
     def save(self, done: Done, *, over: bool) -> None:

@@ -121,17 +121,28 @@ class Epoch(PureFunction):
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and is_concrete(data[2]):
             weight_values("data: weights", data[2])
+        return self.start(train_state, data)
+
+    def start(self, train_state: TrainState, data: DataSet) -> int | None:
+        """The position to continue from, None if it is traced; ValueError if it or the batch size does not fit."""
         position = train_state.position
         start = int(position) if isinstance(position, int) or is_concrete(position) else None
-        check_batch_size(self.batch_size, size_of("x", data[0]), self.measure, start or 0)
+        check_batch_size(self.batch_size, self.size(data), self.measure, start or 0)
         return start
 
-    def batch(self, state: TrainState, rows: Array, data: DataSet) -> Any:
-        """The batch of those rows, (x, target) or (x, target, weights), augmented as in the step."""
-        x, *others = placement.rows(data, rows, self.home)
-        if self.step.augment is not None:
-            x = augmented(self.step.augment, jax.random.fold_in(state.key, state.step), x)
-        return (x, *others)
+    @property
+    def augmentation(self) -> Augment | None:
+        """The function that is applied to x of each batch."""
+        return self.step.augment
+
+    def batch(self, state: TrainState, rows: Array, data: Any) -> Any:
+        """The batch of those rows, augmented as in the step; its first part is x."""
+        batch = placement.rows(data, rows, self.home)
+        if self.augmentation is None:
+            return batch
+        x, *others = batch if isinstance(batch, tuple) else (batch,)
+        x = augmented(self.augmentation, jax.random.fold_in(state.key, state.step), x)
+        return (x, *others) if isinstance(batch, tuple) else x
 
     def take(
         self,

@@ -93,7 +93,7 @@ class Members(PureFunction):
         def one(numbers: Numbers, key: Key) -> tuple[TrainState, Monitors | None, Noted]:
             made, epoch = self.entered(numbers, order, data)
             state = self.first_state(made, numbers, key, data)
-            monitors = made.watched(epoch, state, data, validation).first(state, None)
+            monitors = made.watching().first(state, None)
             placed = state._replace(position=jnp.zeros((), jnp.int32))
             noted = chunk_of(epoch, data).nothing_noted(placed, data, update_scale(monitors))
             return state, monitors, noted
@@ -185,9 +185,9 @@ class Members(PureFunction):
         ended: Array,
     ) -> tuple[Monitors | None, Figures]:
         """The monitors and the figures of a member after an epoch."""
-        made, epoch = self.entered(numbers, order, data)
+        made = self.entered(numbers, order, data)[0]
         figures = made.figures(result, state, validation, update_scale(monitors))
-        monitors = made.watched(epoch, state, data, validation).update(monitors, figures, state)
+        monitors = made.watching(figures).update(monitors, figures, state)
         return monitors, jax.tree.map(lambda value: jnp.where(ended, jnp.nan, value), figures)
 
 

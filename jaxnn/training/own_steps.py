@@ -11,16 +11,14 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnn import placement
-from jaxnn.arrays import accumulator, is_concrete, is_floating
+from jaxnn.arrays import accumulator, is_floating
 from jaxnn.checks import plain_data, seen
 from jaxnn.mistakes import accepts, alive, factory_hint, is_function
 from jaxnn.optimizers.parts import next_step
-from jaxnn.training.batches import check_batch_size
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import RESERVED, DataSet
 from jaxnn.training.results import Notes
-from jaxnn.training.steps import Augment, augmented
+from jaxnn.training.steps import Augment
 from jaxnn.trees import MAX_REPORTED, named_leaves, path_name, same_shapes
 from jaxnn.types import EPOCH_START, Array, TrainState
 
@@ -70,15 +68,10 @@ class OwnEpoch(Epoch):
         sums["weight"] = jnp.full((), share, jnp.result_type(float))
         return new, Notes(figures.get("loss", jnp.zeros(())), None, sums), None
 
-    def batch(self, state: TrainState, rows: Array, data: Any) -> Any:
-        """The batch that the step is given, augmented."""
-        batch = placement.rows(data, rows, self.home)
-        if self.augment is None:
-            return batch
-        rng = jax.random.fold_in(state.key, state.step)
-        first, *others = batch if isinstance(batch, tuple) else (batch,)
-        x = augmented(self.augment, rng, first)
-        return (x, *others) if isinstance(batch, tuple) else x
+    @property
+    def augmentation(self) -> Augment | None:
+        """The function that is applied to x of each batch."""
+        return self.augment
 
     def _check(self, new: Any, old: TrainState) -> None:
         """Raises an error unless the step returned a state of the structure and the types that it was given."""
@@ -95,10 +88,7 @@ class OwnEpoch(Epoch):
 
     def checked(self, train_state: TrainState, data: Any) -> int | None:
         """The position to continue from, None if it is traced; raises an error for what does not fit."""
-        position = train_state.position
-        start = int(position) if isinstance(position, int) or is_concrete(position) else None
-        check_batch_size(self.batch_size, self.size(data), 0, start or 0)
-        return start
+        return self.start(train_state, data)
 
 
 def check_rows(what: str, data: Any) -> None:

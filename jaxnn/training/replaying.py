@@ -137,7 +137,8 @@ def _of_sweep(sweep: Sweep, step: int | None, member: int | None) -> Moment:
     row, numbers = i - first, jax.tree.map(lambda leaf: leaf[i], origin.numbers)
     made, epoch = origin.members.entered(numbers, origin.order, origin.data)
     batches = -(-epoch.size(origin.data) // made.batch_size)
-    begin, ran = int(origin.begin(first).train_state.step[row]), int(sweep.runs.epochs_run[i])
+    ran = int(sweep.runs.epochs_run[i])
+    begin = int(sweep.runs.train_state.step[i]) - ran * batches
 
     def before(epochs: int, steps: int) -> Progress:
         """The members after a number of epochs and of further steps."""
@@ -289,7 +290,6 @@ class _Repeated:
     def __init__(self, made: run, known: Known, data: Any, validation: Any) -> None:
         self.made, self.known = made, known
         self.data = rows_of(data) if made.own else on_device("data", data)
-        self.validation = validation
         kept = known.settings or {}
         if kept:
             from jaxnn.training.saving import recognised
@@ -299,14 +299,17 @@ class _Repeated:
         epoch = replace(made.epoch(), home=home_of(self.data))
         same = {name: kept.get(name, 0) for name in ("measure", "skip_nonfinite")}
         self.epoch: Epoch = replace(epoch, **same)
-        self.watched = self._watched()
+        self.judged = made.own or made.evaluate is not None  # by functions of the user
+        if validation is not None and not self.judged:
+            validation = beside(on_device("validation", validation), self.data)
+        self.validation = validation
         zero = beside(jax.device_put(as_count(0)), self.data)
-        self.job = Job(self.epoch, self.data, self._validation(), self.watched, zero, chunk_of(self.epoch, self.data))
+        self.job = Job(self.epoch, self.data, validation, Monitoring(), zero, chunk_of(self.epoch, self.data))
 
     def at(self, step: int) -> Moment:
         """The step, before it is taken."""
         state = beside(self.known.train_state, self.data)
-        monitors = self.known.monitors if self.known.monitors is not None else self.watched.begin(None)
+        monitors = self.known.monitors if self.known.monitors is not None else self.made.watching().begin(None)
         noted, in_a_row = self.known.noted, self.known.in_a_row
         n, batch = self.epoch.size(self.data), self.epoch.batch_size
         # a folder of `fit` may have more epochs than `of` says
@@ -340,22 +343,9 @@ class _Repeated:
         """The monitors after an epoch, where they change later steps."""
         if self.made.plateau is None or monitors is None:
             return monitors
-        if self.made.own:
+        if self.judged:
             figures = jax.jit(self.made.figures)(result, state, self.validation, None)
         else:
             figures = self.made.figures(result, state, None, None) | self.job.evaluate(state)
-        return self.watched.observe(monitors, {name: float(np.asarray(v)) for name, v in figures.items()}, state)
-
-    def _watched(self) -> Monitoring:
-        if self.made.plateau is None:
-            return Monitoring()
-        name = self.known.settings["watch"] if self.known.settings else self.made.watch
-        if self.validation is None and (name is None or name.startswith("validation")) and self.known.settings:
-            raise ValueError("replay: a plateau reads the validation set: give validation=")
-        state = self.known.train_state._replace(position=EPOCH_START)
-        return self.made.watched(self.epoch, state, self.data, self._validation())
-
-    def _validation(self) -> Any:
-        if self.validation is None or self.made.own:
-            return self.validation
-        return beside(on_device("validation", self.validation), self.data)
+        values = {name: float(np.asarray(value)) for name, value in figures.items()}
+        return self.made.watching(values).observe(monitors, values, state)

@@ -6,7 +6,7 @@ Letters: N examples, B batch size, E epochs, T steps in all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, replace
 from functools import partial
 from typing import Any
@@ -122,9 +122,7 @@ class run(PureFunction):
             raise ValueError("run: augment is given twice, to train_step and to run")
         elif self.step.read or self.step.measure:
             raise ValueError("run: readings of single steps are not kept: give a train_step without read and measure")
-        if self.watch is not None or self._machines:
-            known = ("loss", "validation_loss") if self.watch is None else (self.watch,)
-            self._monitoring(("",) if self.own and self.watch is None else known)  # an own step's names are its own
+        self.watching()  # refuses machines that do not go together
 
     def __call__(self, train_state: Any, data: Any, validation: Any = None, *, monitors: Monitors | None = None) -> Run:
         state, bare = as_train_state(train_state, shuffle=self.shuffle) if self.own else (train_state, False)
@@ -135,11 +133,9 @@ class run(PureFunction):
             scale = update_scale(monitors)
             state, result = epoch.over(state, data, scale, start)
             figures = self.figures(result, state, validation, scale, bare)
-            return (state, watched.update(monitors, figures, state)), figures
+            return (state, self.watching(figures).update(monitors, figures, state)), figures
 
-        at_start = state._replace(position=EPOCH_START)
-        watched = self.watched(epoch, at_start, data, validation)
-        monitors = beside(watched.first(at_start, monitors), data)
+        monitors = beside(self.watching().first(state._replace(position=EPOCH_START), monitors), data)
 
         def advance(carry: Carry, start: int | None = 0) -> tuple[Carry, tuple[Figures, Array]]:
             def over(carry: Carry) -> tuple[Carry, tuple[Figures, Array]]:
@@ -166,17 +162,6 @@ class run(PureFunction):
         best = best_state(monitors)
         state, best = (state.params, best and best.params) if bare else (state, best)
         return Run(state, best, monitors, history, ran.sum(dtype=jnp.int32))
-
-    def watched(self, epoch: Epoch, state: TrainState, data: Any, validation: Any) -> Monitoring:
-        """What watches the figures of an epoch; nothing is computed."""
-        if not self._machines:
-            return Monitoring()
-
-        def figures(state: TrainState) -> Figures:
-            state, result = epoch.over(state, data, None, 0)
-            return self.figures(result, state, validation, None, getattr(epoch, "bare", False))
-
-        return self._monitoring(tuple(jax.eval_shape(figures, state)))
 
     @property
     def own(self) -> bool:
@@ -256,15 +241,23 @@ class run(PureFunction):
     def _machines(self) -> tuple[Monitor, ...]:
         return tuple(machine for machine in (self.stopping, self.plateau, self.keep) if machine is not None)
 
-    def _monitoring(self, figures: tuple[str, ...]) -> Monitoring:
-        """What watches the figures of an epoch; by default the validation loss, or the loss, or the only one."""
-        usual = [name for name in ("loss", "validation_loss") if name in figures]
-        if self.watch is None and not usual and len(figures) != 1 and self._machines:
-            names = ", ".join(map(repr, figures)) or "none, for info is empty"
-            raise ValueError(f"run: watch must say which figure is watched; there are {names}")
-        figures = (*(name for name in figures if name not in usual), *usual)
+    def watching(self, figures: Iterable[str] | None = None) -> Monitoring:
+        """What watches the figures of an epoch, of which it needs the names; without them, the machines alone.
+
+        It reads `watch`, or else the validation loss, or the loss, or the only figure.
+        """
+        if figures is None:
+            usual = ["loss", "validation_loss"] if not self.own else [""]  # an own step's names are its own
+            names = usual if self.watch is None else [self.watch]
+        else:
+            names = [name for name in figures if name != "update_scale"]
+            usual = [name for name in ("loss", "validation_loss") if name in names]
+        if self.watch is None and not usual and len(names) != 1 and self._machines:
+            there = ", ".join(map(repr, names)) or "none, for info is empty"
+            raise ValueError(f"run: watch must say which figure is watched; there are {there}")
+        ordered = (*(name for name in names if name not in usual), *(name for name in usual if name in names))
         machines = {"stopping": self.stopping, "plateau": self.plateau, "keep": self.keep}
-        return monitoring(self.watch, figures, restore_best=True, where="run", **machines)
+        return monitoring(self.watch, ordered, restore_best=True, where="run", **machines)
 
 
 Carry = tuple[TrainState, Monitors | None]

@@ -325,6 +325,6 @@ def _written(point: Mapping[str, Any]) -> str:
 def _compared(made: run, history: dict[str, np.ndarray]) -> tuple[str, bool]:
     """The figure by which members are compared, and whether greater is better."""
     machine = made.stopping or made.plateau or made.keep
-    usual = [name for name in history if name in ("validation_loss", "loss")]
-    name = made.watch or max(usual, default=next(iter(history)))  # the validation loss, if there is one
+    usual = (name for name in ("validation_loss", "loss", *history) if name in history)
+    name = made.watching(history).name or next(usual)
     return name, machine.maximise if machine is not None else name.endswith("accuracy")
