@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from raw_arrays import raw
 
 from jaxnn import (
     DivergenceError,
@@ -99,10 +100,8 @@ def bits(result):
     whole = result._replace(history=history, why="", diagnostics=points, stopped=np.asarray(result.stopped))
     arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(whole._asdict()):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
         if hasattr(leaf, "dtype") or isinstance(leaf, (int, float)):
-            host = np.asarray(leaf)
+            host = raw(leaf)
             arrays[jax.tree_util.keystr(path)] = host.dtype, host.shape, host.tobytes()
     return arrays
 

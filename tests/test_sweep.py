@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from raw_arrays import bits, raw
 
 import jaxnn.training.sweep
 from jaxnn import (
@@ -59,15 +60,6 @@ def make(rate, l2):
 def swept():
     settings = {"rate": [0.3, 0.03], "l2": [0.0, 0.1]}
     return sweep(make, settings, seeds=[3, 5, 8], at_once=5, remember=2)(DATA, OTHERS)
-
-
-def raw(leaf):
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-
-def bits(tree):
-    return [raw(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def assert_close(got, expected, tolerance=CLOSE):
