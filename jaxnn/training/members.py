@@ -146,6 +146,7 @@ class Members(PureFunction):
         return made, replace(made.epoch(), home=home_of(data))
 
     def first_state(self, made: run, numbers: Numbers, key: Key, data: Any) -> TrainState:
+        """The state of a member before its first step, drawn from its key."""
         if self.init is None:
             assert isinstance(made.step, train_step)
             x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])

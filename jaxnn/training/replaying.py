@@ -299,8 +299,8 @@ class _Repeated:
         epoch = replace(made.epoch(), home=home_of(self.data))
         same = {name: kept.get(name, 0) for name in ("measure", "skip_nonfinite")}
         self.epoch: Epoch = replace(epoch, **same)
-        self.judged = made.own or made.evaluate is not None  # by functions of the user
-        if validation is not None and not self.judged:
+        self.own_figures = made.own or made.evaluate is not None  # by functions of the user
+        if validation is not None and not self.own_figures:
             validation = beside(on_device("validation", validation), self.data)
         self.validation = validation
         zero = beside(jax.device_put(as_count(0)), self.data)
@@ -343,7 +343,7 @@ class _Repeated:
         """The monitors after an epoch, where they change later steps."""
         if self.made.plateau is None or monitors is None:
             return monitors
-        if self.judged:
+        if self.own_figures:
             figures = jax.jit(self.made.figures)(result, state, self.validation, None)
         else:
             figures = self.made.figures(result, state, None, None) | self.job.evaluate(state)
