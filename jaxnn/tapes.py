@@ -11,7 +11,7 @@ import jax
 
 from jaxnn.aliases import Array, DType, Shape, Tree
 from jaxnn.errors import LayerError
-from jaxnn.placement import axes_of, placed
+from jaxnn.spmd.axes import axes_of, placed
 
 
 @jax.tree_util.register_pytree_node_class

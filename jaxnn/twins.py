@@ -17,9 +17,9 @@ from jaxnn.arrays import is_floating, outline
 from jaxnn.errors import LayerError
 from jaxnn.interfaces import Layer
 from jaxnn.mistakes import net_record
-from jaxnn.placement import on_mesh
 from jaxnn.records import Record, written
 from jaxnn.shapes import check_delta
+from jaxnn.spmd.axes import on_mesh
 from jaxnn.tapes import all_along, coupled
 from jaxnn.types import Array, DType, Forward, ForwardRule, InShape, Key, Params, State, Tree
 from jaxnn.wrapping import within

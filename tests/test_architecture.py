@@ -19,7 +19,7 @@ BASE = (  # of both wings
     {"bars", "errors", "magnitudes", "records"},
     {"showing"},
     {"aliases"},
-    {"placement"},
+    {"spmd"},
     {"tapes"},
     {"factors"},
     {"compiled", "interfaces"},
@@ -46,6 +46,11 @@ FUNCTIONS = ({"jaxprs"}, {"graph"}, {"gradcheck"})  # the wing of any JAX functi
 STAIR = {"gradcheck/kinks.py", "gradcheck/layer_calls.py", "gradcheck/networks.py"}  # from there to the networks
 FLOORS = (*BASE, *NETWORKS[:-5], FUNCTIONS[0], NETWORKS[-5], *FUNCTIONS[1:], *NETWORKS[-4:])
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
+    "spmd": (
+        {"axes"},
+        {"batches", "loops"},
+        {"__init__"},
+    ),
     "jaxprs": (
         {"sources"},
         {"programs"},

@@ -55,7 +55,7 @@ from jaxnn import (
     upsample,
 )
 from jaxnn.factors import generic
-from jaxnn.placement import varying
+from jaxnn.spmd.axes import varying
 
 if len(jax.devices()) < 2:
     pytest.skip("needs two devices", allow_module_level=True)

@@ -30,8 +30,8 @@ from jaxnn.keys import as_key
 from jaxnn.layers.activation import activation as activation_layer
 from jaxnn.layers.dense import dense
 from jaxnn.mistakes import several
-from jaxnn.placement import scan
 from jaxnn.shapes import check_delta, input_spec
+from jaxnn.spmd.loops import scan
 from jaxnn.types import Activation, Array, DType, Forward, Initializer, InShape, Key, Layer, Params, State, Tagged, Tree
 
 

@@ -15,9 +15,9 @@ from jaxnn.factors import Outer, by_position
 from jaxnn.keys import as_key
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
-from jaxnn.placement import axes_of, placed
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features, input_spec
+from jaxnn.spmd.axes import axes_of, placed
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
 

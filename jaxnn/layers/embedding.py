@@ -15,9 +15,9 @@ from jaxnn.factors import Rows, by_position
 from jaxnn.losses.targets import labels_and_wrong
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, drawn
-from jaxnn.placement import axes_of, placed
 from jaxnn.sequences import as_sequences, over_steps, tokens_seen
 from jaxnn.shapes import check_delta, input_spec
+from jaxnn.spmd.axes import axes_of, placed
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 

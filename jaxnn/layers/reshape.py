@@ -8,8 +8,8 @@ from jaxnn.arrays import is_floating, outline
 from jaxnn.checks import whole_number
 from jaxnn.errors import LayerError
 from jaxnn.parameters import no_parameters
-from jaxnn.placement import reshaped
 from jaxnn.shapes import check_delta, one_array
+from jaxnn.spmd.axes import reshaped
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, Forward, Key, Layer, Outline, Params, Shape, State, Tree
 

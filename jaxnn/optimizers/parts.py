@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxnn.arrays import accumulator
 from jaxnn.checks import number, seen
 from jaxnn.mistakes import array_leaves, factory_hint, is_function
-from jaxnn.placement import made_varying, varying
 from jaxnn.records import holds_arrays
+from jaxnn.spmd.axes import made_varying, varying
 from jaxnn.trees import describe, named_leaves, same_shapes
 from jaxnn.types import Array, DType, Optimizer, Params, Schedule, Tree
 

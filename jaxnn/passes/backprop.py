@@ -25,8 +25,8 @@ from jaxnn.mistakes import alive, loss_record, net_record, penalty_record
 from jaxnn.optimizers.parts import real_floats
 from jaxnn.passes.parts import check_params, costs, forward_pass, recursion, seed
 from jaxnn.passes.readings import DELTAS, entries_like, readings_of, slotted, unscaled, untag
-from jaxnn.placement import made_varying, on_mesh, over_devices, varying
 from jaxnn.shapes import batch_size
+from jaxnn.spmd.axes import made_varying, on_mesh, over_devices, varying
 from jaxnn.trees import same_shapes
 from jaxnn.types import Array, Key, Layer, Loss, Params, Pass, Penalty, Reading, State, TrainState, Tree
 

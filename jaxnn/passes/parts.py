@@ -36,9 +36,9 @@ from jaxnn.passes.readings import (
     untag,
     without_kept,
 )
-from jaxnn.placement import over_devices
 from jaxnn.sequences import Sequences
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.axes import over_devices
 from jaxnn.trees import same_shapes, spec_tree, static_spec
 from jaxnn.types import Array, Key, Layer, Loss, Params, Reading, State, Tree, Use
 from jaxnn.weighting import figures_of, shares, weigh, weighted

@@ -20,9 +20,9 @@ from jaxnn.arrays import accumulator, is_floating, widest
 from jaxnn.combinators.parts import is_tagged
 from jaxnn.combinators.walk import Loop, Place, leaves_of, map_layers, rebuilt
 from jaxnn.errors import LayerError
-from jaxnn.placement import axes_of, made_varying, placed, varying
 from jaxnn.records import Record
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.axes import axes_of, made_varying, placed, varying
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Params, Reading, Shape, State, Tagged, Tree, Use
 from jaxnn.wrapping import with_rules
 

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn import placement
 from jaxnn.arrays import is_concrete
 from jaxnn.checks import example_weights
 from jaxnn.shapes import batch_size
+from jaxnn.spmd.batches import Home
+from jaxnn.spmd.batches import rows as rows_of
+from jaxnn.spmd.loops import scan
 from jaxnn.training.means import DataSet
 from jaxnn.types import Array, Key, TrainState, Tree
 
@@ -27,9 +29,9 @@ PARTS = ("x", "target", "weights")  # of a DataSet
 # ---------------------------------------------------------------- which examples
 
 
-def batch_of(data: DataSet, rows: Array, home: placement.Home | None = None) -> tuple[Tree, Tree, Array | None]:
+def batch_of(data: DataSet, rows: Array, home: Home | None = None) -> tuple[Tree, Tree, Array | None]:
     """The examples of those rows, gathered: (x, target, weights or None). `home` is where the data lie, if known."""
-    x, target, *weights = placement.rows(data, rows, home)
+    x, target, *weights = rows_of(data, rows, home)
     return x, target, weights[0] if weights else None
 
 
@@ -123,12 +125,12 @@ def recomputed_scan(one: Callable[..., Any], carry: Any, xs: Any, block: int) ->
     """A scan, of which reverse differentiation keeps the carry before each block of that many steps; 0 for all."""
     steps = len(jax.tree.leaves(xs)[0])
     if not 1 < block < steps:
-        return placement.scan(one, carry, xs)
+        return scan(one, carry, xs)
     blocks = steps // block
     cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], xs)  # noqa: E731
     stacked = jax.tree.map(lambda leaf: leaf.reshape(blocks, block, *leaf.shape[1:]), cut(0, blocks * block))
-    whole = jax.checkpoint(lambda carry, xs: placement.scan(one, carry, xs), prevent_cse=False)
-    carry, out = placement.scan(whole, carry, stacked)
+    whole = jax.checkpoint(lambda carry, xs: scan(one, carry, xs), prevent_cse=False)
+    carry, out = scan(whole, carry, stacked)
     out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
     if steps % block:
         carry, rest = whole(carry, cut(blocks * block, steps))
@@ -160,7 +162,7 @@ def in_measured_batches(
             out = jax.tree.map(lambda *parts: jnp.concatenate(parts), some, out)
         return carry, (out, noted)
 
-    carry, (out, noted) = placement.scan(whole, carry, order[first:last].reshape(times, block * batch))
+    carry, (out, noted) = scan(whole, carry, order[first:last].reshape(times, block * batch))
     outs.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out))
     if len(order) > last:
         carry, out = in_batches(one, carry, order[last:], batch)

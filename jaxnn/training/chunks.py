@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxnn.compiled import program
 from jaxnn.diagnostics.measures import Measures
-from jaxnn.placement import while_loop
 from jaxnn.records import Record
+from jaxnn.spmd.loops import while_loop
 from jaxnn.stopping import Monitors
 from jaxnn.training.batches import batch_of, in_batches, rest_of
 from jaxnn.training.epochs import Epoch

@@ -26,11 +26,11 @@ from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.passes.parts import check_params, costs
-from jaxnn.placement import beside, home_of, spread
 from jaxnn.records import Record
 from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.batches import beside, home_of, spread
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnn import placement
 from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import weight_values, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
@@ -20,8 +19,9 @@ from jaxnn.diagnostics.measures import HEALTH
 from jaxnn.mistakes import training_records, whole_state
 from jaxnn.passes.backprop import backprop, penalty_value
 from jaxnn.passes.parts import costs
-from jaxnn.placement import Home
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.spmd.batches import Home
+from jaxnn.spmd.batches import rows as rows_of
 from jaxnn.training.batches import (
     batch_of,
     check_batch_size,
@@ -137,7 +137,7 @@ class Epoch(PureFunction):
 
     def batch(self, state: TrainState, rows: Array, data: Any) -> Any:
         """The batch of those rows, augmented as in the step; its first part is x."""
-        batch = placement.rows(data, rows, self.home)
+        batch = rows_of(data, rows, self.home)
         if self.augmentation is None:
             return batch
         x, *others = batch if isinstance(batch, tuple) else (batch,)

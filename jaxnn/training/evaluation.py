@@ -12,9 +12,10 @@ from jaxnn.checks import whole_number
 from jaxnn.compiled import program
 from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.passes.parts import costs
-from jaxnn.placement import Home, beside, home_of, placed, rows
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.spmd.axes import placed
+from jaxnn.spmd.batches import Home, beside, home_of, rows
 from jaxnn.training.batches import batch_of, in_batches
 from jaxnn.training.entry import check_values, of_network, on_device
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics

@@ -9,7 +9,7 @@ import jax
 
 from jaxnn.checks import whole_number, yes_or_no
 from jaxnn.passes.backprop import backprop
-from jaxnn.placement import beside
+from jaxnn.spmd.batches import beside
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.chunks import as_count, chunk_of
 from jaxnn.training.driver import Done, Job, drive

@@ -19,9 +19,9 @@ from jaxnn.arrays import is_floating
 from jaxnn.checks import seen
 from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import is_function
-from jaxnn.placement import home_of
 from jaxnn.records import fields_of
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.batches import home_of
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, chunk_of
 from jaxnn.training.epochs import Epoch

@@ -17,8 +17,8 @@ from jaxnn.arrays import is_floating
 from jaxnn.checks import seen, whole_number
 from jaxnn.descriptions import Json, from_description
 from jaxnn.mistakes import not_traced
-from jaxnn.placement import beside, home_of
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.batches import beside, home_of
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, as_count, chunk_of, run_chunk
 from jaxnn.training.divergence import DivergenceError

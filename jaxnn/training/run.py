@@ -19,7 +19,7 @@ from jaxnn.checks import seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.keys import as_key
 from jaxnn.mistakes import accepts, is_function, whole_state
-from jaxnn.placement import beside, home_of
+from jaxnn.spmd.batches import beside, home_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.batches import recomputed_scan
 from jaxnn.training.entry import enter_run

@@ -23,8 +23,8 @@ from jaxnn.checkpoint.states import read, write
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json, described
 from jaxnn.keys import as_key
-from jaxnn.placement import beside, rows
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.spmd.batches import beside, rows
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, Saved
 from jaxnn.training.epochs import Epoch

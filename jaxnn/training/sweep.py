@@ -22,9 +22,9 @@ import numpy as np
 from jaxnn.checks import number, seen, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import is_function, not_traced
-from jaxnn.placement import beside
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size
+from jaxnn.spmd.batches import beside
 from jaxnn.training.batches import check_batch_size
 from jaxnn.training.entry import check_values, on_device
 from jaxnn.training.means import named_metrics

@@ -31,8 +31,8 @@ from jaxnn.layers.convolution.windows import (
 )
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
-from jaxnn.placement import axes_of, placed
 from jaxnn.shapes import check_delta, input_spec
+from jaxnn.spmd.axes import axes_of, placed
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.wrapping import with_rules

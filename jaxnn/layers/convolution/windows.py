@@ -24,8 +24,8 @@ import numpy as np
 from jaxnn.checks import whole_number
 from jaxnn.errors import LayerError
 from jaxnn.mistakes import LEAST_SIDE, channels_first
-from jaxnn.placement import reshaped
 from jaxnn.shapes import features
+from jaxnn.spmd.axes import reshaped
 from jaxnn.types import Array, Shape
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]  # "same", "valid", "causal", or (before, after) for each axis

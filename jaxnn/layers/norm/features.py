@@ -12,9 +12,9 @@ from jaxnn.checks import number, whole_number
 from jaxnn.errors import LayerError
 from jaxnn.layers.norm.shared import EPS, factors_of_norm, in_wide, normalised, ones_and_zeros, scale_and_shift, scaled
 from jaxnn.parameters import as_given, constant
-from jaxnn.placement import reshaped
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features, input_spec
+from jaxnn.spmd.axes import reshaped
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxnn.arrays import accumulator, with_rank
 from jaxnn.factors import Outer, by_position
 from jaxnn.parameters import check_vectors, constant
-from jaxnn.placement import axes_of, placed, reshaped
 from jaxnn.shapes import features, input_spec
+from jaxnn.spmd.axes import axes_of, placed, reshaped
 from jaxnn.types import Array, DType, InShape, Layer, Params, Tree
 
 NAMES = ("scale", "shift")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxnn.arrays import accumulator, with_rank
-from jaxnn.placement import axes_of, placed
+from jaxnn.spmd.axes import axes_of, placed
 from jaxnn.types import Array, Params
 
 

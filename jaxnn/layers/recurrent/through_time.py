@@ -33,9 +33,10 @@ from jaxnn.factors import Outer
 from jaxnn.keys import as_key
 from jaxnn.mistakes import initializer
 from jaxnn.parameters import check_shape, drawn_by_gates
-from jaxnn.placement import axes_of, placed, scan
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.shapes import check_delta, input_spec
+from jaxnn.spmd.axes import axes_of, placed
+from jaxnn.spmd.loops import scan
 from jaxnn.tapes import all_along
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 

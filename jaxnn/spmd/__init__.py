@@ -1,0 +1,1 @@
+"""Several devices, by JAX's own SPMD: placement follows the data, and XLA divides the work."""

@@ -1,0 +1,101 @@
+"""Which axes of a mesh divide an array, and what a rule says of its results there.
+
+On Explicit axes, as of `jax.make_mesh`, and inside `jax.shard_map` a program must specify what JAX does not infer; none
+of it adds an operation on one device:
+
+    placed          the sharding of a sum over examples that Explicit axes divide
+    over_devices    inside `jax.shard_map`: the gradient of a shared array is the sum over the devices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from jaxnn.aliases import Array, Tree
+
+Axes: TypeAlias = tuple[Any, ...]  # for each axis of an array the axis or axes of the mesh that divide it, or None
+
+
+def axes_of(x: Array) -> Axes:
+    """The axes of a mesh that divide each axis of x, from its type: known for Explicit axes only."""
+    return tuple(jax.typeof(x).sharding.spec) if hasattr(x, "ndim") else ()
+
+
+def placed(f: Callable[..., Tree], *operands: Tree, axes: Axes) -> Any:
+    """f(*operands), divided along those axes.
+
+    For a sharding that JAX does not infer, as of a product summed over examples that Explicit axes divide. Within f
+    XLA divides the work; f may read arrays from its operands only.
+    """
+    mesh = explicit_mesh(operands)
+    if mesh is None:
+        return f(*operands)
+    return jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, PartitionSpec(*axes)))(
+        *operands
+    )
+
+
+def reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    """X [N, …] in another shape [N, …], with the same sharding of examples."""
+    first, *others = axes_of(x) or (None,)
+    if any(axis is not None for axis in others):
+        return x.reshape(shape)  # JAX infers some of these
+    return placed(lambda x: x.reshape(shape), x, axes=(first, *(None,) * (len(shape) - 1)))
+
+
+def on_mesh(*trees: Tree) -> AbstractContextManager[object]:
+    """A context in which the Explicit mesh of the arrays is JAX's mesh, also without `jax.set_mesh`.
+
+    `jax.grad` of a loop needs it to make the zeros from which a gradient is accumulated.
+    """
+    mesh = explicit_mesh(jax.tree.leaves(trees))
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def explicit_mesh(leaves: Iterable[Tree]) -> AbstractMesh | None:
+    """The mesh of the first leaf that is on Explicit axes; None if none is."""
+    for leaf in leaves:
+        mesh = jax.typeof(leaf).sharding.mesh if hasattr(leaf, "dtype") and hasattr(leaf, "ndim") else None
+        if mesh is not None and not mesh.empty and mesh.explicit_axes:
+            return mesh
+    return None
+
+
+# ---------------------------------------------------------------- inside jax.shard_map
+
+
+def over_devices(gradient: Array, like: Array) -> Array:
+    """The gradient of `like`, summed over the axes of devices along which `like` is the same.
+
+    This is `jax.grad` inside `jax.shard_map`: each device has its own loss, and the gradient is that of their sum.
+    With `check_vma=False` JAX does not know what is the same, and gradients are not summed.
+    """
+    axes = varying(gradient) - varying(like)
+    return jax.lax.psum(gradient, tuple(sorted(axes, key=str))) if axes else gradient
+
+
+def varying(*trees: Tree) -> frozenset[Any]:
+    """The axes of devices along which the arrays differ, from their types; none outside `jax.shard_map`."""
+    return frozenset().union(*(axes_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(trees)))
+
+
+def axes_varying(type_: object) -> frozenset[Any]:
+    """The axes of devices along which arrays of a type differ."""
+    return getattr(getattr(type_, "mat", type_), "varying", frozenset())
+
+
+def made_varying(tree: Tree, axes: frozenset[Any]) -> Tree:
+    """The same arrays, with types that vary along those axes of devices."""
+
+    def one(leaf: Array) -> Array:
+        more = tuple(sorted(axes - varying(leaf), key=str))
+        return jax.lax.pcast(leaf, more, to="varying") if more else leaf
+
+    return jax.tree.map(one, tree) if axes else tree
