@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers import torch_device, torch_done
 from timing import Contender, Turns, interleave, machine, on_one_core, ratio
 
 import jaxnn
@@ -206,16 +207,18 @@ def pytorch(x: np.ndarray, labels: np.ndarray) -> Contender:
 
     torch.manual_seed(0)
     features = (nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 40, 5), nn.ReLU(), nn.MaxPool2d(2))
-    model = nn.Sequential(*features, nn.Flatten(), nn.Linear(640, 100), nn.ReLU(), nn.Linear(100, 10))
+    device = torch_device()
+    model = nn.Sequential(*features, nn.Flatten(), nn.Linear(640, 100), nn.ReLU(), nn.Linear(100, 10)).to(device)
     criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=RATE)
-    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 1, 4, 2, 3)))
-    classes = torch.from_numpy(labels).long()
+    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 1, 4, 2, 3))).to(device)
+    classes = torch.from_numpy(labels).long().to(device)
 
     def turn() -> None:
         for i in range(STEPS):
             optimizer.zero_grad()
             criterion(model(images[i]), classes[i]).backward()
             optimizer.step()
+        torch_done(device)
 
     return Contender(PYTORCH, turn, lambda: float(criterion(model(images[0]), classes[0])))
 

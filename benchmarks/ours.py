@@ -39,7 +39,7 @@ def epoch(name: str, config: Config, data: Data) -> Contender:
     """The compiled epoch behind `fit`, called again and again; `name` says which gradient, or that it is diagnosed."""
     net, loss, optimizer = network(config)
     measured = {DIAGNOSED: 1, EVERY_STEP: config.steps // config.epochs}.get(name, 0)
-    options = {"gradient": GRADIENTS.get(name, jaxnn.backprop), "diagnose": measured}
+    options = {"gradient": GRADIENTS.get(name, jaxnn.backprop), "measure": measured}
     run = jaxnn.train_epoch(net, loss, optimizer, batch_size=config.batch, **options)
     compiled = jax.jit(run, donate_argnums=0)
     x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)

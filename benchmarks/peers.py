@@ -353,6 +353,25 @@ def flax_nnx(config: Config, data: Data) -> Peer:
 # ---------------------------------------------------------------- others
 
 
+def torch_device() -> Any:
+    """The device of PyTorch: the accelerator, if JAX has one, with float32 products in TF32 as JAX's by default."""
+    import torch
+
+    if jax.default_backend() == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    return torch.device("cuda")
+
+
+def torch_done(device: Any) -> None:
+    """Returns when the work queued on the device is done."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def pytorch(config: Config, data: Data) -> Peer:
     """PyTorch, eager: zero_grad, forward, backward, step; batches indexed from tensors."""
     import torch
@@ -366,20 +385,22 @@ def pytorch(config: Config, data: Data) -> Peer:
         dropout = [nn.Dropout(DROP_RATE)] * (config.extra == "dropout")
         layers += [nn.Linear(into, out), *norm, hidden(), *dropout]
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
-    model = nn.Sequential(*layers[: last + 1])
+    device = torch_device()
+    model = nn.Sequential(*layers[: last + 1]).to(device)
     criterion = nn.CrossEntropyLoss()
     if config.optimizer == "sgd":
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
     else:
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=ADAM_EPS)
-    x, labels = torch.from_numpy(data.x), torch.from_numpy(data.labels).long()
+    x, labels = torch.from_numpy(data.x).to(device), torch.from_numpy(data.labels).long().to(device)
 
     def turn() -> None:
         for _ in range(config.epochs):
-            for index in torch.randperm(config.examples).split(config.batch):
+            for index in torch.randperm(config.examples, device=device).split(config.batch):
                 optimizer.zero_grad()
                 criterion(model(x[index]), labels[index]).backward()
                 optimizer.step()
+        torch_done(device)
 
     def now() -> float:
         with torch.no_grad():

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers import torch_device, torch_done
 from timing import Contender, interleave, machine, on_one_core, ratio
 
 import jaxnn
@@ -220,16 +221,18 @@ def pytorch(cell: str, task: Task, data: Any) -> Contender:
     from torch import nn
 
     kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
-    layer, out = kind(task.features, task.width, batch_first=True), nn.Linear(task.width, CLASSES)
+    device = torch_device()
+    layer, out = kind(task.features, task.width, batch_first=True).to(device), nn.Linear(task.width, CLASSES).to(device)
     optimizer = torch.optim.SGD([*layer.parameters(), *out.parameters()], lr=RATE)
     criterion = nn.CrossEntropyLoss()
-    x, labels = (torch.from_numpy(array) for array in batches(task, *data))
+    x, labels = (torch.from_numpy(array).to(device) for array in batches(task, *data))
 
     def turn() -> None:
         for i in range(STEPS):
             optimizer.zero_grad()
             criterion(out(layer(x[i])[0][:, -1]), labels[i]).backward()
             optimizer.step()
+        torch_done(device)
 
     return Contender("PyTorch", turn)
 
