@@ -93,7 +93,8 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "layers/recurrent": (
-        {"products", "through_time"},
+        {"cells", "products"},
+        {"through_time"},
         {"elman", "gru", "lstm"},
         {"__init__"},
     ),
