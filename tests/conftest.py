@@ -54,6 +54,7 @@ jax.config.update("jax_default_matmul_precision", "highest")  # TF32 on a GPU is
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.devices()  # JAX runs from here on: no test and no doctest changes the number of devices
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and few cycles
 
 

@@ -48,7 +48,7 @@ FLOORS = (*BASE, *NETWORKS[:-5], FUNCTIONS[0], NETWORKS[-5], *FUNCTIONS[1:], *NE
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "spmd": (
         {"axes"},
-        {"batches", "loops"},
+        {"batches", "cores", "loops"},
         {"__init__"},
     ),
     "jaxprs": (

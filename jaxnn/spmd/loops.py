@@ -79,17 +79,14 @@ def _moved(leaf: Array, type_: Any) -> Array:
 def blocks_of(x: Array, axis: int = 0) -> int:
     """P, the number of devices that divide the N examples of x along an axis; 1 if they do not or it is not known.
 
-    The types of arrays lack Auto axes: then it is the mesh of `jax.set_mesh`, if that has one axis.
+    The types of arrays lack Auto axes: then it is the first axis of the mesh, as in `spmd.batches`.
     """
-    mesh, n = jax.sharding.get_abstract_mesh(), x.shape[axis]
-    if mesh.manual_axes or not isinstance(n, Integral):  # a symbol, of jax.export
+    mesh, n = jax.typeof(x).sharding.mesh, x.shape[axis]
+    mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
+    if mesh.empty or mesh.manual_axes or not isinstance(n, Integral):  # a symbol, of jax.export
         return 1
-    if (explicit := explicit_mesh((x,))) is not None:
-        names = axes_of(x)[axis]
-        mesh, names = explicit, names if isinstance(names, tuple) else (names,)
-    else:
-        names = mesh.axis_names if len(mesh.axis_names) == 1 else ()
-    blocks = math.prod(mesh.shape[name] for name in names if name is not None)
+    axes = axes_of(x)[axis] if mesh.explicit_axes else mesh.axis_names[0]
+    blocks = math.prod(mesh.shape[name] for name in (axes if isinstance(axes, tuple) else (axes,)) if name is not None)
     return blocks if n % blocks == 0 else 1
 
 
