@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_numpy import by_numpy
@@ -113,17 +112,3 @@ def test_gradients_of_a_recurrent_layer_are_summed_over_devices_once(name, axes)
         assert {depth for depth, _ in collectives(program.as_text())} == {0}
         assert len(collectives(program.as_text())) <= 1 + (axes is AxisType.Explicit)
         close(program(*there), by_numpy(take)(params, x, labels), FLOAT64, name)
-
-
-def test_examples_that_the_devices_do_not_divide():
-    """They are on every device, and there is nothing to sum."""
-    from jaxnn.spmd.loops import blocks_of
-
-    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))):
-        assert blocks_of(jnp.ones((3, 2))) == 1
-    if len(jax.devices()) < DEVICES:
-        return
-    with jax.set_mesh(cores(DEVICES)):
-        x = jnp.ones((3, 2))
-        assert blocks_of(x) == 1
-        assert blocks_of(x.T) == DEVICES

@@ -1,14 +1,8 @@
-"""Loops whose carry has, before the first pass, the sharding that it has after each.
-
-A loop that sums over examples in every pass sums over the devices as often, unless it keeps a sum for each device, in
-blocks of examples, and these are summed after it: `blocks_of`, `in_blocks`. N examples, P blocks.
-"""
+"""Loops whose carry has, before the first pass, the sharding that it has after each."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import jax
@@ -16,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxnn.aliases import Array, Tree
-from jaxnn.spmd.axes import axes_of, axes_varying, explicit_mesh, made_varying, placed
+from jaxnn.spmd.axes import axes_varying, explicit_mesh, made_varying
 
 Body: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]  # (carry, x) -> carry, y
 ROUNDS = 4  # until the types of a carry are constant: each can only gain axes
@@ -71,33 +65,3 @@ def _moved(leaf: Array, type_: Any) -> Array:
     if mesh.empty or not mesh.explicit_axes or jax.typeof(leaf).sharding == type_.sharding:
         return leaf
     return jax.sharding.reshard(leaf, NamedSharding(mesh, spec))
-
-
-# ---------------------------------------------------------------- sums over examples in a loop
-
-
-def blocks_of(x: Array, axis: int = 0) -> int:
-    """P, the number of devices that divide the N examples of x along an axis; 1 if they do not or it is not known.
-
-    The types of arrays lack Auto axes: then it is the first axis of the mesh, as in `spmd.batches`.
-    """
-    mesh, n = jax.typeof(x).sharding.mesh, x.shape[axis]
-    mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
-    if mesh.empty or mesh.manual_axes or not isinstance(n, Integral):  # a symbol, of jax.export
-        return 1
-    axes = axes_of(x)[axis] if mesh.explicit_axes else mesh.axis_names[0]
-    blocks = math.prod(mesh.shape[name] for name in (axes if isinstance(axes, tuple) else (axes,)) if name is not None)
-    return blocks if n % blocks == 0 else 1
-
-
-def in_blocks(sums: Callable[..., Tree], blocks: int) -> Callable[..., Tree]:
-    """The same sums over examples of arrays [N, …], one for each of P blocks: [P, …] in each leaf."""
-
-    def each(*arrays: Array) -> Tree:
-        def of_blocks(*arrays: Array) -> Tree:
-            cut = [array.reshape(blocks, -1, *array.shape[1:]) for array in arrays]
-            return jax.vmap(sums)(*cut)
-
-        return placed(of_blocks, *arrays, axes=axes_of(arrays[0])[:1])
-
-    return each

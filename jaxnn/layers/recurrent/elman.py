@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY
 
 from jaxnn.activations import tanh
-from jaxnn.layers.recurrent.cells import Cell
 from jaxnn.layers.recurrent.products import over_examples, total_over_examples, weighted
-from jaxnn.layers.recurrent.through_time import Carried, Recurrent, Sums
+from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
 from jaxnn.types import Activation, Array, Initializer, Params, Tree
 
 
@@ -78,7 +77,6 @@ class rnn(Recurrent):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 1, unroll=4)
-    sums = staticmethod(_sums)
 
     def __post_init__(self) -> None:
         if not isinstance(self.activation, Activation):

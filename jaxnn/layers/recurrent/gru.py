@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.arrays import with_rank
-from jaxnn.layers.recurrent.cells import Cell
 from jaxnn.layers.recurrent.products import over_examples, total_over_examples
-from jaxnn.layers.recurrent.through_time import Carried, Recurrent, Sums
+from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
 from jaxnn.types import Array, Initializer, Params, Tree
 
 
@@ -84,7 +83,6 @@ class gru(Recurrent):
     b_init: Initializer | None = None
 
     cell = Cell(("h",), 3, more=("b_h",), unroll=4, of={"w": 0, "w_h": 1, "b": 0, "b_h": 2})
-    sums = staticmethod(_sums)
 
     @staticmethod
     def step(params: Params, x: Array, state: Carried) -> tuple[Carried, Tree]:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.checks import number
-from jaxnn.layers.recurrent.cells import Cell
 from jaxnn.layers.recurrent.products import concatenated, over_examples, total_over_examples, weighted
-from jaxnn.layers.recurrent.through_time import Carried, Recurrent, Sums
+from jaxnn.layers.recurrent.through_time import Carried, Cell, Recurrent, Sums
 from jaxnn.parameters import constant
 from jaxnn.types import Array, DType, Initializer, InShape, Key, Params, State, Tree
 
@@ -84,7 +83,6 @@ class lstm(Recurrent):
     b_init: Initializer | None = None
 
     cell = Cell(("h", "c"), 4)
-    sums = staticmethod(_sums)
 
     def __post_init__(self) -> None:
         self._set(forget_bias=number("lstm: forget_bias", self.forget_bias))

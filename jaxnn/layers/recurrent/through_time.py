@@ -18,7 +18,7 @@ Source: Werbos (1990), "Backpropagation through time: what it does and how to do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
@@ -28,23 +28,34 @@ import jax.numpy as jnp
 from jaxnn import initializers
 from jaxnn.arrays import accumulator, widest
 from jaxnn.checks import whole_number
+from jaxnn.errors import LayerError
 from jaxnn.factors import Outer
 from jaxnn.keys import as_key
-from jaxnn.layers.recurrent.cells import Cell, check_params, shapes_of
 from jaxnn.mistakes import initializer
-from jaxnn.parameters import drawn_by_gates
+from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.shapes import check_delta, input_spec
-from jaxnn.spmd.axes import axes_of, placed
-from jaxnn.spmd.loops import blocks_of, in_blocks, scan
+from jaxnn.spmd.axes import axes_of, by_device, placed
+from jaxnn.spmd.loops import scan
 from jaxnn.tapes import all_along
-from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, State, Tree
+from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 
 RETURNS = ("sequence", "values", "last", "both")
 
 Carried: TypeAlias = tuple[Array, ...]  # a cell's state, h first
 Sum: TypeAlias = tuple[Carried, Params]  # δ of the state, and the gradients summed so far
 Sums: TypeAlias = Callable[..., Params]  # (x, h before the step, *ζ) -> the step's gradients; ζ is ∂C/∂z, or α, μ, …
+
+
+class Cell(NamedTuple):
+    """The form of a cell."""
+
+    parts: tuple[str, ...]  # the arrays of the state by name, h first
+    gates: int  # G; w is [D, GH], w_h [H, GH], b [GH]
+    more: tuple[str, ...] = ()  # names of further biases [H]
+    unroll: int = 1  # the number of steps in the body of a loop
+    # the index of the ζ from which each parameter's gradient is formed
+    of: Mapping[str, int] = {"w": 0, "w_h": 0, "b": 0}
 
 
 class _Steps(NamedTuple):
@@ -69,7 +80,6 @@ class Recurrent(Layer):
     """Base of the recurrent layers, which have these fields, a `cell`, and one step of it, forward and back."""
 
     cell: ClassVar[Cell]
-    sums: ClassVar[Sums]  # of a step
 
     if TYPE_CHECKING:
         width: int
@@ -109,14 +119,14 @@ class Recurrent(Layer):
             "w_h": self.w_h_init or initializers.orthogonal(),
             **dict.fromkeys(("b", *self.cell.more), b_init),
         }
-        key, shapes = as_key(key), shapes_of(self.cell, self.width, spec.values.shape[-1])
+        key, shapes = as_key(key), _shapes(self, spec.values.shape[-1])
         keys = [jax.random.fold_in(key, i) for i in range(len(shapes))]
         leaves = {name: (inits[name], key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
         return drawn_by_gates(self.kind, dtype, self.width, **leaves), ()
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         given = read_sequences(self.kind, x, self.cell.parts, self.width)
-        check_params(self.kind, self.cell, self.width, params, given.values.shape)
+        _check_params(self, params, given.values.shape)
         steps, initial = _read(self, params, given)
         run = _pieces if self.recompute else _steps
         final, h, kept = run(self, _in(steps.x.dtype, params), steps, initial, self.returns != "last")
@@ -130,13 +140,14 @@ class Recurrent(Layer):
         return (Sequences(values, given.mask) if masked else values), state, tape
 
     def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
-        blocks = blocks_of(tape.steps.x, axis=1)
-        stepping, like = (self, params) if blocks == 1 else (_Blocked(self, blocks), _stacked(params, blocks))
-        (before, total), delta_x = _run_back(self, stepping, params, tape, delta, like)
-        if blocks > 1:
-            total = jax.tree.map(lambda sums: sums.sum(0), total)
+        def run(params: Params, tape: _Tape, delta: Tree) -> tuple[Tree, Params]:
+            (before, total), delta_x = _run_back(self, self, params, tape, delta, params)
+            return (jnp.swapaxes(delta_x, 0, 1), before), total
+
+        axes = None, self.batch_axes(tape), 0
+        (delta_x, before), total = by_device(run, (params, tape, delta), axes)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
-        return _like(tape.like, jnp.swapaxes(delta_x, 0, 1), before), grads
+        return _like(tape.like, delta_x, before), grads
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Params:
         """xₜ, hₜ₋₁ or 1, and the ζ of each step, from one pass backward through time."""
@@ -184,22 +195,7 @@ class _Noting:
         return before, (noted[0], tuple(noted[1:])), grads
 
 
-class _Blocked:
-    """A layer whose gradients are sums over blocks of examples, [P, …]: each device has its own within the loop."""
-
-    def __init__(self, layer: Recurrent, blocks: int) -> None:
-        self.cell, self.step, self.layer = layer.cell, layer.step, layer
-        self.sums: Sums = in_blocks(layer.sums, blocks)
-
-    def step_back(self, params: Params, x: Array, kept: Tree, delta: Carried) -> tuple[Carried, Array, Params]:
-        return self.layer.step_back(params, x, kept, delta, self.sums)
-
-
-def _stacked(params: Params, blocks: int) -> Params:
-    return jax.tree.map(lambda p: jax.ShapeDtypeStruct((blocks, *p.shape), p.dtype), params)
-
-
-Stepping: TypeAlias = Recurrent | _Noting | _Blocked
+Stepping: TypeAlias = Recurrent | _Noting
 
 
 def _run_back(
@@ -377,3 +373,23 @@ def _like(like: Tree, delta_x: Array, before: Carried) -> Tree:
         return Sequences(delta_x)
     state = before if len(before) > 1 else before[0]
     return Sequences(delta_x, (), jax.tree.map(lambda d, s: d.astype(s.dtype), state, given.initial))
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def _shapes(layer: Recurrent, in_features: int) -> dict[str, Shape]:
+    width, wide = layer.width, layer.cell.gates * layer.width
+    return {"w": (in_features, wide), "w_h": (width, wide), "b": (wide,), **dict.fromkeys(layer.cell.more, (width,))}
+
+
+def _check_params(layer: Recurrent, params: Params, x_shape: Shape) -> None:
+    expected = _shapes(layer, x_shape[-1])
+    if set(params) != set(expected):
+        complaint = f"expects parameters {', '.join(expected)}, got {sorted(params)}"
+        raise LayerError(layer.kind, complaint, about_params=True)
+    got = jnp.shape(params["w"])
+    if got != expected["w"] and got[1:] == expected["w"][1:]:
+        raise LayerError(layer.kind, f"expects {got[0]} features, got x of shape {tuple(x_shape)}")
+    for name, shape in expected.items():
+        check_shape(layer.kind, params, name, shape)
