@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
 from jaxnn.spmd.axes import axes_of, explicit_mesh, placed
@@ -71,6 +71,15 @@ def _home(leaf: Array) -> Home | None:
 def _divided(mesh: Any, axes: Any) -> Home:
     known = axes is not None and axes is not PartitionSpec.UNCONSTRAINED and axes != ()
     return Home(mesh, axes, _count(mesh, axes)) if known else Home(mesh, mesh.axis_names[0])
+
+
+def copies_on(data: Tree) -> Mesh | None:
+    """The mesh of whose devices every one has all of the data; None for data that are divided, or on one device."""
+    arrays = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
+    lies = [leaf.sharding for leaf in arrays if not isinstance(leaf, jax.core.Tracer)]
+    meshes = {one.mesh if isinstance(one, NamedSharding) and one.is_fully_replicated else None for one in lies}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
 def arranged(at: Array, n: int, parts: int, devices: int) -> Array:

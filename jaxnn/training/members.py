@@ -22,6 +22,7 @@ from jaxnn.mistakes import is_function
 from jaxnn.records import fields_of
 from jaxnn.shapes import example_shape
 from jaxnn.stopping import Monitors
+from jaxnn.training.batches import check_shards
 from jaxnn.training.chunks import Noted, chunk_of
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.evaluation import EVALUATION_BATCH
@@ -61,6 +62,7 @@ class Members(PureFunction):
     epochs: int | None = None
     batch_size: int | None = None
     shared_order: bool = False
+    mesh: Any = None  # of whose devices each has members of its own, and all of the data
 
     def made(self, numbers: Numbers) -> run:
         """The run of one member."""
@@ -142,7 +144,13 @@ class Members(PureFunction):
         """The run of one member, and its epoch, which knows where the data lie."""
         made = self.made(numbers)
         made = replace(made, order=order) if self.shared_order else made
-        return made, made.epoch().at_home(data)
+        epoch = made.epoch()
+        if self.mesh is None:
+            return made, epoch.at_home(data)
+        shards = epoch.shards or 1
+        check_shards(shards, epoch.size(data))
+        epoch.check_padding(epoch.size(data), None, shards)
+        return made, replace(epoch, shards=shards)
 
     def first_state(self, made: run, numbers: Numbers, key: Key, data: Any) -> TrainState:
         """The state of a member before its first step, drawn from its key."""

@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.arrays import accumulator, is_floating
 from jaxnn.checks import plain_data, seen
 from jaxnn.mistakes import accepts, alive, factory_hint, is_function
 from jaxnn.optimizers.parts import next_step
-from jaxnn.spmd.batches import Home
+from jaxnn.spmd.batches import Home, spread
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import RESERVED, DataSet
 from jaxnn.training.results import Notes
@@ -201,5 +202,9 @@ def _same_types(what: str, got: Any, was: Any) -> None:
 
 
 def rows_of(data: Any) -> DataSet:
-    """The data with every leaf as a JAX array."""
-    return cast(DataSet, jax.tree.map(jnp.asarray, data))
+    """The data with every leaf as a JAX array; under `jax.set_mesh` every device has a copy of a NumPy array."""
+
+    def of(leaf: Any) -> Array:
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, spread(np.asarray(leaf), False))
+
+    return cast(DataSet, jax.tree.map(of, data))

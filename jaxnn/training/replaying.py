@@ -156,17 +156,17 @@ def _of_sweep(sweep: Sweep, step: int | None, member: int | None) -> Moment:
                 f"no step {step}"
             )
         progress = before(epochs, steps)
-        state = jax.tree.map(lambda leaf: leaf[row], progress.train_state)
+        state = origin.member(progress.train_state, row)
         state = state._replace(**cursor(int(progress.epoch), int(progress.position)))
         scale = update_scale(progress.monitors)
-        return moment(epoch, state, origin.data, None if scale is None else scale[row])
+        return moment(epoch, state, origin.data, None if scale is None else origin.member(scale, row))
 
     if step is not None:
         return at(step)
     bad = np.flatnonzero(~np.isfinite(sweep.runs.history.get("loss", np.zeros((len(sweep), 0)))[i, :ran]))
     if not len(bad):
         raise TypeError(f"replay: step= is missing; the loss of member {i} is finite throughout")
-    losses = np.asarray(before(int(bad[0]) + 1, 0).noted.notes.loss[row])
+    losses = np.asarray(before(int(bad[0]) + 1, 0).noted.notes.loss)[row]
     step = begin + int(bad[0]) * batches + int(np.flatnonzero(~np.isfinite(losses))[0])
     found = at(step)
     floats = [leaf for leaf in jax.tree.leaves(found.train_state.params) if is_floating(leaf)]

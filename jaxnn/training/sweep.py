@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, replace
 from numbers import Integral, Real
 from queue import SimpleQueue
 from threading import Event
@@ -24,13 +24,13 @@ from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import is_function, not_traced
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size
-from jaxnn.spmd.batches import beside
+from jaxnn.spmd.batches import beside, copies_on
 from jaxnn.training.batches import check_batch_size
 from jaxnn.training.entry import check_values, on_device
 from jaxnn.training.means import named_metrics
 from jaxnn.training.members import Members
 from jaxnn.training.monitoring import copied
-from jaxnn.training.origin import Origin
+from jaxnn.training.origin import Origin, joined
 from jaxnn.training.own_steps import check_rows, rows_of
 from jaxnn.training.progress import progress_bar
 from jaxnn.training.run import run
@@ -120,7 +120,8 @@ class sweep(PureFunction):
         not_traced("sweep", "use jax.vmap of a run there", data, validation)
         made, origin, workers = self.prepared(data, validation)
         runs, m = self.all_groups(origin, workers), len(origin.keys)
-        whole = _joined(runs, m) if len(runs) > 1 or origin.at_once > m else runs[0]
+        alone = len(runs) == 1 and origin.at_once == m and origin.members.mesh is None
+        whole = runs[0] if alone else joined(*runs, last=m)
         history = {name: np.asarray(values) for name, values in whole.history.items()}
         points = [point for point in self.settings for _ in self.seeds]
         settings = {name: np.asarray([point[name] for point in points]) for name in points[0]}
@@ -134,6 +135,7 @@ class sweep(PureFunction):
         members = Members(self.make, self.init, self.epochs, self.batch_size, self.shared_order)
         made = self._checked(members)
         data, validation = self._entered(made, data, validation)
+        members = replace(members, mesh=copies_on(data))
         m, seeds = len(self.settings) * len(self.seeds), len(self.seeds)
         numbers = {name: _column([point[name] for point in self.settings], seeds) for name in self.settings[0]}
         keys = _keys(np.asarray(self.seeds * len(self.settings), np.uint32))
@@ -184,9 +186,13 @@ class sweep(PureFunction):
         return data, validation
 
     def _divided(self, origin: Origin) -> tuple[int, int]:
-        """The number of workers, and that of members in the group of each."""
-        m, fit, on_cpu = len(origin.keys), origin.at_most(self.memory), jax.default_backend() == "cpu"
+        """The number of workers, and that of members in the group of each, on all devices."""
+        fit, on_cpu, mesh = origin.at_most(self.memory), jax.default_backend() == "cpu", origin.members.mesh
+        devices = 1 if mesh is None else mesh.size
+        m = -(-len(origin.keys) // devices)
         at_once = self.at_once or min(m, fit, GROUP if on_cpu else m)
+        if devices > 1:  # which are the cores, or have members enough
+            return self.workers or 1, at_once * devices
         cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
         workers = self.workers or min(cores if on_cpu else 1, max(1, fit // at_once))
         return workers, at_once
@@ -245,20 +251,6 @@ class sweep(PureFunction):
 @jax.jit
 def _keys(seeds: Array) -> Key:
     return jax.vmap(jax.random.key)(seeds)
-
-
-def _joined(runs: list[Run], m: int) -> Run:
-    """The runs of all groups as one, of m members; on the host, since a program of many groups compiles for long."""
-
-    def one(*parts: Any) -> Array:
-        if is_key := jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key):
-            impl, parts = jax.random.key_impl(parts[0]), tuple(map(jax.random.key_data, parts))
-        whole = np.concatenate([np.asarray(part) for part in parts])[:m]
-        home = parts[0].sharding if getattr(parts[0], "is_fully_replicated", False) else None
-        whole = jax.device_put(whole, home)
-        return jax.random.wrap_key_data(whole, impl=impl) if is_key else whole
-
-    return jax.tree.map(one, *runs)
 
 
 # ---------------------------------------------------------------- settings and seeds
