@@ -34,7 +34,7 @@ def copies(mesh, tree):
 
 def make(rate):
     step = train_step(mlp([3]), losses.mse, sgd(rate))
-    return run(step, epochs=4, batch_size=8, stopping=early_stopping(1, min_delta=0.05))
+    return run(step, epochs=4, batch_size=8, stopping=early_stopping(1, min_improvement=0.02))
 
 
 def of_sweep(swept):

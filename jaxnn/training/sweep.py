@@ -50,6 +50,10 @@ class sweep(PureFunction):
     Each member equals its own `run` to rounding, and does not change once its run has stopped early. Ctrl-C ends a
     sweep after the epochs that are being computed.
 
+    Where every device of a mesh has all of the data (NumPy arrays under `jax.set_mesh`, or arrays that lie there so) the
+    members are divided among the devices, and no device asks another one. Data that are divided by their examples train
+    each member on all devices, as in `fit`.
+
     Args:
         make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
             takes. It is called with Python numbers, to check them, and with JAX scalars, one program for all: numbers
@@ -63,10 +67,10 @@ class sweep(PureFunction):
             further arguments.
         shared_order: True gives all members the order of the first seed: batches are gathered once for all, and the
             products of the first layer are one.
-        at_once: K, the number of members side by side in a group; by default as many as `memory` allows, on a CPU 8 at
-            most. It changes results by rounding.
+        at_once: K, the number of members side by side in a group, on each device; by default as many as `memory`
+            allows, on a CPU 8 at most. It changes results by rounding, the number of devices does not.
         workers: the number of groups that are trained at the same time; by default, on a CPU, one for each core, within
-            `memory`. It changes no result.
+            `memory`; 1 on several devices. It changes no result.
         memory: bytes for the members at a time, by an estimate from their states and activations.
         remember: the number of epochs between states that are kept for `replay`, which otherwise starts at step 0.
         progress: show a progress bar; by default if tqdm is installed and the output is a terminal.
