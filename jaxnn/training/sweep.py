@@ -50,9 +50,9 @@ class sweep(PureFunction):
     Each member equals its own `run` to rounding, and does not change once its run has stopped early. Ctrl-C ends a
     sweep after the epochs that are being computed.
 
-    Where every device of a mesh has all of the data (NumPy arrays under `jax.set_mesh`, or arrays that lie there so) the
-    members are divided among the devices, and no device asks another one. Data that are divided by their examples train
-    each member on all devices, as in `fit`.
+    Where every device of a mesh has all of the data (NumPy arrays under `jax.set_mesh`, or arrays that lie there so),
+    the members are divided among the devices, and no device asks another one. Data that are divided by their examples
+    train each member on all devices, as in `fit`.
 
     Args:
         make: a function of the settings by name, `make(learning_rate=…)`, that returns a `run`, or a step as `run`
