@@ -125,10 +125,11 @@ def test_a_step_of_ones_own():
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
 def test_data_that_are_divided_train_every_member_on_all_devices(axes):
     """Each member is then its own run over such data."""
-    data = X[:20], TARGET[:20]
     shards = DEVICES if axes is AxisType.Explicit else 1  # types do not tell of Auto axes
-    expected = sweep(lambda rate: run(make(rate).step, epochs=2, batch_size=8, shards=shards), RATES)(data)
-    there = jax.device_put(data, NamedSharding(mesh_of(axes), P("data")))
-    found = sweep(lambda rate: run(make(rate).step, epochs=2, batch_size=8), RATES)(there)
-    assert found.origin.members.mesh is None
-    assert_close(found.runs.train_state.params, expected.runs.train_state.params, 1e-6)
+    with jax.enable_x64(True):
+        data = X[:20].astype(np.float64), TARGET[:20].astype(np.float64)
+        expected = sweep(lambda rate: run(make(rate).step, epochs=2, batch_size=8, shards=shards), RATES)(data)
+        there = jax.device_put(data, NamedSharding(mesh_of(axes), P("data")))
+        found = sweep(lambda rate: run(make(rate).step, epochs=2, batch_size=8), RATES)(there)
+        assert found.origin.members.mesh is None
+        assert_close(found.runs.train_state.params, expected.runs.train_state.params, 1e-12)

@@ -173,7 +173,7 @@ class Members(PureFunction):
         state = self.first_state(made, numbers, key, data)
 
         def tape(x: Any, n: int, train: bool) -> Any:
-            batch = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (n, *leaf.shape[1:])), x)
+            batch = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape[1:]), leaf.dtype), x)  # its shapes alone
             return step.net.forward(state.params, state.state, batch, train=train, rng=key)[2]
 
         if validation is None or made.evaluate is not None:
