@@ -26,6 +26,7 @@ from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, si
 from jaxnn.combinators.branches import parallel, residual
 from jaxnn.combinators.directions import bidirectional
 from jaxnn.combinators.naming import named
+from jaxnn.combinators.precision import low_precision
 from jaxnn.combinators.sequence import mlp, repeat, serial, share
 from jaxnn.combinators.walk import leaf_layers, map_layers, ordered_leaves
 from jaxnn.descriptions import describe, from_description
@@ -81,7 +82,7 @@ __all__ = [
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
     # combinators
     "serial", "mlp", "named", "residual", "parallel", "repeat", "share", "map_layers", "leaf_layers", "ordered_leaves",
-    "with_rules",
+    "with_rules", "low_precision",
     # gradients
     "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
     # optimizers

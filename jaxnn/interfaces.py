@@ -64,6 +64,11 @@ class Layer(Shown):
         backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta has the structure,
             shapes and dtypes of y, delta_in those of x; the δ of integers and masks is `()`. The library's layers
             raise LayerError for any other delta.
+        unrounded: `(params, tape, delta, dtype) -> (delta_in, grads)`, backward with gradients in the precision in
+            which they are summed, at least dtype, for `low_precision`. By default what backward gives.
+        keeps_precision: True for a layer that `low_precision` leaves in the parameters' precision, and in float32 at
+            least (norms, softmax).
+        computes_in: the name of the dtype in which `low_precision` has it compute; None outside.
         factors: `(params, tape, delta) ->` a tree like params of `factors.Factor`s, from which ∂Cₙ/∂θ of every example
             n follows. By default found by `backward`, one example at a time, unless the layer couples the batch.
         batch_axes: `(tape) ->` a tree like tape: the batch axis of each array, or None for an array that all examples
@@ -127,9 +132,11 @@ class Layer(Shown):
         return any(child.couples_batch for child in self.children)
 
     name = rebuild = activation = uncounted = passes = transposable = cast(Any, None)
+    computes_in = cast(Any, None)
     stacks = cast(Any, False)
     in_sequence = cast(Any, False)
     by_autodiff = cast(Any, False)
+    keeps_precision = cast(Any, False)
 
     @property
     def plain(self) -> Layer:
@@ -148,6 +155,9 @@ class Layer(Shown):
         raise NotImplementedError(
             f"{self.kind} has no backward(params, tape, delta): write it, or use autodiff_twin({self.kind}(…))"
         )
+
+    def unrounded(self, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
+        return self.backward(params, tape, delta)
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Tree:
         return generic(self, params, tape, delta)
