@@ -47,6 +47,7 @@ from jaxnn.optimizers.adaptive import adagrad, adam, adamw, rmsprop
 from jaxnn.optimizers.averages import ema
 from jaxnn.optimizers.descent import gradient_descent, sgd
 from jaxnn.optimizers.parts import apply_updates
+from jaxnn.optimizers.scaling import loss_scaling
 from jaxnn.optimizers.transforms import accumulate, chain, clip_by_global_norm, clip_by_value
 from jaxnn.passes.backprop import as_custom_vjp, autodiff, backprop
 from jaxnn.sequences import Sequences
@@ -87,7 +88,7 @@ __all__ = [
     "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
     # optimizers
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
-    "accumulate", "ema", "apply_updates",
+    "accumulate", "loss_scaling", "ema", "apply_updates",
     # training
     "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay", "evaluate",
     "predict", "DivergenceError", "Interrupted",

@@ -21,7 +21,7 @@ def within(attribute: str) -> Any:
 class with_rules(Layer):
     """A layer with some of its rules replaced: by the user, to try another derivation, or by a reading.
 
-    It is a leaf, whatever it wraps, of the same kind, name and precision; no other attributes of the layer are passed on.
+    It is a leaf, whatever it wraps, of the same kind, name and precision; no other attributes are passed on.
 
     Args:
         layer: the layer.

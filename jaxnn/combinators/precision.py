@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,14 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class _Rounding(Layer):
-    """Base of a network whose leaves, those of `lowered`, are in low precision: casts input and output."""
+    """Base of a network whose only child has leaves in low precision: casts input and output."""
 
-    if TYPE_CHECKING:
-        lowered: Layer
-        dtype: str
     in_sequence = True
+
+    @property
+    def lowered(self) -> Layer:
+        """The child."""
+        return self.children[0]
 
     @cached_property
     def kind(self) -> str:
@@ -37,19 +39,11 @@ class _Rounding(Layer):
     def name(self) -> str | None:
         return self.lowered.name
 
-    @property
-    def computes_in(self) -> str:
-        return self.dtype
-
-    @cached_property
-    def children(self) -> tuple[Layer, ...]:
-        return (self.lowered,)
-
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self.lowered.init(key, in_shape, dtype)
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
-        y, new_state, tape = self.lowered.forward(params, state, narrowed(x, self.dtype), train=train, rng=rng)
+        y, new_state, tape = self.lowered.forward(params, state, narrowed(x, self.computes_in), train=train, rng=rng)
         out = in_dtype(widest(*(dtypes_of(params) or dtypes_of(x)), default=None), y)
         return out, new_state, _Tape(tape, outline(x), outline(y), outline(out))
 
@@ -116,26 +110,38 @@ class low_precision(_Rounding):
             )
         self._set(dtype=name, layer=as_layers("low_precision", (self.layer,))[0])
 
+    @property
+    def computes_in(self) -> str:
+        return self.dtype
+
     @cached_property
-    def lowered(self) -> Layer:
+    def children(self) -> tuple[Layer, ...]:
         """The network, each leaf in low precision."""
 
-        def one(layer: Layer, place: Place) -> Layer:
+        def lowered(layer: Layer, place: Place) -> Layer:
             if layer.computes_in is None:
                 return _Lowered(layer, self.dtype) if place.is_leaf else layer
             return layer if place.is_leaf else bare(layer).children[0]  # of an inner one the leaves are lowered
 
-        return rebuilt(one, self.layer)
+        return (rebuilt(lowered, self.layer),)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return self if children == self.children else _Rebuilt(children[0], self.dtype)
 
 
 class _Rebuilt(_Rounding):
-    """A low-precision network of other leaves, which compute as they are: of those that record readings, for example."""
+    """A low-precision network of other leaves, such as those that record readings, which compute as they are."""
 
-    lowered: Layer
+    layer: Layer
     dtype: str
+
+    @property
+    def computes_in(self) -> str:
+        return self.dtype
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        return (self.layer,)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Layer:
         return _Rebuilt(children[0], self.dtype)

@@ -211,9 +211,7 @@ def by_taps(x: Array, w: Array, windows: Windows, groups: int) -> Array:
     return z.astype(x.dtype)
 
 
-def kernel_gradient_by_taps(
-    x: Array, delta: Array, windows: Windows, groups: int, dtype: DType | None = None
-) -> Array:
+def kernel_gradient_by_taps(x: Array, delta: Array, windows: Windows, groups: int, dtype: DType | None = None) -> Array:
     """Of a depthwise convolution: ∂C/∂wₖₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ."""
     wide, features = dtype or accumulator(x.dtype), delta.shape[-1]
     inputs, delta_wide = jnp.repeat(x, features // groups, -1).astype(wide), delta.astype(wide)

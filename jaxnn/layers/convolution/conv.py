@@ -167,9 +167,7 @@ class conv(Layer):
         delta_in, grads = self._unrounded(forms, params, tape, delta, jnp.float32)
         return delta_in, as_given(params, grads)
 
-    def _unrounded(
-        self, forms: Forms, params: Params, tape: Tree, delta: Array, dtype: DType
-    ) -> tuple[Array, Params]:
+    def _unrounded(self, forms: Forms, params: Params, tape: Tree, delta: Array, dtype: DType) -> tuple[Array, Params]:
         x, w, rank, G = tape, params["w"], len(self.kernel), self.groups
         windows = self._windows(x.shape[1:-1])
         check_delta("conv", delta, Outline((x.shape[0], *windows.positions, self.features), widest(x.dtype, w.dtype)))
