@@ -64,7 +64,7 @@ class Layer(Shown):
         backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta has the structure,
             shapes and dtypes of y, delta_in those of x; the δ of integers and masks is `()`. The library's layers
             raise LayerError for any other delta.
-        unrounded: `(params, tape, delta, dtype) -> (delta_in, grads)`: backward with gradients summed in at least dtype,
+        unrounded: `(params, tape, delta, dtype) -> (delta_in, grads)`: backward, gradients summed in at least dtype,
             for `low_precision`; by default what backward gives.
         keeps_precision: True if it computes in at least float32 within `low_precision` (norms, softmax).
         computes_in: the dtype in which it computes there; None outside.
@@ -88,7 +88,7 @@ class Layer(Shown):
         stacks: True if each pass has its own parameters, on a leading axis.
         in_sequence: True if the first child reads the layer's input and each further one the output of the one before;
             if False all children read the layer's input.
-        transposable: the name of its weights [D, H], if narrow, to be held as [H, D]; "" if it only reshapes, else None.
+        transposable: the name of its weights [D, H], if narrow, to be held as [H, D]; "" if it only reshapes; or None.
         by_autodiff: True if backward is jax.vjp of forward rather than a rule by hand.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
