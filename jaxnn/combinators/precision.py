@@ -100,7 +100,7 @@ class low_precision(_Rounding):
 
     def __post_init__(self) -> None:
         try:
-            name = jnp.dtype(self.dtype).name
+            name = "" if self.dtype is None else jnp.dtype(self.dtype).name  # None would be float64
         except TypeError:
             name = ""
         if name not in DTYPES:
@@ -175,7 +175,8 @@ class _Lowered(Layer):
         if self.keeps_precision:
             within = params, in_dtype(widest(*map(accumulator, dtypes_of(x)), *dtypes_of(params), default=None), x)
         else:
-            within = narrowed((params, x), self.dtype)
+            low = narrowed(params, self.dtype)
+            within = low, raised(narrowed(x, self.dtype), dtypes_of(low))
         y, new_state, tape = self.layer.forward(within[0], state, within[1], train=train, rng=rng)
         given = dtypes_of(x)
         out = in_dtype(widest(*given), y) if given else narrowed(y, self.dtype)
@@ -222,6 +223,11 @@ def narrowed(tree: Tree, dtype: DType) -> Tree:
     """The tree with its floats in this dtype; those of lower precision unchanged."""
     bits = jnp.finfo(dtype).bits
     return jax.tree.map(lambda x: _cast(x, dtype) if is_floating(x) and jnp.finfo(x.dtype).bits >= bits else x, tree)
+
+
+def raised(x: Tree, dtypes: list[DType]) -> Tree:
+    """The input with its floats in at least these dtypes: a layer computes in the higher of x's and its parameters'."""
+    return in_dtype(widest(*dtypes_of(x), *dtypes), x) if dtypes else x
 
 
 def in_dtype(dtype: DType | None, tree: Tree) -> Tree:
