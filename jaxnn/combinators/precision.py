@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxnn.combinators.naming import bare
 from jaxnn.combinators.parts import as_layers, is_tagged
 from jaxnn.combinators.walk import Place, rebuilt
 from jaxnn.factors import generic
+from jaxnn.records import fields_of
 from jaxnn.shapes import check_delta
 from jaxnn.types import DType, Forward, InShape, Key, Layer, Outline, Params, State, Tree
 from jaxnn.wrapping import within
@@ -200,6 +202,22 @@ class _Lowered(Layer):
 
     def batch_axes(self, tape: Tree) -> Tree:
         return _axes_in(self.layer, tape)
+
+
+def in_full(net: Layer) -> Layer:
+    """The network with every low-precision part in the precision of its parameters: "float64" rounds nothing."""
+
+    def full(layer: Layer, place: Place) -> Layer:
+        if layer.computes_in is None:
+            return layer
+        if not place.is_leaf:
+            return _Rebuilt(bare(layer).children[0], DTYPES[-1])
+        of: Any = layer  # the leaf in low precision, or a wrapper of it, such as a twin
+        given = {"dtype": DTYPES[-1]} if "dtype" in fields_of(of) else {"layer": in_full(of.layer)}
+        made: Layer = dataclasses.replace(of, **given)
+        return made
+
+    return rebuilt(full, net)
 
 
 class _Tape(NamedTuple):
