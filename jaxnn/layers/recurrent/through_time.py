@@ -35,7 +35,7 @@ from jaxnn.mistakes import initializer
 from jaxnn.parameters import as_given, check_shape, drawn_by_gates
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.shapes import check_delta, input_spec
-from jaxnn.spmd.axes import axes_of, placed
+from jaxnn.spmd.axes import axes_of, by_device, placed
 from jaxnn.spmd.loops import scan
 from jaxnn.tapes import all_along
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
@@ -144,10 +144,16 @@ class Recurrent(Layer):
         return delta_in, as_given(params, grads)
 
     def unrounded(self, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
-        wide = widest(tape.steps.x.dtype, dtype)
-        nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, wide), params)
-        (before, grads), delta_x = _run_back(self, self, params, tape, delta, nothing)
-        return _like(tape.like, jnp.swapaxes(delta_x, 0, 1), before), grads
+        wide = widest(tape.steps.x.dtype, dtype)  # of sums
+
+        def run(params: Params, tape: _Tape, delta: Tree) -> tuple[Tree, Params]:
+            nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, wide), params)
+            (before, total), delta_x = _run_back(self, self, params, tape, delta, nothing)
+            return (jnp.swapaxes(delta_x, 0, 1), before), total
+
+        axes = None, self.batch_axes(tape), 0
+        (delta_x, before), grads = by_device(run, (params, tape, delta), axes)
+        return _like(tape.like, delta_x, before), grads
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Params:
         """xₜ, hₜ₋₁ or 1, and the ζ of each step, from one pass backward through time."""
