@@ -212,9 +212,15 @@ def in_full(net: Layer) -> Layer:
             return layer
         if not place.is_leaf:
             return _Rebuilt(bare(layer).children[0], DTYPES[-1])
-        of: Any = layer  # the leaf in low precision, or a wrapper of it, such as a twin
-        given = {"dtype": DTYPES[-1]} if "dtype" in fields_of(of) else {"layer": in_full(of.layer)}
-        made: Layer = dataclasses.replace(of, **given)
+        of: Any = layer
+        wrappers: list[Any] = []  # of the leaf in low precision, such as a twin
+        while "dtype" not in fields_of(of):
+            wrappers.append(of)
+            of = of.layer
+        of = dataclasses.replace(of, dtype=DTYPES[-1])
+        for wrapper in reversed(wrappers):
+            of = dataclasses.replace(wrapper, layer=of)
+        made: Layer = of
         return made
 
     return rebuilt(full, net)
