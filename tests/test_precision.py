@@ -15,6 +15,7 @@ from by_numpy import by_numpy
 from cases import CASES
 from draws import drawn
 from laws import BFLOAT16_FACTOR, BFLOAT16_SEEDS, FLOAT32, _step, close, forward, made, variables
+from recurrent_cases import MASKED
 
 import jaxnn
 from jaxnn import (
@@ -150,8 +151,10 @@ def test_factors_summed_are_the_gradient(case, dtype):
         return grads, products(factors_of(layer, params, tape, delta)), products(generic(layer, params, tape, delta))
 
     grads, summed, one_by_one = by_numpy(both)(*variables(case, layer, F32)[:4])
-    close(summed, grads, FLOAT32, "the layer's own factors")
-    close(one_by_one, grads, FLOAT32, "one example at a time")
+    # in a frame of a user's functions the rule itself rounds the gradients that it returns, of a batch or of an example
+    allowed = 2 * ROUNDING[dtype] if case.name in MASKED else FLOAT32
+    close(summed, grads, allowed, "the layer's own factors")
+    close(one_by_one, grads, allowed, "one example at a time")
 
 
 @pytest.mark.long
