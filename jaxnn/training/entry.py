@@ -29,6 +29,7 @@ from jaxnn.records import Record
 from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.axes import gathered
 from jaxnn.spmd.batches import beside, spread
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
@@ -267,7 +268,7 @@ def check_values(
     """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
     x, target, *weights = data
     with _about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, x)
+        output = jax.eval_shape(lambda p, s, x: net.forward(gathered(p, x), s, x)[0], params, state, x)
         jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
