@@ -67,6 +67,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"parts"},
         {"branches", "directions", "naming", "sequence"},
         {"walk"},
+        {"precision"},
         {"__init__"},
     ),
     "schedules": (
@@ -76,7 +77,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "optimizers": (
         {"parts"},
-        {"adaptive", "averages", "descent", "transforms"},
+        {"adaptive", "averages", "descent", "scaling", "transforms"},
         {"__init__"},
     ),
     "layers/norm": (

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxnn.compiled import program
 from jaxnn.diagnostics.measures import Measures
+from jaxnn.optimizers.parts import overflowed
 from jaxnn.records import Record
 from jaxnn.spmd.loops import while_loop
 from jaxnn.stopping import Monitors
@@ -197,6 +198,9 @@ class Replay(Record):
             new, out = step.take(state, *batch_of(data, rows, epoch.home, epoch.shards or 1), update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
+            overflow = overflowed(state.opt_state, new.opt_state)
+            if overflow is not None:  # loss scaling skipped the step
+                good["grads"] = jax.tree.map(lambda flag: flag | overflow, good["grads"])
             sound = jnp.stack(jax.tree.leaves(good)).all()
             skipped = ~jnp.stack(jax.tree.leaves({name: good[name] for name in before})).all() & self.skips
             going = going & (sound | skipped)

@@ -17,6 +17,7 @@ from jaxnn.checks import weight_values, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.diagnostics.measures import HEALTH
 from jaxnn.mistakes import training_records, whole_state
+from jaxnn.optimizers.parts import overflowed
 from jaxnn.passes.backprop import backprop, penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.shapes import batch_size as size_of
@@ -193,7 +194,8 @@ class Epoch(PureFunction):
         notes, measures = Notes(figures["loss"], whole, sums), out.readings.get(HEALTH.name)
         if not self.skip_nonfinite:
             return new, notes, measures
-        skipped = ~(jnp.isfinite(out.loss) & all_finite(out.grads))
+        sound, overflow = all_finite(out.grads), overflowed(state.opt_state, new.opt_state)
+        skipped = ~(jnp.isfinite(out.loss) & (sound if overflow is None else sound | overflow))
         sums = jax.tree.map(lambda value: jnp.where(skipped, 0, value), sums)
         return moved(~skipped, new, state), notes._replace(sums=sums, skipped=skipped), measures
 
