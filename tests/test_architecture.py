@@ -31,7 +31,7 @@ BASE = (  # of both wings
 )
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
-    | {"descriptions", "parameters", "sequences", "twins"},
+    | {"descriptions", "parameters", "sequences", "sources", "twins"},
     {"metrics", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
@@ -117,8 +117,8 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring", "progress"},
-        {"batches", "results", "steps"},
+        {"means", "monitoring", "progress", "reading"},
+        {"batches", "parts", "results", "steps"},
         {"epochs"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},

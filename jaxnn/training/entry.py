@@ -30,10 +30,12 @@ from jaxnn.records import Record
 from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
+from jaxnn.sources import in_memory, source_of
 from jaxnn.spmd.batches import beside, home_of, spread
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
+from jaxnn.training.parts import FromSource
 from jaxnn.training.steps import check_augmented, init_train_state, train_step
 from jaxnn.trees import describe, path_name, same_shapes, spec_tree, static_spec
 from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
@@ -42,8 +44,21 @@ CLEAN = "Clean the data, or pass check_data=False"
 CLEAN_FOR_RUN = "Clean the data, or give them to jax.jit(run(…)), which looks at no values"
 
 
+def entered(what: str, data: Any) -> DataSet:
+    """A data set: that of a source, whose first rows are read, or device arrays with N examples each."""
+    source = source_of(data)
+    if source is None:
+        return on_device(what, data)
+    found = FromSource(what, source)
+    if what != "x" and len(found) < 2:
+        raise TypeError(f"{what}: the source must have (x, target) or (x, target, weights), got x alone")
+    check_sizes(what, found)
+    return found
+
+
 def on_device(what: str, parts: Any) -> tuple[Any, ...]:
     """The parts of a data set as device arrays with N examples each."""
+    in_memory(what, parts)
     if what != "x":
         _check_parts(what, parts)
     arrays = []
@@ -63,7 +78,7 @@ def _check_parts(what: str, parts: Any) -> None:
     expected = f"{what} must be (x, target) or (x, target, weights)"
     batches = (
         ": fit, run and evaluate cut the batches themselves; put them together, "
-        "x, target = map(np.concatenate, zip(*batches))"
+        "x, target = map(np.concatenate, zip(*batches)), or, if memory is short, give Source.of_chunks(length, chunks)"
     )
     if isinstance(parts, (tuple, list)):
         pairs = [type(part) in (tuple, list) and len(part) in (2, 3) and _are_arrays(part) for part in parts]
@@ -124,10 +139,15 @@ def enter(
     values are checked too.
     """
     step, named = epoch.step, epoch.metrics
-    data = on_device("data", data)
+    data = entered("data", data)
     parts = {"data": data}
     if validation is not None:
-        validation = parts["validation"] = beside(on_device("validation", validation), data)
+        validation = parts["validation"] = beside(entered("validation", validation), data)
+    if epoch.shuffle and isinstance(data, FromSource) and data.source.in_order:
+        raise ValueError(
+            "fit: the chunks of this Source come in an order of their own: give shuffle=False, and shuffle them where "
+            "they are made, another way in each epoch"
+        )
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
     check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
     if step.augment is not None:
@@ -270,11 +290,33 @@ def check_values(
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
     if not look:
         return
+    looking = partial(_look, net, loss, output, metrics, advice)
+    if isinstance(data, FromSource):  # whose values are looked at where they are read
+        data.look = partial(looking, whole=False)
+    else:
+        looking(data, what)
+
+
+def _look(
+    net: Layer,
+    loss: Loss,
+    output: Any,
+    metrics: NamedMetrics,
+    advice: str,
+    data: DataSet,
+    what: str,
+    whole: bool = True,
+) -> None:
+    """Checks values: not finite, bad labels, bad weights. Of some rows, not the `whole`, no weight need count."""
+    x, target, *weights = data
     for values in weights:
         if not is_traced(values):
-            weight_values(f"{what}: weights", values)
+            weight_values(f"{what}: weights", values, some=whole)
+    if not whole:
+        n = size_of("x", x)
+        output = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype), output)
     with _about(what):
-        target = _counted_target(loss, output, x, target, *weights)
+        target = _counted_target(loss, output, x, target, *weights, whole=whole)
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if is_floating(leaf) and not is_traced(leaf):
@@ -289,7 +331,9 @@ def check_values(
                 check(prediction, target)
 
 
-def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None) -> Tree:
+def _counted_target(
+    loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None, whole: bool = True
+) -> Tree:
     """The target's values, those that do not count replaced by the first that does; () if that is unknown.
 
     Raises ValueError if no entry counts.
@@ -314,6 +358,8 @@ def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any
     if counts.all():
         return target
     if not counts.any():
+        if not whole:
+            return ()
         raise ValueError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
 
     def settled(leaf: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.checks import whole_number
 from jaxnn.compiled import program
@@ -14,11 +15,13 @@ from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.passes.parts import costs
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.sources import Source
 from jaxnn.spmd.axes import placed
 from jaxnn.spmd.batches import Home, beside, home_of, rows
 from jaxnn.training.batches import batch_of, in_batches
-from jaxnn.training.entry import check_values, of_network, on_device
+from jaxnn.training.entry import check_values, entered, of_network
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
+from jaxnn.training.parts import FromSource, Part
 from jaxnn.types import Array, Layer, Loss, Params, State, TrainState, Tree
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
@@ -58,7 +61,7 @@ def evaluate(
     """
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
     loss_record("evaluate", loss)
-    data = on_device("data", data)
+    data = entered("data", data)
     named = named_metrics(metrics)
     params, state = of_network("evaluate", net, beside(train_state, data), data[0])
     check_values("data", net, loss, params, state, data, named, look=check_data)
@@ -81,15 +84,21 @@ def predict(
     (5, 3)
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
-    (x,) = on_device("x", (x,))
+    data = entered("x", x if isinstance(x, Source) else (x,))
+    x = data[0]
     params, state = of_network("predict", net, beside(train_state, x), x)
-    return _predict(_Prediction(net, batch_size, home_of(x)), params, state, x)
+    prediction = _Prediction(net, batch_size, home_of(x))
+    if isinstance(data, FromSource):
+        parts = data.in_order(min(batch_size, size_of("x", x)))
+        return _together([_predict(prediction, params, state, part[0]) for part in parts])
+    return _predict(prediction, params, state, x)
 
 
 # ---------------------------------------------------------------- the compiled programs
 
 
 _score = program("evaluation")
+_means = jax.jit(means_of)
 _predict = program("prediction")
 
 
@@ -110,14 +119,25 @@ class Evaluation(Record):
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
 
+        part = data if isinstance(data, Part) else None
+        data, factor = in_moderation(data) if part is None else part.prepared()
         n = size_of("x", data[0])
-        data, factor = in_moderation(data)
-        return means_of(in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1])
+        sums = in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1]
+        return sums if part is not None else means_of(sums)
 
     def scores(self, params: Params, state: State, data: DataSet) -> dict[str, Any]:
         """The means as floats, by the compiled program; inside another one, as arrays."""
-        scores = _score(self, params, state, data)
+        scores = self._of_parts(params, state, data) if isinstance(data, FromSource) else None
+        scores = _score(self, params, state, data) if scores is None else scores
         return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
+
+
+    def _of_parts(self, params: Params, state: State, data: FromSource) -> dict[str, Array]:
+        n, start, sums = data.source.length, np.asarray(0, np.int32), []
+        for part in data.in_order(min(self.batch, n)):
+            sums.append(_score(self, params, state, Part(part, start, n)))
+            jax.block_until_ready(sums)  # a part more in memory would be one too many
+        return _means(_together(sums))
 
 
 class _Prediction(Record):
@@ -154,6 +174,11 @@ class _Prediction(Record):
 
         first = home.axes if home is not None and home.divides(n) else None
         return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
+
+
+def _together(parts: list[Any]) -> Any:
+    """Trees of results, one behind the other."""
+    return jax.tree.map(lambda *leaves: jax.device_put(np.concatenate(leaves)), *parts)
 
 
 def _dividing(batch: int, n: int, home: Home | None) -> int:
