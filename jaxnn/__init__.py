@@ -89,8 +89,8 @@ __all__ = [
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
     "accumulate", "ema", "apply_updates",
     # training
-    "Source", "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay", "evaluate",
-    "predict", "DivergenceError", "Interrupted",
+    "Source", "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay",
+    "evaluate", "predict", "DivergenceError", "Interrupted",
     # seeing
     "summary", "describe", "from_description",
     # modules

@@ -106,7 +106,7 @@ class Source(Record):
 
     @classmethod
     def of_dataset(cls, dataset: Any, *, part_bytes: int = PART_BYTES) -> Source:
-        """A source of a dataset with `len(dataset)` and `dataset[i]` -> (x, target) or (x, target, weight) of example i.
+        """A source of a dataset with len and [i]: example i as (x, target) or (x, target, weight).
 
         Such are grain's MapDataset and PyTorch's datasets. The examples of a batch are stacked.
 
@@ -151,7 +151,8 @@ def source_of(data: Any) -> Source | None:
 
 def in_memory(where: str, *data: Any) -> None:
     """Raises TypeError if any of the data is a source, which a pure function cannot read."""
-    if any(isinstance(leaf, Source) for leaf in jax.tree.leaves(data, is_leaf=lambda part: isinstance(part, Source))):
+    parts = [*data, *(part for some in data if isinstance(some, (tuple, list)) for part in some)]
+    if any(isinstance(part, Source) for part in parts):
         raise TypeError(
             f"{where} is a Source, which is read on the host, while this is one compiled program over data that are "
             "there: give arrays; or train by fit(net, loss, optimizer, source, …), which reads it part by part"

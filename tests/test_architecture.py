@@ -119,7 +119,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "training": (
         {"means", "monitoring", "progress", "reading"},
         {"batches", "parts", "results", "steps"},
-        {"epochs"},
+        {"epochs", "looking"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},

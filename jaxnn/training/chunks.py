@@ -7,6 +7,7 @@ the same bits. It takes the steps of `Epoch.take`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -116,10 +117,12 @@ class Chunk(Record):
         end = first + jnp.minimum(steps, left)
         state = epoch.begun(state)
         if isinstance(data, Part):  # which has the examples from the position on
-            rows_at, (data, factor) = data.rows, data.prepared()
+            rows_at: Callable[..., Array] = data.rows
+            examples, factor = data.prepared()
         else:
             order = epoch.order(state, n)
-            rows_at, (data, factor) = partial(jax.lax.dynamic_slice_in_dim, order), epoch.prepared(data)
+            rows_at = partial(jax.lax.dynamic_slice_in_dim, order)
+            examples, factor = epoch.prepared(data)
         block = n // batch // max(epoch.measure, 1)
 
         def going(carry: _Carry) -> Array:
@@ -130,7 +133,7 @@ class Chunk(Record):
             return (behind % block == 0) & (behind // block < epoch.measure)
 
         def take(carry: _Carry, rows: Array, measure: bool = False) -> _Carry:
-            new, notes, measures = _advance(_Advance(epoch, measure), carry.state, rows, data, factor, update_scale)
+            new, notes, measures = _advance(_Advance(epoch, measure), carry.state, rows, examples, factor, update_scale)
             slot = epoch.measure - 1 - (full - 1 - carry.i) // block
             return _Carry(carry.i + 1, new, carry.noted.with_step(carry.i, slot, notes, measures))
 
@@ -260,7 +263,8 @@ class Replay(Record):
 
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             state, going = carry
-            new, out = step.take(state, *batch_of(data, rows, epoch.home), update_scale)
+            x, target, weights = batch_of(examples, rows, epoch.home)
+            new, out = step.take(state, x, target, weights, update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
             sound = jnp.stack(jax.tree.leaves(good)).all()
@@ -271,8 +275,9 @@ class Replay(Record):
 
         state = epoch.begun(state)
         if isinstance(data, Part):
-            order, data = jnp.arange(self.start, self.stop, dtype=jnp.int32), data.data
+            order, examples = jnp.arange(self.start, self.stop, dtype=jnp.int32), data.data
         else:
+            examples = data
             order = rest_of(epoch.order(state, epoch.size(data)), state, epoch.batch_size, self.start)
         (state, _), noted = in_batches(one, (state, jnp.asarray(True)), order, epoch.batch_size)
         return state, noted

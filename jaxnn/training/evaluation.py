@@ -19,7 +19,8 @@ from jaxnn.sources import Source
 from jaxnn.spmd.axes import placed
 from jaxnn.spmd.batches import Home, beside, home_of, rows
 from jaxnn.training.batches import batch_of, in_batches
-from jaxnn.training.entry import check_values, entered, of_network
+from jaxnn.training.entry import entered, of_network
+from jaxnn.training.looking import check_values
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.training.parts import FromSource, Part
 from jaxnn.types import Array, Layer, Loss, Params, State, TrainState, Tree
@@ -98,12 +99,14 @@ def predict(
 
 
 _score = program("evaluation")
-_means = jax.jit(means_of)
 _predict = program("prediction")
 
 
 class Evaluation(Record):
-    """The mean loss and metrics of a network over a data set, `(params, state, data) -> {name: mean}`."""
+    """The mean loss and metrics of a network over a data set, `(params, state, data) -> {name: mean}`.
+
+    Of a `Part` of the data, its sums; of the last part, given those before it, the means.
+    """
 
     net: Layer
     loss: Loss
@@ -111,19 +114,22 @@ class Evaluation(Record):
     home: Home | None = None
     batch: int = EVALUATION_BATCH
 
-    def __call__(self, params: Params, state: State, data: DataSet) -> dict[str, Array]:
+    def __call__(
+        self, params: Params, state: State, data: DataSet | Part, before: list[dict[str, Array]] | None = None
+    ) -> dict[str, Array]:
         def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
-            x, target, weights = batch_of(data, rows, self.home)
+            x, target, weights = batch_of(examples, rows, self.home)
             output = self.net.forward(params, state, x)[0]
             found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
 
-        part = data if isinstance(data, Part) else None
-        data, factor = in_moderation(data) if part is None else part.prepared()
-        n = size_of("x", data[0])
+        examples, factor = data.prepared() if isinstance(data, Part) else in_moderation(data)
+        n = size_of("x", examples[0])
         sums = in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1]
-        return sums if part is not None else means_of(sums)
+        if isinstance(data, Part) and before is None:
+            return sums
+        return means_of(jax.tree.map(lambda *parts: jnp.concatenate(parts), *before, sums) if before else sums)
 
     def scores(self, params: Params, state: State, data: DataSet) -> dict[str, Any]:
         """The means as floats, by the compiled program; inside another one, as arrays."""
@@ -131,13 +137,14 @@ class Evaluation(Record):
         scores = _score(self, params, state, data) if scores is None else scores
         return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
 
-
     def _of_parts(self, params: Params, state: State, data: FromSource) -> dict[str, Array]:
-        n, start, sums = data.source.length, np.asarray(0, np.int32), []
+        n, start, seen = data.source.length, np.asarray(0, np.int32), 0
+        sums: list[dict[str, Array]] = []
         for part in data.in_order(min(self.batch, n)):
-            sums.append(_score(self, params, state, Part(part, start, n)))
-            jax.block_until_ready(sums)  # a part more in memory would be one too many
-        return _means(_together(sums))
+            seen += size_of("x", part[0])
+            found = _score(self, params, state, Part(part, start, n), sums if seen == n else None)
+            sums.append(jax.block_until_ready(found))  # a part more in memory would be one too many
+        return sums[-1]
 
 
 class _Prediction(Record):
@@ -177,7 +184,7 @@ class _Prediction(Record):
 
 
 def _together(parts: list[Any]) -> Any:
-    """Trees of results, one behind the other."""
+    """Outputs of parts, one behind the other."""
     return jax.tree.map(lambda *leaves: jax.device_put(np.concatenate(leaves)), *parts)
 
 

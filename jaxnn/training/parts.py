@@ -27,14 +27,14 @@ class Part(Record):
     """Examples of an epoch in its order, `data` [P, …], the first of them the one at the position `start`."""
 
     data: Any
-    start: Array
+    start: Array | np.ndarray
     n: int  # of the epoch
 
-    def rows(self, at: Array, count: int) -> Array:
+    def rows(self, at: Array | int, count: int) -> Array:
         """The rows of the examples from the position `at` on."""
-        return jnp.arange(count, dtype=jnp.int32) + (at - self.start)
+        return jnp.arange(count, dtype=jnp.int32) + jnp.asarray(at - self.start)
 
-    def prepared(self) -> tuple[Any, float]:
+    def prepared(self) -> tuple[Any, Array | float]:
         """As `means.in_moderation`, with weights below 2⁶³: the largest of all is not known."""
         x, target, *weights = self.data
         factor = 0.5 ** (self.n - 1).bit_length()
@@ -206,4 +206,6 @@ class FromSource(tuple[Any, ...]):
                 f"{self._what}: weights are all zero, so that no mean exists: omit the weights, or the batch"
             )
         if whole and self._top < LEAST:
-            raise ValueError(f"{self._what}: weights of a Source must exceed 2⁻⁶³, the largest is {self._top:g}: {advice}")
+            raise ValueError(
+                f"{self._what}: weights of a Source must exceed 2⁻⁶³, the largest is {self._top:g}: {advice}"
+            )

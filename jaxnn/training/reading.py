@@ -38,7 +38,8 @@ class Layout:
             where, count = "Source: rows", len(ends)
             first = _asked(source, ends, f", the first and the last of length={source.length}")
         self.first = parts_of(where, first)
-        leaves, self.structure = jax.tree.flatten(self.first)
+        leaves, structure = jax.tree.flatten(self.first)
+        self.structure: Any = structure
         paths = jax.tree_util.tree_leaves_with_path(self.first)
         self.names = [path_name(path[1:], below=PARTS[path[0].idx]) for path, _ in paths]
         self.shapes, self.dtypes = [leaf.shape[1:] for leaf in leaves], [leaf.dtype for leaf in leaves]
