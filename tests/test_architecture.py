@@ -32,7 +32,7 @@ BASE = (  # of both wings
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
     | {"descriptions", "parameters", "sequences", "sources", "twins"},
-    {"metrics", "weighting"},
+    {"metrics", "placement", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"networks", "passes"},

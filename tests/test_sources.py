@@ -93,6 +93,18 @@ def test_a_state_within_an_epoch_goes_on_with_another_batch_size():
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_on_a_mesh_every_device_has_a_part_of_each_batch(kind):
+    mesh = jax.make_mesh((2,), ("batch",), (kind,), devices=jax.devices()[:2])
+    expected = plain(SOUND)
+    with jax.set_mesh(mesh):
+        result = plain(source_of(SOUND, 80), validation=source_of(SOUND, 80))
+        output = predict(jaxnn.dense(1), result.train_state, source_of(SOUND, 40), batch_size=4)
+    np.testing.assert_allclose(result.train_state.params["w"], expected.train_state.params["w"], rtol=1e-5)
+    np.testing.assert_allclose(output, predict(jaxnn.dense(1), expected.train_state, X), rtol=1e-5)
+
+
+@pytest.mark.long
 def test_sequences_and_an_augmentation():
     draw = np.random.default_rng(0)
     x = draw.normal(size=(7, 4, 2)).astype(np.float32)
@@ -305,6 +317,7 @@ REFUSED = {
     "an iterable as a dataset": (lambda: Source.of_dataset(generator()), TypeError, "must have len and"),
     "unequal arrays": (lambda: Source.of(X, CLEAN[1:]), ValueError, "the same number ≥ 1"),
     "shuffled chunks": (lambda: plain(Source.of_chunks(N, SHORT)), ValueError, "give shuffle=False"),
+    "shards": (lambda: plain(SOUND_SOURCE, shards=2), ValueError, "a Source is not in shards"),
     "a batch too large": (lambda: plain(SOUND_SOURCE, batch_size=11), ValueError, "batch_size must be at most 10"),
     "run": (lambda: RUN(STATE, SOUND_SOURCE), TypeError, "run: data is a Source, .* train by fit"),
     "run under jit": (lambda: jax.jit(RUN)(STATE, SOUND_SOURCE), TypeError, "is a Source"),

@@ -263,7 +263,7 @@ class Replay(Record):
 
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             state, going = carry
-            x, target, weights = batch_of(examples, rows, epoch.home)
+            x, target, weights = batch_of(examples, rows, epoch.home, epoch.shards or 1)
             new, out = step.take(state, x, target, weights, update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)

@@ -6,7 +6,6 @@ host and before anything compiles. A message says whether it concerns the traini
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from numbers import Integral, Number
@@ -27,7 +26,7 @@ from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
 from jaxnn.sources import in_memory, source_of
-from jaxnn.spmd.batches import beside, home_of, spread
+from jaxnn.spmd.batches import beside, spread
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.looking import check_values
@@ -40,11 +39,11 @@ from jaxnn.types import EPOCH_START, Key, Layer, Optimizer, Params, State, Train
 CLEAN_FOR_RUN = "Clean the data, or give them to jax.jit(run(…)), which looks at no values"
 
 
-def entered(what: str, data: Any) -> DataSet:
-    """A data set: that of a source, whose first rows are read, or device arrays with N examples each."""
+def entered(what: str, data: Any, *, divided: bool = False) -> DataSet:
+    """A data set: that of a source, whose first rows are read, or as `on_device` gives it."""
     source = source_of(data)
     if source is None:
-        return on_device(what, data)
+        return on_device(what, data, divided=divided)
     found = FromSource(what, source)
     if what != "x" and len(found) < 2:
         raise TypeError(f"{what}: the source must have (x, target) or (x, target, weights), got x alone")
@@ -52,8 +51,11 @@ def entered(what: str, data: Any) -> DataSet:
     return found
 
 
-def on_device(what: str, parts: Any) -> tuple[Any, ...]:
-    """The parts of a data set as device arrays with N examples each."""
+def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...]:
+    """The parts of a data set as device arrays with N examples each.
+
+    Under `jax.set_mesh` NumPy arrays are copied to every device, or divided among them where their order is not drawn.
+    """
     in_memory(what, parts)
     if what != "x":
         _check_parts(what, parts)
@@ -64,7 +66,7 @@ def on_device(what: str, parts: Any) -> tuple[Any, ...]:
             raise TypeError(f"{where} must be an array or a tree of arrays, got a list of numbers: use np.asarray")
         alive(where, part)
         plain_data(where, part)
-        arrays.append(jax.tree.map(partial(_on_device, where), part))
+        arrays.append(jax.tree.map(partial(_on_device, where, divided), part))
     check_sizes(what, tuple(arrays))
     return tuple(arrays)
 
@@ -144,8 +146,11 @@ def enter(
             "fit: the chunks of this Source come in an order of their own: give shuffle=False, and shuffle them where "
             "they are made, another way in each epoch"
         )
+    if epoch.shards not in (None, 1) and isinstance(data, FromSource):
+        raise ValueError(f"fit: a Source is not in shards, got shards={epoch.shards}: leave it out")
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
     check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
+    epoch = epoch.at_home(data, look=True)
     if step.augment is not None:
         check_augmented(step.augment, x, epoch.batch_size)
     if train_state is None:
@@ -159,7 +164,7 @@ def enter(
     for what, part in parts.items():
         check_values(what, step.net, step.loss, spec.params, spec.state, part, named, look=look)
     begin = lambda: beside(spec if train_state is not None else first(), data)  # noqa: E731
-    return Entered(dataclasses.replace(epoch, home=home_of(data)), data, validation, spec, begin)
+    return Entered(epoch, data, validation, spec, begin)
 
 
 def enter_run(
@@ -265,7 +270,7 @@ def _first_state(net: Structure, x_spec: Any) -> Any:
     return jax.eval_shape(lambda net, key: net.init(key, in_shape)[1], net.record, jax.random.key(0))
 
 
-def _on_device(what: str, leaf: Any) -> Any:
+def _on_device(what: str, divided: bool, leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
     try:
@@ -273,7 +278,7 @@ def _on_device(what: str, leaf: Any) -> Any:
     except ValueError as error:  # lists of different lengths
         raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
-    there = jax.device_put(here, spread(here))  # compiles nothing
+    there = jax.device_put(here, spread(here, divided))  # compiles nothing
     if is_traced(there):  # inside jit everything is: what is known stays on the host, where it can be checked
         return here
     if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):

@@ -17,8 +17,8 @@ from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.sources import Source
 from jaxnn.spmd.axes import placed
-from jaxnn.spmd.batches import Home, beside, home_of, rows
-from jaxnn.training.batches import batch_of, in_batches
+from jaxnn.spmd.batches import Home, arranged, beside, home_of, rows
+from jaxnn.training.batches import batch_of, in_batches, in_turn
 from jaxnn.training.entry import entered, of_network
 from jaxnn.training.looking import check_values
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
@@ -62,7 +62,7 @@ def evaluate(
     """
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
     loss_record("evaluate", loss)
-    data = entered("data", data)
+    data = entered("data", data, divided=True)
     named = named_metrics(metrics)
     params, state = of_network("evaluate", net, beside(train_state, data), data[0])
     check_values("data", net, loss, params, state, data, named, look=check_data)
@@ -85,10 +85,10 @@ def predict(
     (5, 3)
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
-    data = entered("x", x if isinstance(x, Source) else (x,))
+    data = entered("x", x if isinstance(x, Source) else (x,), divided=True)
     x = data[0]
     params, state = of_network("predict", net, beside(train_state, x), x)
-    prediction = _Prediction(net, batch_size, home_of(x))
+    prediction = _Prediction(net, batch_size, home_of(data))
     if isinstance(data, FromSource):
         parts = data.in_order(min(batch_size, size_of("x", x)))
         return _together([_predict(prediction, params, state, part[0]) for part in parts])
@@ -118,15 +118,15 @@ class Evaluation(Record):
         self, params: Params, state: State, data: DataSet | Part, before: list[dict[str, Array]] | None = None
     ) -> dict[str, Array]:
         def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
-            x, target, weights = batch_of(examples, rows, self.home)
+            x, target, weights = batch_of(examples, rows, self.home, shards)
             output = self.net.forward(params, state, x)[0]
             found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
 
         examples, factor = data.prepared() if isinstance(data, Part) else in_moderation(data)
-        n = size_of("x", examples[0])
-        sums = in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1]
+        n, shards = size_of("x", examples[0]), 1 if self.home is None else self.home.parts
+        sums = in_batches(one, (), in_turn(n, shards), min(self.batch, n))[1]
         if isinstance(data, Part) and before is None:
             return sums
         return means_of(jax.tree.map(lambda *parts: jnp.concatenate(parts), *before, sums) if before else sums)
@@ -159,7 +159,7 @@ class _Prediction(Record):
         forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
         outs = []
         if self.home is not None:
-            return self._on_a_mesh(forward, x)
+            return self._on_a_mesh(forward, x, self.home)
         if full:
             stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
             outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
@@ -167,28 +167,31 @@ class _Prediction(Record):
             outs.append(forward(cut(full * batch, n)))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
-    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree) -> Any:
+    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree, home: Home) -> Any:
         """The batches gathered, so that each of them is divided among the devices."""
-        n, home = size_of("x", x), self.home
-        each = _dividing(self.batch, n, home)
+        n, parts = size_of("x", x), home.parts
+        order, each = in_turn(n, parts), min(self.batch, n)
+        each = max(each - each % home.devices, 1)
         whole = n - n % each
-        parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
+
+        def of(at: Array) -> Any:
+            at = arranged(at, n, parts, home.devices)
+            return forward(rows(x, at, home, local=parts > 1))
+
+        outs = [jax.lax.map(of, order[:whole].reshape(-1, each))]
         if whole < n:
-            parts.append(forward(rows(x, jnp.arange(whole, n), home)))
+            outs.append(jax.tree.map(lambda y: y[None, :], of(order[whole:])))
 
-        def together(stacked: Array, *rest: Array) -> Array:
-            return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *rest])
+        def together(*ys: Array) -> Array:
+            """[batches, parts · b, …] of each to [parts · n, …], without what fills the last one up."""
+            split = [y.reshape(y.shape[0], parts, -1, *y.shape[2:]) for y in ys]
+            rows_of_part = [jnp.moveaxis(y, 0, 1).reshape(parts, -1, *y.shape[3:]) for y in split]
+            return jnp.concatenate(rows_of_part, axis=1)[:, : n // parts].reshape(n, *ys[0].shape[2:])
 
-        first = home.axes if home is not None and home.divides(n) else None
-        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
+        first = home.axes if home.divides(n) else None
+        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *outs)
 
 
 def _together(parts: list[Any]) -> Any:
     """Outputs of parts, one behind the other."""
     return jax.tree.map(lambda *leaves: jax.device_put(np.concatenate(leaves)), *parts)
-
-
-def _dividing(batch: int, n: int, home: Home | None) -> int:
-    """The number of examples to take at a time, divisible among the devices if there are enough."""
-    batch = min(batch, n)
-    return batch - batch % home.devices if home is not None and batch > home.devices else batch

@@ -16,6 +16,7 @@ import numpy as np
 from jaxnn.arrays import accumulator, is_floating
 from jaxnn.records import Record
 from jaxnn.sources import Source
+from jaxnn.spmd.batches import Home, spread
 from jaxnn.training.reading import ChunkFeed, Feed, Layout, Reader, Ready
 from jaxnn.types import Array, Tree
 
@@ -66,8 +67,8 @@ class _Running:
 
 
 def placed(layout: Layout, ready: Ready) -> tuple[Tree, ...]:
-    """The rows on the device. On one CPU that is the memory into which they were read."""
-    return jax.device_put(layout.tree(ready.memory))
+    """The rows on the device, under `jax.set_mesh` on every one. On one CPU that is the memory that was read into."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, spread(leaf, False)), layout.tree(ready.memory))
 
 
 class FromSource(tuple[Any, ...]):
@@ -96,6 +97,14 @@ class FromSource(tuple[Any, ...]):
     def source(self) -> Source:
         """Where the values are."""
         return self.layout.source
+
+    @property
+    def home(self) -> Home | None:
+        """Where parts are placed: every device of `jax.set_mesh` has them, and its first axis divides a batch."""
+        if jax.sharding.get_abstract_mesh().empty:
+            return None
+        mesh = jax.sharding.get_mesh()
+        return Home(mesh, mesh.axis_names[0])
 
     # ------------------------------------------------------------ parts
 

@@ -155,6 +155,7 @@ def saving(
     step, names = epoch.step, ("batch_size", "shuffle", "measure", "skip_nonfinite")
     settings = {name: _described(getattr(step, name)) for name in ("net", "loss", "optimizer", "penalty")}
     settings |= {name: getattr(epoch, name) for name in names}
+    settings |= {} if epoch.shards in (None, 1) else {"shards": epoch.shards}
     settings |= {
         "metrics": [{"name": name, "metric": _described(metric)} for name, metric in epoch.metrics],
         "gradient": _described(step.gradient),
