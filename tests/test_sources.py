@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples_loader import load_example
 from raw_arrays import bits
 from test_saving import DATA, NET, OTHERS, X, assert_same, counted, files, train
 
@@ -394,3 +395,10 @@ def test_grain(tmp_path):
     again = plain(Source.of_chunks(N, loader), shuffle=False)
     assert bits(result.train_state) == bits(again.train_state)
     assert np.isfinite(result.history["loss"]).all()
+
+
+@pytest.mark.long
+def test_the_example(capsys):
+    result = load_example("memory_map").main(gib=0.02)
+    assert result.history["validation_accuracy"][-1] > 0.9
+    assert "the file has 19 MiB" in capsys.readouterr().out

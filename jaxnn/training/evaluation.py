@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ def evaluate(
         net: the network.
         loss: a Loss record.
         train_state: from `fit`, or a pair (params, state).
-        data: (x, target) or (x, target, weights), N examples first, as for `fit`.
+        data: (x, target) or (x, target, weights), N examples first, or a `Source`, as for `fit`.
         metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
         batch_size: examples at a time; it affects the result by rounding alone.
         check_data: False skips the check of values.
@@ -74,7 +75,7 @@ def predict(
 ) -> Any:
     """The network's output on x [N, …], in batches, with the layers as in evaluation (train=False).
 
-    `train_state` is that of `fit`, or a pair (params, state).
+    `train_state` is that of `fit`, or a pair (params, state); x may be a `Source` or an `np.memmap`.
 
     Raises:
         ValueError, TypeError: if x is empty or does not fit the parameters.
@@ -90,8 +91,9 @@ def predict(
     params, state = of_network("predict", net, beside(train_state, x), x)
     prediction = _Prediction(net, batch_size, home_of(data))
     if isinstance(data, FromSource):
-        parts = data.in_order(min(batch_size, size_of("x", x)))
-        return _together([_predict(prediction, params, state, part[0]) for part in parts])
+        run = lambda part: jax.block_until_ready(_predict(prediction, params, state, part[0]))  # noqa: E731
+        with closing(data.in_order(min(batch_size, size_of("x", x)))) as parts:
+            return _together([run(part) for part in parts])
     return _predict(prediction, params, state, x)
 
 
@@ -140,10 +142,11 @@ class Evaluation(Record):
     def _of_parts(self, params: Params, state: State, data: FromSource) -> dict[str, Array]:
         n, start, seen = data.source.length, np.asarray(0, np.int32), 0
         sums: list[dict[str, Array]] = []
-        for part in data.in_order(min(self.batch, n)):
-            seen += size_of("x", part[0])
-            found = _score(self, params, state, Part(part, start, n), sums if seen == n else None)
-            sums.append(jax.block_until_ready(found))  # a part more in memory would be one too many
+        with closing(data.in_order(min(self.batch, n))) as parts:
+            for part in parts:
+                seen += size_of("x", part[0])
+                found = _score(self, params, state, Part(part, start, n), sums if seen == n else None)
+                sums.append(jax.block_until_ready(found))  # a part more in memory would be one too many
         return sums[-1]
 
 

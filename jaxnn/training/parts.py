@@ -5,7 +5,7 @@ Letters: N examples, B batch size, P rows of a part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
@@ -135,8 +135,11 @@ class FromSource(tuple[Any, ...]):
         if run is not None and len(run.here) == 1 and run.at < self.source.length:
             run.take(self.layout)
 
-    def in_order(self, batch: int) -> Iterator[tuple[Tree, ...]]:
-        """All examples in the order of the source, in parts of whole batches, the last of what is left."""
+    def in_order(self, batch: int) -> Generator[tuple[Tree, ...]]:
+        """All examples in the order of the source, in parts of whole batches, the last of what is left.
+
+        Close the iterator: it has a thread.
+        """
         feed = self._feed(0, 0, batch, lambda: None)
         with closing(self._reader(feed, 0, batch, exact=True)) as reader:
             stop = 0
@@ -185,10 +188,9 @@ class FromSource(tuple[Any, ...]):
         if self.look is None:
             return
         self._look_from(self.look, leaves, start, where)
-        stop = start + len(leaves[0])
+        self._seen = start + len(leaves[0]) if start in (0, self._seen) else 0
         if len(self) == 3:
-            self._weigh(leaves[-1], whole=stop == self.source.length)
-        self._seen = stop if start == 0 or self._seen == start else 0
+            self._weigh(leaves[-1], whole=self._seen == self.source.length)
         if self._seen == self.source.length:
             self.look = None
 
