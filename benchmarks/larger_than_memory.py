@@ -34,7 +34,7 @@ def network(name: str) -> Any:
     import jaxnn
 
     if name == "lenet":
-        return jaxnn.serial(jaxnn.reshape((28, 28, 1)), jaxnn.networks.lenet())
+        return jaxnn.serial(jaxnn.reshape(28, 28, 1), jaxnn.networks.lenet())
     return jaxnn.mlp([int(width) for width in name.split("-")[1:]])
 
 

@@ -80,7 +80,9 @@ class Source(Record):
         """A source of x, or x and target, or x, target and weights: arrays or trees of them, N examples first in each.
 
         Of memory maps (`np.memmap`, `np.load(…, mmap_mode="r")`) a part is in memory at a time. `fit`, `evaluate` and
-        `predict` make such a source of any data that contain an `np.memmap`.
+        `predict` make such a source of any data that contain an `np.memmap`. What of a file is not in the system's
+        cache is read from the disk at random places when it is shuffled, which is slow there: shuffle a file once when
+        it is written and give shuffle=False, or read it by `of_chunks`.
 
         Raises TypeError or ValueError for what are no arrays of numbers with the same number of examples.
 

@@ -133,6 +133,13 @@ CLEAN = np.random.default_rng(1).normal(size=(N, 1)).astype(np.float32)
 SOUND = (X, CLEAN)  # without a NaN
 
 
+def test_memory_is_used_again_when_its_part_is_over():
+    draw = np.random.default_rng(2)
+    data = draw.normal(size=(4000, 3)).astype(np.float32), draw.normal(size=(4000, 1)).astype(np.float32)
+    ours = plain(Source.of(*data, part_bytes=50 * BATCH * 16))  # twenty parts
+    assert bits(ours.train_state) == bits(plain(data).train_state)
+
+
 def test_evaluation_and_prediction():
     result = plain(SOUND)
     source = source_of(SOUND, 40)
@@ -401,4 +408,4 @@ def test_grain(tmp_path):
 def test_the_example(capsys):
     result = load_example("memory_map").main(gib=0.02)
     assert result.history["validation_accuracy"][-1] > 0.9
-    assert "the file has 19 MiB" in capsys.readouterr().out
+    assert "the file has 20 MiB" in capsys.readouterr().out

@@ -174,7 +174,8 @@ class Chunk(Record):
             steps, position = steps - here, min(position + here * batch, stop)
             if steps:
                 data.look_ahead()
-            if not bool(result.finite) or not steps or position == part.n:  # waits for the part
+            jax.block_until_ready(new)  # the memory of the part is read into again
+            if not bool(result.finite) or not steps or position == part.n:
                 return new, noted, result
             spare, state = (copied(new) if state is first else state)._replace(position=EPOCH_START), new
 

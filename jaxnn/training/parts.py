@@ -51,19 +51,18 @@ class _Running:
 
     def __init__(self, which: Any, reader: Reader, at: int) -> None:
         self.which, self.reader, self.at = which, reader, at  # `at` is where the next part begins
-        self.here: list[tuple[Part, int, int]] = []  # and the positions at which each begins and ends
+        self.here: list[tuple[Part, Ready]] = []
 
     def take(self, layout: Layout) -> None:
         """Waits for the next part, and places it."""
         ready = self.reader.next()
         self.at = ready.stop
         part = Part(placed(layout, ready), np.asarray(ready.start, np.int32), layout.source.length)
-        self.here.append((part, ready.start, ready.stop))
+        self.here.append((part, ready))
 
     def drop(self) -> None:
-        """Forgets the first of the parts, whose training is over."""
-        del self.here[0]
-        self.reader.release()
+        """Forgets the first of the parts, whose training is over, and which nobody reads again."""
+        self.reader.release(self.here.pop(0)[1].memory)
 
 
 def placed(layout: Layout, ready: Ready) -> tuple[Tree, ...]:
@@ -117,17 +116,17 @@ class FromSource(tuple[Any, ...]):
         """
         run = self._running
         if run is not None and run.which == (which, batch):
-            while run.here and run.here[0][2] <= position:
+            while run.here and run.here[0][1].stop <= position:
                 run.drop()
             if not run.here and run.at == position:
                 run.take(self.layout)
-        if run is None or run.which != (which, batch) or not run.here or run.here[0][1] > position:
+        if run is None or run.which != (which, batch) or not run.here or run.here[0][1].start > position:
             self.close()
             reader = self._reader(self._feed(which[0], position, batch, order), position, batch)
             run = self._running = _Running((which, batch), reader, position)
             run.take(self.layout)
-        part, _, stop = run.here[0]
-        return part, stop
+        part, ready = run.here[0]
+        return part, ready.stop
 
     def look_ahead(self) -> None:
         """Waits for the next part of this epoch and places it, while the last one trains."""

@@ -269,12 +269,13 @@ class Reader:
     """A thread that reads the parts of an epoch from an example on, at most AT_ONCE of them ahead of `release`.
 
     Each has P rows, of which the last part may leave some unread, or have fewer with `exact`. `look`, a function (rows,
-    their places) -> None, may raise an error.
+    the first place, row of a place) -> None, may raise an error.
     """
 
     def __init__(self, feed: Feed, start: int, rows: int, look: Any = None, *, exact: bool = False) -> None:
         self.feed, self.look, self.exact = feed, look, exact
         self.start, self.rows, self.n = start, rows, feed.layout.source.length
+        self._spare: list[list[np.ndarray]] = []  # memory to be used again: new pages take as long as the reading
         self._free, self._ready = threading.Semaphore(AT_ONCE), SimpleQueue[Any]()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="jaxnn: Source", daemon=True)
@@ -287,8 +288,10 @@ class Reader:
             raise ready
         return ready
 
-    def release(self) -> None:
-        """Says that the memory of another part is free."""
+    def release(self, memory: list[np.ndarray] | None = None) -> None:
+        """Says that a part is over; its memory, if given, is overwritten by a later one."""
+        if memory is not None:
+            self._spare.append(memory)
         self._free.release()
 
     def close(self) -> None:
@@ -314,7 +317,8 @@ class Reader:
                 self.feed.close()
 
     def _read(self, start: int, stop: int) -> Ready | None:
-        memory = self.feed.layout.empty(stop - start if self.exact else self.rows)
+        spare = self._spare.pop() if self._spare else None
+        memory = spare or self.feed.layout.empty(stop - start if self.exact else self.rows)
         rows = [leaf[: stop - start] for leaf in memory]
         for _ in self.feed.fill(start, stop, rows):
             if self._ended:
