@@ -104,7 +104,7 @@ def rows(data: Tree, at: Array, home: Home | None = None, *, local: bool = False
         leaf = jnp.asarray(leaf)
         if home is None:
             return gathered(leaf, at)
-        if local and home.parts > 1:
+        if local:
             return _own_rows(leaf, at, home)
         first = home.axes if home.divides(len(at)) else None
         if explicit_mesh((leaf,)) is not None:
@@ -152,6 +152,32 @@ def beside(tree: Tree, data: Tree) -> Tree:
         return jax.device_put(leaf, NamedSharding(there.mesh, PartitionSpec()))
 
     return jax.tree.map(moved, tree)
+
+
+def lying_like(tree: Tree, like: Tree) -> Any:
+    """The arrays, divided among the devices as those of another tree are, where these are arrays."""
+
+    def one(like: Any, leaf: Any) -> Any:
+        if not isinstance(like, jax.Array) or len(like.sharding.device_set) == 1 or like.sharding == leaf.sharding:
+            return leaf
+        return jax.device_put(leaf, like.sharding)
+
+    return jax.tree.map(one, like, tree)
+
+
+def on_one_device(tree: Tree) -> Any:
+    """The tree on one device, for what looks at single numbers; arrays that are there stay."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) == 1:
+            return leaf
+        there = leaf.addressable_shards[0].device
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), there)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(np.asarray(leaf), there)  # from device to device an array keeps Explicit axes in its type
+
+    return jax.tree.map(one, tree)
 
 
 def spread(x: np.ndarray, divided: bool) -> NamedSharding | None:

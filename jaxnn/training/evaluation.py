@@ -17,7 +17,7 @@ from jaxnn.passes.parts import costs
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.sources import Source
-from jaxnn.spmd.axes import placed
+from jaxnn.spmd.axes import gathered, placed
 from jaxnn.spmd.batches import Home, arranged, beside, home_of, rows
 from jaxnn.training.batches import batch_of, in_batches, in_turn
 from jaxnn.training.entry import entered, of_network
@@ -121,7 +121,7 @@ class Evaluation(Record):
     ) -> dict[str, Array]:
         def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
             x, target, weights = batch_of(examples, rows, self.home, shards)
-            output = self.net.forward(params, state, x)[0]
+            output = self.net.forward(gathered(params, x), state, x)[0]
             found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
@@ -159,7 +159,7 @@ class _Prediction(Record):
         n, batch = size_of("x", x), self.batch
         full = n // batch
         cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
-        forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
+        forward = lambda x: self.net.forward(gathered(params, x), state, x)[0]  # noqa: E731
         outs = []
         if self.home is not None:
             return self._on_a_mesh(forward, x, self.home)
@@ -173,8 +173,8 @@ class _Prediction(Record):
     def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree, home: Home) -> Any:
         """The batches gathered, so that each of them is divided among the devices."""
         n, parts = size_of("x", x), home.parts
-        order, each = in_turn(n, parts), min(self.batch, n)
-        each = max(each - each % home.devices, 1)
+        order, batch = in_turn(n, parts), max(self.batch, home.devices)
+        each = min(batch - batch % home.devices, n)
         whole = n - n % each
 
         def of(at: Array) -> Any:

@@ -18,6 +18,7 @@ from jaxnn.mistakes import is_traced
 from jaxnn.passes.parts import costs
 from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.spmd.axes import gathered
 from jaxnn.training.batches import PARTS
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
 from jaxnn.training.parts import FromSource
@@ -42,7 +43,7 @@ def check_values(
     """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
     x, target, *weights = data
     with _about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, x)
+        output = jax.eval_shape(lambda p, s, x: net.forward(gathered(p, x), s, x)[0], params, state, x)
         jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
