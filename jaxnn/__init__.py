@@ -52,6 +52,7 @@ from jaxnn.optimizers.scaling import loss_scaling
 from jaxnn.optimizers.transforms import accumulate, chain, clip_by_global_norm, clip_by_value
 from jaxnn.passes.backprop import as_custom_vjp, autodiff, backprop
 from jaxnn.sequences import Sequences
+from jaxnn.sources import Source
 from jaxnn.summaries import summary
 from jaxnn.training.divergence import DivergenceError, Interrupted
 from jaxnn.training.epochs import train_epoch
@@ -91,8 +92,8 @@ __all__ = [
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
     "accumulate", "loss_scaling", "ema", "apply_updates",
     # training
-    "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay", "evaluate",
-    "predict", "DivergenceError", "Interrupted",
+    "Source", "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay",
+    "evaluate", "predict", "DivergenceError", "Interrupted",
     # seeing
     "summary", "describe", "from_description",
     # modules

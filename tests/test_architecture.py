@@ -31,7 +31,7 @@ BASE = (  # of both wings
 )
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
-    | {"descriptions", "parameters", "sequences", "twins"},
+    | {"descriptions", "parameters", "sequences", "sources", "twins"},
     {"metrics", "placement", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
@@ -118,9 +118,9 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring", "progress"},
-        {"batches", "results", "steps"},
-        {"epochs"},
+        {"means", "monitoring", "progress", "reading"},
+        {"batches", "parts", "results", "steps"},
+        {"epochs", "looking"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},

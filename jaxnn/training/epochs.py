@@ -21,6 +21,7 @@ from jaxnn.optimizers.parts import overflowed
 from jaxnn.passes.backprop import backprop, penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.sources import in_memory
 from jaxnn.spmd.batches import Home, home_of
 from jaxnn.training.batches import (
     batch_of,
@@ -142,6 +143,7 @@ class Epoch(PureFunction):
     def checked(self, train_state: TrainState, data: DataSet) -> int | None:
         """The position to continue from, None if it is traced; raises an error for what does not fit."""
         whole_state("train_epoch: ", train_state)
+        in_memory("train_epoch: data", data)
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and is_concrete(data[2]):
             weight_values("data: weights", data[2])
