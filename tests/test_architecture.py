@@ -31,7 +31,7 @@ BASE = (  # of both wings
 )
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
-    | {"descriptions", "parameters", "sequences", "twins"},
+    | {"descriptions", "parameters", "sequences", "sources", "twins"},
     {"metrics", "placement", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
@@ -67,6 +67,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"parts"},
         {"branches", "directions", "naming", "sequence"},
         {"walk"},
+        {"precision"},
         {"__init__"},
     ),
     "schedules": (
@@ -76,7 +77,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "optimizers": (
         {"parts"},
-        {"adaptive", "averages", "descent", "transforms"},
+        {"adaptive", "averages", "descent", "scaling", "transforms"},
         {"__init__"},
     ),
     "layers/norm": (
@@ -117,9 +118,9 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring", "progress"},
-        {"batches", "results", "steps"},
-        {"epochs"},
+        {"means", "monitoring", "progress", "reading"},
+        {"batches", "parts", "results", "steps"},
+        {"epochs", "looking"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},

@@ -6,8 +6,7 @@ host and before anything compiles. A message says whether it concerns the traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import lru_cache, partial
 from numbers import Integral, Number
 from typing import Any, NamedTuple
@@ -16,30 +15,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.arrays import first_of, is_floating
-from jaxnn.checks import finite_values, number, plain_data, weight_values, whole_number
-from jaxnn.combinators.walk import places
+from jaxnn.arrays import is_floating
+from jaxnn.checks import number, plain_data, whole_number
 from jaxnn.compiled import Structure, program, structure_of
-from jaxnn.errors import inside
 from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
-from jaxnn.passes.parts import check_params, costs
+from jaxnn.passes.parts import check_params
 from jaxnn.records import Record
-from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
-from jaxnn.spmd.axes import gathered
+from jaxnn.sources import in_memory, source_of
 from jaxnn.spmd.batches import beside, spread
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
-from jaxnn.training.means import DataSet, NamedMetrics, metric_value
+from jaxnn.training.looking import check_values
+from jaxnn.training.means import DataSet, NamedMetrics
+from jaxnn.training.parts import FromSource
 from jaxnn.training.steps import check_augmented, init_train_state, train_step
-from jaxnn.trees import describe, path_name, same_shapes, spec_tree, static_spec
-from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
+from jaxnn.trees import describe, same_shapes, spec_tree, static_spec
+from jaxnn.types import EPOCH_START, Key, Layer, Optimizer, Params, State, TrainState, Tree
 
-CLEAN = "Clean the data, or pass check_data=False"
 CLEAN_FOR_RUN = "Clean the data, or give them to jax.jit(run(…)), which looks at no values"
+
+
+def entered(what: str, data: Any, *, divided: bool = False) -> DataSet:
+    """A data set: that of a source, whose first rows are read, or as `on_device` gives it."""
+    source = source_of(data)
+    if source is None:
+        return on_device(what, data, divided=divided)
+    found = FromSource(what, source)
+    if what != "x" and len(found) < 2:
+        raise TypeError(f"{what}: the source must have (x, target) or (x, target, weights), got x alone")
+    check_sizes(what, found)
+    return found
 
 
 def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...]:
@@ -47,6 +56,7 @@ def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...
 
     Under `jax.set_mesh` NumPy arrays are copied to every device, or divided among them where their order is not drawn.
     """
+    in_memory(what, parts)
     if what != "x":
         _check_parts(what, parts)
     arrays = []
@@ -66,7 +76,7 @@ def _check_parts(what: str, parts: Any) -> None:
     expected = f"{what} must be (x, target) or (x, target, weights)"
     batches = (
         ": fit, run and evaluate cut the batches themselves; put them together, "
-        "x, target = map(np.concatenate, zip(*batches))"
+        "x, target = map(np.concatenate, zip(*batches)), or, if memory is short, give Source.of_chunks(length, chunks)"
     )
     if isinstance(parts, (tuple, list)):
         pairs = [type(part) in (tuple, list) and len(part) in (2, 3) and _are_arrays(part) for part in parts]
@@ -127,10 +137,17 @@ def enter(
     values are checked too.
     """
     step, named = epoch.step, epoch.metrics
-    data = on_device("data", data)
+    data = entered("data", data)
     parts = {"data": data}
     if validation is not None:
-        validation = parts["validation"] = beside(on_device("validation", validation), data)
+        validation = parts["validation"] = beside(entered("validation", validation), data)
+    if epoch.shuffle and isinstance(data, FromSource) and data.source.in_order:
+        raise ValueError(
+            "fit: the chunks of this Source come in an order of their own: give shuffle=False, and shuffle them where "
+            "they are made, another way in each epoch"
+        )
+    if epoch.shards not in (None, 1) and isinstance(data, FromSource):
+        raise ValueError(f"fit: a Source is not in shards, got shards={epoch.shards}: leave it out")
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
     check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
     epoch = epoch.at_home(data, look=True)
@@ -251,104 +268,6 @@ def _first_state(net: Structure, x_spec: Any) -> Any:
     """The state before the first step, as jax.ShapeDtypeStructs."""
     in_shape = example_shape(spec_tree(x_spec))
     return jax.eval_shape(lambda net, key: net.init(key, in_shape)[1], net.record, jax.random.key(0))
-
-
-def check_values(
-    what: str,
-    net: Layer,
-    loss: Loss,
-    params: Params,
-    state: State,
-    data: DataSet,
-    metrics: NamedMetrics,
-    *,
-    look: bool,
-    advice: str = CLEAN,
-) -> None:
-    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
-    x, target, *weights = data
-    with _about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(gathered(p, x), s, x)[0], params, state, x)
-        jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
-        for name, metric in metrics:
-            jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
-    if not look:
-        return
-    for values in weights:
-        if not is_traced(values):
-            weight_values(f"{what}: weights", values)
-    with _about(what):
-        target = _counted_target(loss, output, x, target, *weights)
-    for part, tree in zip(PARTS, (x, target), strict=False):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if is_floating(leaf) and not is_traced(leaf):
-                finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), advice)
-    if not is_traced(x):
-        with _about(f"{what}: x"):
-            _look_at_inputs(net, x)
-    prediction = values_of(output)
-    for check in (loss.check, *(getattr(metric, "check", None) for _, metric in metrics)):
-        if check is not None and jax.tree.leaves(target) and not is_traced(target):
-            with _about(what):
-                check(prediction, target)
-
-
-def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None) -> Tree:
-    """The target's values, those that do not count replaced by the first that does; () if that is unknown.
-
-    Raises ValueError if no entry counts.
-    """
-    masks = masks_of(target)
-    if masks_of(output):  # its values are not known: it is handed on from x
-        parts = jax.tree.leaves(x, is_leaf=lambda part: isinstance(part, Sequences))
-        same = [mask for part in parts for mask in masks_of(part) if mask.shape == output.mask.shape]
-        if len(same) != 1:
-            return ()
-        masks += same
-    target = values_of(target)
-    if not masks and weights is None:
-        return target
-    if is_traced(target, masks, weights):
-        return ()
-    w = np.ones(()) if weights is None else np.asarray(weights)
-    rank = max(w.ndim, *(mask.ndim for mask in masks), 1)
-    counts = _wider(w != 0, rank)
-    for mask in masks:
-        counts = counts & _wider(np.asarray(mask), rank)
-    if counts.all():
-        return target
-    if not counts.any():
-        raise ValueError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
-
-    def settled(leaf: Any) -> np.ndarray:
-        values = np.array(leaf)
-        if values.shape[:rank] == counts.shape:
-            values[~counts] = values[first_of(counts)]
-        return values
-
-    return jax.tree.map(settled, target)
-
-
-def _wider(x: np.ndarray, rank: int) -> np.ndarray:
-    return x.reshape(x.shape + (1,) * (rank - x.ndim))
-
-
-def _look_at_inputs(net: Layer, x: Tree) -> None:
-    """Lets every layer that reads the input of the network check its values."""
-    for place in places(net):
-        if place.reads_x:
-            with inside("/".join(place.path)) if place.path else nullcontext():
-                place.layer.look(x)
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Adds to an error whether it concerns the training data or the validation set."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        error.args = (f"{what}: {error}",)
-        raise
 
 
 def _on_device(what: str, divided: bool, leaf: Any) -> Any:
