@@ -39,10 +39,11 @@ from jaxnn.checks import seen
 from jaxnn.mistakes import accepts, is_function
 from jaxnn.penalties import matches
 from jaxnn.records import Record
+from jaxnn.spmd.cores import cores
 from jaxnn.trees import MAX_REPORTED, describe, path_name
 from jaxnn.types import TrainState, Tree
 
-__all__ = ["shard", "shardings", "examples", "replicated", "fully_sharded"]
+__all__ = ["shard", "shardings", "examples", "replicated", "fully_sharded", "cores"]
 __dir__ = __all__.copy
 
 Axis: TypeAlias = str | tuple[str, ...]
