@@ -126,7 +126,7 @@ def test_gradients_on_1_2_4_and_8_devices(name):
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
-def compiled(net, data, *, batch=64, state=None):
+def compiled(net, data, *, batch=128, state=None):
     """The program of `fit` for an epoch over those data."""
     step = train_step(net, CROSS_ENTROPY, adam(1e-3))
     entered = enter(Epoch(step, batch), data, None, state, 0 if state is None else None, epochs=1, look=False)
@@ -148,7 +148,7 @@ REDUCTIONS = {"batch_norm": (5, 6)}
 
 @pytest.mark.parametrize("name", FAST_FIRST)
 def test_one_all_reduce_a_step_and_a_quarter_of_the_work(name):
-    net, data, _ = problem(name, n=256)
+    net, data, _ = problem(name, n=512)
     alone = compiled(net, data)
     assert collectives(alone) == {}
     for how, kind in ((None, "auto"), (replicated(), "auto"), (None, "explicit"), (replicated(), "explicit")):
