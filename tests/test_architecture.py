@@ -47,7 +47,7 @@ STAIR = {"gradcheck/kinks.py", "gradcheck/layer_calls.py", "gradcheck/networks.p
 FLOORS = (*BASE, *NETWORKS[:-5], FUNCTIONS[0], NETWORKS[-5], *FUNCTIONS[1:], *NETWORKS[-4:])
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "spmd": (
-        {"axes"},
+        {"axes", "processes"},
         {"batches", "loops"},
         {"__init__"},
     ),
@@ -117,8 +117,9 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring", "progress"},
+        {"means", "monitoring", "progress", "shared"},
         {"batches", "results", "steps"},
+        {"values"},
         {"epochs"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},

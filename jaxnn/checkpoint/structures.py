@@ -147,8 +147,6 @@ def _leaf(name: str, leaf: Any, apart: Apart) -> Json:
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
         raise TypeError(f"{name} must be an array or a number, got {seen(leaf)}: what is neither belongs into note=")
     if isinstance(leaf, jax.Array):
-        if not leaf.is_fully_addressable:
-            raise ValueError(f"{name} is spread over several processes: gather it, jax.device_get")
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             implementation = jax.random.key_impl(leaf)
             if not isinstance(implementation, str):

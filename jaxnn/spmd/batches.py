@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
 from jaxnn.spmd.axes import axes_of, explicit_mesh, placed
+from jaxnn.spmd.processes import put
 
 
 class Home(NamedTuple):
@@ -98,14 +99,13 @@ def beside(tree: Tree, data: Tree) -> Tree:
     if there is None:
         return tree
 
-    def moved(leaf: Array) -> Array:
-        if isinstance(leaf, jax.core.Tracer) or (
-            isinstance(leaf, jax.Array) and leaf.sharding.device_set == there.device_set
-        ):
-            return leaf
-        return jax.device_put(leaf, NamedSharding(there.mesh, PartitionSpec()))
+    def moves(leaf: Array) -> bool:
+        is_there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == there.device_set
+        return not isinstance(leaf, jax.core.Tracer) and not is_there
 
-    return jax.tree.map(moved, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    moved = iter(put("the state", [leaf for leaf in leaves if moves(leaf)], NamedSharding(there.mesh, PartitionSpec())))
+    return jax.tree.unflatten(structure, [next(moved) if moves(leaf) else leaf for leaf in leaves])
 
 
 def spread(x: np.ndarray) -> NamedSharding | None:

@@ -21,7 +21,7 @@ from jaxnn.arrays import first_of, is_floating
 from jaxnn.checks import finite_values, number, plain_data, weight_values, whole_number
 from jaxnn.combinators.walk import places
 from jaxnn.compiled import Structure, program, structure_of
-from jaxnn.errors import inside
+from jaxnn.errors import NothingCounts, inside
 from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
@@ -31,11 +31,13 @@ from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
 from jaxnn.spmd.batches import beside, home_of, spread
+from jaxnn.spmd.processes import agreeing, group_of, local_rows, put
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
 from jaxnn.training.steps import check_augmented, init_train_state, train_step
-from jaxnn.trees import describe, path_name, same_shapes, spec_tree, static_spec
+from jaxnn.training.values import about, look_at
+from jaxnn.trees import describe, same_shapes, spec_tree, static_spec
 from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
 
 CLEAN = "Clean the data, or pass check_data=False"
@@ -261,90 +263,22 @@ def check_values(
     look: bool,
     advice: str = CLEAN,
 ) -> None:
-    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
+    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights.
+
+    Of several processes each looks at the examples that it holds, and what one of them finds all raise.
+    """
     x, target, *weights = data
-    with _about(what):
+    with about(what):
         output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, x)
         jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
-    if not look:
-        return
-    for values in weights:
-        if not is_traced(values):
-            weight_values(f"{what}: weights", values)
-    with _about(what):
-        target = _counted_target(loss, output, x, target, *weights)
-    for part, tree in zip(PARTS, (x, target), strict=False):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if is_floating(leaf) and not is_traced(leaf):
-                finite_values("/".join(filter(None, (f"{what}: {part}", path_name(path)))), np.asarray(leaf), advice)
-    if not is_traced(x):
-        with _about(f"{what}: x"):
-            _look_at_inputs(net, x)
-    prediction = values_of(output)
-    for check in (loss.check, *(getattr(metric, "check", None) for _, metric in metrics)):
-        if check is not None and jax.tree.leaves(target) and not is_traced(target):
-            with _about(what):
-                check(prediction, target)
-
-
-def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None) -> Tree:
-    """The target's values, those that do not count replaced by the first that does; () if that is unknown.
-
-    Raises ValueError if no entry counts.
-    """
-    masks = masks_of(target)
-    if masks_of(output):  # its values are not known: it is handed on from x
-        parts = jax.tree.leaves(x, is_leaf=lambda part: isinstance(part, Sequences))
-        same = [mask for part in parts for mask in masks_of(part) if mask.shape == output.mask.shape]
-        if len(same) != 1:
-            return ()
-        masks += same
-    target = values_of(target)
-    if not masks and weights is None:
-        return target
-    if is_traced(target, masks, weights):
-        return ()
-    w = np.ones(()) if weights is None else np.asarray(weights)
-    rank = max(w.ndim, *(mask.ndim for mask in masks), 1)
-    counts = _wider(w != 0, rank)
-    for mask in masks:
-        counts = counts & _wider(np.asarray(mask), rank)
-    if counts.all():
-        return target
-    if not counts.any():
-        raise ValueError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
-
-    def settled(leaf: Any) -> np.ndarray:
-        values = np.array(leaf)
-        if values.shape[:rank] == counts.shape:
-            values[~counts] = values[first_of(counts)]
-        return values
-
-    return jax.tree.map(settled, target)
-
-
-def _wider(x: np.ndarray, rank: int) -> np.ndarray:
-    return x.reshape(x.shape + (1,) * (rank - x.ndim))
-
-
-def _look_at_inputs(net: Layer, x: Tree) -> None:
-    """Lets every layer that reads the input of the network check its values."""
-    for place in places(net):
-        if place.reads_x:
-            with inside("/".join(place.path)) if place.path else nullcontext():
-                place.layer.look(x)
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Adds to an error whether it concerns the training data or the validation set."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        error.args = (f"{what}: {error}",)
-        raise
+    if look:
+        with agreeing(group_of(data)):
+            here = local_rows(data)
+            if here is not data:
+                output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, here[0])
+            look_at(what, net, loss, output, here, metrics, advice)
 
 
 def _on_device(what: str, leaf: Any) -> Any:
@@ -355,10 +289,13 @@ def _on_device(what: str, leaf: Any) -> Any:
     except ValueError as error:  # lists of different lengths
         raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
-    there = jax.device_put(here, spread(here))  # compiles nothing
+    there = put(what, here, spread(here))  # compiles nothing
     if is_traced(there):  # inside jit everything is: what is known stays on the host, where it can be checked
         return here
-    if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
-        first = here[np.asarray(there) != here][0]
+    if here.dtype.kind in "iu" and there.dtype != here.dtype:
+        changed = here.astype(there.dtype) != here
+        if not changed.any():
+            return there
+        first = here[changed][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")
     return there

@@ -16,6 +16,7 @@ from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.axes import placed
 from jaxnn.spmd.batches import Home, beside, home_of, rows
+from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.training.batches import batch_of, in_batches
 from jaxnn.training.entry import check_values, of_network, on_device
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
@@ -58,10 +59,11 @@ def evaluate(
     """
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
     loss_record("evaluate", loss)
-    data = on_device("data", data)
     named = named_metrics(metrics)
-    params, state = of_network("evaluate", net, beside(train_state, data), data[0])
-    check_values("data", net, loss, params, state, data, named, look=check_data)
+    with agreeing(group_of(data, train_state)):
+        data = on_device("data", data)
+        params, state = of_network("evaluate", net, beside(train_state, data), data[0])
+        check_values("data", net, loss, params, state, data, named, look=check_data)
     return Evaluation(net, loss, named, home_of(data), batch_size).scores(params, state, data)
 
 
@@ -81,8 +83,9 @@ def predict(
     (5, 3)
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
-    (x,) = on_device("x", (x,))
-    params, state = of_network("predict", net, beside(train_state, x), x)
+    with agreeing(group_of(x, train_state)):
+        (x,) = on_device("x", (x,))
+        params, state = of_network("predict", net, beside(train_state, x), x)
     return _predict(_Prediction(net, batch_size, home_of(x)), params, state, x)
 
 

@@ -10,6 +10,7 @@ import jax
 from jaxnn.checks import whole_number, yes_or_no
 from jaxnn.passes.backprop import backprop
 from jaxnn.spmd.batches import beside
+from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.chunks import as_count, chunk_of
 from jaxnn.training.driver import Done, Job, drive
@@ -142,12 +143,13 @@ def fit(
     figures = _figures(epoch, validation)
     watched = monitoring(watch, figures, stopping=stopping, plateau=plateau, keep=keep, restore_best=restore_best)
     memory = watched.begin(monitors)
-    entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
-    saves = None
-    if checkpoint is not None:
-        from jaxnn.training.saving import saving
+    with agreeing(group_of(data, validation, train_state)):
+        entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
+        saves = None
+        if checkpoint is not None:
+            from jaxnn.training.saving import saving
 
-        saves = saving(checkpoint, entered.epoch, watched, *entered[1:3], key=key, start=(train_state, monitors))
+            saves = saving(checkpoint, entered.epoch, watched, *entered[1:3], key=key, start=(train_state, monitors))
     zero = beside(jax.device_put(as_count(0)), entered.data)
     job = Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data), saves)
     found, done = job.resumed(entered.like, epochs)
