@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ SETTLING = 0.5  # seconds after a first failure in which others that follow from
 POLITE = 1.0  # seconds between SIGTERM and SIGKILL: JAX's preemption service catches the first
 INTERRUPTION = 5.0  # seconds that scripts have to end after Ctrl-C
 NOTICE = 10.0  # seconds after which a process that has ended without the others is mentioned
+DEVICES = re.compile(r"--xla_force_host_platform_device_count=\d+")
 INTERRUPTED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 
 
@@ -57,7 +59,7 @@ class Process:
                 stderr=subprocess.PIPE if piped else None,
                 pass_fds=(there.fileno(),),
                 process_group=0,
-                env=os.environ | ({"PYTHONUNBUFFERED": "1"} if piped else {}),
+                env=_environment(piped),
             )
         pumps = [(self.popen.stdout, sys.stdout), (self.popen.stderr, sys.stderr)]
         self.threads = [_started(show.pump, number, pipe, to) for pipe, to in pumps if pipe is not None]
@@ -125,6 +127,12 @@ class Show:
         """A word of the launcher itself."""
         with self.lock:
             print(f"jaxnn.processes: {text}", file=sys.stderr, flush=True)
+
+
+def _environment(piped: bool) -> dict[str, str]:
+    """The launcher's, without another number of devices."""
+    flags = DEVICES.sub("", os.environ.get("XLA_FLAGS", "")).strip()
+    return os.environ | {"XLA_FLAGS": flags} | ({"PYTHONUNBUFFERED": "1"} if piped else {})
 
 
 def _started(function: Callable[..., None], *args: Any) -> threading.Thread:

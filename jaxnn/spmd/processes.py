@@ -164,19 +164,25 @@ def _say(group: Group, status: int, digest: bytes = bytes(DIGEST), error: Except
     wrong = FAILED if FAILED in said else NOTHING
     if FAILED not in said and FINE in said:  # nothing counts here: it does elsewhere
         return [record[1:] for record in records]
-    own = "" if error is None else json.dumps([type(error).__name__, str(error)[:LONGEST]])
+    own = "" if error is None else json.dumps([_builtin(error), str(error)[:LONGEST]])
     told = texts(group, own)
     numbers = [n for n, state in zip(group.numbers, said, strict=True) if state == wrong]
     kind, message = json.loads(next(text for text, state in zip(told, said, strict=True) if state == wrong))
     if len(numbers) < len(said):
         message = f"{message} (in process {_listed(numbers)} of {len(said)})"
-    if error is None or type(error).__name__ != kind:
-        known = getattr(builtins, kind, RuntimeError)
-        error = (known if isinstance(known, type) and issubclass(known, Exception) else RuntimeError)(message)
+    if error is None or _builtin(error) != kind:
+        error = getattr(builtins, kind)(message)
     elif str(error) != message:
         error.args = (message,)
     setattr(error, AGREED, True)
     raise error
+
+
+def _builtin(error: Exception) -> str:
+    """The name of the class of an error, or of the nearest one of Python's own, which takes a text alone."""
+    names = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
+    special = {"UnicodeEncodeError": "ValueError", "UnicodeDecodeError": "ValueError", "KeyError": "LookupError"}
+    return special.get(names[0], names[0])
 
 
 def _listed(numbers: list[int]) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import jax
 
 from jaxnn.checks import whole_number, yes_or_no
+from jaxnn.keys import as_key
 from jaxnn.passes.backprop import backprop
 from jaxnn.spmd.batches import beside
-from jaxnn.spmd.processes import agreeing, group_of
+from jaxnn.spmd.processes import agreeing, digest_of, group_of, same
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.chunks import as_count, chunk_of
 from jaxnn.training.driver import Done, Job, drive
@@ -143,7 +144,9 @@ def fit(
     figures = _figures(epoch, validation)
     watched = monitoring(watch, figures, stopping=stopping, plateau=plateau, keep=keep, restore_best=restore_best)
     memory = watched.begin(monitors)
-    with agreeing(group_of(data, validation, train_state)):
+    group = group_of(data, validation, train_state)
+    with agreeing(group):
+        same(group, "fit: key", digest_of(() if key is None else as_key(key)), "give all the same")
         entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
         saves = None
         if checkpoint is not None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from jaxnn.checkpoint.folders import Keep, Latest, latest
 from jaxnn.spmd.processes import Group, agreeing, texts
 
-PATIENCE = 10.0  # seconds in which a file of one machine is seen by the others
+PATIENCE = 5.0  # seconds in which a file of one machine is seen by the others
 ADVICE = "checkpoint= must be a folder that all processes share, such as one of a network file system"
 
 
