@@ -4,9 +4,10 @@
 
 `python -m jaxnn.processes` trains a small network and saves every 7 steps. As soon as there is a checkpoint, after a
 random time, a random process is killed: the launcher must end the others within 30 s, and its last line must name that
-process and SIGKILL. The same command is given again, killed again, …, and in the end left alone. Its last checkpoint is
-compared with that of a training that was never killed, and so is what each process returned: every bit of every array,
-and the metadata but for the seconds, and that it continued. The first training is compared, to 1e-6, with the same script in one process.
+process and SIGKILL. The same command is given again, killed again, …, and in the end left alone.
+Its last checkpoint is compared with that of a training that was never killed, and so is what each process returned:
+every bit of every array, and the metadata but for the seconds, and that it continued. The first training is compared,
+to 1e-6, with the same script in one process.
 """
 
 import argparse
@@ -157,7 +158,9 @@ def check(kills, n, epochs, seed):
                 faults.append(output)
                 continue
             got = content(folder)
-            faults += [f"training {trainings}: {name}" for name in expected | got if expected.get(name) != got.get(name)]
+            faults += [
+                f"training {trainings}: {name}" for name in expected | got if expected.get(name) != got.get(name)
+            ]
             for i in range(n):
                 pairs = zip(arrays_of(f"{place}/reference.{i}.npz"), arrays_of(f"{folder}.{i}.npz"), strict=True)
                 if any(a.tobytes() != b.tobytes() for a, b in pairs):

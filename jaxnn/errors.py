@@ -14,7 +14,7 @@ class LayerError(ValueError):
         self.complaint, self.about_params = complaint, about_params
 
 
-class NothingCounts(ValueError):
+class NothingCountsError(ValueError):
     """Examples of which none has a weight above 0, or is left by the masks."""
 
 

@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-n", "--processes", type=int, required=True, metavar="N", help="the number of processes")
     parser.add_argument("--devices-per-process", type=int, default=1, metavar="K", help="CPU devices of each; 1")
-    parser.add_argument("--all-output", action="store_true", help="show stdout of processes 1, 2, … too, not only stderr")
+    parser.add_argument(
+        "--all-output", action="store_true", help="show stdout of processes 1, 2, … too, not only stderr"
+    )
     parser.add_argument(
         "--patience",
         type=float,

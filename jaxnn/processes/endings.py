@@ -79,8 +79,10 @@ def word(cause: Ending, n: int, began: float, over: Sequence[int] = (), running:
         parts.append(f"{processes(over)} had reached the end of the script before")
     if running:
         parts.append(f"{processes(running)} {'was' if len(running) == 1 else 'were'} ended")
-    return f"{'; '.join(parts)}. After the cause is removed {GO_ON}" if cause.status > 0 else (
-        f"{'; '.join(parts)}. Now {GO_ON}"
+    return (
+        f"{'; '.join(parts)}. After the cause is removed {GO_ON}"
+        if cause.status > 0
+        else (f"{'; '.join(parts)}. Now {GO_ON}")
     )
 
 
@@ -89,8 +91,8 @@ def waiting(over: Sequence[int], running: Sequence[int], seconds: float, patienc
     text = f"{processes(over)} reached the end of the script {seconds:.0f} s ago, and {processes(running)} did not"
     if patience is None:
         return (
-            f"{text}: ended. A process that waits in a collective for one that has left waits forever: let all take the "
-            "same steps, or give --patience more seconds if one has work of its own to finish"
+            f"{text}: ended. A process that waits in a collective for one that has left waits forever: let all take "
+            "the same steps, or give --patience more seconds if one has work of its own to finish"
         )
     return f"{text} yet; after {patience:.0f} s (--patience) all are ended"
 

@@ -70,9 +70,7 @@ class Process:
         with self.channel.makefile("r") as lines, suppress(OSError, ValueError):
             for line in lines:
                 said = json.loads(line)
-                events.put(
-                    Event(self.number, said["event"], said["time"], said.get("status", 0), said.get("last", ""))
-                )
+                events.put(Event(self.number, said["event"], said["time"], said.get("status", 0), said.get("last", "")))
 
     def _wait(self, events: queue.Queue[Event]) -> None:
         status, now = self.popen.wait(), time.monotonic()
@@ -167,7 +165,12 @@ class Watch:
     """What has happened to the processes so far."""
 
     def __init__(
-        self, settings: dict[str, Any], all_processes: list[Process], events: queue.Queue[Event], show: Show, began: float
+        self,
+        settings: dict[str, Any],
+        all_processes: list[Process],
+        events: queue.Queue[Event],
+        show: Show,
+        began: float,
     ) -> None:
         self.patience, self.processes, self.events, self.show = settings["patience"], all_processes, events, show
         self.began, self.noticed = began, False

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
-from jaxnn.errors import NothingCounts
+from jaxnn.errors import NothingCountsError
 
-FINE, FAILED, NOTHING = range(3)  # what a process says: NothingCounts is an error only if all say so
+FINE, FAILED, NOTHING = range(3)  # what a process says: NothingCountsError is an error only if all say so
 DIGEST = 32  # bytes
 TEXT = 8  # bytes of a length
 LONGEST = 8192  # bytes of a message
@@ -129,7 +129,7 @@ def texts(group: Group, text: str) -> list[str]:
 def agreeing(group: Group | None) -> Iterator[None]:
     """What is raised by one process is raised by all of them, in the same words; together.
 
-    `NothingCounts` is raised if all raise it. What lies within must not wait for other processes after a step that can
+    `NothingCountsError` is raised if all raise it. What lies within must not wait for other processes after a step that can
     fail in one alone, except by the functions here.
     """
     if group is None:
@@ -140,7 +140,7 @@ def agreeing(group: Group | None) -> Iterator[None]:
     except Exception as error:
         if getattr(error, AGREED, False):
             raise
-        _say(group, NOTHING if isinstance(error, NothingCounts) else FAILED, error=error)
+        _say(group, NOTHING if isinstance(error, NothingCountsError) else FAILED, error=error)
     else:
         _say(group, FINE)
 
@@ -152,7 +152,9 @@ def same(group: Group | None, what: str, digest: bytes, advice: str) -> None:
     digests = _say(group, FINE, digest.ljust(DIGEST, b"\0")[:DIGEST])
     others = [n for n, other in zip(group.numbers, digests, strict=True) if other != digests[0]]
     if others:
-        error = ValueError(f"{what}: process {_listed(others)} has other values than process {group.numbers[0]}: {advice}")
+        error = ValueError(
+            f"{what}: process {_listed(others)} has other values than process {group.numbers[0]}: {advice}"
+        )
         setattr(error, AGREED, True)
         raise error
 
@@ -212,14 +214,23 @@ def put(what: str, tree: Tree, shardings: Tree) -> Any:
     On devices of several processes each puts its shards of what all hold whole; together, ValueError if it differs.
     """
     leaves, structure = jax.tree.flatten(tree)
-    lies = jax.tree.leaves(shardings) if jax.tree.structure(shardings) == structure else [shardings] * len(leaves)
-    far = [there is not None and not there.is_fully_addressable and _is_here(leaf) for leaf, there in zip(leaves, lies, strict=True)]
+    lies = _for_each(tree, shardings)
+    far = [
+        there is not None and not there.is_fully_addressable and _is_here(leaf)
+        for leaf, there in zip(leaves, lies, strict=True)
+    ]
     if not any(far):
         return jax.device_put(tree, shardings)
     advice = "give all the same arrays, or each its part by placement.shard(…, local=True)"
     whole = [leaf for leaf, is_far in zip(leaves, far, strict=True) if is_far]
     same(_group(lies[far.index(True)].device_set), what, digest_of(whole), advice)
     return jax.tree.unflatten(structure, [placed_whole(leaf, there) for leaf, there in zip(leaves, lies, strict=True)])
+
+
+def _for_each(tree: Tree, shardings: Tree) -> list[Any]:
+    """The sharding of each leaf: of a tree like it, or one for all."""
+    alike: Any = jax.tree.structure(shardings), jax.tree.structure(tree)
+    return jax.tree.leaves(shardings) if alike[0] == alike[1] else [shardings] * len(jax.tree.leaves(tree))
 
 
 def placed_whole(leaf: Any, sharding: Any) -> Array:
@@ -247,7 +258,7 @@ def from_parts(tree: Tree, shardings: Tree, what: str = "data") -> Any:
             the first axis among the processes, or not evenly.
     """
     leaves, structure = jax.tree.flatten(tree)
-    lies = jax.tree.leaves(shardings) if jax.tree.structure(shardings) == structure else [shardings] * len(leaves)
+    lies = _for_each(tree, shardings)
     group = _group(lies[0].device_set) if lies else None
     with agreeing(group):
         parts = [np.asarray(leaf) for leaf in leaves]
@@ -261,7 +272,9 @@ def from_parts(tree: Tree, shardings: Tree, what: str = "data") -> Any:
         n = len(part) * (len(group.devices) if group is not None else 1)
         if group is not None and not (len(there.spec) and there.spec[0] is not None):
             raise ValueError(f"{what}: a part of each process needs a sharding of the first axis, got {there.spec}")
-        rows = {index[0].indices(n)[:2] for index in there.addressable_devices_indices_map((n, *part.shape[1:])).values()}
+        rows = {
+            index[0].indices(n)[:2] for index in there.addressable_devices_indices_map((n, *part.shape[1:])).values()
+        }
         if group is not None and sum(stop - start for start, stop in rows) != len(part):
             raise ValueError(
                 f"{what}: {there.spec} of {there.mesh} does not give each process the same share of {n} examples"
@@ -280,8 +293,8 @@ def _check_parts(group: Group, what: str, parts: list[np.ndarray]) -> None:
         for n, each in zip(group.numbers, told, strict=True)
     )
     error = ValueError(
-        f"{what}: the parts of the processes must be equal in shape and dtype, got {by_process}. Leave examples out, or "
-        "add some of weight 0, until all have the same number"
+        f"{what}: the parts of the processes must be equal in shape and dtype, got {by_process}. Leave examples out, "
+        "or add some of weight 0, until all have the same number"
     )
     setattr(error, AGREED, True)
     raise error
@@ -297,8 +310,10 @@ def everywhere(tree: Tree) -> Any:
         if _is_here(leaf) or leaf.is_fully_replicated:
             return leaf
         lies = leaf.sharding
-        mesh = lies.mesh if isinstance(lies, NamedSharding) else Mesh(np.array(sorted(lies.device_set, key=_id)), ("all",))
-        with jax.set_mesh(mesh):
+        mesh = (
+            lies.mesh if isinstance(lies, NamedSharding) else Mesh(np.array(sorted(lies.device_set, key=_id)), ("all",))
+        )
+        with jax.set_mesh(cast(Mesh, mesh)):
             return _everywhere(NamedSharding(mesh, PartitionSpec()))(leaf)
 
     return jax.tree.map(one, tree)
@@ -341,7 +356,7 @@ def local_rows(data: Tree) -> Any:
     if jax.process_count() == 1 or all(map(_is_here, leaves)):
         return data
     found = [_rows_here(leaf) for leaf in leaves]
-    shared = np.logical_and.reduce([has for has, _ in found])
+    shared = np.stack([has for has, _ in found]).all(0)
     chosen = [part if (has == shared).all() else part[shared[has]] for has, part in found]
     return jax.tree.unflatten(structure, chosen)
 

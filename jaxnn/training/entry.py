@@ -21,7 +21,7 @@ from jaxnn.arrays import first_of, is_floating
 from jaxnn.checks import finite_values, number, plain_data, weight_values, whole_number
 from jaxnn.combinators.walk import places
 from jaxnn.compiled import Structure, program, structure_of
-from jaxnn.errors import NothingCounts, inside
+from jaxnn.errors import NothingCountsError, inside
 from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP

@@ -12,7 +12,7 @@ import numpy as np
 from jaxnn.arrays import first_of, is_floating
 from jaxnn.checks import finite_values, weight_values
 from jaxnn.combinators.walk import places
-from jaxnn.errors import NothingCounts, inside
+from jaxnn.errors import NothingCountsError, inside
 from jaxnn.mistakes import is_traced
 from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.training.batches import PARTS
@@ -21,9 +21,7 @@ from jaxnn.trees import path_name
 from jaxnn.types import Layer, Loss, Tree
 
 
-def look_at(
-    what: str, net: Layer, loss: Loss, output: Any, data: DataSet, metrics: NamedMetrics, advice: str
-) -> None:
+def look_at(what: str, net: Layer, loss: Loss, output: Any, data: DataSet, metrics: NamedMetrics, advice: str) -> None:
     """Raises an error for values that are not finite, bad labels and bad weights.
 
     Args:
@@ -38,14 +36,14 @@ def look_at(
     x, target, *weights = data
     if not len(jax.tree.leaves(x)[0]):
         return
-    nothing: NothingCounts | None = None
+    nothing: NothingCountsError | None = None
     try:
         for values in weights:
             if not is_traced(values):
                 weight_values(f"{what}: weights", values)
         with about(what):
             counted = _counted_target(loss, output, x, target, *weights)
-    except NothingCounts as error:  # it may count in another process; what is not finite is an error all the same
+    except NothingCountsError as error:  # it may count in another process; what is not finite is an error all the same
         nothing, counted = error, ()
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -88,7 +86,7 @@ def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any
     if counts.all():
         return target
     if not counts.any():
-        raise NothingCounts(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
+        raise NothingCountsError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
 
     def settled(leaf: Any) -> np.ndarray:
         values = np.array(leaf)
