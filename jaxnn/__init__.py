@@ -18,6 +18,7 @@ from jaxnn import (
     networks,
     passes,
     penalties,
+    placement,
     plots,
     schedules,
     stopping,
@@ -94,7 +95,7 @@ __all__ = [
     "summary", "describe", "from_description",
     # modules
     "augment", "checkpoint", "data", "diagnostics", "factors", "gradcheck", "graph", "initializers", "losses",
-    "metrics", "networks", "passes", "penalties", "plots", "schedules", "stopping",
+    "metrics", "networks", "passes", "penalties", "placement", "plots", "schedules", "stopping",
 ]  # fmt: skip
 
 # gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; few programs need the others at once.

@@ -35,9 +35,9 @@ def understood(flags):
     return subprocess.run(start, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode == 0
 
 
-# Before jax starts: two fake devices, so that nothing silently relies on there being one. Workers inherit the flags.
+# Before jax starts: eight fake devices, so that nothing silently relies on there being one. Workers inherit the flags.
 if "host_platform_device_count" not in (given := os.environ.get("XLA_FLAGS", "")):
-    flags = f"{given} --xla_force_host_platform_device_count=2"
+    flags = f"{given} --xla_force_host_platform_device_count=8"
     if not os.environ.get("JAXNN_OPTIMISED"):
         flags = " ".join([flags, *(flag for flag in FAST_COMPILING if understood(flag))])
     os.environ["XLA_FLAGS"] = flags

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnn import (
     DivergenceError,
@@ -34,7 +33,8 @@ from jaxnn import (
     stopping,
     train_step,
 )
-from jaxnn.spmd.processes import from_parts, host
+from jaxnn.placement import fully_sharded, shard
+from jaxnn.spmd.transfers import host
 
 N, D, B = 32, 4, 8
 NET = serial(dense(8), relu, dropout(0.2), dense(2))
@@ -67,8 +67,8 @@ def data_whole(mesh, folder):
 
 
 def data_as_parts(mesh, folder):
-    data = from_parts(jax.tree.map(part_of, drawn()), NamedSharding(mesh, PartitionSpec("batch")))
-    return numbers(fit(NET, LOSS, RATE, data, **TRAINING))
+    data = shard(jax.tree.map(part_of, drawn()), mesh, local=True)
+    return numbers(fit(NET, LOSS, RATE, data, shards=4, **TRAINING))  # of which each process draws from two
 
 
 def stops_early(mesh, folder):
@@ -96,15 +96,15 @@ def run_purely(mesh, folder):
 
 def sharded_state(mesh, folder):
     """A state that no process holds whole is saved by all, and loaded into its shards."""
-    lies = NamedSharding(mesh, PartitionSpec(None, "batch"))
-    state = init_train_state(NET, RATE, 0, (D,))
-    w = state.params["dense_0"]["w"]
-    shards = jax.make_array_from_callback(w.shape, lies, lambda index: np.asarray(w)[index])
-    path = checkpoint.save(f"{folder}/sharded{jax.process_count()}.safetensors", {"w": shards, "key": state.key})
-    again = checkpoint.load(path, like={"w": shards, "key": state.key})
-    assert again["w"].sharding == lies
-    assert again["w"].is_fully_addressable == (jax.process_count() == 1)
-    return [host(again["w"]), np.frombuffer(Path(path).read_bytes(), np.uint8)]
+    state = shard(init_train_state(NET, RATE, 0, (D,)), mesh, fully_sharded())
+    path = checkpoint.save(f"{folder}/sharded{jax.process_count()}.safetensors", state)
+    again = checkpoint.load(path, like=state)
+    w = again.params["dense_0"]["w"]
+    assert w.sharding == state.params["dense_0"]["w"].sharding
+    assert w.is_fully_addressable == (jax.process_count() == 1)
+    data = shard(jax.tree.map(part_of, drawn()), mesh, local=True)
+    trained = numbers(fit(NET, LOSS, RATE, data, shards=4, train_state=again, **TRAINING))
+    return [np.frombuffer(Path(path).read_bytes(), np.uint8), *trained]
 
 
 def saved(mesh, folder):
@@ -140,7 +140,7 @@ def fitted(mesh, data, **settings):
 
 
 def in_parts(mesh, *arrays):
-    return from_parts(arrays, NamedSharding(mesh, PartitionSpec("batch")))
+    return shard(arrays, mesh, local=True)
 
 
 def nan_in_one_part(mesh, folder):
@@ -184,8 +184,7 @@ def folder_of_one(mesh, folder):
 
 def not_written(mesh, folder):
     place = f"{folder}/not_written"
-    lies = NamedSharding(mesh, PartitionSpec("batch"))
-    checkpoint.save(f"{place}/no/such.safetensors", from_parts(part_of(drawn()[0]), lies))
+    checkpoint.save(f"{place}/no/such.safetensors", shard(part_of(drawn()[0]), mesh, local=True))
 
 
 ERRORS = {

@@ -32,7 +32,7 @@ BASE = (  # of both wings
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
     | {"descriptions", "parameters", "sequences", "twins"},
-    {"metrics", "weighting"},
+    {"metrics", "placement", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
     {"networks", "passes"},
@@ -48,7 +48,8 @@ FLOORS = (*BASE, *NETWORKS[:-5], FUNCTIONS[0], NETWORKS[-5], *FUNCTIONS[1:], *NE
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "spmd": (
         {"axes", "processes"},
-        {"batches", "loops"},
+        {"loops", "transfers"},
+        {"batches"},
         {"__init__"},
     ),
     "jaxprs": (

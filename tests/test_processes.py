@@ -236,5 +236,7 @@ def test_the_first_cause_is_named_and_not_who_lost_it():
     assert first_cause([survivor, aborted]) == aborted
     assert killed.code == 137
     said = word(killed, 4, 1.0, [3], [0, 1])
-    assert said.startswith("process 2 of 4 was killed by SIGKILL (signal 9) (4.2 s after the start); process 3 had reached")
+    assert said.startswith(
+        "process 2 of 4 was killed by SIGKILL (signal 9) (4.2 s after the start); process 3 had reached"
+    )
     assert "; processes 0, 1 were ended. Now the same command goes on from the last checkpoint" in said

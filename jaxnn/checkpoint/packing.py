@@ -20,7 +20,7 @@ from jaxnn.checkpoint.metadata import as_text, versions
 from jaxnn.checkpoint.structures import Class, leaf_value, leaves_in, put_together, taken_apart, unique
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json
-from jaxnn.spmd.processes import placed_whole
+from jaxnn.spmd.transfers import placed_whole
 from jaxnn.trees import describe, path_name
 from jaxnn.types import DType, EpochStart, Shape, Tree
 

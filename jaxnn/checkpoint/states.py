@@ -15,7 +15,8 @@ from jaxnn.checkpoint.structures import Class, known_classes
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json
 from jaxnn.mistakes import alive, not_traced
-from jaxnn.spmd.processes import agreeing, gathered, group_of_arrays
+from jaxnn.spmd.processes import agreeing, group_of_arrays
+from jaxnn.spmd.transfers import gathered
 from jaxnn.types import Fit, Tree
 
 STATE, MONITORS = "train_state", "monitors"  # the names of the trees that `save` writes

@@ -16,79 +16,123 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
 from jaxnn.spmd.axes import axes_of, explicit_mesh, placed
-from jaxnn.spmd.processes import put
+from jaxnn.spmd.transfers import put
 
 
 class Home(NamedTuple):
-    """The mesh of a data set, and the axis or axes of it that divide the examples, or None."""
+    """The mesh of a data set, and the axis or axes of it that divide each batch.
+
+    The data lie there in `parts`, each on devices of its own; 1 if every device has all of them.
+    """
 
     mesh: Any
     axes: Any
+    parts: int = 1
 
     def divides(self, n: int) -> bool:
         """True if each device gets the same number of n examples."""
-        return self.axes is not None and n % self.devices == 0
+        return n % self.devices == 0
 
     @property
     def devices(self) -> int:
-        """The number of devices that examples are divided among."""
-        names = self.axes if isinstance(self.axes, tuple) else (self.axes,)
-        return math.prod(self.mesh.shape[name] for name in names if name is not None)
+        """The number of devices, or groups of them, that a batch is divided among."""
+        return _count(self.mesh, self.axes)
+
+
+def _count(mesh: Any, axes: Any) -> int:
+    return math.prod(mesh.shape[name] for name in (axes if isinstance(axes, tuple) else (axes,)))
 
 
 def home_of(data: Tree) -> Home | None:
     """The placement of the data; None on one device.
 
-    In a compiled program the types of arrays lack Auto axes: then it is the only axis of the mesh, their own or that
-    of `jax.set_mesh`, and None for several axes.
+    Data that a mesh does not divide are on all of its devices, and batches are divided along its first axis. In a
+    compiled program the types of arrays do not say how Auto axes divide them: then it is as if they did not.
     """
     leaves = [leaf for leaf in jax.tree.leaves(data) if hasattr(leaf, "ndim") and leaf.ndim]
     found = [home for home in map(_home, leaves) if home is not None]
-    return next((home for home in found if home.axes is not None), found[0] if found else None)
+    return next((home for home in found if home.parts > 1), found[0] if found else None)
 
 
 def _home(leaf: Array) -> Home | None:
     mesh = jax.typeof(leaf).sharding.mesh
     if not mesh.empty and mesh.explicit_axes:
-        return Home(mesh, axes_of(leaf)[0])
+        return _divided(mesh, axes_of(leaf)[0])
     if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
         lies = leaf.sharding
         if len(lies.device_set) == 1 or not isinstance(lies, NamedSharding):
             return None
-        return Home(lies.mesh, lies.spec[0] if len(lies.spec) else None)
+        return _divided(lies.mesh, lies.spec[0] if len(lies.spec) else None)
     mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
-    axes: tuple[str, ...] = () if mesh.empty or mesh.manual_axes or mesh.explicit_axes else mesh.auto_axes
-    return Home(mesh, axes[0]) if len(axes) == 1 else None
+    if mesh.empty or mesh.manual_axes or mesh.explicit_axes:
+        return None
+    return _divided(mesh, None)
 
 
-def rows(data: Tree, at: Array, home: Home | None = None) -> Tree:
-    """The rows `at` of every leaf, [B, …], divided among the devices like the data.
+def _divided(mesh: Any, axes: Any) -> Home:
+    known = axes is not None and axes is not PartitionSpec.UNCONSTRAINED and axes != ()
+    return Home(mesh, axes, _count(mesh, axes)) if known else Home(mesh, mesh.axis_names[0])
+
+
+def arranged(at: Array, n: int, parts: int, devices: int) -> Array:
+    """The rows of a batch [B] in the order in which the devices take them, −1 where one of them has none left.
+
+    Rows that are drawn from each of the parts of n examples in turn are put part by part: [parts, ⌈B/parts⌉].
+    """
+    if parts > 1:
+        each = -(-len(at) // parts)
+        table = jnp.pad(at, (0, each * parts - len(at)), constant_values=-1).reshape(each, parts)
+        at = jnp.roll(table, at[0] // (n // parts), axis=1).T.reshape(-1)
+    return jnp.pad(at, (0, -len(at) % devices), constant_values=-1) if len(at) % devices else at
+
+
+def rows(data: Tree, at: Array, home: Home | None = None, *, local: bool = False) -> Tree:
+    """The rows `at` of every leaf, [B, …], divided among the devices; any row for −1.
 
     XLA would put a copy of a batch that it gathers from sharded data on every device; a batch that the devices do not
-    divide remains such a copy.
+    divide remains such a copy. `local` promises that each device's rows are those of its own part of the data, as
+    `arranged` puts them: no device then asks another one.
     """
     home = home or home_of(data)
+    at = jnp.maximum(at, 0)
 
     def gathered(leaf: Array, at: Array) -> Array:
         return leaf.at[at].get(mode="promise_in_bounds")
 
     def of(leaf: Array) -> Array:
         leaf = jnp.asarray(leaf)
-        if home is None or home.axes is None:
+        if home is None:
             return gathered(leaf, at)
+        if local and home.parts > 1:
+            return _own_rows(leaf, at, home)
         first = home.axes if home.divides(len(at)) else None
         if explicit_mesh((leaf,)) is not None:
             return placed(gathered, leaf, at, axes=(first, *axes_of(leaf)[1:]))
         batch = gathered(leaf, at)
-        others = [PartitionSpec.UNCONSTRAINED if isinstance(batch, jax.core.Tracer) else None] * (batch.ndim - 1)
-        lies = NamedSharding(home.mesh, PartitionSpec(first, *others))
         if getattr(home.mesh, "explicit_axes", ()):  # this leaf is not on the mesh of the data
             return jax.sharding.reshard(batch, NamedSharding(home.mesh, PartitionSpec(first)))
         if first is None or (isinstance(home.mesh, AbstractMesh) and not isinstance(batch, jax.core.Tracer)):
             return batch
-        return jax.lax.with_sharding_constraint(batch, lies)
+        others = [PartitionSpec.UNCONSTRAINED if isinstance(batch, jax.core.Tracer) else None] * (batch.ndim - 1)
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(home.mesh, PartitionSpec(first, *others)))
 
     return jax.tree.map(of, data)
+
+
+def _own_rows(leaf: Array, at: Array, home: Home) -> Array:
+    """The rows of every device, from its own part of the data."""
+    names = home.axes if isinstance(home.axes, tuple) else (home.axes,)
+
+    def of_one(part: Array, at: Array) -> Array:
+        first = jax.lax.axis_index(names).astype(at.dtype) * len(part)
+        return part.at[jnp.maximum(at - first, 0)].get(mode="promise_in_bounds")
+
+    spec = PartitionSpec(home.axes)
+    if getattr(home.mesh, "explicit_axes", ()):
+        others = axes_of(leaf)[1:] if explicit_mesh((leaf,)) is not None else ()
+        leaf = jax.sharding.reshard(leaf, NamedSharding(home.mesh, PartitionSpec(home.axes, *others)))
+        at = jax.sharding.reshard(at, NamedSharding(home.mesh, spec))
+    return jax.shard_map(of_one, mesh=home.mesh, in_specs=spec, out_specs=spec, axis_names=set(names))(leaf, at)
 
 
 def beside(tree: Tree, data: Tree) -> Tree:
@@ -108,10 +152,12 @@ def beside(tree: Tree, data: Tree) -> Tree:
     return jax.tree.unflatten(structure, [next(moved) if moves(leaf) else leaf for leaf in leaves])
 
 
-def spread(x: np.ndarray) -> NamedSharding | None:
-    """The sharding of a NumPy array [N, …] under `jax.set_mesh`: along a mesh of one axis, if that divides N."""
+def spread(x: np.ndarray, divided: bool) -> NamedSharding | None:
+    """The sharding of a NumPy array [N, …] under `jax.set_mesh`: on every device, or divided by its first axis."""
     if jax.sharding.get_abstract_mesh().empty:
         return None
     mesh = jax.sharding.get_mesh()
-    whole = len(mesh.axis_names) > 1 or not x.ndim or x.shape[0] % mesh.size
-    return NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec(mesh.axis_names[0]))
+    first = mesh.axis_names[0]
+    return NamedSharding(
+        mesh, PartitionSpec(first) if divided and x.ndim and x.shape[0] % mesh.shape[first] == 0 else PartitionSpec()
+    )

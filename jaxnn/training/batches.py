@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxnn.arrays import is_concrete
 from jaxnn.checks import example_weights
 from jaxnn.shapes import batch_size
-from jaxnn.spmd.batches import Home
+from jaxnn.spmd.batches import Home, arranged
 from jaxnn.spmd.batches import rows as rows_of
 from jaxnn.spmd.loops import scan
 from jaxnn.training.means import DataSet
@@ -29,15 +30,69 @@ PARTS = ("x", "target", "weights")  # of a DataSet
 # ---------------------------------------------------------------- which examples
 
 
-def batch_of(data: DataSet, rows: Array, home: Home | None = None) -> tuple[Tree, Tree, Array | None]:
-    """The examples of those rows, gathered: (x, target, weights or None). `home` is where the data lie, if known."""
-    x, target, *weights = rows_of(data, rows, home)
-    return x, target, weights[0] if weights else None
+def batch_of(data: DataSet, rows: Array, home: Home | None = None, shards: int = 1) -> tuple[Tree, Tree, Array | None]:
+    """The examples of those rows, gathered: (x, target, weights or None).
+
+    `home` is where the data lie, if known, and `shards` the number of parts that the rows are drawn from in turn. A
+    batch that these do not divide is filled up with examples of weight 0.
+    """
+    at = arranged(rows, batch_size("x", data[0]), shards, 1 if home is None else home.devices)
+    x, target, *weights = rows_of(data, at, home, local=is_local(home, shards))
+    if len(at) == len(rows):
+        return x, target, weights[0] if weights else None
+    w = weights[0] if weights else jnp.ones(len(at))
+    counts = (at >= 0).reshape(-1, *(1,) * (w.ndim - 1))
+    return x, target, jnp.where(counts, w, jnp.zeros((), w.dtype))
 
 
-def epoch_order(key: Key, epoch: Array | int, n: int, shuffle: bool) -> Array:
-    """The order of the examples in an epoch, [N]: a function of the key and the number of the epoch."""
-    return shuffled(jax.random.fold_in(key, epoch), n) if shuffle else jnp.arange(n)
+def is_local(home: Home | None, shards: int) -> bool:
+    """Whether each device draws from its own part of the data."""
+    return home is not None and shards > 1 and shards == home.devices
+
+
+def epoch_order(key: Key, epoch: Array | int, n: int, shuffle: bool, shards: int = 1) -> Array:
+    """The order of the examples in an epoch, [N]: a function of the key and the number of the epoch.
+
+    With shards, N/shards consecutive examples each, one example of each shard in turn, drawn from an order of its own.
+    """
+    if shards == 1:
+        return shuffled(jax.random.fold_in(key, epoch), n) if shuffle else in_turn(n)
+    if not shuffle:
+        return in_turn(n, shards)
+    each = n // shards
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, epoch)))(jnp.arange(shards))
+    orders = jax.vmap(partial(shuffled, n=each))(keys)
+    return (orders + each * jnp.arange(shards, dtype=orders.dtype)[:, None]).T.reshape(-1)
+
+
+def in_turn(n: int, shards: int = 1) -> Array:
+    """The numbers of the examples, one of each shard in turn: 0, N/shards, 2N/shards, …, 1, N/shards + 1, …, [N]."""
+    return jnp.arange(n).reshape(shards, -1).T.reshape(-1) if shards > 1 else jnp.arange(n)
+
+
+def check_shards(shards: int, n: int) -> None:
+    """Raises ValueError unless N examples are in shards of equal size."""
+    if n % shards:
+        raise ValueError(
+            f"{n} examples cannot be in {shards} shards of equal size: leave out {n % shards} of them, or take a "
+            "number of shards that divides them"
+        )
+
+
+def check_padding(couples_batch: bool, n: int, batch: int, home: Home | None, shards: int) -> None:
+    """Raises ValueError if a batch would be filled up with examples of weight 0 that change what a layer computes."""
+    devices = 1 if home is None else home.devices
+    parts = math.lcm(shards, devices)
+    uneven = {name: size for name, size in {"batch_size": batch, "the last batch": n % batch}.items() if size % parts}
+    if couples_batch and uneven:
+        name, size = next(iter(uneven.items()))
+        what = f"{shards} shards" if size % shards else f"{devices} devices"
+        raise ValueError(
+            f"{name}, {size} of {n} examples, is not divisible among {what}, and would be filled up with examples of "
+            f"weight 0. A layer that couples the examples of a batch, as batch_norm does, would take these into its "
+            f"statistics: give a batch_size and a number of examples that are multiples of {parts}, or a layer "
+            "such as layer_norm or group_norm"
+        )
 
 
 def rest_of(order: Array, train_state: TrainState, batch: int, start: int | None) -> Array:

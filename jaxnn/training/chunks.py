@@ -194,7 +194,7 @@ class Replay(Record):
 
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             state, going = carry
-            new, out = step.take(state, *batch_of(data, rows, epoch.home), update_scale)
+            new, out = step.take(state, *batch_of(data, rows, epoch.home, epoch.shards or 1), update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
             sound = jnp.stack(jax.tree.leaves(good)).all()

@@ -18,7 +18,8 @@ from jaxnn.arrays import is_floating
 from jaxnn.diagnostics.diagnosis import report_each
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.batches import home_of
-from jaxnn.spmd.processes import group_of, host
+from jaxnn.spmd.processes import group_of
+from jaxnn.spmd.transfers import host
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Chunk, Noted, Replay, Saved, as_count, chunk_of, replay, run_chunk
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged

@@ -6,9 +6,7 @@ host and before anything compiles. A message says whether it concerns the traini
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import lru_cache, partial
 from numbers import Integral, Number
 from typing import Any, NamedTuple
@@ -17,21 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.arrays import first_of, is_floating
-from jaxnn.checks import finite_values, number, plain_data, weight_values, whole_number
-from jaxnn.combinators.walk import places
+from jaxnn.arrays import is_floating
+from jaxnn.checks import number, plain_data, whole_number
 from jaxnn.compiled import Structure, program, structure_of
-from jaxnn.errors import NothingCountsError, inside
 from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
 from jaxnn.passes.parts import check_params, costs
 from jaxnn.records import Record
-from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
-from jaxnn.spmd.batches import beside, home_of, spread
-from jaxnn.spmd.processes import agreeing, group_of, local_rows, put
+from jaxnn.spmd.batches import beside, spread
+from jaxnn.spmd.processes import agreeing, group_of
+from jaxnn.spmd.transfers import local_rows, put
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
@@ -44,8 +40,11 @@ CLEAN = "Clean the data, or pass check_data=False"
 CLEAN_FOR_RUN = "Clean the data, or give them to jax.jit(run(…)), which looks at no values"
 
 
-def on_device(what: str, parts: Any) -> tuple[Any, ...]:
-    """The parts of a data set as device arrays with N examples each."""
+def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...]:
+    """The parts of a data set as device arrays with N examples each.
+
+    Under `jax.set_mesh` NumPy arrays are copied to every device, or divided among them where their order is not drawn.
+    """
     if what != "x":
         _check_parts(what, parts)
     arrays = []
@@ -55,7 +54,7 @@ def on_device(what: str, parts: Any) -> tuple[Any, ...]:
             raise TypeError(f"{where} must be an array or a tree of arrays, got a list of numbers: use np.asarray")
         alive(where, part)
         plain_data(where, part)
-        arrays.append(jax.tree.map(partial(_on_device, where), part))
+        arrays.append(jax.tree.map(partial(_on_device, where, divided), part))
     check_sizes(what, tuple(arrays))
     return tuple(arrays)
 
@@ -132,6 +131,7 @@ def enter(
         validation = parts["validation"] = beside(on_device("validation", validation), data)
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
     check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
+    epoch = epoch.at_home(data, look=True)
     if step.augment is not None:
         check_augmented(step.augment, x, epoch.batch_size)
     if train_state is None:
@@ -145,7 +145,7 @@ def enter(
     for what, part in parts.items():
         check_values(what, step.net, step.loss, spec.params, spec.state, part, named, look=look)
     begin = lambda: beside(spec if train_state is not None else first(), data)  # noqa: E731
-    return Entered(dataclasses.replace(epoch, home=home_of(data)), data, validation, spec, begin)
+    return Entered(epoch, data, validation, spec, begin)
 
 
 def enter_run(
@@ -281,7 +281,7 @@ def check_values(
             look_at(what, net, loss, output, here, metrics, advice)
 
 
-def _on_device(what: str, leaf: Any) -> Any:
+def _on_device(what: str, divided: bool, leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
     try:
@@ -289,7 +289,7 @@ def _on_device(what: str, leaf: Any) -> Any:
     except ValueError as error:  # lists of different lengths
         raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
-    there = put(what, here, spread(here))  # compiles nothing
+    there = put(what, here, spread(here, divided))  # compiles nothing
     if is_traced(there):  # inside jit everything is: what is known stays on the host, where it can be checked
         return here
     if here.dtype.kind in "iu" and there.dtype != here.dtype:

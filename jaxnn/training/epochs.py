@@ -20,15 +20,18 @@ from jaxnn.mistakes import training_records, whole_state
 from jaxnn.passes.backprop import backprop, penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.shapes import batch_size as size_of
-from jaxnn.spmd.batches import Home
+from jaxnn.spmd.batches import Home, arranged, home_of
 from jaxnn.spmd.batches import rows as rows_of
 from jaxnn.training.batches import (
     batch_of,
     check_batch_size,
+    check_padding,
+    check_shards,
     check_sizes,
     epoch_order,
     in_batches,
     in_measured_batches,
+    is_local,
     off_the_end,
     rest_of,
 )
@@ -53,6 +56,7 @@ class Epoch(PureFunction):
     home: Home | None = None  # where the data lie, if that is known
     recompute: int = 0  # n ≥ 1: reverse differentiation keeps only the state of every n-th step
     order_key: Key | None = None  # the order of each epoch is drawn from this key instead of the state's
+    shards: int | None = None  # the number of parts that examples are drawn from in turn; None: as the data lie
 
     def __post_init__(self) -> None:
         if self.measure:
@@ -74,6 +78,8 @@ class Epoch(PureFunction):
         self, train_state: TrainState, data: DataSet, update_scale: Array | float | None, start: int | None
     ) -> tuple[TrainState, EpochResult]:
         """The epoch from a position on, None if that is traced; checks nothing."""
+        if self.shards is None:
+            return self.at_home(data).over(train_state, data, update_scale, start)
         (data, factor), batch, n = self.prepared(data), self.batch_size, self.size(data)
         state = self.begun(train_state)
         order = rest_of(self.order(state, n), state, batch, start)
@@ -99,13 +105,33 @@ class Epoch(PureFunction):
             result = result._replace(loss=means[0], metrics=means[1], finite=result.finite & ~off)
         return state._replace(**cursor(state.epoch + 1, 0)), result
 
+    def at_home(self, data: DataSet, *, look: bool = False) -> Epoch:
+        """The epoch over those data, which knows where they lie and the number of shards.
+
+        With `look` the arrays themselves say how they are divided, otherwise their types alone, which know of Explicit
+        axes only: the same within `jax.jit` and without. Raises ValueError for what cannot be divided.
+        """
+        home, n, shards = home_of(data), self.size(data), self.shards
+        if shards is None:
+            typed = home is not None and bool(getattr(home.mesh, "explicit_axes", ()))
+            shards = home.parts if home is not None and (look or typed) else 1
+        check_shards(shards, n)
+        self.check_padding(n, home, shards)
+        return dataclasses.replace(self, home=home, shards=shards)
+
+    def check_padding(self, n: int, home: Home | None, shards: int) -> None:
+        """Raises ValueError if a batch would be filled up that must not be."""
+        check_padding(self.step.net.couples_batch, n, self.batch_size, home, shards)
+
     def size(self, data: DataSet) -> int:
         """The number of examples."""
         return size_of("x", data[0])
 
     def order(self, state: TrainState, n: int) -> Array:
         """The order of the examples in the epoch that the state has reached, [N]."""
-        return epoch_order(state.key if self.order_key is None else self.order_key, state.epoch, n, self.shuffle)
+        return epoch_order(
+            state.key if self.order_key is None else self.order_key, state.epoch, n, self.shuffle, self.shards or 1
+        )
 
     def prepared(self, data: DataSet) -> tuple[DataSet, Array | float]:
         """The data as `take` reads them, and the factor of its sums."""
@@ -137,7 +163,9 @@ class Epoch(PureFunction):
 
     def batch(self, state: TrainState, rows: Array, data: Any) -> Any:
         """The batch of those rows, augmented as in the step; its first part is x."""
-        batch = rows_of(data, rows, self.home)
+        shards = self.shards or 1
+        at = rows if shards == 1 else arranged(rows, self.size(data), shards, 1)
+        batch = rows_of(data, at, self.home, local=is_local(self.home, shards))
         if self.augmentation is None:
             return batch
         x, *others = batch if isinstance(batch, tuple) else (batch,)
@@ -154,7 +182,7 @@ class Epoch(PureFunction):
         measure: bool = False,
     ) -> tuple[TrainState, Notes, Any]:
         """Takes the step on those rows; also returns what is noted of it, and its measures if they are wanted."""
-        x, target, weights = batch_of(data, rows, self.home)
+        x, target, weights = batch_of(data, rows, self.home, self.shards or 1)
         step = dataclasses.replace(self.step, measure=True) if measure else self.step
         new, out = step.take(state, x, target, weights, update_scale)
         figures, whole = {"loss": out.loss}, None
@@ -203,6 +231,7 @@ def train_epoch(
     shuffle: bool = True,
     augment: Augment | None = None,
     measure: int = 0,
+    shards: int | None = None,
 ) -> Epoch:
     """One pass over the data in shuffled batches: a `lax.scan` of steps, each batch gathered on the device.
 
@@ -227,6 +256,8 @@ def train_epoch(
         augment: a function (key, x) -> x of the same shape, applied to each batch.
         measure: the number of steps that are measured, at equal distances among the full batches that are left, the
             last at the last one. 0 costs nothing.
+        shards: the number of parts of N/shards consecutive examples from which a batch is drawn in equal numbers; by
+            default 1, or that of data which Explicit axes divide. See `placement`.
 
     Returns:
         A pure function `(train_state, x, target, weights=None, *, update_scale=None) -> (train_state, EpochResult)`.
@@ -250,4 +281,5 @@ def train_epoch(
     measure = whole_number("measure", measure, least=0)
     shuffle = yes_or_no("shuffle", shuffle)
     step = train_step(net, loss, optimizer, gradient=gradient, penalty=penalty, augment=augment)
-    return Epoch(step, batch, named_metrics(metrics), shuffle, measure)
+    shards = None if shards is None else whole_number("shards", shards, least=1)
+    return Epoch(step, batch, named_metrics(metrics), shuffle, measure, shards=shards)

@@ -15,9 +15,9 @@ from jaxnn.passes.parts import costs
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.axes import placed
-from jaxnn.spmd.batches import Home, beside, home_of, rows
+from jaxnn.spmd.batches import Home, arranged, beside, home_of, rows
 from jaxnn.spmd.processes import agreeing, group_of
-from jaxnn.training.batches import batch_of, in_batches
+from jaxnn.training.batches import batch_of, in_batches, in_turn
 from jaxnn.training.entry import check_values, of_network, on_device
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
 from jaxnn.types import Array, Layer, Loss, Params, State, TrainState, Tree
@@ -61,7 +61,7 @@ def evaluate(
     loss_record("evaluate", loss)
     named = named_metrics(metrics)
     with agreeing(group_of(data, train_state)):
-        data = on_device("data", data)
+        data = on_device("data", data, divided=True)
         params, state = of_network("evaluate", net, beside(train_state, data), data[0])
         check_values("data", net, loss, params, state, data, named, look=check_data)
     return Evaluation(net, loss, named, home_of(data), batch_size).scores(params, state, data)
@@ -84,7 +84,7 @@ def predict(
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
     with agreeing(group_of(x, train_state)):
-        (x,) = on_device("x", (x,))
+        (x,) = on_device("x", (x,), divided=True)
         params, state = of_network("predict", net, beside(train_state, x), x)
     return _predict(_Prediction(net, batch_size, home_of(x)), params, state, x)
 
@@ -107,15 +107,15 @@ class Evaluation(Record):
 
     def __call__(self, params: Params, state: State, data: DataSet) -> dict[str, Array]:
         def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
-            x, target, weights = batch_of(data, rows, self.home)
+            x, target, weights = batch_of(data, rows, self.home, shards)
             output = self.net.forward(params, state, x)[0]
             found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
 
-        n = size_of("x", data[0])
+        n, shards = size_of("x", data[0]), 1 if self.home is None else self.home.parts
         data, factor = in_moderation(data)
-        return means_of(in_batches(one, (), jnp.arange(n), _dividing(self.batch, n, self.home))[1])
+        return means_of(in_batches(one, (), in_turn(n, shards), min(self.batch, n))[1])
 
     def scores(self, params: Params, state: State, data: DataSet) -> dict[str, Any]:
         """The means as floats, by the compiled program; inside another one, as arrays."""
@@ -135,7 +135,7 @@ class _Prediction(Record):
         forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
         outs = []
         if self.home is not None:
-            return self._on_a_mesh(forward, x)
+            return self._on_a_mesh(forward, x, self.home)
         if full:
             stacked = jax.tree.map(lambda leaf: leaf.reshape(full, batch, *leaf.shape[1:]), cut(0, full * batch))
             outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(forward, stacked)))
@@ -143,23 +143,26 @@ class _Prediction(Record):
             outs.append(forward(cut(full * batch, n)))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
-    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree) -> Any:
+    def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree, home: Home) -> Any:
         """The batches gathered, so that each of them is divided among the devices."""
-        n, home = size_of("x", x), self.home
-        each = _dividing(self.batch, n, home)
+        n, parts = size_of("x", x), home.parts
+        order, each = in_turn(n, parts), min(self.batch, n)
+        each = max(each - each % home.devices, 1)
         whole = n - n % each
-        parts = [jax.lax.map(lambda at: forward(rows(x, at, home)), jnp.arange(whole).reshape(-1, each))]
+
+        def of(at: Array) -> Any:
+            at = arranged(at, n, parts, home.devices)
+            return forward(rows(x, at, home, local=parts > 1))
+
+        outs = [jax.lax.map(of, order[:whole].reshape(-1, each))]
         if whole < n:
-            parts.append(forward(rows(x, jnp.arange(whole, n), home)))
+            outs.append(jax.tree.map(lambda y: y[None, :], of(order[whole:])))
 
-        def together(stacked: Array, *rest: Array) -> Array:
-            return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *rest])
+        def together(*ys: Array) -> Array:
+            """[batches, parts · b, …] of each to [parts · n, …], without what fills the last one up."""
+            split = [y.reshape(y.shape[0], parts, -1, *y.shape[2:]) for y in ys]
+            rows_of_part = [jnp.moveaxis(y, 0, 1).reshape(parts, -1, *y.shape[3:]) for y in split]
+            return jnp.concatenate(rows_of_part, axis=1)[:, : n // parts].reshape(n, *ys[0].shape[2:])
 
-        first = home.axes if home is not None and home.divides(n) else None
-        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *parts)
-
-
-def _dividing(batch: int, n: int, home: Home | None) -> int:
-    """The number of examples to take at a time, divisible among the devices if there are enough."""
-    batch = min(batch, n)
-    return batch - batch % home.devices if home is not None and batch > home.devices else batch
+        first = home.axes if home.divides(n) else None
+        return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *outs)

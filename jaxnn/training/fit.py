@@ -53,6 +53,7 @@ def fit(
     measure: int = 0,
     skip_nonfinite: int = 0,
     checkpoint: Keep | str | os.PathLike[str] | None = None,
+    shards: int | None = None,
 ) -> Fit:
     """Trains a network; every epoch is one call of one compiled program.
 
@@ -109,6 +110,9 @@ def fit(
             finished training is returned at once. A folder has one training: with other settings or data, or another
             start, it is refused. Functions of your own are compared by their names and
             the numbers in their closures.
+        shards: the number of parts of N/shards consecutive examples from which each batch is drawn in equal numbers;
+            by default that in which the data lie on the devices of a mesh, so that each draws from its own, and 1 for
+            data of which every device has all. See `placement`.
 
     Returns:
         A Fit: train_state, history with one float per epoch in each list, the reason why it ended, and the best epoch.
@@ -139,6 +143,7 @@ def fit(
         yes_or_no("fit: shuffle", shuffle),
         whole_number("fit: measure", measure, least=0),
         whole_number("fit: skip_nonfinite", skip_nonfinite, least=0),
+        shards=None if shards is None else whole_number("fit: shards", shards, least=1),
     )
     look = yes_or_no("fit: check_data", check_data)
     figures = _figures(epoch, validation)

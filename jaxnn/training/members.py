@@ -21,7 +21,6 @@ from jaxnn.compiled import PureFunction
 from jaxnn.mistakes import is_function
 from jaxnn.records import fields_of
 from jaxnn.shapes import example_shape
-from jaxnn.spmd.batches import home_of
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, chunk_of
 from jaxnn.training.epochs import Epoch
@@ -143,7 +142,7 @@ class Members(PureFunction):
         """The run of one member, and its epoch, which knows where the data lie."""
         made = self.made(numbers)
         made = replace(made, order=order) if self.shared_order else made
-        return made, replace(made.epoch(), home=home_of(data))
+        return made, made.epoch().at_home(data)
 
     def first_state(self, made: run, numbers: Numbers, key: Key, data: Any) -> TrainState:
         """The state of a member before its first step, drawn from its key."""

@@ -15,6 +15,7 @@ from jaxnn.arrays import accumulator, is_floating
 from jaxnn.checks import plain_data, seen
 from jaxnn.mistakes import accepts, alive, factory_hint, is_function
 from jaxnn.optimizers.parts import next_step
+from jaxnn.spmd.batches import Home
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import RESERVED, DataSet
 from jaxnn.training.results import Notes
@@ -41,6 +42,14 @@ class OwnEpoch(Epoch):
     def prepared(self, data: Any) -> tuple[Any, float]:
         """The data, and a factor with which the numbers of examples sum to 1."""
         return data, 1 / self.size(data)
+
+    def check_padding(self, n: int, home: Home | None, shards: int) -> None:
+        """Raises ValueError unless each batch has equally many examples of each shard: this step knows no weights."""
+        if self.batch_size % shards or n % self.batch_size % shards:
+            raise ValueError(
+                f"run: batch_size {self.batch_size} takes different numbers of {n} examples from {shards} shards, and "
+                f"a step of your own has no weights for them: give a multiple of {shards}"
+            )
 
     def begun(self, state: TrainState) -> TrainState:
         """The state as it is."""

@@ -13,7 +13,8 @@ def progress_bar(
 ) -> tuple[Iterable[int], Callable[[dict[str, float]], None]]:
     """The numbers from `first` below `total`, behind a tqdm bar if wanted and installed, and what shows figures on it.
 
-    Without `wanted` a terminal has one; of several processes the first alone. Raises ImportError where it is wanted and tqdm is missing.
+    Without `wanted` a terminal has one. Of several processes only the first has. Raises ImportError where it is wanted
+    and tqdm is missing.
     """
     if reports() and (wanted or (wanted is None and sys.stderr.isatty())):
         try:

@@ -18,7 +18,7 @@ from jaxnn.checks import seen, whole_number
 from jaxnn.descriptions import Json, from_description
 from jaxnn.mistakes import not_traced
 from jaxnn.shapes import example_shape
-from jaxnn.spmd.batches import beside, home_of
+from jaxnn.spmd.batches import beside
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, as_count, chunk_of, run_chunk
 from jaxnn.training.divergence import DivergenceError
@@ -296,7 +296,7 @@ class _Repeated:
 
             if kept["data"] != (given := recognised(self.data)):
                 raise ValueError(f"replay: data are not those of this training, which had {kept['data']}, got {given}")
-        epoch = replace(made.epoch(), home=home_of(self.data))
+        epoch = replace(made.epoch(), shards=kept.get("shards", 1) if kept else made.shards).at_home(self.data)
         same = {name: kept.get(name, 0) for name in ("measure", "skip_nonfinite")}
         self.epoch: Epoch = replace(epoch, **same)
         self.own_figures = made.own or made.evaluate is not None  # by functions of the user

@@ -71,6 +71,7 @@ class run(PureFunction):
         order: a PRNG key or an integer seed from which the orders of the epochs are drawn, in place of the state's.
         recompute: True for reverse differentiation in O(√T) memory: the state of every ⌈√T⌉-th step is kept, and the
             steps between are computed twice more. Values do not change.
+        shards: as for `train_epoch`.
 
     Raises:
         ValueError, TypeError: for settings out of range; when called, for data or states that do not fit.
@@ -99,6 +100,7 @@ class run(PureFunction):
     evaluate: Callable[[Any, Any], dict[str, Array]] | None = None
     order: Key | None = None
     recompute: bool = False
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         self._set(
@@ -106,6 +108,7 @@ class run(PureFunction):
             batch_size=whole_number("run: batch_size", self.batch_size, least=1),
             shuffle=yes_or_no("run: shuffle", self.shuffle),
             recompute=yes_or_no("run: recompute", self.recompute),
+            shards=None if self.shards is None else whole_number("run: shards", self.shards, least=1),
             order=None if self.order is None else as_key(self.order),
             metrics=tuple(self.metrics) if isinstance(self.metrics, list) else self.metrics,
         )
@@ -174,10 +177,11 @@ class run(PureFunction):
         """An epoch of this run."""
         if self.own:
             own = OwnEpoch(self.step, self.batch_size, shuffle=self.shuffle, order_key=self.order)
-            return replace(own, augment=self.augment, bare=bare)
+            return replace(own, augment=self.augment, bare=bare, shards=self.shards)
         assert isinstance(self.step, train_step)
         step = self.step if self.augment is None else replace(self.step, augment=self.augment)
-        return Epoch(step, self.batch_size, named_metrics(self.metrics), self.shuffle, order_key=self.order)
+        epoch = Epoch(step, self.batch_size, named_metrics(self.metrics), self.shuffle, order_key=self.order)
+        return replace(epoch, shards=self.shards)
 
     def evaluated(self, state: TrainState, validation: Any, bare: bool = False) -> Figures:
         """The figures of the validation set by name."""
@@ -213,7 +217,7 @@ class run(PureFunction):
         steps = -(-epoch.size(data) // self.batch_size)
         block = _block(self.epochs * steps)
         recompute = (block if block <= steps else 1) if self.recompute else 0
-        return replace(epoch, home=home_of(data), recompute=recompute), state, data, validation, start
+        return replace(epoch.at_home(data), recompute=recompute), state, data, validation, start
 
     def figures(
         self, result: EpochResult, state: TrainState, validation: Any, scale: Array | None, bare: bool = False

@@ -25,7 +25,8 @@ from jaxnn.descriptions import Json, described
 from jaxnn.keys import as_key
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.batches import beside, rows
-from jaxnn.spmd.processes import agreeing, group_of, host
+from jaxnn.spmd.processes import agreeing, group_of
+from jaxnn.spmd.transfers import host
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, Saved
 from jaxnn.training.epochs import Epoch
@@ -163,6 +164,7 @@ def saving(
     step, names = epoch.step, ("batch_size", "shuffle", "measure", "skip_nonfinite")
     settings = {name: _described(getattr(step, name)) for name in ("net", "loss", "optimizer", "penalty")}
     settings |= {name: getattr(epoch, name) for name in names}
+    settings |= {} if epoch.shards in (None, 1) else {"shards": epoch.shards}
     settings |= {
         "metrics": [{"name": name, "metric": _described(metric)} for name, metric in epoch.metrics],
         "gradient": _described(step.gradient),
