@@ -164,6 +164,12 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"distortions"},
         {"__init__"},
     ),
+    "processes": (
+        {"child", "endings"},
+        {"launcher"},
+        {"__init__"},
+        {"__main__"},
+    ),
     "graph": (
         {"nodes", "summaries"},
         {"groups", "loops", "rules"},
@@ -202,7 +208,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
 }
-SIDE = {"augment", "data"}
+SIDE = {"augment", "data", "processes"}
 CHECKS = {
     "arrays",
     "checks",

@@ -146,6 +146,16 @@ def agreeing(group: Group | None) -> Iterator[None]:
         _say(group, FINE)
 
 
+@contextmanager
+def together(where: str, given: dict[str, Any], *trees: Tree) -> Iterator[None]:
+    """`agreeing`, of the processes in which the trees lie, once what is `given` is the same in all."""
+    group = group_of(*trees)
+    with agreeing(group):
+        if group is not None:
+            same(group, f"{where}: {', '.join(given)}", digest_of(given), "give all the same")
+        yield
+
+
 def same(group: Group | None, what: str, digest: bytes, advice: str) -> None:
     """Raises ValueError in all processes if they differ in what the digest is of; together."""
     if group is None:

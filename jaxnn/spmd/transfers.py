@@ -139,11 +139,8 @@ def everywhere(tree: Tree) -> Any:
         if is_here(leaf) or leaf.is_fully_replicated:
             return leaf
         lies = leaf.sharding
-        mesh = (
-            lies.mesh
-            if isinstance(lies, NamedSharding)
-            else Mesh(np.array(sorted(lies.device_set, key=device_number)), ("all",))
-        )
+        devices = np.array(sorted(lies.device_set, key=device_number))
+        mesh = lies.mesh if isinstance(lies, NamedSharding) else Mesh(devices, ("all",))
         with jax.set_mesh(cast(Mesh, mesh)):
             return replicated(NamedSharding(mesh, PartitionSpec()))(leaf)
 
