@@ -5,16 +5,19 @@ of it adds an operation on one device:
 
     placed          the sharding of a sum over examples that Explicit axes divide
     over_devices    inside `jax.shard_map`: the gradient of a shared array is the sum over the devices
+    by_device       a sum over examples within a loop is each device's own, and summed over the devices behind it
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxnn.aliases import Array, Tree
 
@@ -35,9 +38,7 @@ def placed(f: Callable[..., Tree], *operands: Tree, axes: Axes) -> Any:
     mesh = explicit_mesh(operands)
     if mesh is None:
         return f(*operands)
-    return jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, PartitionSpec(*axes)))(
-        *operands
-    )
+    return jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, P(*axes)))(*operands)
 
 
 def reshaped(x: Array, shape: tuple[int, ...]) -> Array:
@@ -46,6 +47,67 @@ def reshaped(x: Array, shape: tuple[int, ...]) -> Array:
     if any(axis is not None for axis in others):
         return x.reshape(shape)  # JAX infers some of these
     return placed(lambda x: x.reshape(shape), x, axes=(first, *(None,) * (len(shape) - 1)))
+
+
+def by_device(f: Callable[..., tuple[Tree, Tree]], operands: tuple[Tree, ...], axes: tuple[Tree, ...]) -> Any:
+    """f(*operands) = (parts, sums), computed by each device from its own examples, the sums then added up.
+
+    For sums over examples that a loop accumulates: XLA would sum over the devices in every pass. Axes have the axis of
+    the examples of each operand, a tree of int or None, or one for all; parts have the examples first. Where no mesh
+    divides the examples, as the types tell, or not equally, it is f.
+    """
+    leaves, each = jax.tree.leaves(operands), _each(operands, axes)
+    found = next((_divided(leaf, axis) for leaf, axis in zip(leaves, each, strict=True) if axis is not None), None)
+    if found is None:
+        return f(*operands)
+    mesh, names = found
+    specs = [P() if axis is None else P(*[None] * axis, names) for axis in each]
+    if mesh.explicit_axes:
+        if any(any(axes_of(leaf)) for leaf, axis in zip(leaves, each, strict=True) if axis is None and leaf.size):
+            return f(*operands)  # parameters that are divided too
+        leaves = [jax.sharding.reshard(x, NamedSharding(mesh, spec)) for x, spec in zip(leaves, specs, strict=True)]
+    structure = jax.tree.structure(operands)
+
+    def one(*leaves: Array) -> tuple[Tree, Tree]:
+        parts, sums = f(*jax.tree.unflatten(structure, leaves))
+        return parts, jax.tree.map(lambda total: total[None], sums)
+
+    # what a device computes of what all have is its own: nothing is to be known to be the same on all of them
+    mapped = jax.shard_map(
+        one, mesh=mesh, in_specs=tuple(specs), out_specs=P(names), axis_names=set(_names(names)), check_vma=False
+    )
+    parts, sums = mapped(*leaves)
+    return parts, jax.tree.map(lambda each: placed(lambda each: each.sum(0), each, axes=axes_of(each)[1:]), sums)
+
+
+def _each(operands: tuple[Tree, ...], axes: tuple[Tree, ...]) -> list[int | None]:
+    """The axis of each leaf."""
+    found: list[int | None] = []
+    for operand, axis in zip(operands, axes, strict=True):
+        if axis is None or isinstance(axis, int):
+            found += [axis] * len(jax.tree.leaves(operand))
+        else:
+            structure: Any = jax.tree.structure(operand)
+            found += structure.flatten_up_to(axis)
+    return found
+
+
+def _divided(x: Array, axis: int) -> tuple[Any, Any] | None:
+    """The mesh on which an array is divided along that axis, and by which of its axes; None where it is not.
+
+    Types do not tell how Auto axes divide an array: its examples are then divided by the first axis of the mesh.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not isinstance(x, jax.core.Tracer) or mesh.empty or mesh.manual_axes:
+        return None
+    names = axes_of(x)[axis] if mesh.explicit_axes else mesh.axis_names[0]
+    parts = math.prod(mesh.shape[name] for name in _names(names)) if names is not None else 1
+    size = x.shape[axis]
+    return (mesh, names) if parts > 1 and isinstance(size, int) and size % parts == 0 else None
+
+
+def _names(axes: Any) -> tuple[Any, ...]:
+    return axes if isinstance(axes, tuple) else (axes,)
 
 
 def on_mesh(*trees: Tree) -> AbstractContextManager[object]:

@@ -32,7 +32,7 @@ from jaxnn.layers.convolution.windows import (
 from jaxnn.mistakes import channels_first, initializer
 from jaxnn.parameters import as_given, check_names, check_shape, drawn
 from jaxnn.shapes import check_delta, input_spec
-from jaxnn.spmd.axes import axes_of, placed
+from jaxnn.spmd.axes import axes_of, by_device, placed
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
 from jaxnn.wrapping import with_rules
@@ -164,12 +164,13 @@ class conv(Layer):
         x, w, rank, G = tape, params["w"], len(self.kernel), self.groups
         windows = self._windows(x.shape[1:-1])
         check_delta("conv", delta, Outline((x.shape[0], *windows.positions, self.features), widest(x.dtype, w.dtype)))
-        of_kernel = lambda x, delta: forms.kernel_gradient(x, delta, windows, G)  # noqa: E731
+        of_kernel = lambda x, delta: ((), forms.kernel_gradient(x, delta, windows, G))  # noqa: E731
+        total = lambda x, delta: by_device(of_kernel, (x, delta), (0, 0))[1]  # noqa: E731
         of_input = lambda delta, w: forms.input_gradient(delta, w, windows, G)  # noqa: E731
-        grads = {"w": placed(of_kernel, x.astype(delta.dtype), delta, axes=axes_of(w))}
+        grads = {"w": placed(total, x.astype(delta.dtype), delta, axes=axes_of(w))}
         if self.bias:
-            total = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
-            grads["b"] = placed(total, delta, axes=axes_of(params["b"]))
+            of_bias = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
+            grads["b"] = placed(of_bias, delta, axes=axes_of(params["b"]))
         # Where x and w differ in precision, δ has the higher one; δ_in and the gradients are cast back.
         grads = as_given(params, grads)
         return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads

@@ -35,7 +35,7 @@ from jaxnn.mistakes import initializer
 from jaxnn.parameters import check_shape, drawn_by_gates
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.shapes import check_delta, input_spec
-from jaxnn.spmd.axes import axes_of, placed
+from jaxnn.spmd.axes import axes_of, by_device, placed
 from jaxnn.spmd.loops import scan
 from jaxnn.tapes import all_along
 from jaxnn.types import Array, DType, Forward, Initializer, InShape, Key, Layer, Outline, Params, Shape, State, Tree
@@ -140,9 +140,14 @@ class Recurrent(Layer):
         return (Sequences(values, given.mask) if masked else values), state, tape
 
     def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
-        (before, total), delta_x = _run_back(self, self, params, tape, delta, params)
+        def run(params: Params, tape: _Tape, delta: Tree) -> tuple[Tree, Params]:
+            (before, total), delta_x = _run_back(self, self, params, tape, delta, params)
+            return (jnp.swapaxes(delta_x, 0, 1), before), total
+
+        axes = None, self.batch_axes(tape), 0
+        (delta_x, before), total = by_device(run, (params, tape, delta), axes)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
-        return _like(tape.like, jnp.swapaxes(delta_x, 0, 1), before), grads
+        return _like(tape.like, delta_x, before), grads
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Params:
         """xₜ, hₜ₋₁ or 1, and the ζ of each step, from one pass backward through time."""
