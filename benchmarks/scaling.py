@@ -4,10 +4,11 @@
     python benchmarks/scaling.py --write    # into CLUSTERS.md
     python benchmarks/scaling.py --count    # FLOPs and bytes, counted again by XLA from jaxnn's train_step
 
-Nothing is measured here: FLOPs and bytes are counted by XLA, links and peaks are the vendors', and the rest is division.
-A step of b examples on a device takes T(b) = max(F(b) / (SHARE · peak), M(b) / (MEMORY_SHARE · memory bandwidth)), with F
-FLOPs and M bytes, both linear in b. A ring all-reduce of S bytes among n devices sends 2 (n − 1)/n · S from each (Patarasuk
-& Yuan 2009), and takes that over the bandwidth and 2 ⌈log₂ n⌉ latencies, those of trees, which are taken for few bytes.
+Nothing is measured here: FLOPs and bytes are counted by XLA, links and peaks are the vendors', the rest is division. A
+step of b examples on a device takes T(b) = max(F(b) / (SHARE · peak), M(b) / (MEMORY_SHARE · memory bandwidth)), with F
+FLOPs and M bytes, both linear in b. A ring all-reduce of S bytes among n devices sends 2 (n − 1)/n · S from each
+(Patarasuk & Yuan 2009), and takes that over the bandwidth and 2 ⌈log₂ n⌉ latencies, those of trees, which are taken for
+few bytes.
 """
 
 import argparse

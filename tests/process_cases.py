@@ -112,11 +112,17 @@ def sharded_state(mesh, folder):
 def saved(mesh, folder):
     """A training in a folder of checkpoints, in two calls."""
     place = f"{folder}/training{jax.process_count()}"
-    with jax.set_mesh(mesh):
-        fit(NET, LOSS, RATE, drawn(), checkpoint=checkpoint.Keep(place, every=3), **TRAINING | {"epochs": 1})
-        result = fit(NET, LOSS, RATE, drawn(), checkpoint=checkpoint.Keep(place, every=3), **TRAINING)
-    assert "continued" in result.why
+    fit_in(place, mesh, epochs=1)
+    result = fit_in(place, mesh, epochs=3)
+    assert "it continued" in result.why
     return numbers(result)
+
+
+def fit_in(place, mesh, epochs):
+    with jax.set_mesh(mesh):
+        return fit(
+            NET, LOSS, RATE, drawn(), checkpoint=checkpoint.Keep(place, every=3), **TRAINING | {"epochs": epochs}
+        )
 
 
 def explained(mesh, folder):

@@ -84,6 +84,10 @@ def test_two_processes_train_as_one_raise_alike_and_end_with_one_word(tmp_path):
 @pytest.mark.long
 def test_two_processes_are_one(tmp_path):
     check_rows(tmp_path, process_cases.ROWS)
+    mesh = jax.make_mesh((1,), ("batch",), devices=jax.devices()[:1])
+    further = process_cases.fit_in(tmp_path / "training2", mesh, epochs=4)  # what two have saved one continues
+    assert "it continued" in further.why
+    assert len(further.history["loss"]) == 4
 
 
 @pytest.mark.long
