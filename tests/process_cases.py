@@ -115,6 +115,7 @@ def saved(mesh, folder):
     fit_in(place, mesh, epochs=1)
     result = fit_in(place, mesh, epochs=3)
     assert "it continued" in result.why
+    assert "step 12, epoch 3" in repr(result.train_state)
     return numbers(result)
 
 

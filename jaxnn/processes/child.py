@@ -18,7 +18,7 @@ import traceback
 from types import ModuleType, TracebackType
 from typing import Any
 
-INITIALISATION = 60  # seconds in which all processes must have started
+INITIALISATION = 120  # seconds in which all processes must have started
 INTERRUPTED = 128 + signal.SIGINT  # exit status
 
 
