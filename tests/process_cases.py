@@ -99,6 +99,7 @@ def sharded_state(mesh, folder):
     """A state that no process holds whole is saved by all, and loaded into its shards."""
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
     state = shard(init_train_state(NET, RATE, 0, (D,)), mesh, fully_sharded())
+    state = state._replace(params=dict(reversed(state.params.items())))  # the order of a dict is kept
     path = checkpoint.save(f"{folder}/sharded{jax.process_count()}.safetensors", state)
     again = checkpoint.load(path, like=state)
     w = again.params["dense_0"]["w"]

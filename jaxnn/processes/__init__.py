@@ -26,6 +26,7 @@ from jaxnn.checks import number, seen, whole_number, yes_or_no
 from jaxnn.processes.launcher import Show, launched
 
 __all__ = ["launch"]
+__dir__ = __all__.copy
 PATIENCE = 300.0  # seconds
 
 

@@ -153,13 +153,18 @@ def gathered(tree: Tree, group: Group | None) -> Any:
     One array after another: the whole tree may be larger than a device. Together.
     """
 
+    if group is None:
+        return tree
+
     def one(leaf: Any) -> Any:
-        if group is None or is_here(leaf) or leaf.is_fully_replicated:
+        if type(leaf) is dict:  # in its own order, which jax.tree.map does not keep
+            return {name: gathered(part, group) for name, part in leaf.items()}
+        if is_here(leaf) or leaf.is_fully_replicated:
             return leaf
         whole = everywhere(leaf)
         return np.asarray(whole) if group.is_first else None
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(one, tree, is_leaf=lambda node: type(node) is dict)
 
 
 def host(leaf: Any) -> np.ndarray:
