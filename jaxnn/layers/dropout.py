@@ -13,6 +13,7 @@ from jaxnn.parameters import constant, no_parameters
 from jaxnn.records import is_array
 from jaxnn.sequences import over_steps
 from jaxnn.shapes import check_delta, features
+from jaxnn.spmd.axes import axes_of, placed
 from jaxnn.tapes import first_axes
 from jaxnn.types import Array, Forward, Key, Layer, Outline, Params, State, Tree
 
@@ -69,7 +70,8 @@ class dropout(Layer):
         chance = jnp.float32(1 - self.drop_rate)
         if is_array(self.drop_rate):
             chance = jnp.where(jnp.isnan(chance), 1, chance)  # a NaN rate keeps all values, as NaN
-        kept = jax.random.bernoulli(as_key(rng), chance, x.shape)
+        draw = lambda x, key, chance: jax.random.bernoulli(key, chance, x.shape)  # noqa: E731
+        kept = placed(draw, x, as_key(rng), chance, axes=axes_of(x))  # each device draws for its own examples
         return self._thinned(x, kept), state, kept
 
     def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:

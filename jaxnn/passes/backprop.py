@@ -26,7 +26,7 @@ from jaxnn.optimizers.parts import real_floats
 from jaxnn.passes.parts import check_params, costs, forward_pass, recursion, seed
 from jaxnn.passes.readings import DELTAS, entries_like, readings_of, slotted, unscaled, untag
 from jaxnn.shapes import batch_size
-from jaxnn.spmd.axes import made_varying, on_mesh, over_devices, varying
+from jaxnn.spmd.axes import divided_like, gathered, made_varying, on_mesh, over_devices, varying
 from jaxnn.trees import same_shapes
 from jaxnn.types import Array, Key, Layer, Loss, Params, Pass, Penalty, Reading, State, TrainState, Tree
 
@@ -102,6 +102,7 @@ def backprop(
         params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
     ) -> Pass:
         _check_arguments("backprop", params, x, target, weights)
+        own, params = params, gathered(params, x)
         output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng, read=readings)
         mean, weight, delta = seed(loss, output, target, weights)
         _, grads, noted = recursion(net, params, tapes, delta, readings, weight=weight)
@@ -111,7 +112,7 @@ def backprop(
             same_shapes(f"penalty {penalty.name!r}: its grad is not like the parameters", slopes, params, ZEROS)
             slopes = jax.tree.map(over_devices, made_varying(slopes, varying(mean)), params)
             grads = jax.tree.map(lambda g, p: g + jnp.asarray(p, g.dtype), grads, slopes)
-        return Pass(mean, grads, new_state, output, noted, weight)
+        return Pass(mean, divided_like(grads, own), new_state, output, noted, weight)
 
     return run
 
@@ -151,6 +152,7 @@ def autodiff(
     ) -> Pass:
         _check_arguments("autodiff", params, x, target, weights)
         check_params(net, params, x)
+        own, params = params, gathered(params, x)
         instrumented = net if slots is None else slots.net
 
         def objective(given: Params) -> tuple[Array, tuple[State, Tree, Array]]:
@@ -167,7 +169,8 @@ def autodiff(
             (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(given)
         deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own.value))
         grads = entries_like(params, untag(grads, lambda tagged: tagged.tied))
-        return Pass(mean, grads, new_state, output, {reading.name: deltas for reading in readings}, total)
+        noted = {reading.name: deltas for reading in readings}
+        return Pass(mean, divided_like(grads, own), new_state, output, noted, total)
 
     return run
 

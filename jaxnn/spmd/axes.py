@@ -130,6 +130,36 @@ def explicit_mesh(leaves: Iterable[Tree]) -> AbstractMesh | None:
     return None
 
 
+def gathered(params: Tree, x: Tree) -> Any:
+    """Parameters that are divided along the Explicit axes that divide the examples of x, on each of these devices.
+
+    Fully sharded parameters meet their examples there; XLA does the same for Auto axes.
+    """
+    mesh = explicit_mesh(jax.tree.leaves(x))
+    if mesh is None:
+        return params
+    used = {name for leaf in jax.tree.leaves(x) if axes_of(leaf) for name in _names(axes_of(leaf)[0])} - {None}
+    used = used or {mesh.axis_names[0]}  # as batches of x will be
+
+    def of(p: Array) -> Array:
+        kept = [None if used & set(_names(axis)) else axis for axis in axes_of(p)]
+        return p if tuple(kept) == axes_of(p) else jax.sharding.reshard(p, NamedSharding(mesh, P(*kept)))
+
+    return jax.tree.map(of, params)
+
+
+def divided_like(grads: Tree, params: Tree) -> Any:
+    """Gradients with the sharding of their parameters on Explicit axes: each device keeps its part of the sum."""
+
+    def one(p: Array, g: Array) -> Array:
+        lies = jax.typeof(p).sharding if hasattr(p, "ndim") else None
+        if lies is None or lies.mesh.empty or not lies.mesh.explicit_axes or jax.typeof(g).sharding == lies:
+            return g
+        return jax.sharding.reshard(g, lies)
+
+    return grads if explicit_mesh(jax.tree.leaves(params)) is None else jax.tree.map(one, params, grads)
+
+
 # ---------------------------------------------------------------- inside jax.shard_map
 
 

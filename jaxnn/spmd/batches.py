@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
 from jaxnn.spmd.axes import axes_of, explicit_mesh, placed
-from jaxnn.spmd.transfers import put
+from jaxnn.spmd.transfers import host, put
 
 
 class Home(NamedTuple):
@@ -103,7 +103,7 @@ def rows(data: Tree, at: Array, home: Home | None = None, *, local: bool = False
         leaf = jnp.asarray(leaf)
         if home is None:
             return gathered(leaf, at)
-        if local and home.parts > 1:
+        if local:
             return _own_rows(leaf, at, home)
         first = home.axes if home.divides(len(at)) else None
         if explicit_mesh((leaf,)) is not None:
@@ -150,6 +150,32 @@ def beside(tree: Tree, data: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
     moved = iter(put("the state", [leaf for leaf in leaves if moves(leaf)], NamedSharding(there.mesh, PartitionSpec())))
     return jax.tree.unflatten(structure, [next(moved) if moves(leaf) else leaf for leaf in leaves])
+
+
+def lying_like(tree: Tree, like: Tree) -> Any:
+    """The arrays, divided among the devices as those of another tree are, where these are arrays."""
+
+    def one(like: Any, leaf: Any) -> Any:
+        if not isinstance(like, jax.Array) or len(like.sharding.device_set) == 1 or like.sharding == leaf.sharding:
+            return leaf
+        return jax.device_put(leaf, like.sharding)
+
+    return jax.tree.map(one, like, tree)
+
+
+def on_one_device(tree: Tree) -> Any:
+    """The tree on one device, for what looks at single numbers; arrays that are there stay."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) == 1:
+            return leaf
+        there = leaf.addressable_shards[0].device
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.device_put(host(jax.random.key_data(leaf)), there)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(host(leaf), there)  # from device to device an array keeps Explicit axes in its type
+
+    return jax.tree.map(one, tree)
 
 
 def spread(x: np.ndarray, divided: bool) -> NamedSharding | None:

@@ -152,7 +152,6 @@ def gathered(tree: Tree, group: Group | None) -> Any:
 
     One array after another: the whole tree may be larger than a device. Together.
     """
-
     if group is None:
         return tree
 

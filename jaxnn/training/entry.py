@@ -25,6 +25,7 @@ from jaxnn.passes.parts import check_params, costs
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
+from jaxnn.spmd.axes import gathered
 from jaxnn.spmd.batches import beside, spread
 from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.spmd.transfers import local_rows, put
@@ -268,8 +269,9 @@ def check_values(
     Of several processes each looks at the examples that it holds, and what one of them finds all raise.
     """
     x, target, *weights = data
+    forward = lambda p, s, x: net.forward(gathered(p, x), s, x)[0]  # noqa: E731
     with about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, x)
+        output = jax.eval_shape(forward, params, state, x)
         jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
@@ -277,7 +279,8 @@ def check_values(
         with agreeing(group_of(data)):
             here = local_rows(data)
             if here is not data:
-                output = jax.eval_shape(lambda p, s, x: net.forward(p, s, x)[0], params, state, here[0])
+                specs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, state))
+                output = jax.eval_shape(forward, *specs, here[0])
             look_at(what, net, loss, output, here, metrics, advice)
 
 

@@ -20,8 +20,7 @@ from jaxnn.mistakes import training_records, whole_state
 from jaxnn.passes.backprop import backprop, penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.shapes import batch_size as size_of
-from jaxnn.spmd.batches import Home, arranged, home_of
-from jaxnn.spmd.batches import rows as rows_of
+from jaxnn.spmd.batches import Home, home_of
 from jaxnn.training.batches import (
     batch_of,
     check_batch_size,
@@ -31,7 +30,6 @@ from jaxnn.training.batches import (
     epoch_order,
     in_batches,
     in_measured_batches,
-    is_local,
     off_the_end,
     rest_of,
 )
@@ -78,8 +76,7 @@ class Epoch(PureFunction):
         self, train_state: TrainState, data: DataSet, update_scale: Array | float | None, start: int | None
     ) -> tuple[TrainState, EpochResult]:
         """The epoch from a position on, None if that is traced; checks nothing."""
-        if self.shards is None:
-            return self.at_home(data).over(train_state, data, update_scale, start)
+        self = self.at_home(data)
         (data, factor), batch, n = self.prepared(data), self.batch_size, self.size(data)
         state = self.begun(train_state)
         order = rest_of(self.order(state, n), state, batch, start)
@@ -111,7 +108,7 @@ class Epoch(PureFunction):
         With `look` the arrays themselves say how they are divided, otherwise their types alone, which know of Explicit
         axes only: the same within `jax.jit` and without. Raises ValueError for what cannot be divided.
         """
-        home, n, shards = home_of(data), self.size(data), self.shards
+        home, n, shards = self.home or home_of(data), self.size(data), self.shards
         if shards is None:
             typed = home is not None and bool(getattr(home.mesh, "explicit_axes", ()))
             shards = home.parts if home is not None and (look or typed) else 1
@@ -163,14 +160,17 @@ class Epoch(PureFunction):
 
     def batch(self, state: TrainState, rows: Array, data: Any) -> Any:
         """The batch of those rows, augmented as in the step; its first part is x."""
-        shards = self.shards or 1
-        at = rows if shards == 1 else arranged(rows, self.size(data), shards, 1)
-        batch = rows_of(data, at, self.home, local=is_local(self.home, shards))
+        batch = self.gathered(rows, data)
         if self.augmentation is None:
             return batch
         x, *others = batch if isinstance(batch, tuple) else (batch,)
         x = augmented(self.augmentation, jax.random.fold_in(state.key, state.step), x)
         return (x, *others) if isinstance(batch, tuple) else x
+
+    def gathered(self, rows: Array, data: Any) -> Any:
+        """The batch of those rows, with weights where there are any or a device has fewer examples."""
+        x, target, weights = batch_of(data, rows, self.home, self.shards or 1)
+        return (x, target) if weights is None else (x, target, weights)
 
     def take(
         self,

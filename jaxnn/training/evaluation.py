@@ -14,7 +14,7 @@ from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.passes.parts import costs
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
-from jaxnn.spmd.axes import placed
+from jaxnn.spmd.axes import gathered, placed
 from jaxnn.spmd.batches import Home, arranged, beside, home_of, rows
 from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.training.batches import batch_of, in_batches, in_turn
@@ -108,7 +108,7 @@ class Evaluation(Record):
     def __call__(self, params: Params, state: State, data: DataSet) -> dict[str, Array]:
         def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
             x, target, weights = batch_of(data, rows, self.home, shards)
-            output = self.net.forward(params, state, x)[0]
+            output = self.net.forward(gathered(params, x), state, x)[0]
             found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
@@ -132,7 +132,7 @@ class _Prediction(Record):
         n, batch = size_of("x", x), self.batch
         full = n // batch
         cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], x)  # noqa: E731
-        forward = lambda x: self.net.forward(params, state, x)[0]  # noqa: E731
+        forward = lambda x: self.net.forward(gathered(params, x), state, x)[0]  # noqa: E731
         outs = []
         if self.home is not None:
             return self._on_a_mesh(forward, x, self.home)
@@ -146,8 +146,8 @@ class _Prediction(Record):
     def _on_a_mesh(self, forward: Callable[[Tree], Any], x: Tree, home: Home) -> Any:
         """The batches gathered, so that each of them is divided among the devices."""
         n, parts = size_of("x", x), home.parts
-        order, each = in_turn(n, parts), min(self.batch, n)
-        each = max(each - each % home.devices, 1)
+        order, batch = in_turn(n, parts), max(self.batch, home.devices)
+        each = min(batch - batch % home.devices, n)
         whole = n - n % each
 
         def of(at: Array) -> Any:

@@ -13,6 +13,7 @@ from jaxnn.optimizers.parts import next_step
 from jaxnn.passes.backprop import penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.showing import brief, shown
+from jaxnn.spmd.batches import on_one_device
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
 from jaxnn.training.steps import train_step
@@ -88,36 +89,45 @@ class Moment(NamedTuple):
         """
         from jaxnn.graph import explain_nonfinite  # its import takes 60 ms
 
-        why = explain_nonfinite(self.loss)(self.train_state.params)
+        here = self._here()
+        why = explain_nonfinite(here.loss)(here.train_state.params)
         if not why.finite:
             return why
 
         def update(params: Params) -> Params:
-            return self._replace(train_state=self.train_state._replace(params=params)).take()[0].params
+            return here._replace(train_state=here.train_state._replace(params=params)).take()[0].params
 
-        after = explain_nonfinite(update)(self.train_state.params)
+        after = explain_nonfinite(update)(here.train_state.params)
         return why if after.finite else after
 
     def trace(self) -> Any:
         """The `graph.Graph` of the loss as a function of the parameters."""
         from jaxnn.graph import trace
 
-        return trace(self.loss)(self.train_state.params)
+        here = self._here()
+        return trace(here.loss)(here.train_state.params)
 
     def gradcheck(self) -> Any:
         """The `gradcheck.Report` of the network's rules at this step."""
         from jaxnn.gradcheck import network
 
         step = self._network("gradcheck")
-        return network(step.net, step.loss, *self.arguments, **self.keywords)
+        here = self._here()
+        return network(step.net, step.loss, *here.arguments, **here.keywords)
 
     def diagnose(self) -> Diagnosis:
         """The diagnosis of the layers at this step."""
         step = self._network("diagnose")
-        params, state, x, target = self.arguments
-        rng, weights = self.keywords.values()
+        here = self._here()
+        params, state, x, target = here.arguments
+        rng, weights = here.keywords.values()
         return diagnose(step.net, step.loss, params, state, x, target, rng=rng, weights=weights, penalty=step.penalty,
-            optimizer=step.optimizer, opt_state=self.train_state.opt_state)  # fmt: skip
+            optimizer=step.optimizer, opt_state=here.train_state.opt_state)  # fmt: skip
+
+    def _here(self) -> Moment:
+        """The same on one device."""
+        state, batch = on_one_device((self.train_state, self.batch))
+        return self._replace(train_state=state, batch=batch, update_scale=on_one_device(self.update_scale))
 
     def _network(self, what: str) -> train_step:
         if not isinstance(self.step, train_step):

@@ -15,7 +15,9 @@ from jaxnn.arrays import accumulator, is_floating
 from jaxnn.checks import plain_data, seen
 from jaxnn.mistakes import accepts, alive, factory_hint, is_function
 from jaxnn.optimizers.parts import next_step
-from jaxnn.spmd.batches import Home
+from jaxnn.spmd.batches import Home, arranged
+from jaxnn.spmd.batches import rows as rows_of_data
+from jaxnn.training.batches import is_local
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import RESERVED, DataSet
 from jaxnn.training.results import Notes
@@ -50,6 +52,12 @@ class OwnEpoch(Epoch):
                 f"run: batch_size {self.batch_size} takes different numbers of {n} examples from {shards} shards, and "
                 f"a step of your own has no weights for them: give a multiple of {shards}"
             )
+
+    def gathered(self, rows: Array, data: Any) -> Any:
+        """The batch of those rows."""
+        shards = self.shards or 1
+        at = rows if shards == 1 else arranged(rows, self.size(data), shards, 1)
+        return rows_of_data(data, at, self.home, local=is_local(self.home, shards))
 
     def begun(self, state: TrainState) -> TrainState:
         """The state as it is."""

@@ -24,7 +24,7 @@ from jaxnn.checks import seen
 from jaxnn.descriptions import Json, described
 from jaxnn.keys import as_key
 from jaxnn.shapes import batch_size as size_of
-from jaxnn.spmd.batches import beside, rows
+from jaxnn.spmd.batches import beside, lying_like, rows
 from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.spmd.transfers import host
 from jaxnn.stopping import Monitors
@@ -88,6 +88,7 @@ class Saving(NamedTuple):
     def _read(self, found: Latest, data: DataSet, like: TrainState) -> Saved:
         assert found.path is not None
         self._compare(found.path, read(found, names=()).metadata)
+        first = like
         specs = jax.eval_shape(lambda state: state, like)  # Python numbers in it are arrays after a step
         like = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs)  # wherever they lie
         try:
@@ -99,6 +100,7 @@ class Saving(NamedTuple):
         state, best, monitors, noted = (
             beside(trees.get(name), data) for name in ("train_state", "best", "monitors", "noted")
         )
+        state, best = lying_like(state, first), None if best is None else lying_like(best, first)
         if best is not None:
             monitors = monitors._replace(best=monitors.best._replace(kept=best))
         history, in_a_row, seconds, began = (metadata[name] for name in ("history", "in_a_row", "seconds", "began"))
@@ -114,6 +116,12 @@ class Saving(NamedTuple):
         difference = first_difference(saved, self.settings)
         if difference is None:
             return
+        shards, here = (settings.get("shards", 1) for settings in (saved, self.settings))
+        if shards != here:
+            raise ValueError(
+                f"fit: {self.keep.folder} has a training whose batches are drawn from {shards} shards of the data, "
+                f"here from {here}: give shards={shards} to continue it, on any devices"
+            )
         if saved.get(START) != self.settings[START]:
             raise ValueError(
                 f"fit: {self.keep.folder} has a training that began from another state. To continue it, give "
