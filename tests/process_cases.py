@@ -129,12 +129,13 @@ def fit_in(place, mesh, epochs):
 
 def explained(mesh, folder):
     """A training that diverges is replayed."""
-    with jax.set_mesh(mesh):
-        try:
+    try:
+        with jax.set_mesh(mesh):
             fit(serial(dense(2)), losses.mse, sgd(1e20), (drawn()[0], drawn()[0][:, :2]), **TRAINING)
-        except DivergenceError as error:
-            moment = replay(error)
-            return [np.asarray(error.step), *(host(leaf) for leaf in jax.tree.leaves(moment.train_state.params))]
+    except DivergenceError as error:
+        moment = replay(error)
+        assert not moment.explain().finite
+        return [np.asarray(error.step), *(host(leaf) for leaf in jax.tree.leaves(moment.train_state.params))]
     raise AssertionError("it did not diverge")
 
 
