@@ -92,7 +92,7 @@ def test_two_processes_are_one(tmp_path):
 
 @pytest.mark.long
 def test_two_processes_of_two_devices_are_one(tmp_path):
-    check_rows(tmp_path, [process_cases.data_as_parts, process_cases.evaluated, process_cases.sharded_state], devices=2)
+    check_rows(tmp_path, [process_cases.data_as_parts, process_cases.sharded_state], devices=2)
 
 
 @pytest.mark.long
@@ -110,7 +110,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on():
 # ---------------------------------------------------------------- the launcher
 
 PLAIN = """
-import os, signal, sys, time
+import os, sys, time
 import jax
 me, how = jax.process_index(), sys.argv[1]
 print("process", me, "of", jax.process_count(), sys.argv[1:], __name__, __file__, sys.path[0], flush=True)
@@ -120,8 +120,6 @@ if how == "wait" or me == 0:
     time.sleep(600)
 if how == "raise":
     raise ValueError("this is wrong")
-if how == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
 if how == "status":
     sys.exit(7)
 """
@@ -174,13 +172,10 @@ def test_an_exception_of_one_process_ends_all_with_one_word(script, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("how", "status", "said"), [("kill", 137, "SIGKILL (signal 9)"), ("status", 7, "status 7")])
-def test_other_ends_of_a_process(script, tmp_path, how, status, said):
-    began = time.monotonic()
-    code, output = launched("-n", 2, "--all-output", script, how, tmp_path)
-    assert (code, said in output.splitlines()[-1]) == (status, True), output
+def test_a_process_that_exits_with_a_status(script, tmp_path):
+    code, output = launched("-n", 2, "--all-output", script, "status", tmp_path)
+    assert (code, "failed with exit status 7" in output.splitlines()[-1]) == (7, True), output
     assert "[1] process 1 of 2" in output
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.long
@@ -194,7 +189,7 @@ def test_a_process_that_ends_before_the_others_is_mentioned_and_ends_them(script
 
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_launcher(script, tmp_path, number):
     running = started("-n", 2, script, "wait", tmp_path)
     pids = await_files(tmp_path)
