@@ -163,11 +163,16 @@ def lying_like(tree: Tree, like: Tree) -> Any:
     return jax.tree.map(one, like, tree)
 
 
+def _on_a_mesh(leaf: Array) -> bool:
+    """True where the type of an array may have axes of a mesh, even of one device."""
+    return len(leaf.sharding.device_set) > 1 or isinstance(leaf.sharding, NamedSharding)
+
+
 def on_one_device(tree: Tree) -> Any:
     """The tree on one device, for what looks at single numbers; arrays that are there stay."""
 
     def one(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) == 1:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or not _on_a_mesh(leaf):
             return leaf
         there = leaf.addressable_shards[0].device
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -100,7 +100,9 @@ class Saving(NamedTuple):
         state, best, monitors, noted = (
             beside(trees.get(name), data) for name in ("train_state", "best", "monitors", "noted")
         )
-        state, best = lying_like(state, first), None if best is None else lying_like(best, first)
+        state, best = (  # the position of the first is not in its tree
+            None if tree is None else lying_like(tree, first._replace(position=tree.position)) for tree in (state, best)
+        )
         if best is not None:
             monitors = monitors._replace(best=monitors.best._replace(kept=best))
         history, in_a_row, seconds, began = (metadata[name] for name in ("history", "in_a_row", "seconds", "began"))
