@@ -27,6 +27,7 @@ from jaxnn.activations import elu, gelu, identity, leaky_relu, relu, sigmoid, si
 from jaxnn.combinators.branches import parallel, residual
 from jaxnn.combinators.directions import bidirectional
 from jaxnn.combinators.naming import named
+from jaxnn.combinators.precision import low_precision
 from jaxnn.combinators.sequence import mlp, repeat, serial, share
 from jaxnn.combinators.walk import leaf_layers, map_layers, ordered_leaves
 from jaxnn.descriptions import describe, from_description
@@ -47,9 +48,11 @@ from jaxnn.optimizers.adaptive import adagrad, adam, adamw, rmsprop
 from jaxnn.optimizers.averages import ema
 from jaxnn.optimizers.descent import gradient_descent, sgd
 from jaxnn.optimizers.parts import apply_updates
+from jaxnn.optimizers.scaling import loss_scaling
 from jaxnn.optimizers.transforms import accumulate, chain, clip_by_global_norm, clip_by_value
 from jaxnn.passes.backprop import as_custom_vjp, autodiff, backprop
 from jaxnn.sequences import Sequences
+from jaxnn.sources import Source
 from jaxnn.summaries import summary
 from jaxnn.training.divergence import DivergenceError, Interrupted
 from jaxnn.training.epochs import train_epoch
@@ -82,15 +85,15 @@ __all__ = [
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu", "identity",
     # combinators
     "serial", "mlp", "named", "residual", "parallel", "repeat", "share", "map_layers", "leaf_layers", "ordered_leaves",
-    "with_rules",
+    "with_rules", "low_precision",
     # gradients
     "backprop", "autodiff", "autodiff_twin", "as_custom_vjp",
     # optimizers
     "gradient_descent", "sgd", "adagrad", "rmsprop", "adam", "adamw", "clip_by_global_norm", "clip_by_value", "chain",
-    "accumulate", "ema", "apply_updates",
+    "accumulate", "loss_scaling", "ema", "apply_updates",
     # training
-    "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay", "evaluate",
-    "predict", "DivergenceError", "Interrupted",
+    "Source", "train_step", "train_epoch", "init_train_state", "fit", "run", "sweep", "metagradient", "replay",
+    "evaluate", "predict", "DivergenceError", "Interrupted",
     # seeing
     "summary", "describe", "from_description",
     # modules

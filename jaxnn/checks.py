@@ -152,8 +152,8 @@ def example_weights(where: str, weights: object, n: int) -> None:
         raise ValueError(f"{where} must be real numbers, got {weights.dtype}")
 
 
-def weight_values(where: str, weights: object) -> None:
-    """Raises ValueError if a concrete weight is negative or not finite, or if none is above 0."""
+def weight_values(where: str, weights: object, *, some: bool = True) -> None:
+    """Raises ValueError if a concrete weight is negative or not finite, or, with `some`, if none is above 0."""
     values = np.asarray(weights)
     values = (
         values if values.dtype.kind in "iub" else values.astype(np.float64)
@@ -161,5 +161,5 @@ def weight_values(where: str, weights: object) -> None:
     advice = "Weights must be 0 or above; 0 excludes an example"
     finite_values(where, values, advice)
     _none_of(where, values, values < 0, "negative", advice)
-    if not values.any():
+    if some and not values.any():
         raise NothingCountsError(f"{where} are all zero, so that no mean exists: omit the weights, or the batch")

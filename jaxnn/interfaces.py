@@ -64,6 +64,10 @@ class Layer(Shown):
         backward: `(params, tape, delta) -> (delta_in, grads)`, grads like params. delta has the structure,
             shapes and dtypes of y, delta_in those of x; the δ of integers and masks is `()`. The library's layers
             raise LayerError for any other delta.
+        unrounded: `(params, tape, delta, dtype) -> (delta_in, grads)`: backward, gradients summed in at least dtype,
+            for `low_precision`; by default what backward gives.
+        keeps_precision: True if it computes in at least float32 within `low_precision` (norms, softmax).
+        computes_in: the dtype in which it computes there; None outside.
         factors: `(params, tape, delta) ->` a tree like params of `factors.Factor`s, from which ∂Cₙ/∂θ of every example
             n follows. By default found by `backward`, one example at a time, unless the layer couples the batch.
         batch_axes: `(tape) ->` a tree like tape: the batch axis of each array, or None for an array that all examples
@@ -81,11 +85,10 @@ class Layer(Shown):
             an x of which it counts one step; None without such a loop.
         look: `look(x)` raises LayerError if *values* of the network's input, a concrete array, are invalid.
         passes: the number of times that a loop (`repeat`, `share`) runs its child; None without a loop.
-        stacks: True if each of these passes has its own parameters, on a leading axis.
+        stacks: True if each pass has its own parameters, on a leading axis.
         in_sequence: True if the first child reads the layer's input and each further one the output of the one before;
             if False all children read the layer's input.
-        transposable: the name of its weights [D, H], if narrow, for whoever holds them as [H, D]; "" for a layer that
-            only reshapes, and None for any other.
+        transposable: the name of its weights [D, H], if narrow, to be held as [H, D]; "" if it only reshapes; or None.
         by_autodiff: True if backward is jax.vjp of forward rather than a rule by hand.
 
     Source: Fong, Spivak & Tuyéras (2019), "Backprop as Functor"; Cruttwell et al. (2022), "Categorical
@@ -126,10 +129,8 @@ class Layer(Shown):
     def couples_batch(self) -> bool:
         return any(child.couples_batch for child in self.children)
 
-    name = rebuild = activation = uncounted = passes = transposable = cast(Any, None)
-    stacks = cast(Any, False)
-    in_sequence = cast(Any, False)
-    by_autodiff = cast(Any, False)
+    name = rebuild = activation = uncounted = passes = transposable = computes_in = cast(Any, None)
+    stacks = in_sequence = by_autodiff = keeps_precision = cast(Any, False)
 
     @property
     def plain(self) -> Layer:
@@ -148,6 +149,9 @@ class Layer(Shown):
         raise NotImplementedError(
             f"{self.kind} has no backward(params, tape, delta): write it, or use autodiff_twin({self.kind}(…))"
         )
+
+    def unrounded(self, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
+        return self.backward(params, tape, delta)
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Tree:
         return generic(self, params, tape, delta)

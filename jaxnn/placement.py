@@ -18,7 +18,8 @@ once. Axes may be Auto or Explicit (`jax.make_mesh` makes Explicit ones).
   of a batch (`batch_norm`) is refused then; otherwise its statistics are those of the whole batch.
 - The masks of `dropout` and the draws of `augment` are those of the whole batch: they do not depend on the devices.
 - Parameters and the optimizer's state are on every device, or divided by a rule, `fully_sharded`: each device then has
-  a part of them, and gathers those of a layer when they are used.
+  a part of them. On Auto axes the parameters of a layer are gathered when they are used, so that a model larger than
+  one device can be trained; on Explicit axes all of them are, before a step.
 - `jax.jit` of `run` or `train_epoch` sees no more than the types of arrays, in which Auto axes are not: give `shards=`
   there, or the data are drawn from as a whole, which every step pays for by communication.
 

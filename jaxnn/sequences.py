@@ -146,7 +146,7 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
 
     def decorate(cls: type[L]) -> type[L]:
         init_of, forward_of, backward_of, factors_of = cls.init, cls.forward, cls.backward, cls.factors
-        axes_of = cls.batch_axes
+        axes_of, unrounded_of = cls.batch_axes, cls.unrounded
 
         @wraps(init_of)
         def init(self: Layer, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
@@ -168,10 +168,16 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
         def backward(self: Layer, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
             if not isinstance(tape, _OfSequences):
                 return backward_of(self, params, tape, delta)
-            if not isinstance(delta, Sequences):
-                raise LayerError(self.kind, f"expects δ like its output, Sequences, got {type(delta).__name__}")
-            check_delta(self.kind, delta[1:], tape.others)
+            _check_sequences(self.kind, tape, delta)
             delta_in, grads = backward_of(self, params, tape.of_values, delta.values)
+            return delta._replace(values=delta_in), grads
+
+        @wraps(unrounded_of)
+        def unrounded(self: Layer, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
+            if not isinstance(tape, _OfSequences):
+                return unrounded_of(self, params, tape, delta, dtype)
+            _check_sequences(self.kind, tape, delta)
+            delta_in, grads = unrounded_of(self, params, tape.of_values, delta.values, dtype)
             return delta._replace(values=delta_in), grads
 
         @wraps(factors_of)
@@ -189,9 +195,17 @@ def over_steps(*, hide: bool = False, rank: int = 2) -> Callable[[type[L]], type
 
         cls.init, cls.forward, cls.backward = init, forward, backward  # type: ignore[method-assign]
         cls.factors, cls.batch_axes = factors, batch_axes  # type: ignore[method-assign]
+        cls.unrounded = unrounded  # type: ignore[method-assign]
         return cls
 
     return decorate
+
+
+def _check_sequences(kind: str, tape: _OfSequences, delta: Tree) -> None:
+    """Raises LayerError unless δ is `Sequences`, with δ of an initial state where there is one."""
+    if not isinstance(delta, Sequences):
+        raise LayerError(kind, f"expects δ like its output, Sequences, got {type(delta).__name__}")
+    check_delta(kind, delta[1:], tape.others)
 
 
 def _check_masked(kind: str, x: Sequences, rank: int) -> None:

@@ -114,6 +114,7 @@ class autodiff_twin(Layer):
         net_record("autodiff_twin", self.layer)
 
     kind, name, couples_batch = map(within, ("kind", "name", "couples_batch"))
+    computes_in, keeps_precision = map(within, ("computes_in", "keeps_precision"))
 
     def init(self, key: Key, in_shape: InShape, dtype: DType = jnp.float32) -> tuple[Params, State]:
         return self.layer.init(key, in_shape, dtype)

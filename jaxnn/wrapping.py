@@ -21,7 +21,7 @@ def within(attribute: str) -> Any:
 class with_rules(Layer):
     """A layer with some of its rules replaced: by the user, to try another derivation, or by a reading.
 
-    It is a leaf, whatever it wraps, of the same kind and name; no other attributes of the layer are passed on.
+    It is a leaf, whatever it wraps, of the same kind, name and precision; no other attributes are passed on.
 
     Args:
         layer: the layer.
@@ -61,6 +61,7 @@ class with_rules(Layer):
         return f"with_rules({', '.join([repr(self.layer), *(f'{n}={written(rule)}' for n, rule in self.replaced)])})"
 
     kind, name, couples_batch = map(within, ("kind", "name", "couples_batch"))
+    computes_in, keeps_precision = map(within, ("computes_in", "keeps_precision"))
 
     @cached_property
     def by_autodiff(self) -> bool:
@@ -77,6 +78,11 @@ class with_rules(Layer):
 
     def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         return self._rule("backward")(params, tape, delta)
+
+    def unrounded(self, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
+        if "backward" in dict(self.replaced):
+            return super().unrounded(params, tape, delta, dtype)
+        return self.layer.unrounded(params, tape, delta, dtype)
 
     def batch_axes(self, tape: Tree) -> Tree:
         if "forward" in dict(self.replaced):

@@ -18,6 +18,7 @@ from jaxnn import (
     flatten,
     group_norm,
     layer_norm,
+    low_precision,
     mlp,
     named,
     parallel,
@@ -120,6 +121,12 @@ LEAVES = (
     *(Case(name, lambda record=record: jaxnn.activation(record), (5,)) for name, record in ACTIVATIONS.items()),
 )
 
+
+def _rounded():
+    # In the laws' own precision, where nothing is rounded: bfloat16 is in test_precision.py.
+    return low_precision(serial(dense(4), layer_norm(), residual(_block()), share(repeat(_block(), 2), 2)), "float64")
+
+
 COMBINATORS = (
     Case("serial", lambda: serial(dense(4), act.tanh, dense(2)), (3,), True),
     Case("serial of nothing", serial, (3,), True),
@@ -132,6 +139,8 @@ COMBINATORS = (
     Case("residual, skip without parameters", lambda: residual(mlp([4, 3]), skip=act.tanh), (3,), True),
     Case("parallel", lambda: parallel(dense(2), act.tanh, mlp([3, 1])), (3,), True),
     Case("parallel, sum", lambda: parallel(dense(3), act.tanh, mlp([2, 3]), join="sum"), (3,), True),
+    Case("low_precision", _rounded, (3,), True),
+    Case("low_precision of a norm", lambda: repeat(low_precision(_normed(), "float64"), 2), (4,), True, True),
     Case("repeat", lambda: repeat(_block(), 3), (4,), True),
     Case("repeat, once", lambda: repeat(_block(), 1), (4,), True),
     Case("share", lambda: share(_block(), 3), (4,), True),

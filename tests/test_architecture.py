@@ -31,7 +31,7 @@ BASE = (  # of both wings
 )
 NETWORKS = (
     {"activations", "initializers", "losses", "penalties", "schedules", "stopping"}
-    | {"descriptions", "parameters", "sequences", "twins"},
+    | {"descriptions", "parameters", "sequences", "sources", "twins"},
     {"metrics", "placement", "weighting"},
     {"layers"},
     {"combinators", "optimizers"},
@@ -68,6 +68,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"parts"},
         {"branches", "directions", "naming", "sequence"},
         {"walk"},
+        {"precision"},
         {"__init__"},
     ),
     "schedules": (
@@ -77,7 +78,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
     ),
     "optimizers": (
         {"parts"},
-        {"adaptive", "averages", "descent", "transforms"},
+        {"adaptive", "averages", "descent", "scaling", "transforms"},
         {"__init__"},
     ),
     "layers/norm": (
@@ -118,10 +119,9 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring", "progress", "shared"},
-        {"batches", "results", "steps"},
-        {"values"},
-        {"epochs"},
+        {"means", "monitoring", "progress", "reading", "shared"},
+        {"batches", "parts", "results", "steps"},
+        {"epochs", "looking"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
         {"divergence", "evaluation", "saving"},
         {"driver", "run", "sweep_results"},

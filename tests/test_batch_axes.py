@@ -43,7 +43,7 @@ WHOLE = {  # where no example can be cut out, and why, by whether it is in train
         (name, True): COUPLED
         for name in (
             *("batch_norm", "batch_norm over time", "batch_norm, evaluated", "repeat of batch_norm"),
-            *("share of batch_norm", "norms and dropout", "norms and dropout, evaluated"),
+            *("share of batch_norm", "norms and dropout", "norms and dropout, evaluated", "low_precision of a norm"),
         )
     },
     # their insides are cut in `test_sequences_with_masks_and_states`

@@ -19,8 +19,8 @@ from jaxnn import (
     sgd,
 )
 from jaxnn.stopping import early_stopping, keep_best
+from jaxnn.training import chunks, evaluation
 from jaxnn.training import driver as training
-from jaxnn.training import evaluation
 
 N, BATCH = 8, 2
 X = np.linspace(-1, 1, N, dtype=np.float32)[:, None]
@@ -77,7 +77,7 @@ def test_an_interruption_anywhere_leaves_nothing_half_done(monkeypatch, place, t
         return interrupted
 
     if place in ("before an epoch", "behind an epoch"):
-        monkeypatch.setattr(training, "run_chunk", once(training.run_chunk))
+        monkeypatch.setattr(chunks, "run_chunk", once(chunks.run_chunk))
     elif place == "in its evaluation":
         monkeypatch.setattr(evaluation, "_score", once(evaluation._score))
     elif place == "in the bar":

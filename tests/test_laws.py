@@ -53,7 +53,7 @@ def test_every_public_layer_has_a_row():
         collect(case.make())
     records = {name: getattr(jaxnn, name) for name in jaxnn.__all__ if name.islower()}
     layers = {name for name, record in records.items() if isinstance(record, type) and issubclass(record, jaxnn.Layer)}
-    assert layers - {"activation", "named", "with_rules", "autodiff_twin"} <= kinds
+    assert layers - {"activation", "named", "with_rules", "autodiff_twin", "low_precision"} <= kinds
     assert set(activations.__all__) <= set(ACTIVATIONS)
 
 
@@ -81,7 +81,7 @@ MASKS = {
         *("rnn", "lstm", *ACTIVATIONS, "bidirectional"),
         *("serial", "serial of nothing", "mlp", "mlp, sigmoid", "mlp, one layer", "named", "residual"),
         *("residual, skip", "residual, skip without parameters", "parallel", "parallel, sum"),
-        *("repeat", "repeat, once", "share", "repeat of share", "share of repeat"),
+        *("repeat", "repeat, once", "share", "repeat of share", "share of repeat", "low_precision"),
     },
     CONSUMES: {
         *("rnn, one step", "rnn, masked", "gru, one unit", "lstm, masked", "bidirectional, masked"),
@@ -92,7 +92,13 @@ MASKS = {
         *("flatten", "flatten, no features", "reshape", "reshape, one size open", *CONVOLUTIONS, *POOLS),
         *("batch_norm", "batch_norm over time", "batch_norm, evaluated"),
         *("group_norm", "group_norm over time", "group_norm of each feature"),
-        *("repeat of batch_norm", "share of batch_norm", "norms and dropout", "norms and dropout, evaluated"),
+        *(
+            "low_precision of a norm",
+            "repeat of batch_norm",
+            "share of batch_norm",
+            "norms and dropout",
+            "norms and dropout, evaluated",
+        ),
         "everything",
     },
 }

@@ -32,6 +32,7 @@ from jaxnn import (
     gradient_descent,
     init_train_state,
     leaky_relu,
+    loss_scaling,
     losses,
     penalties,
     rmsprop,
@@ -61,6 +62,14 @@ def costs(loss, prediction, target):
     return [rule(jnp.asarray(prediction), jnp.asarray(target)) for rule in (loss.value, loss.delta, loss.entries)]
 
 
+def adapted(optimizer):
+    """The scale after two good steps, each of which raises it, and an overflow."""
+    state = optimizer.init(THETA)
+    for size in (1.0, 1.0, np.inf):
+        _, state = optimizer.update(jax.tree.map(lambda theta, size=size: size * theta, THETA), state)
+    return state.loss_scale
+
+
 OPTIMIZERS = {  # a setting of each: its maker from a value, values
     "gradient_descent: rate": (gradient_descent, (0.1, 0.02, 0.0)),
     "sgd: rate": (sgd, (0.1, 0.02, 0.0)),
@@ -83,10 +92,16 @@ OPTIMIZERS = {  # a setting of each: its maker from a value, values
     "clip_by_global_norm: max_norm": (lambda v: chain(clip_by_global_norm(v), sgd(0.1)), (0.5, 2.0, 1e300)),
     "clip_by_value: limit": (lambda v: chain(clip_by_value(v), sgd(0.1)), (0.5, 0.05, 1e300)),
     "accumulate: rate": (lambda v: accumulate(adam(v), 1), (0.1, 0.02, 1.0)),
+    "loss_scaling: rate": (lambda v: loss_scaling(adam(v)), (0.1, 0.02, 1.0)),
     "in chains: momentum": (lambda v: chain(accumulate(chain(sgd(0.1, momentum=v)), 1)), (0.9, 0.5, 0.01)),
 }
 RULES = {
     **{name: (lambda v, make=make: descended(make(v)), values) for name, (make, values) in OPTIMIZERS.items()},
+    "loss_scaling: initial": (lambda v: adapted(loss_scaling(sgd(0.1), initial=v, period=1)), (1.5, 0.25, 4.0)),
+    "loss_scaling: factor": (
+        lambda v: adapted(loss_scaling(sgd(0.1), initial=1.0, factor=v, period=1)),
+        (2.0, 1.5, 4.0),
+    ),
     "leaky_relu: negative_slope, value": (lambda v: leaky_relu(v).value(jnp.asarray(Y)), (0.01, 0.3, 2.0)),
     "leaky_relu: negative_slope, slope": (
         lambda v: leaky_relu(v).slope(jnp.asarray(Y), jnp.asarray(Y)),
@@ -110,6 +125,8 @@ OUT_OF_RANGE = {
     "negative_slope, slope": math.nan,
     "delta": 0.0,
     "smoothing": 1.5,
+    "initial": 0.0,
+    "factor": 1.0,
 }
 every_rule = pytest.mark.parametrize("name", RULES)
 STEP = 1e-5  # of a central difference, relative

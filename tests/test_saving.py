@@ -38,7 +38,7 @@ from jaxnn import (
 )
 from jaxnn.checkpoint import Keep
 from jaxnn.stopping import early_stopping, keep_best, reduce_on_plateau
-from jaxnn.training import driver, saving
+from jaxnn.training import chunks, driver, saving
 
 N, BATCH, STEPS, EPOCHS = 10, 4, 3, 5  # two full batches and one of two examples; the fifth epoch is the last
 DRAW = np.random.default_rng(0)
@@ -240,8 +240,8 @@ def test_fewer_epochs_than_have_begun_are_refused(tmp_path):
 def test_a_finished_training_returns_at_once(tmp_path, monkeypatch, whole, early):
     run = train if early else small
     expected = run(tmp_path)
-    for name in ("run_chunk", "replay", "copied", "progress_bar"):
-        monkeypatch.setattr(driver, name, lambda *_, **__: pytest.fail("it computed"))
+    for home, name in ((chunks, "run_chunk"), (chunks, "replay"), (driver, "copied"), (driver, "progress_bar")):
+        monkeypatch.setattr(home, name, lambda *_, **__: pytest.fail("it computed"))
     before = os.stat(tmp_path / files(tmp_path)[-1]).st_mtime_ns
     again = run(tmp_path)
     assert_same(again, expected)
@@ -325,7 +325,7 @@ def test_batches_without_weight_can_be_saved_behind(tmp_path):
 @pytest.mark.parametrize("place", ["a step", "a save", "the writing of a save"])
 def test_ctrl_c_and_on(tmp_path, monkeypatch, whole, place):
     home, name = {
-        "a step": (driver, "run_chunk"),
+        "a step": (chunks, "run_chunk"),
         "a save": (saving, "write"),
         "the writing of a save": (checkpoint.files.os, "fsync"),
     }[place]

@@ -160,6 +160,7 @@ NOT_TRACED = {  # (name, parameter): why it cannot be an input of a program
     ("Fit", "history"): "a result",
     ("DivergenceError", "history"): "a report",
     ("DivergenceError", "rate"): "a report",
+    ("DivergenceError", "loss_scale"): "a report",
     ("sweep", "memory"): "a limit, on the host",
 }
 

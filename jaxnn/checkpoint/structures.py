@@ -28,6 +28,7 @@ from jaxnn.mistakes import alive, not_traced
 from jaxnn.optimizers.adaptive import AdagradState, AdamState, RmspropState
 from jaxnn.optimizers.averages import EmaState
 from jaxnn.optimizers.descent import SgdState
+from jaxnn.optimizers.scaling import LossScalingState
 from jaxnn.optimizers.transforms import AccumulateState, ChainState
 from jaxnn.records import Record
 from jaxnn.sequences import Sequences
@@ -42,6 +43,7 @@ CLASSES: MappingProxyType[str, Class] = MappingProxyType(
         for known in (
             *(TrainState, Monitors, Progress, Decision, Best, Measures, Sequences),
             *(SgdState, AdagradState, RmspropState, AdamState, ChainState, AccumulateState, EmaState),
+            LossScalingState,
         )
     }
 )

@@ -36,6 +36,7 @@ class named(Layer):
     passes, stacks, in_sequence = map(within, ("passes", "stacks", "in_sequence"))
     by_autodiff, activation, plain = map(within, ("by_autodiff", "activation", "plain"))
     uncounted, look = map(within, ("uncounted", "look"))
+    computes_in, keeps_precision = map(within, ("computes_in", "keeps_precision"))
 
     @cached_property
     def rebuild(self) -> Callable[[tuple[Layer, ...]], Layer] | None:
@@ -51,6 +52,9 @@ class named(Layer):
 
     def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
         return self.layer.backward(params, tape, delta)
+
+    def unrounded(self, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
+        return self.layer.unrounded(params, tape, delta, dtype)
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Tree:
         return self.layer.factors(params, tape, delta)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.arrays import is_floating
+from jaxnn.combinators.precision import in_full
 from jaxnn.combinators.walk import Place, places
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.passes.parts import Costs, costs
@@ -55,8 +56,16 @@ class LayerCalls(NamedTuple):
 
     def problem(self, node: Place, rule: Layer | None = None) -> Problem:
         """A layer's rule, or that of another record in its place, at its call; all uses of it at once."""
+        given = node.layer if rule is None else rule
+        problem = self._problem(node, node.layer, given)
+        unit = coarsest_unit(node.layer)
+        if not unit:
+            return problem
+        return problem._replace(unit=unit, wide=self._problem(node, in_full(node.layer), in_full(given)))
+
+    def _problem(self, node: Place, layer: Layer, rule: Layer) -> Problem:
         call = self.calls[node.index]
-        value, backward, leaves, fixed = _functions(node, call, self.train, node.layer if rule is None else rule)
+        value, backward, leaves, fixed = _functions(node.label, call, self.train, layer, rule)
         for _ in range(self.uses[node.index]):
             value, backward = jax.vmap(value), jax.vmap(backward)
         x_paths = named_leaves(call.x)
@@ -97,7 +106,15 @@ def counted(seen: Costs) -> Array:
     return jnp.where(seen.share == 0, 0, seen.value) if seen.share.ndim else seen.value
 
 
-def _functions(node: Place, call: LayerCall, train: bool, ruled: Layer) -> tuple[Any, Any, list[Array], Any]:
+def coarsest_unit(net: Layer) -> float:
+    """The unit roundoff of the lowest precision in which a part of the network computes; 0 where none is set."""
+    units = [float(jnp.finfo(place.layer.computes_in).eps) / 2 for place in places(net) if place.layer.computes_in]
+    return max(units, default=0.0)
+
+
+def _functions(
+    label: str, call: LayerCall, train: bool, layer: Layer, ruled: Layer
+) -> tuple[Any, Any, list[Array], Any]:
     """The value and the rule of one use as in a `Problem`, their leaves (parameters, then inputs), and the rest."""
     x_leaves, x_tree = jax.tree.flatten(call.x)
     p_leaves, p_tree = jax.tree.flatten(call.params)
@@ -110,7 +127,7 @@ def _functions(node: Place, call: LayerCall, train: bool, ruled: Layer) -> tuple
     def value(leaves: list[Array], fixed: Any) -> list[Array]:
         state, rng, others = fixed
         params, x = split(leaves, others)
-        y = node.layer.forward(params, state, x, train=train, rng=rng)[0]
+        y = layer.forward(params, state, x, train=train, rng=rng)[0]
         return [leaf for leaf in jax.tree.leaves(y) if is_floating(leaf)]
 
     def backward(leaves: list[Array], fixed: Any, deltas: list[Array]) -> list[Array]:
@@ -122,10 +139,10 @@ def _functions(node: Place, call: LayerCall, train: bool, ruled: Layer) -> tuple
         pair = ruled.backward(params, tape, delta)
         if not isinstance(pair, tuple) or len(pair) != 2:
             got = f"{len(pair)} values" if isinstance(pair, tuple) else type(pair).__name__
-            raise ValueError(f"layer '{node.label}': {DELTA_IN}: backward must return (delta_in, grads), got {got}")
+            raise ValueError(f"layer '{label}': {DELTA_IN}: backward must return (delta_in, grads), got {got}")
         delta_in, grads = pair
-        same_shapes(f"layer '{node.label}': {DELTA_IN}", _inputs(delta_in), _inputs(x), "each input needs one:")
-        same_shapes(f"layer '{node.label}': its gradients are not like its parameters", grads, params, ADVICE)
+        same_shapes(f"layer '{label}': {DELTA_IN}", _inputs(delta_in), _inputs(x), "each input needs one:")
+        same_shapes(f"layer '{label}': its gradients are not like its parameters", grads, params, ADVICE)
         return [*jax.tree.leaves(grads), *jax.tree.leaves(delta_in)]
 
     floats = [leaf for leaf in x_leaves if is_floating(leaf)]

@@ -42,7 +42,7 @@ class Measured(NamedTuple):
     reference: np.ndarray  # what `replayed` is compared with
     sigma: np.ndarray  # σ
     s: np.ndarray  # s
-    u: float  # the unit roundoff of the leaf
+    u: float  # the unit roundoff of the leaf, or that of the lower precision in which its rule computes
     coarsest: float  # that of the coarsest leaf or gradient of the problem
     apart: np.ndarray  # the largest |h₆₄ − r| at two points beside x, off its kinks
     jump: np.ndarray  # the smallest change of r from x to one of them
@@ -161,7 +161,7 @@ def measure(run: Compiled, problems: Sequence[Problem], seed: int = 0) -> list[l
                 reference=_reference(p, high[k], replayed[k])[i],
                 sigma=np.sqrt(squares[k][i] / (JITTERS + 1)),
                 s=s[k][i],
-                u=_roundoff(p.hand.out_avals[i].dtype),
+                u=max(_roundoff(p.hand.out_avals[i].dtype), problem.unit),
                 coarsest=_coarsest(problem, p),
                 apart=beside[k][i][0],
                 jump=np.minimum(*(np.abs(finite(r - high[k][1][i])) for r in beside[k][i][1])),
@@ -216,7 +216,7 @@ def _reference(programs: Programs, high: Pair, replayed: Pair | None) -> list[np
 
 def _coarsest(problem: Problem, programs: Programs) -> float:
     dtypes = [*(aval.dtype for aval in programs.hand.out_avals), *(leaf.dtype for leaf in problem.leaves)]
-    return max(map(_roundoff, dtypes), default=ROUNDOFF)
+    return max([problem.unit, *map(_roundoff, dtypes)]) if dtypes else ROUNDOFF
 
 
 def _moved(

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import plain_data
+from jaxnn.combinators.precision import in_full
 from jaxnn.combinators.walk import Place, ordered_leaves, rebuilt
 from jaxnn.gradcheck.arrays import as_float64
 from jaxnn.gradcheck.checking import verdicts
 from jaxnn.gradcheck.judge import ONLY_HERE
-from jaxnn.gradcheck.layer_calls import DELTA_IN, LayerCalls, Pass, counted, layer_calls
+from jaxnn.gradcheck.layer_calls import DELTA_IN, LayerCalls, Pass, coarsest_unit, counted, layer_calls
 from jaxnn.gradcheck.nonsmooth import first_of
 from jaxnn.gradcheck.programs import Problem
 from jaxnn.gradcheck.report import BY_AUTODIFF, CANNOT_TELL, KINK, RIGHT, WRONG, Report, Row, worst_verdict
@@ -88,7 +89,7 @@ def network(
     nodes = called.nodes
     problems = {node.index: called.problem(node) for node in nodes if not node.layer.by_autodiff}
     of_loss = [] if loss.by_autodiff else [_loss(loss, seen.prediction, seen.target)]
-    judged = iter(verdicts([*problems.values(), *of_loss, *_whole(given)], seed))
+    judged = iter(verdicts([*problems.values(), *of_loss, *_whole_pass(given)], seed))
     local = [next(judged) if node.index in problems else [_no_rule(node.label, node.layer.kind)] for node in nodes]
     at_loss = next(judged) if of_loss else [_no_rule(loss.name, "loss")]
     deltas, grads = judged
@@ -203,6 +204,14 @@ def _loss(loss: Loss, output: Any, target: Tree) -> Problem:
     return Problem(loss.name, "loss", tuple(names), value, rule, leaves, target, [ones], always_differences=True)
 
 
+def _whole_pass(given: Pass) -> list[Problem]:
+    problems, unit = _whole(given), coarsest_unit(given.net)
+    if not unit:
+        return problems
+    full = _whole(given._replace(net=in_full(given.net)))
+    return [problem._replace(unit=unit, wide=wide) for problem, wide in zip(problems, full, strict=True)]
+
+
 def _whole(given: Pass) -> list[Problem]:
     """The loss and every layer's δ, then every gradient leaf: backprop against autodiff, end to end."""
     net, loss = given.net, given.loss
@@ -272,7 +281,10 @@ def _isolated(called: LayerCalls, node: Place, inside: set[tuple[int, ...]]) -> 
     within = {index[len(node.index) :] for index in inside}
     twin = lambda layer, place: autodiff_twin(layer) if place.index in within else layer  # noqa: E731
     anew = called.problem(node, node.layer.rebuild(node.layer.children))
-    return [called.problem(node, rebuilt(twin, node.layer)), called.problem(node)._replace(auto=anew.rule)]
+    alone = called.problem(node)
+    if alone.wide is not None and anew.wide is not None:
+        alone = alone._replace(wide=alone.wide._replace(auto=anew.wide.rule))
+    return [called.problem(node, rebuilt(twin, node.layer)), alone._replace(auto=anew.rule)]
 
 
 def _folded(node: Place, rows: list[Row]) -> list[Row]:

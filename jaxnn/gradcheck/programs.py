@@ -32,6 +32,8 @@ class Problem(NamedTuple):
     forward_error: float = 0.0  # the relative error of value as an approximation of the intended function
     # whether the rule is not meant to be the function's derivative, so that differences are no reference
     surrogate: bool = False
+    wide: Problem | None = None  # the same problem, to be traced in float64, of functions that round nothing themselves
+    unit: float = 0.0  # the unit roundoff of the precision in which the rule computes, if that is not the leaves'
 
     @property
     def has_differences(self) -> bool:
@@ -80,10 +82,11 @@ def trace(problem: Problem) -> Programs:
     low = [jax.make_jaxpr(f)(*problem.arguments) for f in (problem.rule, auto)]
     stopped, stopped_at, high = "", "", list[Any]([None, None])
     with jax.enable_x64(True):
+        full = problem.wide or problem
         try:
             wide = widen(problem.arguments)
-            high = [jax.make_jaxpr(f)(*wide) for f in (problem.rule, auto)]
-            value = jax.make_jaxpr(problem.value)(*wide[:2])
+            high = [jax.make_jaxpr(f)(*wide) for f in (full.rule, gradient(full))]
+            value = jax.make_jaxpr(full.value)(*wide[:2])
         except Exception as error:  # whatever a user's function raises there
             stopped, stopped_at = said(error), raised_at(error)
     if stopped:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.arrays import with_rank
+from jaxnn.arrays import widest, with_rank
 from jaxnn.checks import whole_number, yes_or_no
 from jaxnn.errors import LayerError
 from jaxnn.factors import Outer, by_position
@@ -102,21 +103,27 @@ class dense(Layer):
         return (z + with_rank(params["b"], z.ndim) if self.bias else z), state, x
 
     def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
+        delta_in, grads = self.unrounded(params, tape, delta, jnp.float32)
+        return delta_in, as_given(params, grads)
+
+    def unrounded(self, params: Params, tape: Tree, delta: Array, dtype: DType) -> tuple[Array, Params]:
         x, W = tape, params["w"]
         check_delta("dense", delta, Outline((*x.shape[:-1], self.width), jnp.result_type(x, *params.values())))
         examples = tuple(range(delta.ndim - 1))  # all axes but the features
+        wide = widest(delta.dtype, dtype)  # of sums
+        summed = partial(jnp.tensordot, axes=(examples, examples), preferred_element_type=wide)
 
         def product(x: Array, delta: Array) -> Array:
             if self.width <= NARROW < x.shape[-1]:  # the barrier keeps XLA from folding the transpose back
-                return jax.lax.optimization_barrier(jnp.tensordot(delta, x, (examples, examples))).T
-            return jnp.tensordot(x, delta, (examples, examples))
+                return jax.lax.optimization_barrier(summed(delta, x)).T
+            return summed(x, delta)
 
         grads = {"w": placed(product, x, delta, axes=axes_of(W))}
         if self.bias:
-            grads["b"] = placed(lambda delta: delta.sum(examples), delta, axes=axes_of(params["b"]))
+            grads["b"] = placed(lambda delta: delta.sum(examples, dtype=wide), delta, axes=axes_of(params["b"]))
         delta_in = placed(lambda delta, W: delta @ W.T, delta, W, axes=axes_of(x))
         # Where x and W differ in precision, δ has the higher one; δ_in and the gradients are cast back.
-        return delta_in.astype(x.dtype), as_given(params, grads)
+        return delta_in.astype(x.dtype), grads
 
     def factors(self, params: Params, tape: Tree, delta: Array) -> Params:
         d = by_position(delta)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import initializers
-from jaxnn.arrays import accumulator, first_of, is_concrete
+from jaxnn.arrays import first_of, is_concrete, widest
 from jaxnn.checks import plain_data, whole_number
 from jaxnn.errors import LayerError
 from jaxnn.factors import Rows, by_position
@@ -95,16 +95,20 @@ class embedding(Layer):
         return placed(rows, w, index, axes=(*axes_of(index), axes_of(w)[-1])), state, x
 
     def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Tree, Params]:
+        delta_in, grads = self.unrounded(params, tape, delta, jnp.float32)
+        return delta_in, as_given(params, grads)
+
+    def unrounded(self, params: Params, tape: Tree, delta: Array, dtype: DType) -> tuple[Tree, Params]:
         check_delta("embedding", delta, Outline((*tape.shape, self.width), params["w"].dtype))
         index, _ = labels_and_wrong(tape, self.vocabulary)
-        wide = accumulator(delta.dtype)  # in bfloat16 the sum for a frequent word would stop growing
+        wide = widest(delta.dtype, dtype)  # in bfloat16 the sum for a frequent word would stop growing
 
         def total(index: Array, delta: Array) -> Array:
             grad = jnp.zeros((self.vocabulary, self.width), wide)
             return grad.at[index].add(delta, mode="drop", wrap_negative_indices=False)
 
         grad = placed(total, index, delta.astype(wide), axes=axes_of(params["w"]))
-        return (), as_given(params, {"w": grad})
+        return (), {"w": grad}
 
     def factors(self, params: Params, tape: Tree, delta: Array) -> Params:
         index, _ = labels_and_wrong(tape, self.vocabulary)

@@ -41,6 +41,7 @@ class softmax(Layer):
 
     init = no_parameters
     batch_axes = first_axes
+    keeps_precision = True
 
     def forward(self, params: Params, state: State, x: Tree, *, train: bool = False, rng: Key | None = None) -> Forward:
         features("softmax", x)

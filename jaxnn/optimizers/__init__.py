@@ -12,6 +12,7 @@ here, and these work there.
     adam              −ηŝ/√r̂, running means      adamw    the same, and weights decay beside it
     clip_by_global_norm, clip_by_value           gradients of bounded size
     chain             one rule after another     accumulate   one update for several batches' mean gradient
+    loss_scaling      gradients in float16 of a scaled loss
     ema               the running mean of the parameters themselves
 
 The learning rate η is a number, or a schedule `step -> rate` that is first called with step 0; everything behind it is

@@ -122,11 +122,48 @@ def with_rate_of(optimizer: Optimizer, opt_state: Tree, params: Params) -> Tree:
     return opt_state._replace(learning_rate=jnp.where(same, rate, learning_rate), given=now)
 
 
+def rate_in(state: Tree) -> dict[str, Array]:
+    """The fields that a holder shows of the inner optimizer's state."""
+    return {name: getattr(state, name) for name in RATE}
+
+
+def without_rate(state: Tree) -> Tree:
+    """The state with () for the fields that its holder shows, so that no buffer is donated twice."""
+    return state._replace(**dict.fromkeys(RATE, ()))
+
+
 @jax.jit
 def _rate_given_by(optimizer: Optimizer, params: Params) -> tuple[Array | None, Array | None]:
     """The rate and the number in a fresh state; compiled, so that the rest of that state is not computed."""
     fresh = optimizer.init(params)
     return (fresh.learning_rate, fresh.given) if shows_rate(fresh) else (None, None)
+
+
+# ---------------------------------------------------------------- loss scaling
+
+
+def _scaling(node: Tree) -> bool:
+    return {"loss_scale", "overflows"} <= set(getattr(node, "_fields", ()))
+
+
+def _scaling_in(opt_state: Tree) -> Tree:
+    """The part of a state, wherever it is, that has a loss scale; None without one."""
+    found = list(filter(_scaling, jax.tree.leaves(opt_state, is_leaf=_scaling)))
+    if len(found) > 1:
+        raise ValueError(f"the optimizer's state has {len(found)} loss scales: keep one loss_scaling")
+    return found[0] if found else None
+
+
+def loss_scale_of(opt_state: Tree) -> Array | None:
+    """The scale by which the loss is multiplied in the next gradient; None without loss scaling."""
+    found = _scaling_in(opt_state)
+    return None if found is None else found.loss_scale
+
+
+def overflowed(before: Tree, after: Tree) -> Array | None:
+    """Whether loss scaling skipped the update between two states, as the gradient overflowed; None without it."""
+    found = _scaling_in(before)
+    return None if found is None else _scaling_in(after).overflows != found.overflows
 
 
 # ---------------------------------------------------------------- further arguments of an update

@@ -16,15 +16,17 @@ from jaxnn.arrays import in_dtype
 from jaxnn.checks import number, whole_number
 from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
-    RATE,
     as_rate,
     check_fit,
     first_step,
+    loss_scale_of,
     next_step,
+    rate_in,
     real_floats,
     shows_rate,
     taken,
     wide,
+    without_rate,
     zeros,
 )
 from jaxnn.showing import shown
@@ -216,7 +218,7 @@ class chain(Optimizer):
         if not rated:
             return states
         (i,) = rated
-        return ChainState(states=_replaced(states, i, _without_rate(states[i])), **_rate_in(states[i]))
+        return ChainState(states=_replaced(states, i, without_rate(states[i])), **rate_in(states[i]))
 
     def update(
         self,
@@ -236,14 +238,14 @@ class chain(Optimizer):
             rated = next(
                 i for i, state in enumerate(states) if isinstance(getattr(state, "learning_rate", None), tuple)
             )
-            states = _replaced(states, rated, states[rated]._replace(**_rate_in(opt_state)))
+            states = _replaced(states, rated, states[rated]._replace(**rate_in(opt_state)))
         for i, (part, state) in enumerate(zip(self.parts, states, strict=True)):
             grads, state = part.update(grads, state, params, **taken(part.update, extras))
             states = _replaced(states, i, state)
         if rated is None:
             return grads, states
         own = states[rated]
-        return grads, ChainState(states=_replaced(states, rated, _without_rate(own)), **_rate_in(own))
+        return grads, ChainState(states=_replaced(states, rated, without_rate(own)), **rate_in(own))
 
 
 class accumulate(Optimizer):
@@ -286,10 +288,15 @@ class accumulate(Optimizer):
 
     def init(self, params: Params) -> AccumulateState:
         total, state = zeros("accumulate", params), self.optimizer.init(params)
+        if loss_scale_of(state) is not None:
+            raise ValueError(
+                "accumulate: the overflow of one batch would spoil the mean of all: put loss_scaling around, "
+                "loss_scaling(accumulate(optimizer, steps))"
+            )
         shown: dict[str, Any] = {"step": first_step(), "learning_rate": None, "given": None}
         within = state
         if shows_rate(state):
-            shown, within = _rate_in(state), _without_rate(state)
+            shown, within = rate_in(state), without_rate(state)
         unit, weight, value = (jnp.zeros((), jnp.result_type(float)) for _ in range(3))  # each is donated
         return AccumulateState(
             batches=first_step(), unit=unit, weight=weight, total=total, value=value, state=within, **shown
@@ -308,7 +315,7 @@ class accumulate(Optimizer):
         rated = opt_state.learning_rate is not None
         state = opt_state.state
         if rated:
-            state = state._replace(**_rate_in(opt_state) | {"learning_rate": as_rate(opt_state.learning_rate)})
+            state = state._replace(**rate_in(opt_state) | {"learning_rate": as_rate(opt_state.learning_rate)})
         unit, part, kept = _weighed(1 if weight is None else weight, opt_state)
 
         def added(total: Array, new: Array) -> Array:
@@ -340,21 +347,11 @@ class accumulate(Optimizer):
         shown: dict[str, Any] = {"step": jnp.where(last, next_step(opt_state.step), opt_state.step)}
         shown |= {"learning_rate": None, "given": None}
         if rated:
-            shown, state = _rate_in(state), _without_rate(state)
+            shown, state = rate_in(state), without_rate(state)
         batches = jnp.where(last, 0, opt_state.batches + 1)
         return updates, AccumulateState(
             batches=batches, unit=unit, weight=units, total=total, value=total_value, state=state, **shown
         )
-
-
-def _without_rate(state: Tree) -> Tree:
-    """The state with () for the fields that its holder shows, so that no buffer is donated twice."""
-    return state._replace(**dict.fromkeys(RATE, ()))
-
-
-def _rate_in(state: Tree) -> dict[str, Array]:
-    """The fields that a holder shows of the inner optimizer's state."""
-    return {name: getattr(state, name) for name in RATE}
 
 
 def _replaced(states: tuple[Tree, ...], i: int, state: Tree) -> tuple[Tree, ...]:

@@ -1,8 +1,8 @@
 """A forward and backward pass, derived twice: `backprop` by hand, `autodiff` by `jax.grad`.
 
-Both build a function `(params, state, x, target, *, rng=None, weights=None) -> Pass` and agree to rounding. The
-hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward`: the recursion is the composition
-of the layers' backward functions, in `combinators`.
+Both build a function `(params, state, x, target, *, rng=None, weights=None, scale=None) -> Pass` and agree to
+rounding. The hand-derived pass is: forward with tapes, output δ from the loss, then `net.backward`: the recursion is
+the composition of the layers' backward functions, in `combinators`.
 
 Scale: the loss is C = Σₙ wₙ Cₙ / Σₙ wₙ, with wₙ and Cₙ as in `weighting` where entries of an example (steps, pixels)
 have weights of their own, or a mask. The output δ is multiplied by its share wₙ/Σw before the recursion (float16
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.arrays import is_concrete, is_floating
-from jaxnn.checks import example_weights, plain_data, weight_values
+from jaxnn.arrays import accumulator, is_concrete, is_floating
+from jaxnn.checks import example_weights, number, plain_data, weight_values
 from jaxnn.mistakes import alive, loss_record, net_record, penalty_record
 from jaxnn.optimizers.parts import real_floats
 from jaxnn.passes.parts import check_params, costs, forward_pass, recursion, seed
@@ -28,11 +28,11 @@ from jaxnn.passes.readings import DELTAS, entries_like, readings_of, slotted, un
 from jaxnn.shapes import batch_size
 from jaxnn.spmd.axes import divided_like, gathered, made_varying, on_mesh, over_devices, varying
 from jaxnn.trees import same_shapes
-from jaxnn.types import Array, Key, Layer, Loss, Params, Pass, Penalty, Reading, State, TrainState, Tree
+from jaxnn.types import Array, DType, Key, Layer, Loss, Params, Pass, Penalty, Reading, State, TrainState, Tree
 
 
 class PassFunction(Protocol):
-    """`(params, state, x, target, *, rng=None, weights=None) -> Pass`."""
+    """`(params, state, x, target, *, rng=None, weights=None, scale=None) -> Pass`."""
 
     def __call__(
         self,
@@ -43,6 +43,7 @@ class PassFunction(Protocol):
         *,
         rng: Key | None = None,
         weights: Array | None = None,
+        scale: Array | float | None = None,
     ) -> Pass: ...
 
 
@@ -66,12 +67,14 @@ def backprop(
         train: whether layers behave as in training. A Python bool.
 
     Returns:
-        `fn(params, state, x, target, *, rng=None, weights=None) -> Pass`: x [N, …] (or a tree of such), target as
-        the loss expects it, weights non-negative (by default 1): [N], or [N, …] with one for each entry of the examples
-        (steps, pixels), of a loss that has `entries`. Where the output or the target is `Sequences`, only entries with
-        a True mask count. The others may have any target (a label of −100) and a prediction of NaN. Pure; works under
-        jit, vmap and scan. Under jit a weight that is negative or not finite makes loss and δs NaN, and a batch whose
-        weights are all 0, as a larger data set may contain, has loss 0 and gradients 0.
+        `fn(params, state, x, target, *, rng=None, weights=None, scale=None) -> Pass`: x [N, …] (or a tree of such),
+        target as the loss expects it, weights non-negative (by default 1): [N], or [N, …] with one for each entry of
+        the examples (steps, pixels), of a loss that has `entries`. Where the output or the target is `Sequences`, only
+        entries with a True mask count. The others may have any target (a label of −100) and a prediction of NaN. Pure;
+        works under jit, vmap and scan. Under jit a weight that is negative or not finite makes loss and δs NaN, and a
+        batch whose weights are all 0, as a larger data set may contain, has loss 0 and gradients 0. With a scale s > 0,
+        a number or a scalar, the recursion carries s δ, so that float16 does not underflow, and all that is returned is
+        divided by s again, gradients in float32: see `loss_scaling`.
 
     Raises:
         ValueError: for an unknown reading; when called, if the parameters are another network's, if x, target
@@ -99,13 +102,25 @@ def backprop(
     readings = readings_of(read)
 
     def run(
-        params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
+        params: Params,
+        state: State,
+        x: Tree,
+        target: Tree,
+        *,
+        rng: Key | None = None,
+        weights: Array | None = None,
+        scale: Array | float | None = None,
     ) -> Pass:
         _check_arguments("backprop", params, x, target, weights)
         own, params = params, gathered(params, x)
         output, new_state, tapes = forward_pass(net, params, state, x, train=train, rng=rng, read=readings)
         mean, weight, delta = seed(loss, output, target, weights)
-        _, grads, noted = recursion(net, params, tapes, delta, readings, weight=weight)
+        unit = weight
+        if scale is not None:
+            scale = _as_scale(scale, weight.dtype)
+            delta, unit = jax.tree.map(lambda d: unscaled(d, scale), delta), weight / scale
+        _, grads, noted = recursion(net, params, tapes, delta, readings, weight=unit)
+        grads = _divided(grads, scale)
         if penalty is not None:
             mean = mean + penalty_value(penalty, params).astype(mean.dtype)
             slopes = penalty.grad(params)
@@ -148,27 +163,36 @@ def autodiff(
     slots = slotted(net, DELTAS) if readings else None
 
     def run(
-        params: Params, state: State, x: Tree, target: Tree, *, rng: Key | None = None, weights: Array | None = None
+        params: Params,
+        state: State,
+        x: Tree,
+        target: Tree,
+        *,
+        rng: Key | None = None,
+        weights: Array | None = None,
+        scale: Array | float | None = None,
     ) -> Pass:
         _check_arguments("autodiff", params, x, target, weights)
         check_params(net, params, x)
         own, params = params, gathered(params, x)
+        scale = None if scale is None else _as_scale(scale, jnp.result_type(float))
         instrumented = net if slots is None else slots.net
 
-        def objective(given: Params) -> tuple[Array, tuple[State, Tree, Array]]:
+        def objective(given: Params) -> tuple[Array, tuple[Array, State, Tree, Array]]:
             output, new_state, _ = instrumented.forward(given, state, x, train=train, rng=rng)
             found = costs(loss, output, target, weights)
             mean = found.mean
             if penalty is not None:
                 plain = entries_like(params, untag(given, lambda tagged: tagged.tied))
                 mean = mean + penalty_value(penalty, plain).astype(mean.dtype)
-            return mean, (new_state, output, found.total)
+            return mean if scale is None else mean * scale, (mean, new_state, output, found.total)
 
         with on_mesh(params, x):
             given = params if slots is None else slots.fill(params, state, x, train, rng)
-            (mean, (new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(given)
-        deltas = jax.tree.map(lambda d: unscaled(d, total), untag(grads, lambda tagged: tagged.own.value))
-        grads = entries_like(params, untag(grads, lambda tagged: tagged.tied))
+            (_, (mean, new_state, output, total)), grads = jax.value_and_grad(objective, has_aux=True)(given)
+        unit = total if scale is None else total / scale
+        deltas = jax.tree.map(lambda d: unscaled(d, unit), untag(grads, lambda tagged: tagged.own.value))
+        grads = _divided(entries_like(params, untag(grads, lambda tagged: tagged.tied)), scale)
         noted = {reading.name: deltas for reading in readings}
         return Pass(mean, divided_like(grads, own), new_state, output, noted, total)
 
@@ -233,6 +257,25 @@ def _input_cotangent(x: Tree, delta_in: Tree, n: int) -> Tree:
         return np.zeros((n, *leaf.shape[1:]), jax.dtypes.float0)
 
     return jax.tree.map(cotangent, x, delta_in)
+
+
+def _as_scale(scale: Array | float, dtype: DType) -> Array:
+    """The scale of the loss as an array; TypeError unless it is a number, ValueError unless it is above 0."""
+    if not isinstance(scale, jax.Array) or is_concrete(scale):
+        number("scale", scale, above=0)
+    return jnp.asarray(scale, dtype)
+
+
+def _divided(grads: Params, scale: Array | None) -> Params:
+    """The gradients without the scale of the loss, divided in at least float32."""
+    if scale is None:
+        return grads
+
+    def one(g: Array) -> Array:
+        wide = accumulator(g.dtype)
+        return (g.astype(wide) / scale.astype(wide)).astype(g.dtype)
+
+    return jax.tree.map(one, grads)
 
 
 ZEROS = "a leaf without a penalty has a grad of zeros:"

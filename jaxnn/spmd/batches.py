@@ -49,6 +49,8 @@ def home_of(data: Tree) -> Home | None:
     Data that a mesh does not divide are on all of its devices, and batches are divided along its first axis. In a
     compiled program the types of arrays do not say how Auto axes divide them: then it is as if they did not.
     """
+    if hasattr(data, "home"):  # data that are not here yet
+        return data.home
     leaves = [leaf for leaf in jax.tree.leaves(data) if hasattr(leaf, "ndim") and leaf.ndim]
     found = [home for home in map(_home, leaves) if home is not None]
     return next((home for home in found if home.parts > 1), found[0] if found else None)

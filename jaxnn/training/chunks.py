@@ -6,6 +6,8 @@ the same bits. It takes the steps of `Epoch.take`.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,14 +17,17 @@ import numpy as np
 
 from jaxnn.compiled import program
 from jaxnn.diagnostics.measures import Measures
+from jaxnn.optimizers.parts import overflowed
 from jaxnn.records import Record
 from jaxnn.spmd.loops import while_loop
 from jaxnn.stopping import Monitors
 from jaxnn.training.batches import batch_of, in_batches, rest_of
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
+from jaxnn.training.monitoring import copied
+from jaxnn.training.parts import FromSource, Part
 from jaxnn.training.results import EpochResult, Notes
-from jaxnn.types import Array, TrainState, Tree
+from jaxnn.types import EPOCH_START, Array, TrainState, Tree
 
 
 class _Advance(Record):
@@ -101,9 +106,10 @@ class Chunk(Record):
     rest: int  # the number of examples after the full batches
 
     def __call__(
-        self, state: TrainState, data: DataSet, update_scale: Array | None, noted: Noted, steps: Array
+        self, state: TrainState, data: DataSet | Part, update_scale: Array | None, noted: Noted, steps: Array
     ) -> tuple[TrainState, Noted, EpochResult]:
-        epoch, n, batch = self.epoch, self.epoch.size(data), self.epoch.batch_size
+        epoch, batch = self.epoch, self.epoch.batch_size
+        n = data.n if isinstance(data, Part) else epoch.size(data)
         # full batches, those before the state's position counted as if they had been of this size
         full = len(noted.notes.loss) - (self.rest > 0)
         start = jnp.asarray(state.position)
@@ -111,8 +117,13 @@ class Chunk(Record):
         first = full - left
         end = first + jnp.minimum(steps, left)
         state = epoch.begun(state)
-        order = epoch.order(state, n)
-        data, factor = epoch.prepared(data)
+        if isinstance(data, Part):  # which has the examples from the position on
+            rows_at: Callable[..., Array] = data.rows
+            examples, factor = data.prepared()
+        else:
+            order = epoch.order(state, n)
+            rows_at = partial(jax.lax.dynamic_slice_in_dim, order)
+            examples, factor = epoch.prepared(data)
         block = n // batch // max(epoch.measure, 1)
 
         def going(carry: _Carry) -> Array:
@@ -123,13 +134,12 @@ class Chunk(Record):
             return (behind % block == 0) & (behind // block < epoch.measure)
 
         def take(carry: _Carry, rows: Array, measure: bool = False) -> _Carry:
-            new, notes, measures = _advance(_Advance(epoch, measure), carry.state, rows, data, factor, update_scale)
+            new, notes, measures = _advance(_Advance(epoch, measure), carry.state, rows, examples, factor, update_scale)
             slot = epoch.measure - 1 - (full - 1 - carry.i) // block
             return _Carry(carry.i + 1, new, carry.noted.with_step(carry.i, slot, notes, measures))
 
         def take_full(carry: _Carry, measure: bool = False) -> _Carry:
-            rows = jax.lax.dynamic_slice_in_dim(order, start + (carry.i - first) * batch, batch)
-            return take(carry, rows, measure)
+            return take(carry, rows_at(start + (carry.i - first) * batch, batch), measure)
 
         def to_measured(carry: _Carry) -> _Carry:
             carry = while_loop(lambda carry: going(carry) & ~is_measured(carry), take_full, carry)
@@ -139,13 +149,36 @@ class Chunk(Record):
         carry = while_loop(going, to_measured if epoch.measure else take_full, carry)
         if self.rest:
             last = (steps > left) & self._goes_on(carry)
-            carry = jax.lax.cond(last, lambda carry: take(carry, order[n - self.rest :]), lambda carry: carry, carry)
+            rest = lambda carry: take(carry, rows_at(n - self.rest, self.rest))  # noqa: E731
+            carry = jax.lax.cond(last, rest, lambda carry: carry, carry)
         position = jnp.minimum(start + (carry.i - first) * batch, n)
         over = position == n
         state = carry.state._replace(epoch=state.epoch + over.astype(jnp.int32), position=jnp.where(over, 0, position))
         result = carry.noted.notes.result(state.params, carry.noted.measures, whole=False)
         result = result._replace(finite=result.finite & self._goes_on(carry))
         return state, carry.noted, result
+
+    def advance(
+        self, spare: TrainState, state: TrainState, data: DataSet, update_scale: Array | None, noted: Noted, steps: int
+    ) -> tuple[TrainState, Noted, EpochResult]:
+        """Runs the compiled program on the data, in the memory of `spare`; on those of a source part by part.
+
+        The state stays as it is. A thread reads the next part while one trains.
+        """
+        if not isinstance(data, FromSource):
+            return run_chunk(self, spare, state, data, update_scale, noted, as_count(steps))
+        first, position, batch = state, int(state.position), self.epoch.batch_size
+        while True:
+            part, stop = part_of(self.epoch, data, state, position)
+            here = min(steps, -(-(stop - position) // batch))
+            new, noted, result = run_chunk(self, spare, state, part, update_scale, noted, as_count(here))
+            steps, position = steps - here, min(position + here * batch, stop)
+            if steps:
+                data.look_ahead()
+            jax.block_until_ready(new)  # the memory of the part is read into again
+            if not bool(result.finite) or not steps or position == part.n:
+                return new, noted, result
+            spare, state = (copied(new) if state is first else state)._replace(position=EPOCH_START), new
 
     def _goes_on(self, carry: _Carry) -> Array:
         """Whether fewer steps in a row were skipped than end the training."""
@@ -155,6 +188,7 @@ class Chunk(Record):
     def nothing_noted(self, state: TrainState, data: DataSet, update_scale: Array | None) -> Noted:
         """The notes of an epoch before its first step."""
         epoch, steps = self.epoch, -(-self.epoch.size(data) // self.epoch.batch_size)
+        data = tuple(data) if isinstance(data, FromSource) else data  # shapes
 
         def step(state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[Notes, Measures | None]:
             data, factor = epoch.prepared(data)
@@ -178,6 +212,27 @@ def chunk_of(epoch: Epoch, data: DataSet, position: int = 0) -> Chunk:
     return Chunk(epoch, (epoch.size(data) - position) % epoch.batch_size)
 
 
+def part_of(epoch: Epoch, data: FromSource, state: TrainState, position: int) -> tuple[Part, int]:
+    """The part of the epoch that a state has reached, with the example at that position, and the position behind it."""
+    which = int(state.epoch), np.asarray(jax.random.key_data(state.key)).tobytes()
+    return data.part(which, position, epoch.batch_size, partial(order_of, epoch, data, state))
+
+
+def order_of(epoch: Epoch, data: FromSource, state: TrainState) -> np.ndarray | None:
+    """The order of the examples in the epoch that a state has reached, on the host; None if it is that of the data."""
+    return np.asarray(_order(_Order(epoch, data.source.length), state)) if epoch.shuffle else None
+
+
+class _Order(Record):
+    """The order of an epoch."""
+
+    epoch: Epoch
+    n: int
+
+    def __call__(self, state: TrainState) -> Array:
+        return self.epoch.order(state, self.n)
+
+
 class Replay(Record):
     """The rest of an epoch with every step guarded, up to the first step that is not finite.
 
@@ -188,15 +243,35 @@ class Replay(Record):
     epoch: Epoch
     start: int
     skips: bool
+    stop: int = 0  # of a part; 0 where the data are all
 
-    def __call__(self, state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
+    def over(self, state: TrainState, data: DataSet, update_scale: Array | None) -> tuple[TrainState, Tree]:
+        """The replay by the compiled program; of a source part by part."""
+        if not isinstance(data, FromSource):
+            return replay(self, state, data, update_scale)
+        noted: list[Tree] = []
+        position = self.start
+        while position < data.source.length and (not noted or noted[-1][1][-1]):
+            part, stop = part_of(self.epoch, data, state, position)
+            guarded = dataclasses.replace(self, start=position - int(part.start), stop=stop - int(part.start))
+            new, some = replay(guarded, state, part, update_scale)
+            data.look_ahead()
+            state, position = new, stop
+            noted.append(jax.tree.map(np.asarray, some))
+        return state, jax.tree.map(lambda *parts: np.concatenate(parts), *noted)
+
+    def __call__(self, state: TrainState, data: DataSet | Part, update_scale: Array | None) -> tuple[TrainState, Tree]:
         epoch, step = self.epoch, self.epoch.step
 
         def one(carry: tuple[TrainState, Array], rows: Array) -> tuple[tuple[TrainState, Array], Tree]:
             state, going = carry
-            new, out = step.take(state, *batch_of(data, rows, epoch.home, epoch.shards or 1), update_scale)
+            x, target, weights = batch_of(examples, rows, epoch.home, epoch.shards or 1)
+            new, out = step.take(state, x, target, weights, update_scale)
             before, after = {"loss": out.loss, "grads": out.grads}, {"params": new.params}
             good = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), before | after)
+            overflow = overflowed(state.opt_state, new.opt_state)
+            if overflow is not None:  # loss scaling skipped the step
+                good["grads"] = jax.tree.map(lambda flag: flag | overflow, good["grads"])
             sound = jnp.stack(jax.tree.leaves(good)).all()
             skipped = ~jnp.stack(jax.tree.leaves({name: good[name] for name in before})).all() & self.skips
             going = going & (sound | skipped)
@@ -204,10 +279,15 @@ class Replay(Record):
             return (kept, going), (good, going, getattr(new.opt_state, "learning_rate", None))
 
         state = epoch.begun(state)
-        order = rest_of(epoch.order(state, epoch.size(data)), state, epoch.batch_size, self.start)
+        if isinstance(data, Part):
+            order, examples = jnp.arange(self.start, self.stop, dtype=jnp.int32), data.data
+        else:
+            examples = data
+            order = rest_of(epoch.order(state, epoch.size(data)), state, epoch.batch_size, self.start)
         (state, _), noted = in_batches(one, (state, jnp.asarray(True)), order, epoch.batch_size)
         return state, noted
 
 
 run_chunk = program("training", in_place=True)
 replay = program("replay")
+_order = program("order")

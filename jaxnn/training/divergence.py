@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.combinators.walk import ordered_leaves
+from jaxnn.optimizers.parts import loss_scale_of
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
 from jaxnn.training.moments import Moment, moment
@@ -64,6 +65,7 @@ class DivergenceError(ArithmeticError):
         best: the best state before, where one was kept.
         rate: the learning rate of that step, where the optimizer's state shows one.
         in_a_row: how many steps in a row were not finite; 1 unless `skip_nonfinite` had some skipped.
+        loss_scale: the smallest of `loss_scaling`, where gradients are not finite in spite of it; None otherwise.
         moment: that step with its batch, for `replay(error).explain()`; None where no step is at fault, and in an error
             that was pickled.
     """
@@ -80,6 +82,7 @@ class DivergenceError(ArithmeticError):
         best: TrainState | None = None,
         rate: float | None = None,
         in_a_row: int = 1,
+        loss_scale: float | None = None,
     ):
         where = f"step {step} (epoch {epoch})"
         if leaf == VALIDATION_LOSS:
@@ -94,17 +97,18 @@ class DivergenceError(ArithmeticError):
             )
         else:
             complaint = (
-                f"training diverged at {where}{_at_rate(rate)}: {leaf} is not finite{_again(in_a_row)}. The state "
-                f"before that step is in this error's train_state; {_advice(rate)}"
+                f"training diverged at {where}{_at_rate(rate)}: {leaf} is not finite{_again(in_a_row)}"
+                f"{_at_scale(loss_scale)}. The state before that step is in this error's train_state; "
+                f"{_advice(rate)}"
             )
         super().__init__(complaint)
         self.step, self.epoch, self.leaf = step, epoch, leaf
         self.train_state, self.history, self.best = train_state, history, best
-        self.rate, self.in_a_row = rate, in_a_row
+        self.rate, self.in_a_row, self.loss_scale = rate, in_a_row, loss_scale
 
     def __reduce__(self) -> tuple[Any, ...]:
         told = (self.step, self.epoch, self.leaf, self.train_state, self.history, self.best, self.rate, self.in_a_row)
-        return type(self), told
+        return type(self), (*told, self.loss_scale)
 
 
 def _at_rate(rate: float | None) -> str:
@@ -113,6 +117,12 @@ def _at_rate(rate: float | None) -> str:
 
 def _again(in_a_row: int) -> str:
     return "" if in_a_row == 1 else f", and {in_a_row} steps in a row were not"
+
+
+def _at_scale(loss_scale: float | None) -> str:
+    if loss_scale is None:
+        return ""
+    return f" though the loss scale has fallen to {loss_scale:.3g}, the smallest: a lower one would lose the gradient"
 
 
 def _advice(rate: float | None) -> str:
@@ -156,9 +166,12 @@ def diverged(
     position = int(start.position) + done * epoch.batch_size
     over = position >= epoch.size(data)
     last_good = last_good._replace(**cursor(int(start.epoch) + over, 0 if over else position))
+    scale = loss_scale_of(last_good.opt_state)
+    exhausted = "loss" not in bad and leaves[0].startswith("grads/")  # it was not lowered again
     error = DivergenceError(
-        int(last_good.step), int(start.epoch), leaves[0], last_good, history, best, rate, max(in_a_row, 1)
-    )
+        int(last_good.step), int(start.epoch), leaves[0], last_good, history, best, rate, max(in_a_row, 1),
+        float(scale) if scale is not None and exhausted else None,
+    )  # fmt: skip
     if not over:
         error.moment = moment(epoch, last_good, data, update_scale)
     return error

@@ -21,12 +21,13 @@ from jaxnn.spmd.batches import home_of
 from jaxnn.spmd.processes import group_of
 from jaxnn.spmd.transfers import host
 from jaxnn.stopping import Monitors
-from jaxnn.training.chunks import Chunk, Noted, Replay, Saved, as_count, chunk_of, replay, run_chunk
+from jaxnn.training.chunks import Chunk, Noted, Replay, Saved, as_count, chunk_of
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.evaluation import Evaluation
 from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring, best_state, copied, outcome, stopped, update_scale
+from jaxnn.training.parts import FromSource
 from jaxnn.training.progress import progress_bar
 from jaxnn.training.results import EpochResult, begun, cursor
 from jaxnn.types import EPOCH_START, Array, Fit, TrainState
@@ -103,18 +104,24 @@ class Job(NamedTuple):
             noted = noted._replace(in_a_row=as_count(done.in_a_row))
         batches = len(noted.notes.loss)
         if self.saving is None:
-            new, noted, result = run_chunk(chunk, _bare(spare), state, self.data, scale, noted, as_count(batches))
+            new, noted, result = chunk.advance(_bare(spare), state, self.data, scale, noted, batches)
             return Computed(done, new, noted, result, scale, began)
         passed = batches - -(-(size_of("x", self.data[0]) - int(state.position)) // self.epoch.batch_size)
         while True:
             steps = min(self.saving.until_next(self._batches(done.train_state, passed)), batches - passed)
-            new, noted, result = run_chunk(chunk, _bare(spare), state, self.data, scale, noted, as_count(steps))
+            new, noted, result = chunk.advance(_bare(spare), state, self.data, scale, noted, steps)
             passed += steps
             if passed == batches or not bool(result.finite):
                 return Computed(done, new, noted, result, scale, began)
             seconds = time.perf_counter() - began
             self.saving.save(self.saved(done._replace(train_state=new), noted, seconds))
             spare, state = (copied(new) if state.params is done.train_state.params else state), new
+
+    def close(self) -> None:
+        """Ends the threads that read data."""
+        for data in (self.data, self.validation):
+            if isinstance(data, FromSource):
+                data.close()
 
     def save(self, done: Done, *, over: bool) -> None:
         """Saves the end of an epoch if a checkpoint is due, and the end of the training."""
@@ -207,7 +214,7 @@ class Job(NamedTuple):
             start = computed.train_state._replace(**cursor(start.epoch, position))
         skips = skip > 0 and not (in_a_row >= skip and sound)
         program = Replay(self.epoch, int(start.position), skips)
-        replayed, scale = replay(program, start, self.data, computed.scale), computed.scale
+        replayed, scale = program.over(start, self.data, computed.scale), computed.scale
         history, best = _history(done), best_state(done.monitors)
         return diverged(self.epoch, start, replayed, self.data, scale, history, best, 1 if skips else in_a_row)
 
@@ -273,3 +280,5 @@ def drive(job: Job, done: Done, epochs: int, progress: bool | None, *, owned: bo
         if computed is not None and computed.before is done and group_of(job.data) is None:  # others may not be here
             done = job.taken_in(computed, show)
         raise Interrupted(job.fit(done), "" if job.saving is None else str(job.saving.keep.folder)) from None
+    finally:
+        job.close()

@@ -21,24 +21,41 @@ from jaxnn.compiled import Structure, program, structure_of
 from jaxnn.keys import as_key
 from jaxnn.mistakes import alive, is_traced, net_record, not_traced, training_records, whole_state
 from jaxnn.optimizers.parts import LAST_STEP
-from jaxnn.passes.parts import check_params, costs
+from jaxnn.passes.parts import check_params
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
-from jaxnn.spmd.axes import gathered
+from jaxnn.sources import in_memory, source_of
 from jaxnn.spmd.batches import beside, spread
-from jaxnn.spmd.processes import agreeing, group_of
-from jaxnn.spmd.transfers import local_rows, put
+from jaxnn.spmd.processes import group_of
+from jaxnn.spmd.transfers import put
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
-from jaxnn.training.means import DataSet, NamedMetrics, metric_value
+from jaxnn.training.looking import check_values
+from jaxnn.training.means import DataSet, NamedMetrics
+from jaxnn.training.parts import FromSource
 from jaxnn.training.steps import check_augmented, init_train_state, train_step
-from jaxnn.training.values import about, look_at
 from jaxnn.trees import describe, same_shapes, spec_tree, static_spec
-from jaxnn.types import EPOCH_START, Key, Layer, Loss, Optimizer, Params, State, TrainState, Tree
+from jaxnn.types import EPOCH_START, Key, Layer, Optimizer, Params, State, TrainState, Tree
 
-CLEAN = "Clean the data, or pass check_data=False"
 CLEAN_FOR_RUN = "Clean the data, or give them to jax.jit(run(…)), which looks at no values"
+
+
+def entered(what: str, data: Any, *, divided: bool = False) -> DataSet:
+    """A data set: that of a source, whose first rows are read, or as `on_device` gives it."""
+    source = source_of(data)
+    if source is None:
+        return on_device(what, data, divided=divided)
+    if group_of() is not None:
+        raise ValueError(
+            f"{what}: a Source, or a memory map, is for one process: give in each its part as arrays, "
+            "placement.shard(part, mesh, local=True)"
+        )
+    found = FromSource(what, source)
+    if what != "x" and len(found) < 2:
+        raise TypeError(f"{what}: the source must have (x, target) or (x, target, weights), got x alone")
+    check_sizes(what, found)
+    return found
 
 
 def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...]:
@@ -46,6 +63,7 @@ def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...
 
     Under `jax.set_mesh` NumPy arrays are copied to every device, or divided among them where their order is not drawn.
     """
+    in_memory(what, parts)
     if what != "x":
         _check_parts(what, parts)
     arrays = []
@@ -65,7 +83,7 @@ def _check_parts(what: str, parts: Any) -> None:
     expected = f"{what} must be (x, target) or (x, target, weights)"
     batches = (
         ": fit, run and evaluate cut the batches themselves; put them together, "
-        "x, target = map(np.concatenate, zip(*batches))"
+        "x, target = map(np.concatenate, zip(*batches)), or, if memory is short, give Source.of_chunks(length, chunks)"
     )
     if isinstance(parts, (tuple, list)):
         pairs = [type(part) in (tuple, list) and len(part) in (2, 3) and _are_arrays(part) for part in parts]
@@ -126,10 +144,17 @@ def enter(
     values are checked too.
     """
     step, named = epoch.step, epoch.metrics
-    data = on_device("data", data)
+    data = entered("data", data)
     parts = {"data": data}
     if validation is not None:
-        validation = parts["validation"] = beside(on_device("validation", validation), data)
+        validation = parts["validation"] = beside(entered("validation", validation), data)
+    if epoch.shuffle and isinstance(data, FromSource) and data.source.in_order:
+        raise ValueError(
+            "fit: the chunks of this Source come in an order of their own: give shuffle=False, and shuffle them where "
+            "they are made, another way in each epoch"
+        )
+    if epoch.shards not in (None, 1) and isinstance(data, FromSource):
+        raise ValueError(f"fit: a Source is not in shards, got shards={epoch.shards}: leave it out")
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
     check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
     epoch = epoch.at_home(data, look=True)
@@ -250,38 +275,6 @@ def _first_state(net: Structure, x_spec: Any) -> Any:
     """The state before the first step, as jax.ShapeDtypeStructs."""
     in_shape = example_shape(spec_tree(x_spec))
     return jax.eval_shape(lambda net, key: net.init(key, in_shape)[1], net.record, jax.random.key(0))
-
-
-def check_values(
-    what: str,
-    net: Layer,
-    loss: Loss,
-    params: Params,
-    state: State,
-    data: DataSet,
-    metrics: NamedMetrics,
-    *,
-    look: bool,
-    advice: str = CLEAN,
-) -> None:
-    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights.
-
-    Of several processes each looks at the examples that it holds, and what one of them finds all raise.
-    """
-    x, target, *weights = data
-    forward = lambda p, s, x: net.forward(gathered(p, x), s, x)[0]  # noqa: E731
-    with about(what):
-        output = jax.eval_shape(forward, params, state, x)
-        jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
-        for name, metric in metrics:
-            jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
-    if look:
-        with agreeing(group_of(data)):
-            here = local_rows(data)
-            if here is not data:
-                specs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, state))
-                output = jax.eval_shape(forward, *specs, here[0])
-            look_at(what, net, loss, output, here, metrics, advice)
 
 
 def _on_device(what: str, divided: bool, leaf: Any) -> Any:

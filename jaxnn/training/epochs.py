@@ -17,9 +17,11 @@ from jaxnn.checks import weight_values, whole_number, yes_or_no
 from jaxnn.compiled import PureFunction
 from jaxnn.diagnostics.measures import HEALTH
 from jaxnn.mistakes import training_records, whole_state
+from jaxnn.optimizers.parts import overflowed
 from jaxnn.passes.backprop import backprop, penalty_value
 from jaxnn.passes.parts import costs
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.sources import in_memory
 from jaxnn.spmd.batches import Home, home_of
 from jaxnn.training.batches import (
     batch_of,
@@ -141,6 +143,7 @@ class Epoch(PureFunction):
     def checked(self, train_state: TrainState, data: DataSet) -> int | None:
         """The position to continue from, None if it is traced; raises an error for what does not fit."""
         whole_state("train_epoch: ", train_state)
+        in_memory("train_epoch: data", data)
         check_sizes("data", data)  # the gather promises to stay within bounds
         if len(data) == 3 and is_concrete(data[2]):
             weight_values("data: weights", data[2])
@@ -193,7 +196,8 @@ class Epoch(PureFunction):
         notes, measures = Notes(figures["loss"], whole, sums), out.readings.get(HEALTH.name)
         if not self.skip_nonfinite:
             return new, notes, measures
-        skipped = ~(jnp.isfinite(out.loss) & all_finite(out.grads))
+        sound, overflow = all_finite(out.grads), overflowed(state.opt_state, new.opt_state)
+        skipped = ~(jnp.isfinite(out.loss) & (sound if overflow is None else sound | overflow))
         sums = jax.tree.map(lambda value: jnp.where(skipped, 0, value), sums)
         return moved(~skipped, new, state), notes._replace(sums=sums, skipped=skipped), measures
 

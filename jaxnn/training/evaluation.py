@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.checks import whole_number
 from jaxnn.compiled import program
@@ -14,12 +16,15 @@ from jaxnn.mistakes import is_traced, loss_record
 from jaxnn.passes.parts import costs
 from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
+from jaxnn.sources import Source
 from jaxnn.spmd.axes import gathered, placed
 from jaxnn.spmd.batches import Home, arranged, beside, home_of, rows
 from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.training.batches import batch_of, in_batches, in_turn
-from jaxnn.training.entry import check_values, of_network, on_device
+from jaxnn.training.entry import entered, of_network
+from jaxnn.training.looking import check_values
 from jaxnn.training.means import DataSet, Metrics, NamedMetrics, batch_sums, in_moderation, means_of, named_metrics
+from jaxnn.training.parts import FromSource, Part
 from jaxnn.types import Array, Layer, Loss, Params, State, TrainState, Tree
 
 EVALUATION_BATCH = 1024  # examples at a time where no gradient is kept; memory, not results, depends on it
@@ -41,7 +46,7 @@ def evaluate(
         net: the network.
         loss: a Loss record.
         train_state: from `fit`, or a pair (params, state).
-        data: (x, target) or (x, target, weights), N examples first, as for `fit`.
+        data: (x, target) or (x, target, weights), N examples first, or a `Source`, as for `fit`.
         metrics: functions (prediction, target) -> [N], in a list or by name in a dict.
         batch_size: examples at a time; it affects the result by rounding alone.
         check_data: False skips the check of values.
@@ -61,7 +66,7 @@ def evaluate(
     loss_record("evaluate", loss)
     named = named_metrics(metrics)
     with agreeing(group_of(data, train_state)):
-        data = on_device("data", data, divided=True)
+        data = entered("data", data, divided=True)
         params, state = of_network("evaluate", net, beside(train_state, data), data[0])
         check_values("data", net, loss, params, state, data, named, look=check_data)
     return Evaluation(net, loss, named, home_of(data), batch_size).scores(params, state, data)
@@ -72,7 +77,7 @@ def predict(
 ) -> Any:
     """The network's output on x [N, …], in batches, with the layers as in evaluation (train=False).
 
-    `train_state` is that of `fit`, or a pair (params, state).
+    `train_state` is that of `fit`, or a pair (params, state); x may be a `Source` or an `np.memmap`.
 
     Raises:
         ValueError, TypeError: if x is empty or does not fit the parameters.
@@ -84,9 +89,15 @@ def predict(
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
     with agreeing(group_of(x, train_state)):
-        (x,) = on_device("x", (x,), divided=True)
+        data = entered("x", x if isinstance(x, Source) else (x,), divided=True)
+        x = data[0]
         params, state = of_network("predict", net, beside(train_state, x), x)
-    return _predict(_Prediction(net, batch_size, home_of(x)), params, state, x)
+    prediction = _Prediction(net, batch_size, home_of(data))
+    if isinstance(data, FromSource):
+        run = lambda part: jax.block_until_ready(_predict(prediction, params, state, part[0]))  # noqa: E731
+        with closing(data.in_order(min(batch_size, size_of("x", x)))) as parts:
+            return _together([run(part) for part in parts])
+    return _predict(prediction, params, state, x)
 
 
 # ---------------------------------------------------------------- the compiled programs
@@ -97,7 +108,10 @@ _predict = program("prediction")
 
 
 class Evaluation(Record):
-    """The mean loss and metrics of a network over a data set, `(params, state, data) -> {name: mean}`."""
+    """The mean loss and metrics of a network over a data set, `(params, state, data) -> {name: mean}`.
+
+    Of a `Part` of the data, its sums; of the last part, given those before it, the means.
+    """
 
     net: Layer
     loss: Loss
@@ -105,22 +119,38 @@ class Evaluation(Record):
     home: Home | None = None
     batch: int = EVALUATION_BATCH
 
-    def __call__(self, params: Params, state: State, data: DataSet) -> dict[str, Array]:
+    def __call__(
+        self, params: Params, state: State, data: DataSet | Part, before: list[dict[str, Array]] | None = None
+    ) -> dict[str, Array]:
         def one(carry: tuple[()], rows: Array) -> tuple[tuple[()], dict[str, Array]]:
-            x, target, weights = batch_of(data, rows, self.home, shards)
+            x, target, weights = batch_of(examples, rows, self.home, shards)
             output = self.net.forward(gathered(params, x), state, x)[0]
             found = costs(self.loss, output, target, weights)
             figures = {"loss": found.mean}
             return carry, batch_sums(factor, found.total, figures, output, target, weights, self.metrics)
 
-        n, shards = size_of("x", data[0]), 1 if self.home is None else self.home.parts
-        data, factor = in_moderation(data)
-        return means_of(in_batches(one, (), in_turn(n, shards), min(self.batch, n))[1])
+        examples, factor = data.prepared() if isinstance(data, Part) else in_moderation(data)
+        n, shards = size_of("x", examples[0]), 1 if self.home is None else self.home.parts
+        sums = in_batches(one, (), in_turn(n, shards), min(self.batch, n))[1]
+        if isinstance(data, Part) and before is None:
+            return sums
+        return means_of(jax.tree.map(lambda *parts: jnp.concatenate(parts), *before, sums) if before else sums)
 
     def scores(self, params: Params, state: State, data: DataSet) -> dict[str, Any]:
         """The means as floats, by the compiled program; inside another one, as arrays."""
-        scores = _score(self, params, state, data)
+        scores = self._of_parts(params, state, data) if isinstance(data, FromSource) else None
+        scores = _score(self, params, state, data) if scores is None else scores
         return {name: score if is_traced(score) else float(score) for name, score in scores.items()}
+
+    def _of_parts(self, params: Params, state: State, data: FromSource) -> dict[str, Array]:
+        n, start, seen = data.source.length, np.asarray(0, np.int32), 0
+        sums: list[dict[str, Array]] = []
+        with closing(data.in_order(min(self.batch, n))) as parts:
+            for part in parts:
+                seen += size_of("x", part[0])
+                found = _score(self, params, state, Part(part, start, n), sums if seen == n else None)
+                sums.append(jax.block_until_ready(found))  # a part more in memory would be one too many
+        return sums[-1]
 
 
 class _Prediction(Record):
@@ -166,3 +196,8 @@ class _Prediction(Record):
 
         first = home.axes if home.divides(n) else None
         return jax.tree.map(lambda *ys: placed(together, *ys, axes=(first, *(None,) * (ys[0].ndim - 2))), *outs)
+
+
+def _together(parts: list[Any]) -> Any:
+    """Outputs of parts, one behind the other."""
+    return jax.tree.map(lambda *leaves: jax.device_put(np.concatenate(leaves)), *parts)

@@ -76,7 +76,9 @@ def fit(
         loss: a Loss record.
         optimizer: an Optimizer record, or one of optax's.
         data: (x, target) or (x, target, weights), arrays with N examples first; x may be a tree of such. Weights are
-            [N], or [N, …] with one for each step or pixel, as for `backprop`; x and target may be `Sequences`.
+            [N], or [N, …] with one for each step or pixel, as for `backprop`; x and target may be `Sequences`. Or a
+            `Source` of such, for data larger than memory, as arrays that contain an `np.memmap` become by themselves.
+            What is checked of its values is checked where they are read.
         epochs: the number of passes over the data, at least 1.
         batch_size: B, from 1 to N. A last, smaller batch is a step too.
         key: a PRNG key or an integer seed. With train_state it is optional: by default the key of the state is used.

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.diagnostics.diagnosis import Diagnosis
 from jaxnn.diagnostics.point import diagnose
@@ -16,6 +18,7 @@ from jaxnn.showing import brief, shown
 from jaxnn.spmd.batches import on_one_device
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
+from jaxnn.training.parts import FromSource
 from jaxnn.training.steps import train_step
 from jaxnn.types import Array, Key, Params, TrainState
 
@@ -138,6 +141,11 @@ class Moment(NamedTuple):
 def moment(epoch: Epoch, state: TrainState, data: DataSet, update_scale: Array | None = None) -> Moment:
     """The step of an epoch that a state is about to take."""
     n, position = epoch.size(data), int(state.position)
-    rows = epoch.order(state, n)[position : position + epoch.batch_size]
+    order = lambda: epoch.order(state, n)  # noqa: E731
+    if isinstance(data, FromSource):
+        data = data.examples(int(state.epoch), position, epoch.batch_size, lambda: np.asarray(order()))
+        rows = jnp.arange(epoch.size(data))
+    else:
+        rows = order()[position : position + epoch.batch_size]
     batch = epoch.batch(state, rows, epoch.prepared(data)[0])
     return Moment(epoch.begun(state), batch, epoch.step, update_scale)

@@ -15,6 +15,7 @@ from jaxnn.arrays import accumulator, is_floating
 from jaxnn.checks import plain_data, seen
 from jaxnn.mistakes import accepts, alive, factory_hint, is_function
 from jaxnn.optimizers.parts import next_step
+from jaxnn.sources import in_memory
 from jaxnn.spmd.batches import Home, arranged
 from jaxnn.spmd.batches import rows as rows_of_data
 from jaxnn.training.batches import is_local
@@ -110,6 +111,7 @@ class OwnEpoch(Epoch):
 
 def check_rows(what: str, data: Any) -> None:
     """Raises an error unless data is a tree of arrays with equally many examples in front."""
+    in_memory(what, data)
     alive(what, data)
     plain_data(what, data)
     expected = "an array [N, …] or a tree of such arrays, N examples first in each"

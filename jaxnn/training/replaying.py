@@ -18,12 +18,13 @@ from jaxnn.checks import seen, whole_number
 from jaxnn.descriptions import Json, from_description
 from jaxnn.mistakes import not_traced
 from jaxnn.shapes import example_shape
+from jaxnn.sources import in_memory
 from jaxnn.spmd.batches import beside
 from jaxnn.stopping import Monitors
-from jaxnn.training.chunks import Noted, as_count, chunk_of, run_chunk
+from jaxnn.training.chunks import Noted, as_count, chunk_of
 from jaxnn.training.divergence import DivergenceError
 from jaxnn.training.driver import Job
-from jaxnn.training.entry import on_device
+from jaxnn.training.entry import entered
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.members import Progress, float_type
 from jaxnn.training.moments import Moment, moment
@@ -227,7 +228,7 @@ def _like(made: run, data: Any) -> TrainState | None:
     """A state as this run has it, whose containers may be another library's."""
     if not isinstance(made.step, train_step):
         return None
-    step, x = made.step, on_device("data", data)[0]
+    step, x = made.step, entered("data", data)[0]
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
     shape, dtype = example_shape(x), float_type(x)
     return jax.eval_shape(lambda: init_train_state(step.net, step.optimizer, 0, shape, dtype))
@@ -289,7 +290,9 @@ class _Repeated:
 
     def __init__(self, made: run, known: Known, data: Any, validation: Any) -> None:
         self.made, self.known = made, known
-        self.data = rows_of(data) if made.own else on_device("data", data)
+        if made.own:
+            in_memory("replay: data", data)
+        self.data = rows_of(data) if made.own else entered("data", data)
         kept = known.settings or {}
         if kept:
             from jaxnn.training.saving import recognised
@@ -301,13 +304,19 @@ class _Repeated:
         self.epoch: Epoch = replace(epoch, **same)
         self.own_figures = made.own or made.evaluate is not None  # by functions of the user
         if validation is not None and not self.own_figures:
-            validation = beside(on_device("validation", validation), self.data)
+            validation = beside(entered("validation", validation), self.data)
         self.validation = validation
         zero = beside(jax.device_put(as_count(0)), self.data)
         self.job = Job(self.epoch, self.data, validation, Monitoring(), zero, chunk_of(self.epoch, self.data))
 
     def at(self, step: int) -> Moment:
         """The step, before it is taken."""
+        try:
+            return self._at(step)
+        finally:
+            self.job.close()
+
+    def _at(self, step: int) -> Moment:
         state = beside(self.known.train_state, self.data)
         monitors = self.known.monitors if self.known.monitors is not None else self.made.watching().begin(None)
         noted, in_a_row = self.known.noted, self.known.in_a_row
@@ -337,7 +346,7 @@ class _Repeated:
             noted = chunk.nothing_noted(placed, self.data, scale)
         noted = noted._replace(in_a_row=as_count(in_a_row)) if self.epoch.skip_nonfinite else noted
         spare = copied(state)._replace(position=EPOCH_START)
-        return run_chunk(chunk, spare, placed, self.data, scale, noted, as_count(steps))
+        return chunk.advance(spare, placed, self.data, scale, noted, steps)
 
     def _observed(self, monitors: Monitors | None, result: EpochResult, state: TrainState) -> Monitors | None:
         """The monitors after an epoch, where they change later steps."""

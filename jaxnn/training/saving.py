@@ -32,6 +32,7 @@ from jaxnn.training.chunks import Noted, Saved
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring
+from jaxnn.training.parts import FromSource
 from jaxnn.training.results import Notes
 from jaxnn.training.shared import check_shared, newest_of
 from jaxnn.types import Array, Key, TrainState, Tree
@@ -100,9 +101,8 @@ class Saving(NamedTuple):
         state, best, monitors, noted = (
             beside(trees.get(name), data) for name in ("train_state", "best", "monitors", "noted")
         )
-        state, best = (  # the position of the first is not in its tree
-            None if tree is None else lying_like(tree, first._replace(position=tree.position)) for tree in (state, best)
-        )
+        state = lying_like(state, first._replace(position=state.position))  # the position of the first is no leaf
+        best = None if best is None else lying_like(best, first._replace(position=best.position))
         if best is not None:
             monitors = monitors._replace(best=monitors.best._replace(kept=best))
         history, in_a_row, seconds, began = (metadata[name] for name in ("history", "in_a_row", "seconds", "began"))
@@ -219,16 +219,20 @@ def _function(value: Any, depth: int = 4) -> str:
 
 def recognised(data: DataSet) -> Json:
     """Shapes and dtypes of data, and a digest of some examples."""
-    leaves = jax.tree.leaves(data)
+    leaves = jax.tree.leaves(tuple(data) if isinstance(data, FromSource) else data)
     digest = hashlib.sha256()
-    for leaf in leaves:
-        digest.update(np.ascontiguousarray(_some_rows(leaf)).tobytes())
+    for some in data.some(_places(leaves[0])) if isinstance(data, FromSource) else map(_some_rows, leaves):
+        digest.update(np.ascontiguousarray(some).tobytes())
     shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
     return {"arrays": shapes, "digest of some examples": digest.hexdigest()[:16]}
 
 
+def _places(leaf: Array) -> np.ndarray:
+    return np.unique(np.linspace(0, leaf.shape[0] - 1, SAMPLE).astype(np.int32))
+
+
 def _some_rows(leaf: Array) -> np.ndarray:
-    at = np.unique(np.linspace(0, leaf.shape[0] - 1, SAMPLE).astype(np.int32))
+    at = _places(leaf)
     platforms = [device.platform for device in leaf.devices()]
     is_here = platforms == ["cpu"]
     return np.asarray(leaf)[at] if is_here else host(rows(leaf, jax.device_put(at)))  # a view compiles nothing

@@ -24,7 +24,15 @@ from jaxnn.mistakes import (
     training_records,
     whole_state,
 )
-from jaxnn.optimizers.parts import apply_updates, extras_of, next_step, taken, with_rate_of
+from jaxnn.optimizers.parts import (
+    apply_updates,
+    extras_of,
+    loss_scale_of,
+    next_step,
+    overflowed,
+    taken,
+    with_rate_of,
+)
 from jaxnn.passes.backprop import PassFunction, backprop
 from jaxnn.passes.readings import readings_of
 from jaxnn.training.monitoring import copied
@@ -153,7 +161,9 @@ class train_step(PureFunction):
         rng = jax.random.fold_in(key, count)
         if self.augment is not None:
             x = augmented(self.augment, rng, x)
-        out = self._pass(self._readings)(params, state, x, target, rng=rng, weights=weights)
+        scale = loss_scale_of(opt_state)
+        scaled = {} if scale is None else {"scale": scale}
+        out = self._pass(self._readings)(params, state, x, target, rng=rng, weights=weights, **scaled)
         plain = self._pass() if "value_fn" in extras_of(self.optimizer.update) else None
 
         def loss_at(params: Params, weight: Any = None) -> Array:
@@ -163,15 +173,18 @@ class train_step(PureFunction):
 
         extras = {"weight": out.weight, "value": out.loss, "grad": out.grads, "value_fn": loss_at}
         update = self.optimizer.update
-        updates, opt_state = update(out.grads, opt_state, params, **taken(update, extras))
+        updates, new_opt_state = update(out.grads, opt_state, params, **taken(update, extras))
+        overflow = overflowed(opt_state, new_opt_state)
+        if overflow is not None:
+            out = out._replace(state=jax.tree.map(lambda new, old: jnp.where(overflow, old, new), out.state, state))
         if update_scale is not None:
-            scale = jnp.asarray(update_scale)
-            updates = jax.tree.map(lambda u: u * scale.astype(u.dtype) if is_floating(u) else u, updates)
+            s = jnp.asarray(update_scale)
+            updates = jax.tree.map(lambda u: u * s.astype(u.dtype) if is_floating(u) else u, updates)
         if self.measure:
             found = measures(self.net, out.readings[HEALTH.name], params, out.grads, updates, count)
             out = out._replace(readings={**out.readings, HEALTH.name: found})
         new = train_state._replace(
-            params=apply_updates(params, updates), state=out.state, opt_state=opt_state, step=next_step(count)
+            params=apply_updates(params, updates), state=out.state, opt_state=new_opt_state, step=next_step(count)
         )
         return new, out
 

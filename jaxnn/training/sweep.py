@@ -26,7 +26,8 @@ from jaxnn.records import Record
 from jaxnn.shapes import batch_size
 from jaxnn.spmd.batches import beside
 from jaxnn.training.batches import check_batch_size
-from jaxnn.training.entry import check_values, on_device
+from jaxnn.training.entry import on_device
+from jaxnn.training.looking import check_values
 from jaxnn.training.means import named_metrics
 from jaxnn.training.members import Members
 from jaxnn.training.monitoring import copied

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxnn.arrays import accumulator, with_rank
 from jaxnn.layers.convolution.windows import Windows, added_back, added_back_along, map_views, split_last, views
-from jaxnn.types import Array
+from jaxnn.types import Array, DType
 
 # ---------------------------------------------------------------- by XLA
 
@@ -35,8 +35,11 @@ def correlate(x: Array, w: Array, windows: Windows, groups: int = 1) -> Array:
     )
 
 
-def kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
-    """∂C/∂wₖᵢₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ: stride and dilation exchange roles, and the sum runs over N."""
+def kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int = 1, dtype: DType | None = None) -> Array:
+    """∂C/∂wₖᵢₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ: stride and dilation exchange roles, and the sum runs over N.
+
+    As in all four algorithms, the sum is in dtype, by default at least float32.
+    """
     after = [
         d * (k - 1) + s * (p - 1) + 1 - n - a
         for n, k, s, d, (a, _), p in zip(*windows[:5], windows.positions, strict=True)
@@ -52,6 +55,7 @@ def kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int = 1) -
             (rank + 1, 0, *space), (rank + 1, 0, *space), (rank, rank + 1, *range(rank))
         ),
         batch_group_count=groups,
+        preferred_element_type=dtype or accumulator(delta.dtype),
     )
 
 
@@ -111,13 +115,15 @@ def by_neighbours(x: Array, w: Array, windows: Windows) -> Array:
     return (_patches(x, _together(windows, t)) @ across).reshape(x.shape[0], *windows.positions, features)
 
 
-def kernel_gradient_by_neighbours(x: Array, delta: Array, windows: Windows) -> Array:
+def kernel_gradient_by_neighbours(x: Array, delta: Array, windows: Windows, *, dtype: DType | None = None) -> Array:
     """∂C/∂w as one matrix product, [K′ C, N P/t] times [N P/t, t H], with the patches of `by_neighbours`.
 
     The K taps of each of the t windows are sliced from it and added.
     """
     channels, features, size, t = x.shape[-1], delta.shape[-1], windows.size[-1], neighbours(windows)
-    each = _patches(x, _together(windows, t)).T @ delta.reshape(-1, t * features)
+    wide = dtype or accumulator(delta.dtype)
+    patches = _patches(x, _together(windows, t)).T
+    each = jnp.matmul(patches, delta.reshape(-1, t * features), preferred_element_type=wide)
     each = each.reshape(*windows.size[:-1], size + t - 1, channels, t, features)
     axis = len(windows.size) - 1
     return reduce(jnp.add, [jax.lax.slice_in_dim(each[..., i, :], i, i + size, axis=axis) for i in range(t)])
@@ -148,17 +154,22 @@ def _together(windows: Windows, t: int) -> Windows:
     )
 
 
-def kernel_gradient_by_products(x: Array, delta: Array, windows: Windows, groups: int = 1) -> Array:
+def kernel_gradient_by_products(
+    x: Array, delta: Array, windows: Windows, groups: int = 1, dtype: DType | None = None
+) -> Array:
     """∂C/∂w as one matrix product for each tap, [C/G, N P] times [N P, H/G] in each group.
 
     The taps run in a loop, which copies the inputs of each to the same memory and compiles one product.
     """
     channels, features = x.shape[-1] // groups, delta.shape[-1] // groups
+    wide = dtype or accumulator(delta.dtype)
 
     def of_tap(seen: Array) -> Array:
         if groups == 1:
-            return seen.reshape(-1, channels).T @ delta.reshape(-1, features)
-        return jnp.einsum("ngc,ngh->cgh", seen.reshape(-1, groups, channels), delta.reshape(-1, groups, features))
+            rows = seen.reshape(-1, channels).T
+            return jnp.matmul(rows, delta.reshape(-1, features), preferred_element_type=wide)
+        rows, of_groups = seen.reshape(-1, groups, channels), delta.reshape(-1, groups, features)
+        return jnp.einsum("ngc,ngh->cgh", rows, of_groups, preferred_element_type=wide)
 
     return map_views(of_tap, x, windows).reshape(*windows.size, channels, groups * features)
 
@@ -200,13 +211,13 @@ def by_taps(x: Array, w: Array, windows: Windows, groups: int) -> Array:
     return z.astype(x.dtype)
 
 
-def kernel_gradient_by_taps(x: Array, delta: Array, windows: Windows, groups: int) -> Array:
+def kernel_gradient_by_taps(x: Array, delta: Array, windows: Windows, groups: int, dtype: DType | None = None) -> Array:
     """Of a depthwise convolution: ∂C/∂wₖₒ = Σₙₚ xₙ,ₛₚ₊dₖ₋ₐ,ᵢ δₙₚₒ."""
-    wide, features = accumulator(x.dtype), delta.shape[-1]
+    wide, features = dtype or accumulator(x.dtype), delta.shape[-1]
     inputs, delta_wide = jnp.repeat(x, features // groups, -1).astype(wide), delta.astype(wide)
     every = tuple(range(x.ndim - 1))
     grad = jnp.stack([(seen * delta_wide).sum(every) for seen in views(inputs, windows)])
-    return grad.reshape(*windows.size, 1, features).astype(x.dtype)
+    return grad.reshape(*windows.size, 1, features)
 
 
 def input_gradient_by_taps(delta: Array, w: Array, windows: Windows, groups: int) -> Array:

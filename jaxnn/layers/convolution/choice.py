@@ -28,7 +28,7 @@ from jaxnn.layers.convolution.algorithms import (
     neighbours,
 )
 from jaxnn.layers.convolution.windows import Windows
-from jaxnn.types import Array
+from jaxnn.types import Array, DType
 
 FEW_CHANNELS = 4  # up to this number, the matrix products of the plain algorithms are narrow
 MANY_WINDOWS = 1 << 14  # from this number of windows in a batch on, grouping neighbours saves time
@@ -39,10 +39,13 @@ Algorithm: TypeAlias = Callable[..., Array]
 
 
 class Forms(NamedTuple):
-    """The forward convolution, of (x, w, windows, groups), and the two of the backward pass."""
+    """The forward convolution, of (x, w, windows, groups), and the two of the backward pass.
+
+    The kernel's gradient takes the dtype of its sum as well, None for at least float32.
+    """
 
     forward: Callable[[Array, Array, Windows, int], Array]
-    kernel_gradient: Callable[[Array, Array, Windows, int], Array]
+    kernel_gradient: Callable[[Array, Array, Windows, int, DType | None], Array]
     input_gradient: Callable[[Array, Array, Windows, int], Array]
 
 
@@ -135,27 +138,28 @@ def taken(which: str, sizes: Sizes) -> Algorithm:
     return next(case.algorithm for case in CASES[which] if case.can(sizes) and case.wins(sizes))
 
 
-def computed(algorithm: Algorithm, first: Array, second: Array, sizes: Sizes) -> Array:
-    """The result of one algorithm; groups are passed where there are several."""
-    return algorithm(first, second, sizes.windows, *([] if sizes.whole else [sizes.groups]))
+def computed(algorithm: Algorithm, first: Array, second: Array, sizes: Sizes, dtype: DType | None = None) -> Array:
+    """The result of one algorithm; groups are passed where there are several, and a dtype where one is given."""
+    summed = {} if dtype is None else {"dtype": dtype}
+    return algorithm(first, second, sizes.windows, *([] if sizes.whole else [sizes.groups]), **summed)
 
 
-def _by_the_fastest(which: str, first: Array, second: Array, sizes: Sizes) -> Array:
+def _by_the_fastest(which: str, first: Array, second: Array, sizes: Sizes, dtype: DType | None = None) -> Array:
     """The chosen algorithm on a CPU, the plain one on other backends; the same for all in depthwise convolutions.
 
     The plain one also serves half precisions, which products would sum in half precision, and a symbolic N.
     """
     plain = getattr(PLAIN, which)
     if not sizes.depthwise and (jnp.finfo(first.dtype).bits < 32 or is_symbolic(sizes.examples)):
-        return computed(plain, first, second, sizes)
+        return computed(plain, first, second, sizes, dtype)
     algorithm = taken(which, sizes)
     if sizes.depthwise or algorithm is plain:
-        return computed(algorithm, first, second, sizes)
+        return computed(algorithm, first, second, sizes, dtype)
     return jax.lax.platform_dependent(
         first,
         second,
-        cpu=lambda first, second: computed(algorithm, first, second, sizes),
-        default=lambda first, second: computed(plain, first, second, sizes),
+        cpu=lambda first, second: computed(algorithm, first, second, sizes, dtype),
+        default=lambda first, second: computed(plain, first, second, sizes, dtype),
     )
 
 
@@ -163,9 +167,9 @@ def _forward(x: Array, w: Array, windows: Windows, groups: int) -> Array:
     return _by_the_fastest("forward", x, w, Sizes(x.shape[0], x.shape[-1], w.shape[-1], windows, groups))
 
 
-def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int) -> Array:
+def _kernel_gradient(x: Array, delta: Array, windows: Windows, groups: int, dtype: DType | None = None) -> Array:
     sizes = Sizes(x.shape[0], x.shape[-1], delta.shape[-1], windows, groups)
-    return _by_the_fastest("kernel_gradient", x, delta, sizes)
+    return _by_the_fastest("kernel_gradient", x, delta, sizes, dtype)
 
 
 def _input_gradient(delta: Array, w: Array, windows: Windows, groups: int) -> Array:

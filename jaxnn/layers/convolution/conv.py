@@ -134,6 +134,9 @@ class conv(Layer):
     def backward(self, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
         return self._backward(FASTEST, params, tape, delta)
 
+    def unrounded(self, params: Params, tape: Tree, delta: Array, dtype: DType) -> tuple[Array, Params]:
+        return self._unrounded(FASTEST, params, tape, delta, dtype)
+
     def factors(self, params: Params, tape: Tree, delta: Array) -> Params:
         windows = self._windows(tape.shape[1:-1])
         factors: Params = {"w": Windowed(tape[:, None], delta[:, None], windows, self.groups)}
@@ -161,18 +164,22 @@ class conv(Layer):
         return (z + with_rank(params["b"].astype(dtype), z.ndim) if self.bias else z), state, x
 
     def _backward(self, forms: Forms, params: Params, tape: Tree, delta: Array) -> tuple[Array, Params]:
+        delta_in, grads = self._unrounded(forms, params, tape, delta, jnp.float32)
+        return delta_in, as_given(params, grads)
+
+    def _unrounded(self, forms: Forms, params: Params, tape: Tree, delta: Array, dtype: DType) -> tuple[Array, Params]:
         x, w, rank, G = tape, params["w"], len(self.kernel), self.groups
         windows = self._windows(x.shape[1:-1])
         check_delta("conv", delta, Outline((x.shape[0], *windows.positions, self.features), widest(x.dtype, w.dtype)))
-        of_kernel = lambda x, delta: ((), forms.kernel_gradient(x, delta, windows, G))  # noqa: E731
+        wide = widest(delta.dtype, dtype)  # of sums
+        of_kernel = lambda x, delta: ((), forms.kernel_gradient(x, delta, windows, G, wide))  # noqa: E731
         total = lambda x, delta: by_device(of_kernel, (x, delta), (0, 0))[1]  # noqa: E731
         of_input = lambda delta, w: forms.input_gradient(delta, w, windows, G)  # noqa: E731
         grads = {"w": placed(total, x.astype(delta.dtype), delta, axes=axes_of(w))}
         if self.bias:
-            of_bias = lambda delta: delta.sum(tuple(range(rank + 1)))  # noqa: E731
+            of_bias = lambda delta: delta.sum(tuple(range(rank + 1)), dtype=wide)  # noqa: E731
             grads["b"] = placed(of_bias, delta, axes=axes_of(params["b"]))
         # Where x and w differ in precision, δ has the higher one; δ_in and the gradients are cast back.
-        grads = as_given(params, grads)
         return placed(of_input, delta, w.astype(delta.dtype), axes=axes_of(x)).astype(x.dtype), grads
 
 

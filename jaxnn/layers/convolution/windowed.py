@@ -38,7 +38,7 @@ class Windowed(Factor):
 
     def gradient(self, v: Array | None = None) -> Array:
         x, delta = wide(self.x, scaled(self.delta, v))
-        return FASTEST.kernel_gradient(_merged(x), _merged(delta), self.windows, self.groups)
+        return FASTEST.kernel_gradient(_merged(x), _merged(delta), self.windows, self.groups, None)
 
     def _by_tap(self) -> Iterator[Array]:
         """The inputs of each tap, [N, U P, G, C/G]."""

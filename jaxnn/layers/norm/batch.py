@@ -75,6 +75,7 @@ class batch_norm(Layer):
     factors = factors_of_norm
 
     couples_batch = cast(Any, True)
+    keeps_precision = True
 
     def __post_init__(self) -> None:
         momentum = number("batch_norm: momentum", self.momentum, least=0, below=1)

@@ -55,6 +55,7 @@ class layer_norm(Layer):
 
     factors = factors_of_norm
     batch_axes = first_axes
+    keeps_precision = True
 
     def __post_init__(self) -> None:
         self._set(eps=number("layer_norm: eps", self.eps, above=0))
@@ -112,6 +113,7 @@ class group_norm(Layer):
 
     factors = factors_of_norm
     batch_axes = first_axes
+    keeps_precision = True
 
     def __post_init__(self) -> None:
         groups = whole_number("group_norm: groups", self.groups, least=1)
@@ -171,6 +173,7 @@ class rms_norm(Layer):
 
     factors = factors_of_norm
     batch_axes = first_axes
+    keeps_precision = True
 
     def __post_init__(self) -> None:
         self._set(eps=number("rms_norm: eps", self.eps, above=0))

@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn import initializers
-from jaxnn.arrays import accumulator, widest
+from jaxnn.arrays import widest
 from jaxnn.checks import whole_number
 from jaxnn.errors import LayerError
 from jaxnn.factors import Outer
 from jaxnn.keys import as_key
 from jaxnn.mistakes import initializer
-from jaxnn.parameters import check_shape, drawn_by_gates
+from jaxnn.parameters import as_given, check_shape, drawn_by_gates
 from jaxnn.sequences import Sequences, as_sequences, hidden, is_given, read_sequences
 from jaxnn.shapes import check_delta, input_spec
 from jaxnn.spmd.axes import axes_of, by_device, placed
@@ -140,13 +140,19 @@ class Recurrent(Layer):
         return (Sequences(values, given.mask) if masked else values), state, tape
 
     def backward(self, params: Params, tape: Tree, delta: Tree) -> tuple[Tree, Params]:
+        delta_in, grads = self.unrounded(params, tape, delta, jnp.float32)
+        return delta_in, as_given(params, grads)
+
+    def unrounded(self, params: Params, tape: Tree, delta: Tree, dtype: DType) -> tuple[Tree, Params]:
+        wide = widest(tape.steps.x.dtype, dtype)  # of sums
+
         def run(params: Params, tape: _Tape, delta: Tree) -> tuple[Tree, Params]:
-            (before, total), delta_x = _run_back(self, self, params, tape, delta, params)
+            nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, wide), params)
+            (before, total), delta_x = _run_back(self, self, params, tape, delta, nothing)
             return (jnp.swapaxes(delta_x, 0, 1), before), total
 
         axes = None, self.batch_axes(tape), 0
-        (delta_x, before), total = by_device(run, (params, tape, delta), axes)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, params)
+        (delta_x, before), grads = by_device(run, (params, tape, delta), axes)
         return _like(tape.like, delta_x, before), grads
 
     def factors(self, params: Params, tape: Tree, delta: Tree) -> Params:
@@ -199,9 +205,9 @@ Stepping: TypeAlias = Recurrent | _Noting
 
 
 def _run_back(
-    layer: Recurrent, stepping: Stepping, params: Params, tape: _Tape, delta: Tree, summed: Params
+    layer: Recurrent, stepping: Stepping, params: Params, tape: _Tape, delta: Tree, total: Params
 ) -> tuple[tuple[Carried, Params], Tree]:
-    """Backward through time from δ of the output: (δ₀, ∂C/∂θ of those summed), and ∂C/∂x of each step."""
+    """Backward through time from δ of the output: (δ₀, `total` + ∂C/∂θ), and ∂C/∂x of each step."""
     steps, kept, initial, _ = tape
     check_delta(layer.kind, delta, _output(steps, initial, layer.returns))
     nothing = tuple(jnp.zeros_like(s) for s in initial)
@@ -214,7 +220,6 @@ def _run_back(
         at_output = as_sequences(delta).values
     if at_output is not None:
         at_output = jnp.swapaxes(at_output, 0, 1)
-    total = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(steps.x.dtype)), summed)
     run_back = _pieces_back if layer.recompute else _steps_back
     return run_back(stepping, _in(steps.x.dtype, params), steps, kept, initial, at_output, (at_final, total))
 
@@ -256,7 +261,7 @@ def _steps_back(
             before = tuple(b + p for b, p in zip(before, _where(mask, nothing, delta), strict=True))
         if cut is not None:
             before = tuple(jnp.where(cut, 0, b) for b in before)
-        return (before, jax.tree.map(jnp.add, total, grads)), delta_x
+        return (before, jax.tree.map(lambda sum, g: sum + g.astype(sum.dtype), total, grads)), delta_x
 
     return scan(step, carry, (steps, kept, at_output), reverse=True, unroll=_unroll(layer, steps))
 
