@@ -67,7 +67,7 @@ from jaxnn.types import Activation, Fit, Layer, Loss, Optimizer, Pass, Penalty, 
 from jaxnn.wrapping import with_rules
 
 if TYPE_CHECKING:
-    from jaxnn import checkpoint, gradcheck, graph
+    from jaxnn import checkpoint, gradcheck, graph, processes
     from jaxnn.training.metagradients import Metagradient, metagradient
     from jaxnn.training.replaying import replay
     from jaxnn.training.sweep import sweep
@@ -98,11 +98,11 @@ __all__ = [
     "summary", "describe", "from_description",
     # modules
     "augment", "checkpoint", "data", "diagnostics", "factors", "gradcheck", "graph", "initializers", "losses",
-    "metrics", "networks", "passes", "penalties", "placement", "plots", "schedules", "stopping",
+    "metrics", "networks", "passes", "penalties", "placement", "plots", "processes", "schedules", "stopping",
 ]  # fmt: skip
 
 # gradcheck and graph read jaxprs with jax.extend, whose import alone takes 60 ms; few programs need the others at once.
-_WHEN_USED = dict.fromkeys(("checkpoint", "gradcheck", "graph"), "") | {
+_WHEN_USED = dict.fromkeys(("checkpoint", "gradcheck", "graph", "processes"), "") | {
     "sweep": "training.sweep",
     "Sweep": "training.sweep_results",
     "replay": "training.replaying",

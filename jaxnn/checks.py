@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.arrays import first_of
+from jaxnn.errors import NothingCountsError
 from jaxnn.records import is_array
 from jaxnn.showing import is_deleted
 from jaxnn.trees import describe, path_name
@@ -161,4 +162,4 @@ def weight_values(where: str, weights: object, *, some: bool = True) -> None:
     finite_values(where, values, advice)
     _none_of(where, values, values < 0, "negative", advice)
     if some and not values.any():
-        raise ValueError(f"{where} are all zero, so that no mean exists: omit the weights, or the batch")
+        raise NothingCountsError(f"{where} are all zero, so that no mean exists: omit the weights, or the batch")

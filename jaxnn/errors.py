@@ -14,6 +14,10 @@ class LayerError(ValueError):
         self.complaint, self.about_params = complaint, about_params
 
 
+class NothingCountsError(ValueError):
+    """Examples of which none has a weight above 0, or is left by the masks."""
+
+
 class _Unquoted(str):
     """A text that is its own `repr`, which a KeyError shows."""
 

@@ -35,11 +35,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnn.checks import seen
+from jaxnn.checks import seen, yes_or_no
 from jaxnn.mistakes import accepts, is_function
 from jaxnn.penalties import matches
 from jaxnn.records import Record
 from jaxnn.spmd.cores import cores
+from jaxnn.spmd.transfers import from_parts, put
 from jaxnn.trees import MAX_REPORTED, describe, path_name
 from jaxnn.types import TrainState, Tree
 
@@ -111,7 +112,7 @@ class fully_sharded(Record):
         return PartitionSpec(*[None] * longest, axis)
 
 
-def shard(tree: Tree, mesh: Mesh, rule: Rule | None = None) -> Any:
+def shard(tree: Tree, mesh: Mesh, rule: Rule | None = None, *, local: bool = False) -> Any:
     """The arrays of a tree on the devices of a mesh.
 
     Args:
@@ -122,16 +123,24 @@ def shard(tree: Tree, mesh: Mesh, rule: Rule | None = None) -> Any:
             `PartitionSpec` for all leaves; a dict of such by patterns of paths, {"dense_0/w": P(None, "model")}, of
             which the first that matches is taken, and none leaves a copy on every device; or a function (path, leaf)
             of that kind. A pattern is that of `penalties`, and matches the optimizer's moments of a parameter too.
+        local: for a mesh of several processes. False: each process holds the whole tree, and puts its shards; that all
+            hold the same is checked. True: the tree is the part of this process, [N/P, …] of [N, …] in each of P
+            processes, in the order of their devices in the mesh.
 
     Raises:
-        ValueError: if the mesh lacks an axis, or an axis of a leaf is not divisible by the number of its parts.
+        ValueError: if the mesh lacks an axis, or an axis of a leaf is not divisible by the number of its parts; in all
+            processes, if they hold different values, or with `local` parts of different sizes.
         TypeError: if mesh or rule is something else.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> tuple(shard(np.ones((4, 3)), mesh).sharding.spec)
     ('data',)
     """
-    return jax.device_put(tree, shardings(tree, mesh, rule))
+    if not yes_or_no("shard: local", local):
+        return put("shard", tree, shardings(tree, mesh, rule))
+    if not isinstance(mesh, Mesh):
+        return shardings(tree, mesh, rule)  # raises the error
+    return from_parts(tree, mesh, lambda whole: shardings(whole, mesh, rule))
 
 
 def shardings(tree: Tree, mesh: Mesh, rule: Rule | None = None) -> Any:

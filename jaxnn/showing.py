@@ -96,12 +96,17 @@ def _number(value: Leaf) -> bool | int | float | None:
         return value
     if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or is_deleted(value):
         return None
-    if getattr(value, "shape", None) != () or not getattr(value, "is_fully_addressable", True):
+    if getattr(value, "shape", None) != () or not _is_here(value):
         return None
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind == "V" and "float" in str(value.dtype):  # bfloat16 and the like
         return float(value)
     return np.asarray(value).item() if kind in ("b", "i", "u", "f") else None
+
+
+def _is_here(value: object) -> bool:
+    """True for an array of which this process has all values."""
+    return getattr(value, "is_fully_addressable", True) or getattr(value, "is_fully_replicated", False)
 
 
 def _is_empty(value: object) -> bool:
@@ -188,7 +193,7 @@ def _state_parts(state: Fields) -> Iterator[str]:
 def _range(value: Leaf) -> str:
     """A number; of several, the least and the greatest."""
     known = hasattr(value, "shape") and not isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct))
-    if not known or not value.shape or is_deleted(value) or not getattr(value, "is_fully_addressable", True):
+    if not known or not value.shape or is_deleted(value) or not _is_here(value):
         return figure(value)
     host = np.asarray(value)
     low, high = (figure(end(initial)) if host.size else "" for end, initial in ((np.min, host), (np.max, host)))

@@ -47,8 +47,9 @@ STAIR = {"gradcheck/kinks.py", "gradcheck/layer_calls.py", "gradcheck/networks.p
 FLOORS = (*BASE, *NETWORKS[:-5], FUNCTIONS[0], NETWORKS[-5], *FUNCTIONS[1:], *NETWORKS[-4:])
 ROOMS = {  # a package has floors of its own; its __init__ says what is public
     "spmd": (
-        {"axes"},
-        {"batches", "cores", "loops"},
+        {"axes", "cores", "processes"},
+        {"loops", "transfers"},
+        {"batches"},
         {"__init__"},
     ),
     "jaxprs": (
@@ -118,7 +119,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
     "training": (
-        {"means", "monitoring", "progress", "reading"},
+        {"means", "monitoring", "progress", "reading", "shared"},
         {"batches", "parts", "results", "steps"},
         {"epochs", "looking"},
         {"chunks", "entry", "moments", "own_steps", "turned"},
@@ -163,6 +164,12 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"distortions"},
         {"__init__"},
     ),
+    "processes": (
+        {"child", "endings"},
+        {"launcher"},
+        {"__init__"},
+        {"__main__"},
+    ),
     "graph": (
         {"nodes", "summaries"},
         {"groups", "loops", "rules"},
@@ -201,7 +208,7 @@ ROOMS = {  # a package has floors of its own; its __init__ says what is public
         {"__init__"},
     ),
 }
-SIDE = {"augment", "data"}
+SIDE = {"augment", "data", "processes"}
 CHECKS = {
     "arrays",
     "checks",

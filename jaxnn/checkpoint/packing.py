@@ -20,6 +20,7 @@ from jaxnn.checkpoint.metadata import as_text, versions
 from jaxnn.checkpoint.structures import Class, leaf_value, leaves_in, put_together, taken_apart, unique
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json
+from jaxnn.spmd.transfers import placed_whole
 from jaxnn.trees import describe, path_name
 from jaxnn.types import DType, EpochStart, Shape, Tree
 
@@ -111,12 +112,12 @@ class Unpacked:
                 "jax.config.update('jax_enable_x64', True) at the start of the program, as where it was saved"
             )
         if name in self.weak and not host.shape:
-            return jax.device_put(jnp.asarray(host.item()), sharding)
+            return placed_whole(jnp.asarray(host.item()), sharding)
         if name not in self.keys:
-            return jax.device_put(host, sharding)
+            return placed_whole(host, sharding)
         dtype_and_shape(self.header.arrays[name], self.keys[name])  # refuses what is unknown here
         key = jax.random.wrap_key_data(jax.device_put(host), impl=self.keys[name])
-        return key if sharding is None else jax.device_put(key, sharding)
+        return key if sharding is None else placed_whole(key, sharding)
 
     def _like(self, name: str, like: Tree) -> Tree:
         """The tree with the containers of `like`, after all differences have been looked for."""

@@ -15,6 +15,8 @@ from jaxnn.checkpoint.structures import Class, known_classes
 from jaxnn.checks import seen
 from jaxnn.descriptions import Json
 from jaxnn.mistakes import alive, not_traced
+from jaxnn.spmd.processes import agreeing, group_of_arrays
+from jaxnn.spmd.transfers import gathered
 from jaxnn.types import Fit, Tree
 
 STATE, MONITORS = "train_state", "monitors"  # the names of the trees that `save` writes
@@ -33,7 +35,8 @@ def write(
     """Writes trees of arrays and plain values into one file, and returns its path.
 
     The file is written beside its place, forced to the disk, read back and compared, then renamed; until then an older
-    one stays as it is, whatever happens.
+    one stays as it is, whatever happens. Arrays that lie in several processes are saved by all of these together: each
+    calls `write`, the first writes, and an error of it is raised in all.
 
     Args:
         path: of the file, in a folder that exists; or a `Keep`, whose file has the name of metadata["step"].
@@ -53,12 +56,16 @@ def write(
     """
     values = {} if metadata is None else metadata
     keep, name = (path, _name_in(path, values)) if isinstance(path, Keep) else (None, _file("save", path))
-    pieces = packed(trees, values, known_classes(classes))
-    if keep is not None:
-        os.makedirs(keep.folder, exist_ok=True)
-    replace(name, pieces, _verified)
-    if keep is not None:
-        keep.remove_older(values["step"])
+    group = group_of_arrays(trees)
+    with agreeing(group):
+        trees = gathered(trees, group)
+        if group is None or group.is_first:
+            pieces = packed(trees, values, known_classes(classes))
+            if keep is not None:
+                os.makedirs(keep.folder, exist_ok=True)
+            replace(name, pieces, _verified)
+            if keep is not None:
+                keep.remove_older(values["step"])
     return name
 
 

@@ -148,14 +148,11 @@ def _leaf(name: str, leaf: Any, apart: Apart) -> Json:
         return {"leaf": name, "float": leaf.hex()}
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
         raise TypeError(f"{name} must be an array or a number, got {seen(leaf)}: what is neither belongs into note=")
-    if isinstance(leaf, jax.Array):
-        if not leaf.is_fully_addressable:
-            raise ValueError(f"{name} is spread over several processes: gather it, jax.device_get")
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            implementation = jax.random.key_impl(leaf)
-            if not isinstance(implementation, str):
-                raise TypeError(f"{name} is a key of {implementation}, which has no name: use one of JAX's own")
-            apart.keys[name], leaf = implementation, jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        implementation = jax.random.key_impl(leaf)
+        if not isinstance(implementation, str):
+            raise TypeError(f"{name} is a key of {implementation}, which has no name: use one of JAX's own")
+        apart.keys[name], leaf = implementation, jax.random.key_data(leaf)
     host = np.asarray(leaf)
     host = host.astype(host.dtype.newbyteorder("=")) if host.dtype.byteorder == ">" else host
     if host.dtype not in NAMES:

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
 from jaxnn.spmd.axes import axes_of, explicit_mesh, placed
+from jaxnn.spmd.transfers import host, put
 
 
 class Home(NamedTuple):
@@ -153,14 +154,13 @@ def beside(tree: Tree, data: Tree) -> Tree:
     if there is None:
         return tree
 
-    def moved(leaf: Array) -> Array:
-        if isinstance(leaf, jax.core.Tracer) or (
-            isinstance(leaf, jax.Array) and leaf.sharding.device_set == there.device_set
-        ):
-            return leaf
-        return jax.device_put(leaf, NamedSharding(there.mesh, PartitionSpec()))
+    def moves(leaf: Array) -> bool:
+        is_there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == there.device_set
+        return not isinstance(leaf, jax.core.Tracer) and not is_there
 
-    return jax.tree.map(moved, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    moved = iter(put("the state", [leaf for leaf in leaves if moves(leaf)], NamedSharding(there.mesh, PartitionSpec())))
+    return jax.tree.unflatten(structure, [next(moved) if moves(leaf) else leaf for leaf in leaves])
 
 
 def lying_like(tree: Tree, like: Tree) -> Any:
@@ -174,17 +174,22 @@ def lying_like(tree: Tree, like: Tree) -> Any:
     return jax.tree.map(one, like, tree)
 
 
+def _on_a_mesh(leaf: Array) -> bool:
+    """True where the type of an array may have axes of a mesh, even of one device."""
+    return len(leaf.sharding.device_set) > 1 or isinstance(leaf.sharding, NamedSharding)
+
+
 def on_one_device(tree: Tree) -> Any:
     """The tree on one device, for what looks at single numbers; arrays that are there stay."""
 
     def one(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) == 1:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or not _on_a_mesh(leaf):
             return leaf
         there = leaf.addressable_shards[0].device
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), there)
+            data = jax.device_put(host(jax.random.key_data(leaf)), there)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        return jax.device_put(np.asarray(leaf), there)  # from device to device an array keeps Explicit axes in its type
+        return jax.device_put(host(leaf), there)  # from device to device an array keeps Explicit axes in its type
 
     return jax.tree.map(one, tree)
 

@@ -18,6 +18,8 @@ from jaxnn.arrays import is_floating
 from jaxnn.diagnostics.diagnosis import report_each
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.batches import home_of
+from jaxnn.spmd.processes import group_of
+from jaxnn.spmd.transfers import host
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Chunk, Noted, Replay, Saved, as_count, chunk_of
 from jaxnn.training.divergence import VALIDATION_LOSS, DivergenceError, Interrupted, diverged
@@ -203,9 +205,8 @@ class Job(NamedTuple):
     def _diverged(self, computed: Computed, in_a_row: int) -> DivergenceError:
         """The error of an epoch, which is deterministic: replayed, it shows the step and the leaf."""
         done, start, skip = computed.before, computed.before.train_state, self.epoch.skip_nonfinite
-        sound = all(
-            np.isfinite(leaf).all() for leaf in jax.tree.leaves(computed.train_state.params) if is_floating(leaf)
-        )
+        floats = [leaf for leaf in jax.tree.leaves(computed.train_state.params) if is_floating(leaf)]
+        sound = all(np.isfinite(host(leaf)).all() for leaf in floats)
         if skip and in_a_row >= skip and sound:  # nothing has changed since the first of them
             before = 0 if done.noted is None else int(np.count_nonzero(done.noted.notes.ran))
             ran = max(int(np.count_nonzero(computed.result.ran)) - in_a_row, 0) - before  # may be before the checkpoint
@@ -276,7 +277,7 @@ def drive(job: Job, done: Done, epochs: int, progress: bool | None, *, owned: bo
                 break
         return job.fit(done)
     except KeyboardInterrupt:
-        if computed is not None and computed.before is done:
+        if computed is not None and computed.before is done and group_of(job.data) is None:  # others may not be here
             done = job.taken_in(computed, show)
         raise Interrupted(job.fit(done), "" if job.saving is None else str(job.saving.keep.folder)) from None
     finally:

@@ -27,6 +27,8 @@ from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
 from jaxnn.sources import in_memory, source_of
 from jaxnn.spmd.batches import beside, spread
+from jaxnn.spmd.processes import group_of
+from jaxnn.spmd.transfers import put
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.looking import check_values
@@ -44,6 +46,11 @@ def entered(what: str, data: Any, *, divided: bool = False) -> DataSet:
     source = source_of(data)
     if source is None:
         return on_device(what, data, divided=divided)
+    if group_of() is not None:
+        raise ValueError(
+            f"{what}: a Source, or a memory map, is for one process: give in each its part as arrays, "
+            "placement.shard(part, mesh, local=True)"
+        )
     found = FromSource(what, source)
     if what != "x" and len(found) < 2:
         raise TypeError(f"{what}: the source must have (x, target) or (x, target, weights), got x alone")
@@ -278,10 +285,13 @@ def _on_device(what: str, divided: bool, leaf: Any) -> Any:
     except ValueError as error:  # lists of different lengths
         raise TypeError(f"{what} must be an array or a tree of arrays, got what is none: {error}") from error
     plain_data(what, here)  # a data frame is what it becomes
-    there = jax.device_put(here, spread(here, divided))  # compiles nothing
+    there = put(what, here, spread(here, divided))  # compiles nothing
     if is_traced(there):  # inside jit everything is: what is known stays on the host, where it can be checked
         return here
-    if here.dtype.kind in "iu" and there.dtype != here.dtype and not np.array_equal(np.asarray(there), here):
-        first = here[np.asarray(there) != here][0]
+    if here.dtype.kind in "iu" and there.dtype != here.dtype:
+        changed = here.astype(there.dtype) != here
+        if not changed.any():
+            return there
+        first = here[changed][0]
         raise ValueError(f"{what} holds {first}, beyond {there.dtype}: on the device whole numbers are {there.dtype}")
     return there

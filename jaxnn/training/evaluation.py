@@ -19,6 +19,7 @@ from jaxnn.shapes import batch_size as size_of
 from jaxnn.sources import Source
 from jaxnn.spmd.axes import gathered, placed
 from jaxnn.spmd.batches import Home, arranged, beside, home_of, rows
+from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.training.batches import batch_of, in_batches, in_turn
 from jaxnn.training.entry import entered, of_network
 from jaxnn.training.looking import check_values
@@ -63,10 +64,11 @@ def evaluate(
     """
     batch_size = whole_number("evaluate: batch_size", batch_size, least=1)
     loss_record("evaluate", loss)
-    data = entered("data", data, divided=True)
     named = named_metrics(metrics)
-    params, state = of_network("evaluate", net, beside(train_state, data), data[0])
-    check_values("data", net, loss, params, state, data, named, look=check_data)
+    with agreeing(group_of(data, train_state)):
+        data = entered("data", data, divided=True)
+        params, state = of_network("evaluate", net, beside(train_state, data), data[0])
+        check_values("data", net, loss, params, state, data, named, look=check_data)
     return Evaluation(net, loss, named, home_of(data), batch_size).scores(params, state, data)
 
 
@@ -86,9 +88,10 @@ def predict(
     (5, 3)
     """
     batch_size = whole_number("predict: batch_size", batch_size, least=1)
-    data = entered("x", x if isinstance(x, Source) else (x,), divided=True)
-    x = data[0]
-    params, state = of_network("predict", net, beside(train_state, x), x)
+    with agreeing(group_of(x, train_state)):
+        data = entered("x", x if isinstance(x, Source) else (x,), divided=True)
+        x = data[0]
+        params, state = of_network("predict", net, beside(train_state, x), x)
     prediction = _Prediction(net, batch_size, home_of(data))
     if isinstance(data, FromSource):
         run = lambda part: jax.block_until_ready(_predict(prediction, params, state, part[0]))  # noqa: E731

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxnn.checks import whole_number, yes_or_no
+from jaxnn.keys import as_key
 from jaxnn.passes.backprop import backprop
 from jaxnn.spmd.batches import beside
+from jaxnn.spmd.processes import together
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.chunks import as_count, chunk_of
 from jaxnn.training.driver import Done, Job, drive
-from jaxnn.training.entry import check_fit_arguments, enter
+from jaxnn.training.entry import Entered, check_fit_arguments, enter
 from jaxnn.training.epochs import Epoch
 from jaxnn.training.means import DataSet, Metrics, named_metrics
-from jaxnn.training.monitoring import monitoring
+from jaxnn.training.monitoring import Monitoring, monitoring
 from jaxnn.training.steps import Augment, Gradient, train_step
 from jaxnn.types import Fit, Key, Layer, Loss, Optimizer, Penalty, TrainState
 
 if TYPE_CHECKING:
     from jaxnn.checkpoint.folders import Keep
+    from jaxnn.training.saving import Saving
 
 
 def fit(
@@ -149,12 +152,9 @@ def fit(
     figures = _figures(epoch, validation)
     watched = monitoring(watch, figures, stopping=stopping, plateau=plateau, keep=keep, restore_best=restore_best)
     memory = watched.begin(monitors)
-    entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
-    saves = None
-    if checkpoint is not None:
-        from jaxnn.training.saving import saving
-
-        saves = saving(checkpoint, entered.epoch, watched, *entered[1:3], key=key, start=(train_state, monitors))
+    with together("fit", {} if key is None else {"key": as_key(key)}, data, validation, train_state):
+        entered = enter(epoch, data, validation, train_state, key, epochs=epochs, look=look)
+        saves = _saving(checkpoint, entered, watched, key, (train_state, monitors))
     zero = beside(jax.device_put(as_count(0)), entered.data)
     job = Job(*entered[:3], watched, zero, chunk_of(entered.epoch, entered.data), saves)
     found, done = job.resumed(entered.like, epochs)
@@ -163,6 +163,15 @@ def fit(
         first = entered.first()  # nothing has compiled before
         done = Done(first, memory, began=int(first.position), found=found)
     return drive(job, done, epochs, progress, owned=owned)
+
+
+def _saving(checkpoint: Any, entered: Entered, watched: Monitoring, key: Any, start: Any) -> Saving | None:
+    """The saving of a training that began from `start`; None without a folder."""
+    if checkpoint is None:
+        return None
+    from jaxnn.training.saving import saving  # most trainings are not saved
+
+    return saving(checkpoint, entered.epoch, watched, *entered[1:3], key=key, start=start)
 
 
 def _figures(epoch: Epoch, validation: DataSet | None) -> tuple[str, ...]:

@@ -13,12 +13,14 @@ import numpy as np
 from jaxnn.arrays import first_of, is_floating
 from jaxnn.checks import finite_values, weight_values
 from jaxnn.combinators.walk import places
-from jaxnn.errors import inside
+from jaxnn.errors import NothingCountsError, inside
 from jaxnn.mistakes import is_traced
 from jaxnn.passes.parts import costs
 from jaxnn.sequences import Sequences, masks_of, values_of
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.axes import gathered
+from jaxnn.spmd.processes import agreeing, group_of
+from jaxnn.spmd.transfers import local_rows
 from jaxnn.training.batches import PARTS
 from jaxnn.training.means import DataSet, NamedMetrics, metric_value
 from jaxnn.training.parts import FromSource
@@ -40,20 +42,28 @@ def check_values(
     look: bool,
     advice: str = CLEAN,
 ) -> None:
-    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights."""
+    """Checks shapes against the network and the loss; with `look` values too: not finite, bad labels, bad weights.
+
+    Of several processes each looks at the examples that it holds, and what one of them finds all raise.
+    """
     x, target, *weights = data
+    forward = lambda p, s, x: net.forward(gathered(p, x), s, x)[0]  # noqa: E731
     with _about(what):
-        output = jax.eval_shape(lambda p, s, x: net.forward(gathered(p, x), s, x)[0], params, state, x)
+        output = jax.eval_shape(forward, params, state, x)
         jax.eval_shape(lambda *args: costs(loss, *args).mean, output, target, *weights)
         for name, metric in metrics:
             jax.eval_shape(partial(metric_value, name, metric), output, target, *weights)
     if not look:
         return
-    looking = partial(_look, net, loss, output, metrics, advice)
     if isinstance(data, FromSource):  # whose values are looked at where they are read
-        data.look = partial(looking, whole=False)
-    else:
-        looking(data, what)
+        data.look = partial(_look, net, loss, output, metrics, advice, whole=False)
+        return
+    with agreeing(group_of(data)):
+        here = local_rows(data)
+        if here is not data:
+            specs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, state))
+            output = jax.eval_shape(forward, *specs, here[0])
+        _look(net, loss, output, metrics, advice, here, what)
 
 
 def _look(
@@ -68,14 +78,20 @@ def _look(
 ) -> None:
     """Checks values: not finite, bad labels, bad weights. Of some rows, not the `whole`, no weight need count."""
     x, target, *weights = data
-    for values in weights:
-        if not is_traced(values):
-            weight_values(f"{what}: weights", values, some=whole)
+    if not len(jax.tree.leaves(x)[0]):  # no row is here
+        return
     if not whole:
         n = size_of("x", x)
         output = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype), output)
-    with _about(what):
-        target = _counted_target(loss, output, x, target, *weights, whole=whole)
+    nothing: NothingCountsError | None = None
+    try:
+        for values in weights:
+            if not is_traced(values):
+                weight_values(f"{what}: weights", values, some=whole)
+        with _about(what):
+            counted = _counted_target(loss, output, x, target, *weights, whole=whole)
+    except NothingCountsError as error:  # it may count in another process; what is not finite is an error all the same
+        nothing, counted = error, ()
     for part, tree in zip(PARTS, (x, target), strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if is_floating(leaf) and not is_traced(leaf):
@@ -85,9 +101,11 @@ def _look(
             _look_at_inputs(net, x)
     prediction = values_of(output)
     for check in (loss.check, *(getattr(metric, "check", None) for _, metric in metrics)):
-        if check is not None and jax.tree.leaves(target) and not is_traced(target):
+        if check is not None and jax.tree.leaves(counted) and not is_traced(counted):
             with _about(what):
-                check(prediction, target)
+                check(prediction, counted)
+    if nothing is not None:
+        raise nothing
 
 
 def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any = None, *, whole: bool = True) -> Tree:
@@ -117,7 +135,7 @@ def _counted_target(loss: Loss, output: Any, x: Tree, target: Tree, weights: Any
     if not counts.any():
         if not whole:
             return ()
-        raise ValueError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
+        raise NothingCountsError(f"loss {loss.name!r}: no entry counts: all of them are masked or have weight 0")
 
     def settled(leaf: Any) -> np.ndarray:
         values = np.array(leaf)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxnn.checks import seen, yes_or_no
 from jaxnn.mistakes import factory_hint
 from jaxnn.records import Record
+from jaxnn.spmd import transfers
 from jaxnn.stopping import Best, Decision, Monitor, Monitors, keep_best, together
 from jaxnn.trees import same_shapes
 from jaxnn.types import Array, Fit, TrainState, Tree
@@ -156,9 +157,9 @@ def copied(tree: Tree) -> Any:
 def _copied(leaf: Any) -> Any:
     """A copy of an array; of a typed key by its data, since `device_put` does not copy a key on several devices."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = jax.device_put(jax.random.key_data(leaf), may_alias=False)
+        data = transfers.copied(jax.random.key_data(leaf))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    return jax.device_put(leaf, may_alias=False)
+    return transfers.copied(leaf)
 
 
 def outcome(

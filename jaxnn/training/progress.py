@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 
+from jaxnn.spmd.processes import reports
+
 
 def progress_bar(
     where: str, total: int, wanted: bool | None, unit: str = "epoch", first: int = 0
 ) -> tuple[Iterable[int], Callable[[dict[str, float]], None]]:
     """The numbers from `first` below `total`, behind a tqdm bar if wanted and installed, and what shows figures on it.
 
-    Without `wanted` a terminal has one. Raises ImportError where it is wanted and tqdm is missing.
+    Without `wanted` a terminal has one. Of several processes only the first has. Raises ImportError where it is wanted
+    and tqdm is missing.
     """
-    if wanted or (wanted is None and sys.stderr.isatty()):
+    if reports() and (wanted or (wanted is None and sys.stderr.isatty())):
         try:
             from tqdm import tqdm
         except ImportError:

@@ -20,6 +20,7 @@ from jaxnn.compiled import PureFunction
 from jaxnn.keys import as_key
 from jaxnn.mistakes import accepts, is_function, whole_state
 from jaxnn.spmd.batches import beside, home_of
+from jaxnn.spmd.processes import agreeing, group_of
 from jaxnn.stopping import Monitor, Monitors
 from jaxnn.training.batches import recomputed_scan
 from jaxnn.training.entry import enter_run
@@ -129,7 +130,8 @@ class run(PureFunction):
 
     def __call__(self, train_state: Any, data: Any, validation: Any = None, *, monitors: Monitors | None = None) -> Run:
         state, bare = as_train_state(train_state, shuffle=self.shuffle) if self.own else (train_state, False)
-        epoch, state, data, validation, start = self._entered(state, data, validation, bare)
+        with agreeing(group_of(state, data, validation)):
+            epoch, state, data, validation, start = self._entered(state, data, validation, bare)
 
         def once(carry: Carry, start: int | None = 0) -> tuple[Carry, Figures]:
             state, monitors = carry

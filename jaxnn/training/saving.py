@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checkpoint.folders import Keep, Latest, latest
+from jaxnn.checkpoint.folders import Keep, Latest
 from jaxnn.checkpoint.layout import Damaged
 from jaxnn.checkpoint.metadata import about, first_difference
 from jaxnn.checkpoint.states import read, write
@@ -25,6 +25,8 @@ from jaxnn.descriptions import Json, described
 from jaxnn.keys import as_key
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.spmd.batches import beside, lying_like, rows
+from jaxnn.spmd.processes import agreeing, group_of
+from jaxnn.spmd.transfers import host
 from jaxnn.stopping import Monitors
 from jaxnn.training.chunks import Noted, Saved
 from jaxnn.training.epochs import Epoch
@@ -32,6 +34,7 @@ from jaxnn.training.means import DataSet
 from jaxnn.training.monitoring import Monitoring
 from jaxnn.training.parts import FromSource
 from jaxnn.training.results import Notes
+from jaxnn.training.shared import check_shared, newest_of
 from jaxnn.types import Array, Key, TrainState, Tree
 
 CLASSES = (Noted, Notes)
@@ -76,9 +79,15 @@ class Saving(NamedTuple):
         `like` has the containers of the state, of which another library's or the user's own are not in a file. Raises
         ValueError if the checkpoint is that of another training.
         """
-        found = latest(self.keep)
+        group = group_of(data)
+        found = newest_of(group, self.keep)
         if found.path is None:
             return found, None
+        with agreeing(group):
+            return found, self._read(found, data, like)
+
+    def _read(self, found: Latest, data: DataSet, like: TrainState) -> Saved:
+        assert found.path is not None
         self._compare(found.path, read(found, names=()).metadata)
         first = like
         specs = jax.eval_shape(lambda state: state, like)  # Python numbers in it are arrays after a step
@@ -92,11 +101,12 @@ class Saving(NamedTuple):
         state, best, monitors, noted = (
             beside(trees.get(name), data) for name in ("train_state", "best", "monitors", "noted")
         )
-        state, best = lying_like(state, first), None if best is None else lying_like(best, first)
+        state = lying_like(state, first._replace(position=state.position))  # the position of the first is no leaf
+        best = None if best is None else lying_like(best, first._replace(position=best.position))
         if best is not None:
             monitors = monitors._replace(best=monitors.best._replace(kept=best))
         history, in_a_row, seconds, began = (metadata[name] for name in ("history", "in_a_row", "seconds", "began"))
-        return found, Saved(state, monitors, noted, trees.get("measures", ()), history, in_a_row, seconds, began)
+        return Saved(state, monitors, noted, trees.get("measures", ()), history, in_a_row, seconds, began)
 
     def _compare(self, path: str, metadata: dict[str, Json]) -> None:
         saved = metadata.get("settings")
@@ -160,6 +170,7 @@ def saving(
         ) from error
     if not os.access(keep.folder, os.W_OK | os.X_OK):
         raise PermissionError(f"fit: checkpoint: the folder {keep.folder} cannot be written; give another one")
+    check_shared(group_of(data), keep.folder)
     step, names = epoch.step, ("batch_size", "shuffle", "measure", "skip_nonfinite")
     settings = {name: _described(getattr(step, name)) for name in ("net", "loss", "optimizer", "penalty")}
     settings |= {name: getattr(epoch, name) for name in names}
@@ -224,7 +235,7 @@ def _some_rows(leaf: Array) -> np.ndarray:
     at = _places(leaf)
     platforms = [device.platform for device in leaf.devices()]
     is_here = platforms == ["cpu"]
-    return np.asarray(leaf)[at] if is_here else np.asarray(rows(leaf, jax.device_put(at)))  # a view compiles nothing
+    return np.asarray(leaf)[at] if is_here else host(rows(leaf, jax.device_put(at)))  # a view compiles nothing
 
 
 def _digest_of(tree: Tree) -> str:
@@ -232,7 +243,7 @@ def _digest_of(tree: Tree) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        host = np.asarray(jax.random.key_data(leaf) if is_key else leaf).reshape(-1)
-        at = np.unique(np.linspace(0, host.size - 1, SAMPLE).astype(int)) if host.size else np.empty(0, int)
-        digest.update(f"{host.dtype}{host.size}".encode() + host[at].tobytes())
+        values = host(jax.random.key_data(leaf) if is_key else leaf).reshape(-1)
+        at = np.unique(np.linspace(0, values.size - 1, SAMPLE).astype(int)) if values.size else np.empty(0, int)
+        digest.update(f"{values.dtype}{values.size}".encode() + values[at].tobytes())
     return digest.hexdigest()
