@@ -1,6 +1,6 @@
 """Trains on a file that never is in memory as a whole: images as bytes, read part by part while the last part trains.
 
-    python examples/memory_map.py [--gib 0.25] [--folder DIR]
+    python examples/memory_map.py [--gib 0.25] [--out out]
 
 Images [28, 28] of noise with a bar across them in one of four directions are written to a file, in pieces. `fit` is
 given memory maps: the arguments are those for arrays, and so is the result, to the bit. The first layer makes floats of
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxnn
-from jaxnn import dense, relu, serial
 
 SIDE, PIECE, HELD_OUT = 28, 10_000, 2_000  # pixels; images written at a time; images for validation
 STEPS = [(0, 1), (1, 1), (1, 0), (1, -1)]  # the direction of the bar of each class
@@ -33,7 +32,7 @@ def backward(params, tape, delta):
 
 
 pixels = jaxnn.Layer("pixels", lambda key, in_shape, dtype=jnp.float32: ({}, ()), forward, backward)
-NET = serial(pixels, dense(64), relu, dense(len(STEPS)))
+NET = jaxnn.serial(pixels, jaxnn.dense(64), jaxnn.relu, jaxnn.dense(len(STEPS)))
 
 
 def images(draw, n):
@@ -66,10 +65,11 @@ def anonymous():
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("RssAnon")), None)
 
 
-def main(gib: float = 0.25, folder: str | Path | None = None) -> jaxnn.Fit:
+def main(gib: float = 0.25, out: str | Path = "out") -> jaxnn.Fit:
     """Writes, trains, and says how much memory that took."""
     n = max(int(gib * 2**30) // SIDE**2, 2 * HELD_OUT)
-    with tempfile.TemporaryDirectory(dir=folder) as made:
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as made:
         write(Path(made), n)
         x, labels = (np.load(Path(made) / f"{name}.npy", mmap_mode="r") for name in ("x", "labels"))
         train = x[HELD_OUT:], labels[HELD_OUT:]  # views: nothing is read
@@ -95,8 +95,8 @@ def main(gib: float = 0.25, folder: str | Path | None = None) -> jaxnn.Fit:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gib", type=float, default=0.25)
-    parser.add_argument("--folder", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=0.25, help="the size of the file")
+    parser.add_argument("--out", default="out", help="the folder for the file, which is removed at the end")
     given = parser.parse_args()
-    main(given.gib, given.folder)
+    main(given.gib, given.out)

@@ -207,7 +207,7 @@ def our_paths(dtype):
 
 def test_every_public_name_is_tested():
     here = {"sgd", "adagrad", "rmsprop", "adam", "adamw"}
-    with_tests_of_their_own = {"clip_by_global_norm", "clip_by_value", "chain", "accumulate"}
+    with_tests_of_their_own = {"clip_by_global_norm", "clip_by_value", "chain", "accumulate", "loss_scaling"}
     classes = {name: getattr(jaxnn, name) for name in jaxnn.__all__ if inspect.isclass(getattr(jaxnn, name))}
     public = {name for name, value in classes.items() if issubclass(value, Optimizer) and value is not Optimizer}
     assert public == here | with_tests_of_their_own

@@ -260,6 +260,6 @@ def test_on_a_mesh():
     """Data divided along an Explicit axis, with monitors, without jit: the same figures as on one device."""
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     data = jax.device_put((X[:8], LABELS[:8]), NamedSharding(mesh, P("data")))
-    watched = made(stopping=STOPS, plateau=reduce_on_plateau(0.5))
+    watched = made(stopping=STOPS, plateau=reduce_on_plateau(0.5), shards=2)
     result = watched(jax.device_put(STATE, NamedSharding(mesh, P())), data, data)
     assert_close(result, jax.jit(watched)(STATE, (X[:8], LABELS[:8]), (X[:8], LABELS[:8])))

@@ -405,7 +405,7 @@ def test_grain(tmp_path):
 
 
 @pytest.mark.long
-def test_the_example(capsys):
-    result = load_example("memory_map").main(gib=0.02)
+def test_the_example(capsys, tmp_path):
+    result = load_example("memory_map").main(gib=0.02, out=tmp_path)
     assert result.history["validation_accuracy"][-1] > 0.9
     assert "the file has 20 MiB" in capsys.readouterr().out
