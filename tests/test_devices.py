@@ -431,6 +431,7 @@ X = np.ones((6, 3), np.float32)
         (lambda: shard(X, mesh_of(2), fully_sharded("model")), ValueError, "the mesh has no axis 'model'"),
         (lambda: shard(X, mesh_of(2), P("data", "data", None)), ValueError, "3 axes, the array 2"),
         (lambda: shard(X, mesh_of(2), P(None, "data")), ValueError, "axis 1 has 3 entries"),
+        (lambda: shard(X, mesh_of(1), P("data", "data")), ValueError, "uses the axis 'data' of the mesh twice"),
         (lambda: shard(X, 2), TypeError, r"mesh must be a jax.sharding.Mesh.*got 2"),
         (lambda: shard(X, mesh_of(2), "data"), TypeError, "rule must be examples"),
         (lambda: shard(X, mesh_of(2), fully_sharded), TypeError, r"rule is a class: give fully_sharded\(\)"),
