@@ -221,6 +221,8 @@ def _problem(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> str:
         return f"the mesh has no axis {missing[0]!r}; it has {axes}"
     if len(spec) > len(shape):
         return f"{spec} has {len(spec)} axes, the array {len(shape)}"
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"{spec} uses the axis {twice[0]!r} of the mesh twice; it can divide one axis of an array"
     for i, (size, axis) in enumerate(zip(shape, spec, strict=False)):
         parts = 1 if axis is None else _parts(axis, mesh)
         if size % parts:

@@ -25,12 +25,14 @@ from jaxnn import (
     evaluate,
     fit,
     flatten,
+    gradcheck,
     gru,
     init_train_state,
     layer_norm,
     losses,
     lstm,
     max_pool,
+    metagradient,
     metrics,
     placement,
     predict,
@@ -429,6 +431,7 @@ X = np.ones((6, 3), np.float32)
         (lambda: shard(X, mesh_of(2), fully_sharded("model")), ValueError, "the mesh has no axis 'model'"),
         (lambda: shard(X, mesh_of(2), P("data", "data", None)), ValueError, "3 axes, the array 2"),
         (lambda: shard(X, mesh_of(2), P(None, "data")), ValueError, "axis 1 has 3 entries"),
+        (lambda: shard(X, mesh_of(1), P("data", "data")), ValueError, "uses the axis 'data' of the mesh twice"),
         (lambda: shard(X, 2), TypeError, r"mesh must be a jax.sharding.Mesh.*got 2"),
         (lambda: shard(X, mesh_of(2), "data"), TypeError, "rule must be examples"),
         (lambda: shard(X, mesh_of(2), fully_sharded), TypeError, r"rule is a class: give fully_sharded\(\)"),
@@ -457,3 +460,26 @@ def test_rules():
     assert divided.params["dense_1"]["w"].is_fully_replicated
     assert shard(X[:4], mesh, P("data")).sharding.spec == P("data")
     assert sorted(placement.__all__) == sorted(dir(placement))
+
+
+# ---------------------------------------------------------------- derivatives and checks
+
+
+@pytest.mark.parametrize("way", ["as it is", "jit"])
+def test_a_metagradient_on_explicit_axes(way):
+    """Without `jax.set_mesh`: the derivative of a loop needs the mesh as a context."""
+    net, data, shape = problem("dense")
+    state = init_train_state(net, sgd(0.1), 0, shape)
+    found = metagradient(lambda rate: run(train_step(net, CROSS_ENTROPY, sgd(rate)), epochs=1, batch_size=16, shards=8))
+    expected = jax.jit(found)(state, data, data, rate=0.1)
+    divided = shard(data, mesh_of(8, "explicit"))
+    derived = (jax.jit(found) if way == "jit" else found)(state, divided, divided, rate=0.1)
+    assert worst(derived.settings, expected.settings) < 1e-4
+    assert worst(derived.weights, expected.weights) < 1e-4
+
+
+def test_gradcheck_of_arrays_on_explicit_axes():
+    net = dense(2)
+    params, state = net.init(jax.random.key(0), (3,))
+    data = shard((np.ones((8, 3), np.float32), np.zeros((8, 2), np.float32)), mesh_of(8, "explicit"))
+    assert not gradcheck.network(net, losses.mse, params, state, *data).wrong

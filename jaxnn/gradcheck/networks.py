@@ -30,6 +30,7 @@ from jaxnn.keys import as_key, seed_of
 from jaxnn.mistakes import alive, array_leaves
 from jaxnn.passes.backprop import autodiff, backprop, check_records
 from jaxnn.passes.parts import check_params, costs
+from jaxnn.spmd.batches import on_one_device
 from jaxnn.trees import named_leaves
 from jaxnn.twins import autodiff_twin
 from jaxnn.types import Array, Key, Layer, Loss, Params, State, Tree
@@ -115,7 +116,7 @@ def _checked(given: Pass) -> Pass:
         plain_data(f"gradcheck.network: {what}", tree)
         array_leaves(f"gradcheck.network: {what}", tree)
         alive(f"gradcheck.network: {what}", tree)
-    given = given._replace(**jax.tree.map(jnp.asarray, data))
+    given = given._replace(**on_one_device(jax.tree.map(jnp.asarray, data)))  # numbers are compared one by one
     check_params(net, given.params, given.x)
     derive = backprop(net, loss, train=given.train)
     _deterministic(given)

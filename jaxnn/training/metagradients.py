@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, replace
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxnn.arrays import is_concrete, is_floating
 from jaxnn.checks import example_weights, seen, weight_values, yes_or_no
@@ -23,6 +25,7 @@ from jaxnn.optimizers.parts import shows_rate
 from jaxnn.records import is_array
 from jaxnn.shapes import batch_size
 from jaxnn.showing import brief, shown
+from jaxnn.spmd.axes import on_mesh
 from jaxnn.training.run import run
 from jaxnn.types import Array, Run
 
@@ -158,9 +161,11 @@ class metagradient(PureFunction):
             return value, (value, result)
 
         if not is_traced(values, moved):  # outside jit a training would be computed before its errors were found
-            jax.eval_shape(figure, values, moved)
+            with _on_mesh_of(data, train_state, values):
+                jax.eval_shape(figure, values, moved)
         derived = (jax.grad if self.mode == "reverse" else jax.jacfwd)(figure, (0, 1), has_aux=True)
-        (by_settings, by_weights), (value, result) = derived(values, moved)
+        with _on_mesh_of(data, train_state, values):
+            (by_settings, by_weights), (value, result) = derived(values, moved)
         if weights is not None and by_weights is not None:
             by_weights = jnp.where(self._left_out(weights), jnp.nan, by_weights)
         found = Metagradient(value, by_settings, by_weights, result)
@@ -349,3 +354,21 @@ def _check_rate(step: Any, train_state: Any) -> None:
         f"metagradient: the learning rate {float(rate):g} was set in the state, whose optimizer was made with "
         f"{float(given):g}: it would be used instead of the setting. Give a state of the optimizer's own rate"
     )
+
+
+def _on_mesh_of(data: Any, *others: Any) -> AbstractContextManager[object]:
+    """The Explicit mesh of the data as JAX's mesh, which the derivative of a loop needs; see `on_mesh`.
+
+    Outside `jit` a program needs the devices too.
+    """
+    if is_traced(data, *others):
+        return on_mesh(data)
+    meshes = [
+        leaf.sharding.mesh
+        for leaf in jax.tree.leaves(data)
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+    ]
+    mesh = next((mesh for mesh in meshes if isinstance(mesh, Mesh) and mesh.explicit_axes), None)
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+        return nullcontext()
+    return jax.set_mesh(mesh)
