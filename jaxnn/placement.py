@@ -19,9 +19,14 @@ once. Axes may be Auto or Explicit (`jax.make_mesh` makes Explicit ones).
 - The masks of `dropout` and the draws of `augment` are those of the whole batch: they do not depend on the devices.
 - Parameters and the optimizer's state are on every device, or divided by a rule, `fully_sharded`: each device then has
   a part of them. On Auto axes the parameters of a layer are gathered when they are used, so that a model larger than
-  one device can be trained; on Explicit axes all of them are, before a step.
-- `jax.jit` of `run` or `train_epoch` sees no more than the types of arrays, in which Auto axes are not: give `shards=`
-  there, or the data are drawn from as a whole, which every step pays for by communication.
+  one device can be trained; on Explicit axes all of them are, before a step, but for a last axis (output features) that
+  is divided by another axis than the examples.
+- `run`, `train_epoch` and `metagradient` know the types of arrays alone, in which Auto axes are not: give `shards=`
+  there, or the data are drawn from as a whole, in another order, and every step communicates.
+- `jax.grad` of a `run` over arrays on Explicit axes needs `jax.set_mesh(mesh)` around it.
+
+For more devices than there are, to try a program out: `cores(8)`, or XLA_FLAGS=--xla_force_host_platform_device_count=8
+in the environment.
 
 Letters: N examples, D devices.
 """
@@ -29,6 +34,7 @@ Letters: N examples, D devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Number
 from typing import Any, TypeAlias
 
 import jax
@@ -39,6 +45,7 @@ from jaxnn.checks import seen, yes_or_no
 from jaxnn.mistakes import accepts, is_function
 from jaxnn.penalties import matches
 from jaxnn.records import Record
+from jaxnn.sources import Source
 from jaxnn.spmd.cores import cores
 from jaxnn.spmd.transfers import from_parts, put
 from jaxnn.trees import MAX_REPORTED, describe, path_name
@@ -161,6 +168,7 @@ def shardings(tree: Tree, mesh: Mesh, rule: Rule | None = None) -> Any:
     if rule is None:
         rule = replicated() if isinstance(tree, TrainState) else examples()
     spec_of = _function(rule)
+    _check_arrays(tree, rule)
     problems: list[str] = []
 
     def one(path: Any, leaf: Any) -> NamedSharding:
@@ -180,6 +188,21 @@ def shardings(tree: Tree, mesh: Mesh, rule: Rule | None = None) -> Any:
         more = [f"and {len(problems) - MAX_REPORTED} more"] if len(problems) > MAX_REPORTED else []
         raise ValueError("\n  ".join(["shard: arrays do not fit the mesh", *problems[:MAX_REPORTED], *more]))
     return lies
+
+
+def _check_arrays(tree: Tree, rule: Any) -> None:
+    """Raises TypeError for leaves that are no arrays, and ValueError for a pattern that matches none of them."""
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    for path, leaf in zip(paths, jax.tree.leaves(tree), strict=True):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, Number):
+            raise TypeError(f"shard: {path or 'tree'} must be an array or a tree of arrays, got {seen(leaf)}")
+    if isinstance(tree, Source):
+        raise TypeError("shard: a Source has no arrays to place: its parts follow `jax.set_mesh`")
+    for pattern in rule if isinstance(rule, Mapping) else ():
+        if not any(_matches(pattern, path) for path in paths):
+            raise ValueError(
+                f"rule: no path matches {pattern!r}; there are {', '.join(map(repr, paths[:MAX_REPORTED]))}"
+            )
 
 
 def _function(rule: Any) -> Callable[[str, Any, Mesh], Any]:
@@ -227,9 +250,10 @@ def _problem(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> str:
         parts = 1 if axis is None else _parts(axis, mesh)
         if size % parts:
             rest = size % parts
+            advice = f"leave out {rest}, repeat {parts - rest}, or give" if i == 0 else "give"
             return (
-                f"axis {i} has {size} entries, which {parts} devices cannot have equal parts of: leave out {rest}, "
-                f"repeat {parts - rest}, or give another rule, such as replicated()"
+                f"axis {i} has {size} entries, which {parts} devices cannot have equal parts of: {advice} another "
+                "rule, such as replicated()"
             )
     return ""
 

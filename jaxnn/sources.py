@@ -1,7 +1,7 @@
 """Data that are read when they are needed: `Source`, for what is larger than memory.
 
-A source gives the rows of a data set by their numbers, or in chunks in an order of its own. Who trains or evaluates
-(`training.parts`) reads them part by part. Letters: N examples, B batch size.
+A source gives the rows of a data set by their numbers, or in chunks in a given order. `training.parts` reads
+them part by part. Letters: N examples, B batch size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Source(Record):
 
     `rows` is called in another thread, with numbers in any order, B of them or fewer at a time. `Source.of` makes a
     source of arrays and memory maps, `Source.of_dataset` one of anything with `len` and `[i]`, and `Source.of_chunks`
-    one of an iterable that has an order of its own.
+    one of an iterable in its given order.
 
     Args:
         length: N.
@@ -198,7 +198,7 @@ class Examples:
 
 
 class Chunks:
-    """Chunks of rows in an order of their own."""
+    """Chunks of rows in their given order."""
 
     def __init__(self, chunks: Any) -> None:
         again = "give a function of the number of the epoch that makes a new one, lambda epoch: my_chunks(epoch)"
@@ -219,7 +219,7 @@ class Chunks:
         self.chunks = chunks
 
     def __call__(self, indices: np.ndarray) -> Any:
-        raise TypeError("Source.of_chunks: these rows have no numbers: they come in an order of their own")
+        raise TypeError("Source.of_chunks: these rows have no numbers: they come in the order of their chunks")
 
     def begun(self, epoch: int, start: int) -> tuple[Iterator[Any], int]:
         """The chunks of an epoch, and how many of their examples lie before `start`."""

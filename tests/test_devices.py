@@ -13,6 +13,7 @@ from laws import FLOAT64, close
 
 from jaxnn import (
     DivergenceError,
+    Source,
     adam,
     augment,
     backprop,
@@ -226,10 +227,11 @@ def test_a_state_is_made_where_it_lies():
     assert worst(state.params, make().params) < 1e-6
 
 
-def test_a_mesh_of_data_and_model():
+@pytest.mark.parametrize("kind", ["auto", pytest.param("explicit", marks=pytest.mark.long)])
+def test_a_mesh_of_data_and_model(kind):
     """Weights divided along their features by one axis, batches by the other."""
     net, data, shape = problem("dense")
-    mesh = mesh_of(8, axes=("data", "model"), shape=(4, 2))
+    mesh = mesh_of(8, kind, axes=("data", "model"), shape=(4, 2))
     first = init_train_state(net, sgd(0.1), 0, shape)
     rule = {"dense_0/w": P(None, "model"), "dense_0/b": P("model"), "dense_1/w": P("model")}
     state = shard(first, mesh, rule)
@@ -379,6 +381,27 @@ def test_predictions_of_divided_examples_are_in_order(batch_size):
         np.testing.assert_array_equal(np.asarray(y), np.tile(x, 3))
 
 
+def test_a_state_moves_to_the_mesh_of_the_data():
+    net, data, shape = problem("dense")
+    first = init_train_state(net, sgd(0.1), 0, shape)
+    expected = fit(net, CROSS_ENTROPY, sgd(0.1), data, train_state=first, epochs=1, batch_size=16)
+    for kind in TYPES:
+        there, state = shard(data, mesh_of(8, kind), replicated()), shard(first, mesh_of(4, kind))
+        found = fit(net, CROSS_ENTROPY, sgd(0.1), there, train_state=state, epochs=1, batch_size=16)
+        assert worst(found.train_state.params, expected.train_state.params) < 1e-5
+
+
+@pytest.mark.long
+def test_features_divided_by_the_axis_of_batches():
+    net, (x, labels), _ = problem("dense")
+    same = {"key": 0, "epochs": 1, "batch_size": 16}
+    expected = fit(net, CROSS_ENTROPY, sgd(0.1), (x, labels), **same)
+    for kind in TYPES:
+        there = shard((x, labels), mesh_of(4, kind), {"0": P(None, "data")})
+        found = fit(net, CROSS_ENTROPY, sgd(0.1), there, **same)
+        assert worst(found.train_state.params, expected.train_state.params) < 1e-5
+
+
 def test_a_run_under_jit():
     net, data, shape = problem("dense")
     first, mesh = init_train_state(net, sgd(0.1), 0, shape), mesh_of(4)
@@ -414,6 +437,10 @@ def test_layers_of_all_kinds_at_once():
 X = np.ones((6, 3), np.float32)
 
 
+def fit_on(x, target):
+    return fit(serial(dense(3)), losses.mse, sgd(0.1), (x, target), key=0, epochs=1, batch_size=2)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -437,6 +464,10 @@ X = np.ones((6, 3), np.float32)
         (lambda: shard(X, mesh_of(2), fully_sharded), TypeError, r"rule is a class: give fully_sharded\(\)"),
         (lambda: shard(X, mesh_of(2), lambda path, leaf: "data"), TypeError, "rule must give a PartitionSpec"),
         (lambda: shard(X, mesh_of(2), {3: P()}), TypeError, "keys of a dict are patterns"),
+        (lambda: shard({"w": X}, mesh_of(2), {"v": P()}), ValueError, "no path matches 'v'; there are 'w'"),
+        (lambda: shard(("a", X), mesh_of(2)), TypeError, "0 must be an array or a tree of arrays, got 'a'"),
+        (lambda: shard(Source.of(X, X), mesh_of(2)), TypeError, "Source"),
+        (lambda: fit_on(shard(X, mesh_of(2)), shard(X, mesh_of(3))), ValueError, "data: x is on 2 devices and .* on 3"),
     ],
 )
 def test_bad_input(call, error, says):

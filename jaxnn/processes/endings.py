@@ -1,4 +1,4 @@
-"""How processes end: which of them failed first, and the word about it."""
+"""How processes end: which of them failed first, and the message about it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def first_cause(endings: Iterable[Ending]) -> Ending:
 
 
 def word(cause: Ending, n: int, began: float, over: Sequence[int] = (), running: Sequence[int] = ()) -> str:
-    """The word about a failure.
+    """The message about a failure.
 
     Args:
         cause: the process that failed first.
@@ -87,12 +87,12 @@ def word(cause: Ending, n: int, began: float, over: Sequence[int] = (), running:
 
 
 def waiting(over: Sequence[int], running: Sequence[int], seconds: float, patience: float | None) -> str:
-    """The word about processes that have ended while others run on; with `patience`, that these are ended."""
+    """The message about processes that have ended while others run on; with `patience`, that these are ended."""
     text = f"{processes(over)} reached the end of the script {seconds:.0f} s ago, and {processes(running)} did not"
     if patience is None:
         return (
             f"{text}: ended. A process that waits in a collective for one that has left waits forever: let all take "
-            "the same steps, or give --patience more seconds if one has work of its own to finish"
+            "the same steps, or give --patience more seconds if one has more work to finish"
         )
     return f"{text} yet; after {patience:.0f} s (--patience) all are ended"
 

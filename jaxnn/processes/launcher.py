@@ -1,6 +1,6 @@
 """Several processes on one machine: started, watched, and ended together.
 
-Each process has a group of its own, whose members are killed with it, and a socket. Threads wait for the ends of the
+Each process has a separate process group, whose members are killed with it, and a socket. Threads wait for the ends of the
 processes and for what these say, and put both in one queue, which the launcher reads in order.
 """
 

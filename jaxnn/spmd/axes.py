@@ -133,7 +133,8 @@ def explicit_mesh(leaves: Iterable[Tree]) -> AbstractMesh | None:
 def gathered(params: Tree, x: Tree) -> Any:
     """Parameters that are divided along the Explicit axes that divide the examples of x, on each of these devices.
 
-    Fully sharded parameters meet their examples there; XLA does the same for Auto axes.
+    Of those that other axes divide, only the last axis, the output features, stays divided: JAX does not infer the
+    sharding of products whose sums are divided. XLA gathers those of Auto axes itself.
     """
     mesh = explicit_mesh(jax.tree.leaves(x))
     if mesh is None:
@@ -142,7 +143,7 @@ def gathered(params: Tree, x: Tree) -> Any:
     used = used or {mesh.axis_names[0]}  # as batches of x will be
 
     def of(p: Array) -> Array:
-        kept = [None if used & set(_names(axis)) else axis for axis in axes_of(p)]
+        kept = [None] * (p.ndim - 1) + [None if used & set(_names(axis)) else axis for axis in axes_of(p)[-1:]]
         return p if tuple(kept) == axes_of(p) else jax.sharding.reshard(p, NamedSharding(mesh, P(*kept)))
 
     return jax.tree.map(of, params)

@@ -22,7 +22,7 @@ from jaxnn.spmd.transfers import host, put
 class Home(NamedTuple):
     """The mesh of a data set, and the axis or axes of it that divide each batch.
 
-    The data lie there in `parts`, each on devices of its own; 1 if every device has all of them.
+    The data lie there in `parts`, each on separate devices; 1 if every device has all of them.
     """
 
     mesh: Any
@@ -77,7 +77,7 @@ def _divided(mesh: Any, axes: Any) -> Home:
 
 
 def copies_on(data: Tree) -> Mesh | None:
-    """The mesh of whose devices every one has all of the data; None for data that are divided, or on one device."""
+    """The mesh of data that each of its devices has all of; None for divided data, or on one device."""
     arrays = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
     lies = [leaf.sharding for leaf in arrays if not isinstance(leaf, jax.core.Tracer)]
     meshes = {one.mesh if isinstance(one, NamedSharding) and one.is_fully_replicated else None for one in lies}
@@ -118,7 +118,7 @@ def rows(data: Tree, at: Array, home: Home | None = None, *, local: bool = False
             return _own_rows(leaf, at, home)
         first = home.axes if home.divides(len(at)) else None
         if explicit_mesh((leaf,)) is not None:
-            return placed(gathered, leaf, at, axes=(first, *axes_of(leaf)[1:]))
+            return placed(gathered, leaf, at, axes=(first, *_without(first, axes_of(leaf)[1:])))
         batch = gathered(leaf, at)
         if getattr(home.mesh, "explicit_axes", ()):  # this leaf is not on the mesh of the data
             return jax.sharding.reshard(batch, NamedSharding(home.mesh, PartitionSpec(first)))
@@ -128,6 +128,12 @@ def rows(data: Tree, at: Array, home: Home | None = None, *, local: bool = False
         return jax.lax.with_sharding_constraint(batch, NamedSharding(home.mesh, PartitionSpec(first, *others)))
 
     return jax.tree.map(of, data)
+
+
+def _without(used: Any, axes: Any) -> list[Any]:
+    """The axes of a mesh that divide features, but those that divide the examples of a batch."""
+    names = set(used if isinstance(used, tuple) else (used,))
+    return [None if names & set(axis if isinstance(axis, tuple) else (axis,)) else axis for axis in axes]
 
 
 def _own_rows(leaf: Array, at: Array, home: Home) -> Array:
@@ -140,10 +146,27 @@ def _own_rows(leaf: Array, at: Array, home: Home) -> Array:
 
     spec = PartitionSpec(home.axes)
     if getattr(home.mesh, "explicit_axes", ()):
-        others = axes_of(leaf)[1:] if explicit_mesh((leaf,)) is not None else ()
+        others = _without(home.axes, axes_of(leaf)[1:]) if explicit_mesh((leaf,)) is not None else ()
         leaf = jax.sharding.reshard(leaf, NamedSharding(home.mesh, PartitionSpec(home.axes, *others)))
         at = jax.sharding.reshard(at, NamedSharding(home.mesh, spec))
     return jax.shard_map(of_one, mesh=home.mesh, in_specs=spec, out_specs=spec, axis_names=set(names))(leaf, at)
+
+
+def check_together(what: dict[str, Tree]) -> None:
+    """Raises ValueError if arrays lie on different devices, as on two meshes; single devices follow the others."""
+    found: dict[Any, str] = {}
+    for name, tree in what.items():
+        for leaf in jax.tree.leaves(tree):
+            if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+                devices = leaf.sharding.device_set
+                if len(devices) > 1:
+                    found.setdefault(frozenset(devices), name)
+    if len(found) > 1:
+        (ours, one), (theirs, other) = list(found.items())[:2]
+        raise ValueError(
+            f"{one} is on {len(ours)} devices and {other} on {len(theirs)}, not all the same: put both on one mesh, "
+            "placement.shard((x, target), mesh)"
+        )
 
 
 def beside(tree: Tree, data: Tree) -> Tree:

@@ -53,7 +53,7 @@ def is_local(home: Home | None, shards: int) -> bool:
 def epoch_order(key: Key, epoch: Array | int, n: int, shuffle: bool, shards: int = 1) -> Array:
     """The order of the examples in an epoch, [N]: a function of the key and the number of the epoch.
 
-    With shards, N/shards consecutive examples each, one example of each shard in turn, drawn from an order of its own.
+    With shards, N/shards consecutive examples each, one example of each shard in turn; each is shuffled separately.
     """
     if shards == 1:
         return shuffled(jax.random.fold_in(key, epoch), n) if shuffle else in_turn(n)

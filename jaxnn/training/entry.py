@@ -26,7 +26,7 @@ from jaxnn.records import Record
 from jaxnn.shapes import batch_size as size_of
 from jaxnn.shapes import example_shape
 from jaxnn.sources import in_memory, source_of
-from jaxnn.spmd.batches import beside, spread
+from jaxnn.spmd.batches import beside, check_together, spread
 from jaxnn.spmd.processes import group_of
 from jaxnn.spmd.transfers import put
 from jaxnn.training.batches import PARTS, check_batch_size, check_sizes
@@ -74,6 +74,9 @@ def on_device(what: str, parts: Any, *, divided: bool = False) -> tuple[Any, ...
         alive(where, part)
         plain_data(where, part)
         arrays.append(jax.tree.map(partial(_on_device, where, divided), part))
+    check_together(
+        {name if what == "x" else f"{what}: {name}": part for name, part in zip(PARTS, arrays, strict=False)}
+    )
     check_sizes(what, tuple(arrays))
     return tuple(arrays)
 
@@ -150,7 +153,7 @@ def enter(
         validation = parts["validation"] = beside(entered("validation", validation), data)
     if epoch.shuffle and isinstance(data, FromSource) and data.source.in_order:
         raise ValueError(
-            "fit: the chunks of this Source come in an order of their own: give shuffle=False, and shuffle them where "
+            "fit: the chunks of this Source come in a given order: give shuffle=False, and shuffle them where "
             "they are made, another way in each epoch"
         )
     if epoch.shards not in (None, 1) and isinstance(data, FromSource):
@@ -158,6 +161,7 @@ def enter(
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data[0])
     check_batch_size(epoch.batch_size, size_of("x", x), epoch.measure)
     epoch = epoch.at_home(data, look=True)
+    train_state = train_state if train_state is None else beside(train_state, data)
     if step.augment is not None:
         check_augmented(step.augment, x, epoch.batch_size)
     if train_state is None:
@@ -180,7 +184,8 @@ def enter_run(
     """The data and the validation set of a `run` of a train_step, checked: values too where they are not traced."""
     parts = {"run: data": on_device("run: data", data)}
     if validation is not None:
-        parts["run: validation"] = on_device("run: validation", validation)
+        parts["run: validation"] = beside(on_device("run: validation", validation), parts["run: data"])
+    check_together({"run: data": parts["run: data"], "train_state": train_state})
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parts["run: data"][0])
     _check_state("run", step.net, step.optimizer, train_state, x)
     of_step = step.net, step.loss, train_state.params, train_state.state

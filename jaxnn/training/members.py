@@ -62,7 +62,7 @@ class Members(PureFunction):
     epochs: int | None = None
     batch_size: int | None = None
     shared_order: bool = False
-    mesh: Any = None  # of whose devices each has members of its own, and all of the data
+    mesh: Any = None  # each device of which has different members, and all of the data
 
     def made(self, numbers: Numbers) -> run:
         """The run of one member."""

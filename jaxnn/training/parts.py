@@ -61,7 +61,7 @@ class _Running:
         self.here.append((part, ready))
 
     def drop(self) -> None:
-        """Forgets the first of the parts, whose training is over, and which nobody reads again."""
+        """Forgets the first of the parts, whose training is over, and which is not read again."""
         self.reader.release(self.here.pop(0)[1].memory)
 
 
@@ -154,7 +154,7 @@ class FromSource(tuple[Any, ...]):
         return placed(self.layout, self._read(self._feed(which, position, batch, order), position, stop))
 
     def some(self, at: np.ndarray) -> list[np.ndarray]:
-        """The leaves of the rows of those numbers; of a source in an order of its own, as many of its first."""
+        """The leaves of the rows of those numbers; of a source in a given order, as many of its first."""
         feed = self._feed(0, 0, len(at), lambda: at)
         return self._read(feed, 0, len(at)).memory
 

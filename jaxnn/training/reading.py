@@ -1,4 +1,4 @@
-"""Rows of a `Source`, read part by part in a thread of their own.
+"""Rows of a `Source`, read part by part in a separate thread.
 
 The thread reads into NumPy arrays and calls nothing of JAX: contexts such as `jax.enable_x64`, `jax.default_device` and
 `jax.set_mesh` belong to the thread that called. Letters: N examples, B batch size, P rows of a part.
