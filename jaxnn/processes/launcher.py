@@ -1,7 +1,7 @@
 """Several processes on one machine: started, watched, and ended together.
 
-Each process has a separate process group, whose members are killed with it, and a socket. Threads wait for the ends of the
-processes and for what these say, and put both in one queue, which the launcher reads in order.
+Each process has a separate process group, whose members are killed with it, and a socket. Threads wait for the ends of
+the processes and for what these say, and put both in one queue, which the launcher reads in order.
 """
 
 from __future__ import annotations

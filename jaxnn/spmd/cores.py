@@ -20,7 +20,7 @@ def cores(n: int | None = None) -> Mesh:
     Each batch is then divided over the cores, and every gradient is summed over them once. XLA's CPU backend keeps
     small matrix products on one core, so that this pays where a step is many small products in turn: on two cores
     steps of `lstm`, `gru` and `rnn` are 1.48, 1.36 and 1.33 × as fast (benchmarks/RESULTS.md). Networks of dense layers
-    lose (0.25 to 0.87): their products occupy the cores already, or take less time than the devices need to synchronise.
+    lose (0.25 to 0.87): their products occupy the cores already, or take less time than it takes to synchronise them.
 
     Args:
         n: the number of devices; by default JAX_NUM_CPU_DEVICES if that is in the environment, otherwise the number of
