@@ -113,7 +113,9 @@ PLAIN = """
 import os, sys, time
 import jax
 me, how = jax.process_index(), sys.argv[1]
-print("process", me, "of", jax.process_count(), sys.argv[1:], __name__, __file__, sys.path[0], flush=True)
+line = f"process {me} of {jax.process_count()} {sys.argv[1:]} {__name__} {__file__} {sys.path[0]}"
+sys.stdout.write(line + chr(10))  # at once, also where output has no buffer: others write to the same pipe
+sys.stdout.flush()
 print("a warning", file=sys.stderr, flush=True)
 if how == "wait" or me == 0:
     open(sys.argv[2] + f"/{me}.pid", "w").write(str(os.getpid()))

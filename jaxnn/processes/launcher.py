@@ -106,7 +106,8 @@ class Show:
 
     def _print(self, number: int, line: str, to: IO[str]) -> None:
         if self.only in (None, number):
-            print(line, file=to, flush=True)
+            to.write(line + "\n")  # at once, also where it has no buffer: process 0 writes there too
+            to.flush()
 
     def hold(self) -> None:
         """Holds lines back."""
