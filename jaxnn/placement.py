@@ -46,6 +46,7 @@ from jaxnn.mistakes import accepts, is_function
 from jaxnn.penalties import matches
 from jaxnn.records import Record
 from jaxnn.sources import Source
+from jaxnn.spmd.axes import names_of, parts_along
 from jaxnn.spmd.cores import cores
 from jaxnn.spmd.transfers import from_parts, put
 from jaxnn.trees import MAX_REPORTED, describe, path_name
@@ -111,7 +112,8 @@ class fully_sharded(Record):
     def spec(self, path: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
         """The axes of the mesh that divide each axis of the leaf."""
         axis = _first(mesh) if self.axis is None else self.axis
-        parts = _parts(axis, mesh)
+        known = set(names_of(axis)) <= set(mesh.axis_names)  # otherwise `shardings` names what the mesh lacks
+        parts = parts_along(mesh, axis) if known else 1
         fits = [i for i, size in enumerate(np.shape(leaf)) if size and size % parts == 0]
         if not fits:
             return PartitionSpec()
@@ -238,7 +240,7 @@ def _matches(pattern: str, path: str) -> bool:
 def _problem(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> str:
     """What does not fit; "" if all does."""
     shape = np.shape(leaf)
-    names = [name for axis in spec if axis is not None for name in _names(axis)]
+    names = [name for axis in spec for name in names_of(axis)]
     if missing := [name for name in names if name not in mesh.axis_names]:
         axes = ", ".join(f"{name!r} of {size}" for name, size in mesh.shape.items())
         return f"the mesh has no axis {missing[0]!r}; it has {axes}"
@@ -247,7 +249,7 @@ def _problem(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> str:
     if twice := [name for name in names if names.count(name) > 1]:
         return f"{spec} uses the axis {twice[0]!r} of the mesh twice; it can divide one axis of an array"
     for i, (size, axis) in enumerate(zip(shape, spec, strict=False)):
-        parts = 1 if axis is None else _parts(axis, mesh)
+        parts = parts_along(mesh, axis)
         if size % parts:
             rest = size % parts
             advice = f"leave out {rest}, repeat {parts - rest}, or give" if i == 0 else "give"
@@ -260,12 +262,3 @@ def _problem(spec: PartitionSpec, leaf: Any, mesh: Mesh) -> str:
 
 def _first(mesh: Mesh) -> str:
     return str(mesh.axis_names[0])
-
-
-def _names(axis: Axis) -> tuple[str, ...]:
-    return axis if isinstance(axis, tuple) else (axis,)
-
-
-def _parts(axis: Axis, mesh: Mesh) -> int:
-    """The number of parts into which an axis of an array is divided; 1 for axes that the mesh lacks."""
-    return int(np.prod([mesh.shape.get(name, 1) for name in _names(axis)], dtype=np.int64))

@@ -74,7 +74,7 @@ def by_device(f: Callable[..., tuple[Tree, Tree]], operands: tuple[Tree, ...], a
 
     # what a device computes of what all have is its own: nothing is to be known to be the same on all of them
     mapped = jax.shard_map(
-        one, mesh=mesh, in_specs=tuple(specs), out_specs=P(names), axis_names=set(_names(names)), check_vma=False
+        one, mesh=mesh, in_specs=tuple(specs), out_specs=P(names), axis_names=set(names_of(names)), check_vma=False
     )
     parts, sums = mapped(*leaves)
     return parts, jax.tree.map(lambda each: placed(lambda each: each.sum(0), each, axes=axes_of(each)[1:]), sums)
@@ -101,13 +101,18 @@ def _divided(x: Array, axis: int) -> tuple[Any, Any] | None:
     if not isinstance(x, jax.core.Tracer) or mesh.empty or mesh.manual_axes:
         return None
     names = axes_of(x)[axis] if mesh.explicit_axes else mesh.axis_names[0]
-    parts = math.prod(mesh.shape[name] for name in _names(names)) if names is not None else 1
-    size = x.shape[axis]
+    parts, size = parts_along(mesh, names), x.shape[axis]
     return (mesh, names) if parts > 1 and isinstance(size, int) and size % parts == 0 else None
 
 
-def _names(axes: Any) -> tuple[Any, ...]:
-    return axes if isinstance(axes, tuple) else (axes,)
+def names_of(axes: Any) -> tuple[Any, ...]:
+    """The axes of a mesh that divide an axis of an array, which may be one, several or None."""
+    return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+
+
+def parts_along(mesh: Any, axes: Any) -> int:
+    """The number of parts into which these axes of a mesh divide an axis of an array."""
+    return math.prod(mesh.shape[name] for name in names_of(axes))
 
 
 def on_mesh(*trees: Tree) -> AbstractContextManager[object]:
@@ -139,11 +144,11 @@ def gathered(params: Tree, x: Tree) -> Any:
     mesh = explicit_mesh(jax.tree.leaves(x))
     if mesh is None:
         return params
-    used = {name for leaf in jax.tree.leaves(x) if axes_of(leaf) for name in _names(axes_of(leaf)[0])} - {None}
+    used = {name for leaf in jax.tree.leaves(x) if axes_of(leaf) for name in names_of(axes_of(leaf)[0])}
     used = used or {mesh.axis_names[0]}  # as batches of x will be
 
     def of(p: Array) -> Array:
-        kept = [None] * (p.ndim - 1) + [None if used & set(_names(axis)) else axis for axis in axes_of(p)[-1:]]
+        kept = [None] * (p.ndim - 1) + [None if used & set(names_of(axis)) else axis for axis in axes_of(p)[-1:]]
         return p if tuple(kept) == axes_of(p) else jax.sharding.reshard(p, NamedSharding(mesh, P(*kept)))
 
     return jax.tree.map(of, params)

@@ -6,7 +6,6 @@ batch.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.aliases import Array, Tree
-from jaxnn.spmd.axes import axes_of, explicit_mesh, placed
+from jaxnn.spmd.axes import axes_of, explicit_mesh, names_of, parts_along, placed
 from jaxnn.spmd.transfers import host, put
 
 
@@ -36,11 +35,7 @@ class Home(NamedTuple):
     @property
     def devices(self) -> int:
         """The number of devices, or groups of them, that a batch is divided among."""
-        return _count(self.mesh, self.axes)
-
-
-def _count(mesh: Any, axes: Any) -> int:
-    return math.prod(mesh.shape[name] for name in (axes if isinstance(axes, tuple) else (axes,)))
+        return parts_along(self.mesh, self.axes)
 
 
 def home_of(data: Tree) -> Home | None:
@@ -73,7 +68,7 @@ def _home(leaf: Array) -> Home | None:
 
 def _divided(mesh: Any, axes: Any) -> Home:
     known = axes is not None and axes is not PartitionSpec.UNCONSTRAINED and axes != ()
-    return Home(mesh, axes, _count(mesh, axes)) if known else Home(mesh, mesh.axis_names[0])
+    return Home(mesh, axes, parts_along(mesh, axes)) if known else Home(mesh, mesh.axis_names[0])
 
 
 def copies_on(data: Tree) -> Mesh | None:
@@ -132,13 +127,12 @@ def rows(data: Tree, at: Array, home: Home | None = None, *, local: bool = False
 
 def _without(used: Any, axes: Any) -> list[Any]:
     """The axes of a mesh that divide features, but those that divide the examples of a batch."""
-    names = set(used if isinstance(used, tuple) else (used,))
-    return [None if names & set(axis if isinstance(axis, tuple) else (axis,)) else axis for axis in axes]
+    return [None if set(names_of(used)) & set(names_of(axis)) else axis for axis in axes]
 
 
 def _own_rows(leaf: Array, at: Array, home: Home) -> Array:
     """The rows of every device, from its own part of the data."""
-    names = home.axes if isinstance(home.axes, tuple) else (home.axes,)
+    names = names_of(home.axes)
 
     def of_one(part: Array, at: Array) -> Array:
         first = jax.lax.axis_index(names).astype(at.dtype) * len(part)
