@@ -132,6 +132,20 @@ def without_rate(state: Tree) -> Tree:
     return state._replace(**dict.fromkeys(RATE, ()))
 
 
+def held(state: Tree, step: Array) -> tuple[dict[str, Any], Tree]:
+    """What a holder shows of the inner optimizer's state, and that state without it; this step if it has no rate."""
+    if shows_rate(state):
+        return rate_in(state), without_rate(state)
+    return {"step": step, "learning_rate": None, "given": None}, state
+
+
+def inner_state(holder: Any) -> Tree:
+    """The inner optimizer's state, with what its holder shows of it."""
+    if holder.learning_rate is None:
+        return holder.state
+    return holder.state._replace(**rate_in(holder) | {"learning_rate": as_rate(holder.learning_rate)})
+
+
 @jax.jit
 def _rate_given_by(optimizer: Optimizer, params: Params) -> tuple[Array | None, Array | None]:
     """The rate and the number in a fresh state; compiled, so that the rest of that state is not computed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,14 @@ from jaxnn.arrays import is_floating, poisoned
 from jaxnn.checks import number, whole_number
 from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
-    as_rate,
     check_fit,
     first_step,
+    held,
+    inner_state,
     loss_scale_of,
     next_step,
-    rate_in,
     real_floats,
-    shows_rate,
     taken,
-    without_rate,
 )
 from jaxnn.showing import shown
 from jaxnn.types import Array, Optimizer, Params, Tree
@@ -121,9 +119,7 @@ class loss_scaling(Optimizer):
         state = self.optimizer.init(params)
         if loss_scale_of(state) is not None:
             raise ValueError("loss_scaling: the optimizer scales the loss already: keep one loss_scaling")
-        shown: dict[str, Any] = {"step": first_step(), "learning_rate": None, "given": None}
-        if shows_rate(state):
-            shown, state = rate_in(state), without_rate(state)
+        shown, state = held(state, first_step())
         scale = jnp.array(self.initial, jnp.result_type(float))
         return LossScalingState(loss_scale=scale, good=first_step(), overflows=first_step(), state=state, **shown)
 
@@ -142,9 +138,7 @@ class loss_scaling(Optimizer):
         finite = _finite((grads, grad))  # clipping in front may have made the first finite
         safe = lambda tree: jax.tree.map(lambda g: jnp.where(finite, g, jnp.zeros_like(g)), tree)  # noqa: E731
         extras = {"weight": weight, "value": value, "grad": safe(grad), "value_fn": value_fn}
-        rated, before = opt_state.learning_rate is not None, opt_state.state
-        if rated:
-            before = before._replace(**rate_in(opt_state) | {"learning_rate": as_rate(opt_state.learning_rate)})
+        before = inner_state(opt_state)
         given = taken(self.optimizer.update, extras)
         updates, after = self.optimizer.update(safe(grads), before, params, **given)
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
@@ -153,10 +147,7 @@ class loss_scaling(Optimizer):
         skipped = ~finite & (lower >= SMALLEST)  # False of NaN
         instead = jnp.where(skipped, 0.0, jnp.nan)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, instead.astype(jnp.result_type(u))), updates)
-        shown: dict[str, Any] = {"step": jnp.where(finite, next_step(opt_state.step), opt_state.step)}
-        shown |= {"learning_rate": None, "given": None}
-        if rated:
-            shown, after = rate_in(after), without_rate(after)
+        shown, after = held(after, jnp.where(finite, next_step(opt_state.step), opt_state.step))
         more = next_step(opt_state.good)
         grows = finite & (more >= self.period)
         higher = jnp.minimum(opt_state.loss_scale * self.factor, LARGEST)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from jaxnn.arrays import in_dtype
 from jaxnn.checks import number, whole_number
 from jaxnn.mistakes import optimizer_record
 from jaxnn.optimizers.parts import (
-    as_rate,
     check_fit,
     first_step,
+    held,
+    inner_state,
     loss_scale_of,
     next_step,
     rate_in,
@@ -293,10 +294,7 @@ class accumulate(Optimizer):
                 "accumulate: the overflow of one batch would spoil the mean of all: put loss_scaling around, "
                 "loss_scaling(accumulate(optimizer, steps))"
             )
-        shown: dict[str, Any] = {"step": first_step(), "learning_rate": None, "given": None}
-        within = state
-        if shows_rate(state):
-            shown, within = rate_in(state), without_rate(state)
+        shown, within = held(state, first_step())
         unit, weight, value = (jnp.zeros((), jnp.result_type(float)) for _ in range(3))  # each is donated
         return AccumulateState(
             batches=first_step(), unit=unit, weight=weight, total=total, value=value, state=within, **shown
@@ -312,10 +310,7 @@ class accumulate(Optimizer):
         value: Array | None = None,
     ) -> tuple[Params, AccumulateState]:
         check_fit("accumulate", grads, params, opt_state.total)
-        rated = opt_state.learning_rate is not None
-        state = opt_state.state
-        if rated:
-            state = state._replace(**rate_in(opt_state) | {"learning_rate": as_rate(opt_state.learning_rate)})
+        rated, state = opt_state.learning_rate is not None, inner_state(opt_state)
         unit, part, kept = _weighed(1 if weight is None else weight, opt_state)
 
         def added(total: Array, new: Array) -> Array:
@@ -344,10 +339,7 @@ class accumulate(Optimizer):
 
         last = opt_state.batches + 1 >= self.steps
         updates, state, (total, total_value, unit, units) = jax.lax.cond(last, move, rest, carried, state)
-        shown: dict[str, Any] = {"step": jnp.where(last, next_step(opt_state.step), opt_state.step)}
-        shown |= {"learning_rate": None, "given": None}
-        if rated:
-            shown, state = rate_in(state), without_rate(state)
+        shown, state = held(state, jnp.where(last, next_step(opt_state.step), opt_state.step))
         batches = jnp.where(last, 0, opt_state.batches + 1)
         return updates, AccumulateState(
             batches=batches, unit=unit, weight=units, total=total, value=total_value, state=state, **shown
